@@ -1,0 +1,1 @@
+"""Reads stores, writes numbers and pictures. Imports no ray, torch or transformers."""

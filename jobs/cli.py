@@ -1,0 +1,204 @@
+"""The command line: a thin layer over functions that can do all that the commands do.
+
+Results on stdout, progress on stderr. Exit 0 done, 2 the user's input or disk, 1 the job failed, 130 and 143
+interrupted; every error is one line. Each command imports what it needs when it runs.
+"""
+
+import errno
+import json
+import math
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+from neurotally.profiler.errors import InputError
+
+_PATH = click.Path(path_type=Path)
+_COUNT = click.IntRange(min=1)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="neurotally")
+def cli() -> None:
+    """What the feed-forward neurons of code language models do.
+
+    \b
+    Try it:    neurotally demo
+    Your own:  neurotally profile MODEL my.store --corpora sources/
+               neurotally lape my.store
+    """
+
+
+@cli.command()
+@click.argument("model", metavar="MODEL[@REVISION]")
+@click.argument("store", type=_PATH)
+@click.option("--corpora", type=_PATH, metavar="DIR", help="A folder with one subfolder per corpus.")
+@click.option(
+    "--corpus",
+    multiple=True,
+    metavar="NAME=SOURCE",
+    help="SOURCE: DIR, DIR::GLOB, FILE.jsonl[::COLUMN], FILE.parquet[::COLUMN] or hf:NAME[/CONFIG][::COLUMN].",
+)
+@click.option("--workers", type=_COUNT, help="Default: one per GPU, else 1. More than one run as Ray actors.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "bfloat16", "float32"]),
+    default="auto",
+    show_default=True,
+    help="auto: the checkpoint's on a GPU, float32 on the CPU.",
+)
+@click.option("--max-files", type=_COUNT, metavar="N", help="The first N documents of each corpus, in hash order.")
+@click.option("--row-tokens", type=_COUNT, metavar="T", help="Default: min(2048, the model's original context).")
+@click.option("--document-tokens", type=_COUNT, metavar="N", help="Keep the first N tokens of each document.")
+@click.option(
+    "--layout",
+    type=click.Choice(["documents", "concat"]),
+    default="documents",
+    show_default=True,
+    help="documents: each in rows of its own. concat: run together and cut every T tokens, as in the papers.",
+)
+@click.option("--triggers", type=click.IntRange(0, 1024), metavar="K", default=32, show_default=True)
+@click.option(
+    "--groups",
+    type=click.IntRange(1, 65535),
+    metavar="G",
+    default=10,
+    show_default=True,
+    help="Groups of units; every count is kept by group.",
+)
+@click.option("--address", metavar="RAY", help="Join the Ray cluster at this address (its nodes see the same files).")
+@click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model. Only if you trust it.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def profile(
+    model: str, store: Path, corpora: Path | None, corpus: tuple[str, ...], workers: int | None, device: str,
+    dtype: str, max_files: int | None, row_tokens: int | None, document_tokens: int | None, layout: str,
+    triggers: int, groups: int, address: str | None, trust_remote_code: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Run MODEL over corpora and keep, for every feed-forward neuron, what it does.
+
+    The same command goes on where it stopped. A further corpus is added; what is there is left alone.
+
+    \b
+    Example:
+      neurotally profile codellama/CodeLlama-7b-hf llama.store --corpora sources/ --max-files 50000
+    """
+    from neurotally.jobs.profile import ProfileRequest
+    from neurotally.jobs.profile import profile as run_profile
+    from neurotally.jobs.progress import Progress
+    from neurotally.jobs.worker import ModelConfig
+
+    request = ProfileRequest(
+        model=ModelConfig(model, device, dtype, trust_remote_code), store=store, corpora=corpora, corpus=corpus,
+        workers=workers, max_files=max_files, row_tokens=row_tokens, document_tokens=document_tokens,
+        layout=layout, triggers=triggers, groups=groups, address=address,
+    )  # fmt: skip
+    report = run_profile(request, Progress())
+    _print(report.to_json(), report.text(store), as_json)
+
+
+@cli.command()
+@click.argument("store", type=_PATH)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def status(store: Path, as_json: bool) -> None:
+    """How far a store is, also while a run goes on.
+
+    \b
+    Example:
+      neurotally status llama.store --json
+    """
+    from neurotally.jobs import status as statuses
+
+    document = statuses.status(store)
+    _print(document, statuses.status_text(document), as_json)
+
+
+@cli.command(name="import")
+@click.argument("store", type=_PATH)
+@click.argument("files", nargs=-1, required=True, metavar="NAME=FILE...")
+def import_(store: Path, files: tuple[str, ...]) -> None:
+    """Make a store of published counts: torch files with {"n": int, "over_zero": int [layers, neurons]}.
+
+    \b
+    Example:
+      neurotally import published.store en=activation.en.train.llama-7b zh=activation.zh.train.llama-7b
+    """
+    from neurotally.jobs.import_counts import import_counts
+
+    for name, (tokens, layers, neurons) in import_counts(store, files).items():
+        click.echo(f"{name}: {tokens:,} tokens, {layers} layers x {neurons} neurons")
+
+
+def main() -> None:
+    """The `neurotally` command."""
+    sys.exit(_main(sys.argv[1:]))
+
+
+def _main(arguments: list[str]) -> int:
+    """Run a command; the exit status."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        result = cli.main(arguments, prog_name="neurotally", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.ClickException as error:
+        return _fail(error.format_message().replace("\n", " "), 2)
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except InputError as error:
+        return _fail(str(error), 2)
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("interrupted; the same command goes on from the last checkpoint", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return _fail(_disk_message(error), 2)
+    except Exception as error:
+        return _fail_job(error)
+
+
+def _fail_job(error: Exception) -> int:
+    from neurotally.jobs.engines import JobError
+    from neurotally.jobs.profile import Interrupted
+
+    if isinstance(error, Interrupted):
+        return _fail(str(error), 128 + error.signal_number)
+    if isinstance(error, JobError):
+        return _fail(str(error), 1)
+    if os.environ.get("NEUROTALLY_DEBUG"):
+        raise error
+    return _fail(f"{type(error).__name__}: {error} (set NEUROTALLY_DEBUG=1 for the traceback)", 1)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"neurotally: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _disk_message(error: OSError) -> str:
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full{where}: make room, then the same command goes on from the last checkpoint"
+    return f"{error.strerror or error}{where}"
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+def _print(document: Any, text: str, as_json: bool) -> None:
+    click.echo(json.dumps(_finite(document), indent=1, allow_nan=False) if as_json else text)
+
+
+def _finite(value: Any) -> Any:
+    """The same document with null for numbers that JSON can't spell."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

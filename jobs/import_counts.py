@@ -1,0 +1,91 @@
+"""`neurotally import`: published activation counts, as a store that `lape` reads.
+
+A file holds {"n": tokens, "over_zero": int [L, F]} as the LAPE papers save it (`torch.save`), and is read
+with `weights_only`, so that it can run nothing.
+"""
+
+import hashlib
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from neurotally.jobs.plan import RUN_FOLDER
+from neurotally.profiler import store
+from neurotally.profiler.corpus import check_names
+from neurotally.profiler.errors import InputError, first_line
+
+
+def import_counts(path: Path, named_files: Sequence[str]) -> dict[str, tuple[int, int, int]]:
+    """Add each NAME=FILE to the store as a corpus of one group. Returns (tokens, layers, neurons) by name."""
+    files = {}
+    for text in named_files:
+        name, equals, file = text.partition("=")
+        if not equals:
+            raise InputError(f"{text!r}: expected NAME=FILE")
+        if name in files:
+            raise InputError(f"corpus {name!r} is named twice")
+        files[name] = Path(file)
+    check_names(list(files))
+    counts = {name: _read_counts(file) for name, file in files.items()}
+    _open(path, list(files), {tuple(active.shape) for _, active in counts.values()})
+    for name, (tokens, active_LF) in counts.items():
+        _write(path, name, files[name], tokens, active_LF)
+    return {name: (tokens, *active_LF.shape) for name, (tokens, active_LF) in counts.items()}  # type: ignore[misc]
+
+
+def _read_counts(file: Path) -> tuple[int, np.ndarray]:
+    try:
+        document: Any = torch.load(file, map_location="cpu", weights_only=True)
+        tokens, over_zero = int(document["n"]), document["over_zero"]
+        active_LF = np.asarray(over_zero.cpu() if isinstance(over_zero, torch.Tensor) else over_zero)
+    except FileNotFoundError as error:
+        raise InputError(f"no such file: {file}") from error
+    except (
+        OSError,
+        RuntimeError,
+        pickle.UnpicklingError,
+        KeyError,
+        TypeError,
+        ValueError,
+        EOFError,
+    ) as error:
+        raise InputError(
+            f"{file}: expected a torch file of {{'n': int, 'over_zero': int [layers, neurons]}}: {first_line(error)}"
+        ) from error
+    is_count = active_LF.ndim == 2 and np.issubdtype(active_LF.dtype, np.integer) and active_LF.size > 0
+    if not is_count or tokens <= 0 or active_LF.min() < 0 or active_LF.max() > tokens:
+        raise InputError(f"{file}: 'over_zero' isn't integers [layers, neurons] between 0 and n = {tokens}")
+    return tokens, active_LF.astype(np.uint64)
+
+
+def _open(path: Path, names: list[str], shapes: set[tuple[int, ...]]) -> None:
+    if (path / "zarr.json").exists():
+        committed = store.committed_corpora(path)
+        if store.store_attributes(path).get("model") is not None:
+            raise InputError(f"{path} holds profiles of a model; import counts into a store of their own")
+        if taken := sorted(set(names) & set(committed)):
+            raise InputError(f"{path} has a corpus {taken[0]!r} already; a committed corpus never changes")
+        for name in committed:
+            shapes.add(store.read_corpus(path, name, ["active"])["active"].shape[1:])
+    if len(shapes) > 1:
+        raise InputError(f"the counts have different shapes: {sorted(shapes)}; they aren't of one model")
+    if not (path / "zarr.json").exists():
+        store.create_store(path, {"model": None, "tokenizer": None, "config": None})
+
+
+def _write(path: Path, name: str, file: Path, tokens: int, active_LF: np.ndarray) -> None:
+    fresh = path / RUN_FOLDER / "import" / name
+    fresh.parent.mkdir(parents=True, exist_ok=True)
+    attributes = {
+        "source": "import",
+        "file_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "tokens": tokens,
+        "units": 0,
+        "documents": 0,
+    }
+    store.write_arrays(fresh, {"tokens": np.array([tokens], np.uint64), "active": active_LF[None]}, attributes)
+    store.publish_corpus(path, name, fresh)

@@ -1,0 +1,128 @@
+"""What a run will do: the corpora it was asked for, listed, cut into units, and compared with the store.
+
+A store's identity is by content. Store-wide: weights, tokenizer and every setting that decides a bit of the
+result. By corpus: kind of source, glob, `max_files` and the manifest. Anything that differs is refused, naming
+the first difference; program versions are only warned about.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neurotally.jobs.worker import Task
+from neurotally.profiler.corpus import Manifest, Source, check_names, list_documents, parse_source
+from neurotally.profiler.errors import InputError
+from neurotally.profiler.streaming import spool_dataset
+from neurotally.profiler.units import Unit, cut_units
+
+RUN_FOLDER = ".run"
+
+
+@dataclass(frozen=True)
+class CorpusPlan:
+    """One corpus, listed."""
+
+    name: str
+    source: Source
+    max_files: int | None
+    manifest: Manifest
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must not change while the corpus is in a store. JSON-ready; never a path."""
+        return {
+            "source": self.source.origin,
+            "selector": self.source.selector,
+            "max_files": self.max_files,
+            "documents": len(self.manifest.names),
+            "bytes": int(self.manifest.sizes.sum()),
+            "manifest": self.manifest.sha256,
+        }
+
+    def units(self, max_unit_bytes: int, num_groups: int) -> list[Unit]:
+        """Its units."""
+        return cut_units(self.manifest, max_unit_bytes, num_groups)
+
+    def task(self, unit: Unit) -> Task:
+        """What a worker needs for one of its units."""
+        return Task(
+            corpus=self.name,
+            index=unit.index,
+            source=self.source,
+            first=unit.first,
+            names=self.manifest.names[unit.first : unit.end],
+            sizes=self.manifest.sizes[unit.first : unit.end].tolist(),
+            offset=int(self.manifest.sizes[: unit.first].sum()),
+        )
+
+
+def find_corpora(folder: Path | None, named: Sequence[str]) -> dict[str, str]:
+    """Corpus names and SOURCEs, in name order, from `--corpora DIR` and `--corpus NAME=SOURCE`."""
+    found: dict[str, str] = {}
+    if folder is not None:
+        if not folder.is_dir():
+            raise InputError(f"--corpora {folder}: no such folder")
+        found = {path.name: str(path) for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
+        if not found:
+            raise InputError(f"--corpora {folder}: expected one subfolder a corpus, found none")
+    for text in named:
+        name, equals, source = text.partition("=")
+        if not equals or not source:
+            raise InputError(f"--corpus {text!r}: expected NAME=SOURCE")
+        if name in found:
+            raise InputError(f"corpus {name!r} is named twice")
+        found[name] = source
+    if not found:
+        raise InputError("no corpus: give --corpora DIR or --corpus NAME=SOURCE")
+    check_names(sorted(found))
+    return dict(sorted(found.items()))
+
+
+def list_corpus(
+    name: str,
+    source_text: str,
+    max_files: int | None,
+    store: Path,
+    on_record: Callable[[], object] = lambda: None,
+) -> CorpusPlan:
+    """List one corpus; a dataset is first streamed to a file beside the store's working state."""
+    if source_text.startswith("hf:"):
+        key = hashlib.sha256(f"{source_text} {max_files}".encode()).hexdigest()[:16]
+        source = spool_dataset(source_text, store / RUN_FOLDER / "spool" / f"{key}.parquet", max_files, on_record)
+    else:
+        source = parse_source(source_text)
+    return CorpusPlan(name, source, max_files, list_documents(source, max_files))
+
+
+def first_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
+    """Name the first setting that differs, with both values; None if all agree."""
+    for key, value in ours.items():
+        if theirs.get(key) != value:
+            return f"{key} is {value!r}, the store has {theirs.get(key)!r}"
+    return None
+
+
+def changed_document(manifest: Manifest, names: list[str], sizes: list[int]) -> str:
+    """Name the first document that differs from a saved manifest."""
+    ours = dict(zip(manifest.names, manifest.sizes.tolist(), strict=True))
+    theirs = dict(zip(names, sizes, strict=True))
+    for name in sorted(ours.keys() | theirs.keys()):
+        if name not in theirs:
+            return f"{name!r} is new"
+        if name not in ours:
+            return f"{name!r} is gone"
+        if ours[name] != theirs[name]:
+            return f"{name!r} has {ours[name]} bytes, it had {theirs[name]}"
+    return "the order of the documents"
+
+
+def stored_names(manifest: Manifest) -> np.ndarray:
+    """Document names as the store holds them: names that aren't UTF-8 with their bytes escaped."""
+    names = [name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for name in manifest.names]
+    array = np.empty(len(names), dtype=object)
+    array[:] = names
+    return array

@@ -1,0 +1,381 @@
+"""`neurotally profile`: run the neuron pass over corpora and leave a store behind.
+
+One driver lists, hands out units, adds results in order and alone writes. Everything that was committed or
+checkpointed survives any end of the process; the same command goes on from there.
+"""
+
+import contextlib
+import platform
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import filelock
+
+from neurotally.jobs.engines import Engine, InProcessEngine
+from neurotally.jobs.ledger import Ledger, refuse_changed_corpus, run_folder
+from neurotally.jobs.plan import RUN_FOLDER, CorpusPlan, find_corpora, first_difference, list_corpus
+from neurotally.jobs.progress import Progress
+from neurotally.jobs.worker import ModelConfig, PassConfig, UnitResult
+from neurotally.profiler import store
+from neurotally.profiler.errors import InputError
+from neurotally.profiler.model import ModelFacts, load_model
+
+DEFAULT_GROUPS = 10
+DEFAULT_TRIGGERS = 32
+MAX_UNIT_BYTES = 2 * 2**20
+TOKEN_BUDGET = {"cpu": 4096, "cuda": 32768}
+CHECKPOINT_EVERY_S = 60.0
+_LOCK_WAIT_S = 3.0
+_SHOWN_SKIPS = 5
+_VERSIONED = ("neurotally", "torch", "transformers", "tokenizers", "numpy", "zarr", "triton")
+
+
+class Interrupted(Exception):
+    """Asked to stop by a signal; the work so far is saved. `signal_number` says which."""
+
+    def __init__(self, signal_number: int):
+        super().__init__("stopped; the same command goes on from here")
+        self.signal_number = signal_number
+
+
+@dataclass(frozen=True)
+class ProfileRequest:
+    """What `neurotally profile` was asked for."""
+
+    model: ModelConfig
+    store: Path
+    corpora: Path | None = None
+    """A folder of one subfolder a corpus."""
+    corpus: tuple[str, ...] = ()
+    """NAME=SOURCE."""
+    workers: int | None = None
+    """None: one a GPU, else 1."""
+    max_files: int | None = None
+    row_tokens: int | None = None
+    """None: min(2048, the context the model was made for)."""
+    document_tokens: int | None = None
+    layout: str = "documents"
+    triggers: int = DEFAULT_TRIGGERS
+    groups: int = DEFAULT_GROUPS
+    address: str | None = None
+
+
+@dataclass
+class RunReport:
+    """What a run did, and where its time went."""
+
+    corpora: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Attributes of the corpora committed by this run."""
+    warnings: list[str] = field(default_factory=list)
+    tokens: int = 0
+    wall_s: float = 0.0
+    """From the first unit handed out to the last corpus committed."""
+    model_s: float = 0.0
+    """Seconds in which a worker ran the model and its kernels, summed over workers."""
+    prepare_s: float = 0.0
+    """Seconds of reading and tokenising, beside the model."""
+    write_s: float = 0.0
+    """Seconds in which the driver wrote checkpoints and commits."""
+    workers: int = 1
+
+    @property
+    def model_share(self) -> float:
+        """Share of the workers' wall time in which the model was computing."""
+        return self.model_s / (self.wall_s * self.workers) if self.wall_s else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """As a plain dictionary."""
+        rate = self.tokens / self.wall_s if self.wall_s else None
+        return {**asdict(self), "tokens_per_s": rate, "model_share": self.model_share}
+
+    def text(self, path: Path) -> str:
+        """For people: what is in the store now, and where the time went."""
+        if not self.corpora:
+            return f"{path} is complete: it has all corpora asked for. Next: neurotally lape {path}"
+        lines = [f"warning: {warning}" for warning in self.warnings]
+        for name, corpus in self.corpora.items():
+            skipped = ", ".join(f"{count} {reason}" for reason, count in corpus["skipped"].items()) or "none"
+            lines.append(
+                f"{name}: {corpus['counted']:,} documents, {corpus['tokens']:,} tokens in {corpus['units']} units; "
+                f"skipped: {skipped}; exact duplicates: {corpus['duplicates']}"
+            )
+            lines += [f"  skipped {document}" for document in corpus["skipped_documents"][:_SHOWN_SKIPS]]
+            if corpus["empty_groups"]:
+                lines.append(f"  {corpus['empty_groups']} of the groups are empty: too few units for error bars")
+        lines.append(
+            f"{self.tokens:,} tokens in {self.wall_s:,.1f} s: {self.tokens / self.wall_s:,.0f} tokens/s; the model "
+            f"computed {self.model_share:.1%} of the workers' time, writing took {self.write_s:.1f} s"
+        )
+        return "\n".join([*lines, f"Next: neurotally lape {path}"])
+
+
+def profile(request: ProfileRequest, progress: Progress) -> RunReport:
+    """Bring `request.store` to hold all corpora asked for; what is there already is left alone.
+
+    Raises InputError (the user's input, nothing lost), JobError, or Interrupted.
+    """
+    sources = find_corpora(request.corpora, request.corpus)
+    with _writer_lock(request.store):
+        _remove_leftovers(request.store)
+        plans = []
+        with progress.listing(len(sources)) as on_corpus:
+            for name, source in sources.items():
+                plans.append(list_corpus(name, source, request.max_files, request.store))
+                on_corpus(name)
+        return _run(request, plans, progress)
+
+
+def _run(request: ProfileRequest, plans: list[CorpusPlan], progress: Progress) -> RunReport:
+    report = RunReport()
+    is_new = not (request.store / "zarr.json").exists()
+    committed = set() if is_new else set(store.committed_corpora(request.store))
+    for plan in plans:
+        if plan.name in committed:
+            refuse_changed_corpus(request.store, plan)
+    todo = [plan for plan in plans if plan.name not in committed]
+    if not todo:
+        model = request.model
+        facts = load_model(model.spec, model.device, model.dtype, model.trust_remote_code).facts
+        _open_store(request, facts, report)
+        return report
+    engine = _engine(request)
+    try:
+        with progress.loading(request.model.spec):
+            facts = engine.start()
+        config = _open_store(request, facts, report)
+        engine.configure(config)
+        report.workers = engine.num_workers
+        ledgers = [Ledger(request.store, plan, config, facts.num_layers, facts.num_neurons) for plan in todo]
+        _Drive(request.store, engine, ledgers, progress, report).run()
+    finally:
+        engine.close()
+    with contextlib.suppress(OSError):
+        (request.store / RUN_FOLDER / "corpora").rmdir()
+    return report
+
+
+class _Drive:
+    """Hands out units, adds results in order, checkpoints and commits."""
+
+    def __init__(self, path: Path, engine: Engine, ledgers: list[Ledger], progress: Progress, report: RunReport):
+        self._path = path
+        self._engine = engine
+        self._ledgers = {ledger.plan.name: ledger for ledger in ledgers}
+        self._progress = progress
+        self._report = report
+        self._tasks = [(ledger, unit) for ledger in ledgers for unit in ledger.units[ledger.units_done :]]
+        self._handed_out = 0
+        self._merged = 0
+        self._early: dict[tuple[str, int], UnitResult] = {}
+        self._saved_at = time.monotonic()
+        self._started_at = time.time()
+        self._signal: int | None = None
+        self._is_whole = True
+        """False while a unit is being added: an exception there leaves sums that must not be saved."""
+
+    def run(self) -> None:
+        """Run to the end. Raises Interrupted after saving, if a signal asked for it."""
+        start = time.perf_counter()
+        with self._progress.running(self._ledgers, self._path), self._signals():
+            self._publish_complete()
+            try:
+                while self._merged < len(self._tasks):
+                    self._hand_out()
+                    result = self._engine.next_result(timeout_s=0.5)
+                    if result is not None:
+                        self._early[result.corpus, result.index] = result
+                        self._merge_in_order()
+                    self._checkpoint_when_due()
+                    if self._signal is not None:
+                        raise Interrupted(self._signal)
+            finally:
+                self._save()
+                self._report.wall_s = time.perf_counter() - start
+
+    def _hand_out(self) -> None:
+        """At most 2 x workers results may wait for an earlier one: no unit further ahead than that is begun."""
+        ahead = 2 * self._engine.num_workers + 1
+        while self._handed_out < min(len(self._tasks), self._merged + ahead) and self._engine.has_room():
+            ledger, unit = self._tasks[self._handed_out]
+            self._engine.submit(ledger.plan.task(unit), ledger.trigger_bar)
+            self._handed_out += 1
+
+    def _merge_in_order(self) -> None:
+        while self._merged < len(self._tasks):
+            ledger, unit = self._tasks[self._merged]
+            result = self._early.pop((ledger.plan.name, unit.index), None)
+            if result is None:
+                return
+            self._is_whole = False
+            ledger.add(result)
+            self._is_whole = True
+            self._merged += 1
+            self._report.tokens += result.tokens
+            self._report.model_s += result.model_s
+            self._report.prepare_s += result.prepare_s
+            self._progress.unit_done(ledger, unit, result.tokens)
+            if ledger.is_complete:
+                self._publish(ledger)
+
+    def _publish_complete(self) -> None:
+        """Commit what a former run finished but didn't commit."""
+        for ledger in list(self._ledgers.values()):
+            if ledger.is_complete:
+                self._publish(ledger)
+
+    def _publish(self, ledger: Ledger) -> None:
+        start = time.perf_counter()
+        facts = {
+            "versions": _versions(),
+            "device": platform.processor() or platform.machine(),
+            "started": self._started_at,
+            "finished": time.time(),
+            "workers": self._engine.num_workers,
+        }
+        self._report.corpora[ledger.plan.name] = ledger.publish(facts)
+        del self._ledgers[ledger.plan.name]
+        self._report.write_s += time.perf_counter() - start
+
+    def _checkpoint_when_due(self) -> None:
+        if time.monotonic() - self._saved_at >= CHECKPOINT_EVERY_S:
+            self._save()
+
+    def _save(self) -> None:
+        """Checkpoint the corpus in progress, the only one that has units beyond its last checkpoint."""
+        start = time.perf_counter()
+        for ledger in self._ledgers.values() if self._is_whole else ():
+            if ledger.units_done and not ledger.is_complete:
+                ledger.checkpoint()
+        self._saved_at = time.monotonic()
+        self._report.write_s += time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """The first Ctrl-C or SIGTERM stops after the unit in hand; a second one at once."""
+
+        def ask(number: int, _frame: FrameType | None) -> None:
+            if self._signal is not None:
+                raise KeyboardInterrupt
+            self._signal = number
+            self._progress.note("stopping after the unit in hand; again to stop at once")
+
+        before: dict[int, Any] = {}
+        try:
+            for asked in (signal.SIGINT, signal.SIGTERM):
+                before[asked] = signal.signal(asked, ask)
+        except ValueError:  # not in the main thread: whoever runs us there handles signals
+            pass
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _engine(request: ProfileRequest) -> Engine:
+    workers = request.workers
+    if workers is None and request.model.device != "cpu":
+        import torch
+
+        workers = torch.cuda.device_count()
+    if request.address is None and (workers or 1) <= 1:
+        return InProcessEngine(request.model)
+    from neurotally.jobs.ray_engine import RayEngine
+
+    return RayEngine(request.model, max(1, workers or 1), request.address)
+
+
+def _open_store(request: ProfileRequest, facts: ModelFacts, report: RunReport) -> PassConfig:
+    """Make the store, or check that it is one of this model and config. Returns the pass's config."""
+    row_tokens = request.row_tokens or facts.row_tokens
+    if row_tokens > facts.max_row_tokens:
+        raise InputError(f"--row-tokens {row_tokens}: {facts.id} takes rows of at most {facts.max_row_tokens} tokens")
+    config = PassConfig(
+        layout=request.layout,
+        row_tokens=row_tokens,
+        document_tokens=request.document_tokens,
+        token_budget=max(TOKEN_BUDGET[facts.device_type], row_tokens),
+        max_unit_bytes=MAX_UNIT_BYTES,
+        groups=request.groups,
+        triggers=request.triggers,
+    )
+    attributes = _store_attributes(facts, config)
+    if not (request.store / "zarr.json").exists():
+        store.create_store(request.store, attributes)
+        return config
+    theirs = store.store_attributes(request.store)
+    for part in ("model", "tokenizer", "config"):
+        ours_part, theirs_part = _identity(part, attributes[part]), theirs.get(part) or {}
+        if difference := first_difference(ours_part, theirs_part):
+            raise InputError(f"{request.store} is a store of another {part}: {difference}; use another store")
+    for name, ours_version in attributes["versions"].items():
+        if (before := theirs["versions"].get(name)) != ours_version:
+            report.warnings.append(f"{name} is {ours_version}, the store was started with {before}")
+    return config
+
+
+def _store_attributes(facts: ModelFacts, config: PassConfig) -> dict[str, Any]:
+    model = {
+        key: value
+        for key, value in facts.to_json().items()
+        if key not in ("tokenizer_fingerprint", "dtype", "device_type", "attention", "row_tokens", "max_row_tokens")
+    }
+    return {
+        "model": {**model, "dtype": facts.dtype},
+        "tokenizer": {"fingerprint": facts.tokenizer_fingerprint},
+        "config": {
+            "dtype": facts.dtype,
+            "device_type": facts.device_type,
+            "attention": facts.attention,
+            **config.to_json(),
+        },
+        "versions": _versions(),
+    }
+
+
+def _identity(part: str, attributes: dict[str, Any]) -> dict[str, Any]:
+    return {"fingerprint": attributes["fingerprint"]} if part in ("model", "tokenizer") else attributes
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _VERSIONED:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+@contextlib.contextmanager
+def _writer_lock(path: Path) -> Iterator[None]:
+    """Hold the store's one writer's lock; the system frees it when this process ends, however it ends."""
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file, expected a folder for the store")
+    if (
+        path.is_dir()
+        and any(path.iterdir())
+        and not ({"zarr.json", RUN_FOLDER} & {entry.name for entry in path.iterdir()})
+    ):
+        raise InputError(f"{path} is a folder with other things in it, expected a store or a new folder")
+    if (path / "zarr.json").exists():
+        store.store_attributes(path)
+    (path / RUN_FOLDER).mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path / RUN_FOLDER / "lock", timeout=_LOCK_WAIT_S)
+    try:
+        with lock:
+            yield
+    except filelock.Timeout as error:
+        raise InputError(f"{path} is being written by another run; wait for it or stop it") from error
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Drop the working state of corpora that a former run committed but died before it tidied up."""
+    if (path / "zarr.json").exists():
+        for name in store.committed_corpora(path):
+            shutil.rmtree(run_folder(path, name), ignore_errors=True)

@@ -1,0 +1,218 @@
+"""Run units on Ray actors: one model each, on a GPU of its own or on its share of the CPU cores.
+
+The only file that imports ray. Results come back to the driver, which alone writes. A worker that dies is
+replaced and its units run again; a unit under suspicion runs alone on its worker, so that the culprit is
+known.
+"""
+
+import logging
+import os
+import threading
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError, WorkerCrashedError
+
+from neurotally.jobs.engines import MAX_CRASHES, MAX_FAILURES, JobError, failed_unit
+from neurotally.jobs.worker import ModelConfig, PassConfig, Task, UnitResult, Worker
+from neurotally.profiler.errors import InputError, first_line
+from neurotally.profiler.model import ModelFacts, load_model, resolve_device
+
+_IN_FLIGHT = 2
+"""Tasks a worker holds: one is computed while the next is read and tokenised."""
+_START_TIMEOUT_S = 1800.0
+_DEAD = (RayActorError, WorkerCrashedError)
+
+
+class _ActorWorker:
+    """A worker in an actor of two threads: one computes, the other prepares."""
+
+    def __init__(self, model: ModelConfig, num_threads: int):
+        self._model_config = model
+        self._num_threads = num_threads
+        self._computing = threading.Lock()
+
+    def start(self) -> ModelFacts:
+        import torch
+
+        torch.set_num_threads(self._num_threads)
+        config = self._model_config
+        self._model = load_model(config.spec, config.device, config.dtype, config.trust_remote_code)
+        return self._model.facts
+
+    def configure(self, config: PassConfig) -> None:
+        self._worker = Worker(self._model, config)
+
+    def run(self, task: Task, bar_LF: np.ndarray | None) -> UnitResult:
+        import torch
+
+        torch.set_num_threads(self._num_threads)  # a setting of the thread that asks
+        prepared = self._worker.prepare(task)
+        with self._computing:
+            return self._worker.compute(prepared, bar_LF)
+
+
+@dataclass
+class _Actor:
+    handle: Any
+    in_flight: dict[Any, Task] = field(default_factory=dict)
+    """Result reference: task."""
+
+
+class RayEngine:
+    """`num_workers` actors on this machine, or on the cluster at `address`."""
+
+    def __init__(self, model: ModelConfig, num_workers: int, address: str | None = None):
+        self.num_workers = num_workers
+        self._model = model
+        self._device = resolve_device(model.device) if address is None else model.device
+        self._config: PassConfig | None = None
+        self._facts: ModelFacts | None = None
+        self._actors: list[_Actor] = []
+        self._bars: dict[str, Any] = {}
+        self._waiting: deque[Task] = deque()
+        self._failures: Counter[str] = Counter()
+        self._crashes: Counter[str] = Counter()
+        self._put_bar: tuple[np.ndarray | None, Any] = (None, None)
+        _connect(address)
+        self._cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+    def start(self) -> ModelFacts:
+        """Start the actors and load the model on each of them."""
+        self._actors = [_Actor(self._new_handle()) for _ in range(self.num_workers)]
+        facts = [_get(actor.handle.start.remote()) for actor in self._actors]
+        self._facts = facts[0]
+        if any(other.fingerprint != self._facts.fingerprint for other in facts):
+            raise InputError(f"the workers loaded different weights of {self._model.spec}")
+        return self._facts
+
+    def configure(self, config: PassConfig) -> None:
+        """Fix the pass on every worker."""
+        self._config = config
+        for actor in self._actors:
+            _get(actor.handle.configure.remote(config))
+
+    def has_room(self) -> bool:
+        """Whether a worker holds fewer tasks than it can."""
+        held = len(self._waiting) + sum(len(actor.in_flight) for actor in self._actors)
+        return held < _IN_FLIGHT * self.num_workers
+
+    def submit(self, task: Task, bar_LF: np.ndarray | None) -> None:
+        """Queue a task and hand it to a worker with room."""
+        if bar_LF is not None and self._put_bar[0] is not bar_LF:
+            self._put_bar = (bar_LF, ray.put(bar_LF))
+        self._bars[task_key(task)] = self._put_bar[1] if bar_LF is not None else None
+        self._waiting.append(task)
+        self._hand_out()
+
+    def next_result(self, timeout_s: float) -> UnitResult | None:
+        """A finished unit, or None after `timeout_s`; replaces workers that died."""
+        owners = {reference: actor for actor in self._actors for reference in actor.in_flight}
+        ready, _ = ray.wait(list(owners), num_returns=1, timeout=timeout_s) if owners else ([], [])
+        if not ready:
+            return None
+        actor = owners[ready[0]]
+        task = actor.in_flight[ready[0]]
+        try:
+            result: UnitResult = ray.get(ready[0])
+        except _DEAD as error:
+            self._replace(actor, error)
+            return None
+        except RayTaskError as error:
+            del actor.in_flight[ready[0]]
+            self._note_failure(task, error)
+            return None
+        del actor.in_flight[ready[0]]
+        del self._bars[task_key(task)]
+        self._hand_out()
+        return result
+
+    def close(self) -> None:
+        """End the actors, and Ray if we started it."""
+        for actor in self._actors:
+            ray.kill(actor.handle)
+        self._actors = []
+        ray.shutdown()
+
+    def _new_handle(self) -> Any:
+        cores = self._cores / self.num_workers
+        gpus = 1 if self._device == "cuda" else 0
+        remote = ray.remote(num_cpus=cores if cores < 1 else int(cores), num_gpus=gpus, max_concurrency=_IN_FLIGHT)
+        return remote(_ActorWorker).remote(self._model, max(1, int(cores)))
+
+    def _hand_out(self) -> None:
+        """Give waiting tasks to the workers that hold fewest; a suspect only to an idle one, and nothing beside it."""
+        for _ in range(len(self._waiting)):
+            task = self._waiting.popleft()
+            limit = 1 if self._crashes[task_key(task)] else _IN_FLIGHT
+            free = [actor for actor in self._actors if len(actor.in_flight) < limit and not self._guards(actor)]
+            if not free:
+                self._waiting.append(task)
+                continue
+            actor = min(free, key=lambda candidate: len(candidate.in_flight))
+            actor.in_flight[actor.handle.run.remote(task, self._bars[task_key(task)])] = task
+
+    def _guards(self, actor: _Actor) -> bool:
+        return any(self._crashes[task_key(task)] for task in actor.in_flight.values())
+
+    def _note_failure(self, task: Task, error: RayTaskError) -> None:
+        cause = error.cause
+        if isinstance(cause, InputError):
+            raise InputError(str(cause)) from error
+        self._failures[task_key(task)] += 1
+        if self._failures[task_key(task)] >= MAX_FAILURES:
+            raise failed_unit(task, MAX_FAILURES, cause) from error
+        self._waiting.appendleft(task)
+        self._hand_out()
+
+    def _replace(self, dead: _Actor, error: Exception) -> None:
+        tasks = list(dead.in_flight.values())
+        for task in tasks:
+            self._crashes[task_key(task)] += 1
+            if self._crashes[task_key(task)] >= MAX_CRASHES:
+                raise JobError(f"{task} took {MAX_CRASHES} workers down: {first_line(error)}") from error
+        logging.getLogger(__name__).warning("a worker died; its %d units run again", len(tasks))
+        dead.in_flight = {}
+        ray.kill(dead.handle)
+        dead.handle = self._new_handle()
+        _get(dead.handle.start.remote())
+        if self._config is not None:
+            _get(dead.handle.configure.remote(self._config))
+        self._waiting.extendleft(reversed(tasks))
+        self._hand_out()
+
+
+def task_key(task: Task) -> str:
+    """What tells tasks apart."""
+    return f"{task.corpus}/{task.index}"
+
+
+def _connect(address: str | None) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    try:
+        if address is None:
+            ray.init(address="local", num_cpus=os.cpu_count(), include_dashboard=False, **quiet)
+        else:
+            ray.init(address=address, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise InputError(f"can't connect to Ray at {address or 'this machine'}: {first_line(error)}") from error
+
+
+def _get(reference: Any) -> Any:
+    try:
+        return ray.get(reference, timeout=_START_TIMEOUT_S)
+    except RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise InputError(str(error.cause)) from error
+        raise JobError(f"a worker can't start: {type(error.cause).__name__}: {first_line(error.cause)}") from error
+    except _DEAD as error:
+        raise JobError(f"a worker died while it started: {first_line(error)}") from error
+    except GetTimeoutError as error:
+        raise JobError(
+            f"workers didn't start in {_START_TIMEOUT_S:.0f} s: are there enough free CPUs or GPUs?"
+        ) from error

@@ -1,0 +1,87 @@
+"""`neurotally status`: how far a store is. Reads while a run goes on, disturbs nothing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from neurotally.jobs.plan import RUN_FOLDER
+from neurotally.profiler import store
+from neurotally.profiler.errors import InputError
+
+
+def status(path: Path) -> dict[str, Any]:
+    """The document of `neurotally status --json`. Raises InputError where there is no store."""
+    run = path / RUN_FOLDER
+    if not run.is_dir() or (path / "zarr.json").exists():
+        store.store_attributes(path)  # says what is wrong with it
+    is_running = _is_locked(run / "lock")
+    live = _read(run / "progress.json") if is_running else None
+    unfinished = {folder.name: _unfinished(folder) for folder in sorted((run / "corpora").glob("*/"))}
+    committed = store.committed_corpora(path) if (path / "zarr.json").exists() else []
+    done = {name: _committed(store.corpus_attributes(path, name)) for name in committed}
+    corpora = {**unfinished, **((live or {}).get("corpora") or {}), **done}
+    state = "running" if is_running else "complete" if done and not unfinished.keys() - done.keys() else "stopped"
+    return {
+        "state": state,
+        "corpora": dict(sorted(corpora.items())),
+        "tokens_per_s": live["tokens_per_s"] if live else None,
+        "seconds_left": live["seconds_left"] if live else None,
+    }
+
+
+def status_text(document: dict[str, Any]) -> str:
+    """The same for people."""
+    lines = [document["state"]]
+    for name, corpus in document["corpora"].items():
+        lines.append(
+            f"  {name:<20} units {corpus['units_done']:>6}/{corpus['units']:<6} documents "
+            f"{corpus['documents_done']:>7}/{corpus['documents']:<7} skipped {corpus['skipped']:<5} "
+            f"{corpus['tokens']:>14,} tokens"
+        )
+    if document["tokens_per_s"] is not None:
+        left = "" if document["seconds_left"] is None else f", {document['seconds_left']:,.0f} s left"
+        lines.append(f"  {document['tokens_per_s']:,.0f} tokens/s{left}")
+    return "\n".join(lines)
+
+
+def _unfinished(folder: Path) -> dict[str, int]:
+    current = _read(folder / "current.json")
+    if current is not None:
+        return {
+            key: current[key] for key in ("units", "units_done", "documents", "documents_done", "skipped", "tokens")
+        }
+    plan = _read(folder / "plan.json") or {"units": 0, "documents": 0}
+    return {
+        "units": plan["units"], "units_done": 0, "documents": plan["documents"], "documents_done": 0,
+        "skipped": 0, "tokens": 0,
+    }  # fmt: skip
+
+
+def _committed(attributes: dict[str, Any]) -> dict[str, int]:
+    units, documents = attributes.get("units", 0), attributes.get("documents", 0)
+    return {
+        "units": units, "units_done": units, "documents": documents, "documents_done": documents,
+        "skipped": sum(attributes.get("skipped", {}).values()), "tokens": attributes["tokens"],
+    }  # fmt: skip
+
+
+def _is_locked(lock_file: Path) -> bool:
+    if not lock_file.exists():
+        return False
+    try:
+        with filelock.FileLock(lock_file, timeout=0):
+            return False
+    except filelock.Timeout:
+        return True
+    except OSError as error:
+        raise InputError(f"can't look at the lock of {lock_file.parent.parent}: {error}") from error
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        document: dict[str, Any] = json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return document

@@ -1,0 +1,197 @@
+"""What one worker does: a pure function from (config, unit) to the unit's result.
+
+The same in a plain loop, a process or a Ray actor. Which worker ran a unit, when, and after how many crashes
+changes no bit of the result.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from neurotally.profiler.batches import TokenRows, lay_out, rectangles
+from neurotally.profiler.capture import NeuronReader
+from neurotally.profiler.corpus import Document, Source, Status, read_documents
+from neurotally.profiler.model import LoadedModel, load_model
+from neurotally.profiler.neurons import NeuronRecorder, UnitNeurons
+
+_ATTENTION_BYTES = 2**30
+"""What attention scores of models without a fused path may take, one layer at a time."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model to load, and where."""
+
+    spec: str
+    """MODEL[@REVISION]."""
+    device: str = "auto"
+    dtype: str = "auto"
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class PassConfig:
+    """What decides the result of a unit, beside the model. Part of a store's identity."""
+
+    layout: str
+    row_tokens: int
+    document_tokens: int | None
+    """Keep the first so many tokens of each document; None keeps all."""
+    token_budget: int
+    """Cells of a rectangle."""
+    max_unit_bytes: int
+    groups: int
+    triggers: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As a plain dictionary."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One unit of one corpus, with all that is needed to read it."""
+
+    corpus: str
+    index: int
+    source: Source
+    first: int
+    """Number of its first document in the corpus."""
+    names: list[str]
+    sizes: list[int]
+    offset: int
+    """Sum of the sizes of all documents before."""
+
+    def __str__(self) -> str:
+        return f"unit {self.index} of corpus {self.corpus!r} ({self.names[0]} … {self.names[-1]})"
+
+
+@dataclass(frozen=True)
+class PreparedUnit:
+    """A unit's documents, read and tokenised. n documents."""
+
+    task: Task
+    rows: TokenRows
+    status_n: np.ndarray
+    sha256_n32: np.ndarray
+    document_tokens_n: np.ndarray
+    prepare_s: float
+
+
+@dataclass(frozen=True)
+class UnitResult:
+    """What a unit leaves behind."""
+
+    corpus: str
+    index: int
+    neurons: UnitNeurons
+    tokens: int
+    special_tokens: int
+    status_n: np.ndarray
+    sha256_n32: np.ndarray
+    document_tokens_n: np.ndarray
+    restarts: int
+    """How often the device ran out of memory and the unit began again with half the token budget."""
+    prepare_s: float
+    model_s: float
+
+
+class Worker:
+    """A loaded model and the config of the pass."""
+
+    def __init__(self, model: LoadedModel, config: PassConfig):
+        self.model = model
+        self.config = config
+
+    def prepare(self, task: Task) -> PreparedUnit:
+        """Read and tokenise a unit. Safe to run in a thread beside `compute`."""
+        start = time.perf_counter()
+        documents = list(read_documents(task.source, task.names, task.sizes, task.offset))
+        texts = [document.text for document in documents if document.text is not None]
+        ids = iter(self._tokenise(texts))
+        ids_by_document = [next(ids) if document.text is not None else [] for document in documents]
+        status_n = [_final_status(document, ids) for document, ids in zip(documents, ids_by_document, strict=True)]
+        numbered = [(task.first + number, ids) for number, ids in enumerate(ids_by_document) if ids]
+        rows = lay_out(numbered, self.model.special_ids, self.config.layout, self.config.row_tokens)
+        return PreparedUnit(
+            task=task,
+            rows=rows,
+            status_n=np.array(status_n, np.uint8),
+            sha256_n32=np.frombuffer(b"".join(document.sha256 for document in documents), np.uint8).reshape(-1, 32),
+            document_tokens_n=np.array([len(ids) for ids in ids_by_document], np.uint32),
+            prepare_s=time.perf_counter() - start,
+        )
+
+    def compute(self, prepared: PreparedUnit, bar_LF: np.ndarray | None = None) -> UnitResult:
+        """Run the model over a prepared unit. `bar_LF`: see `NeuronRecorder`.
+
+        Out of memory begins the unit again from nothing with half the token budget: sums are added layer by
+        layer, so half a batch must never stay counted.
+        """
+        start = time.perf_counter()
+        neurons, restarts = self._neurons(prepared.rows, bar_LF)
+        return UnitResult(
+            corpus=prepared.task.corpus,
+            index=prepared.task.index,
+            neurons=neurons,
+            tokens=len(prepared.rows.ids_N),
+            special_tokens=int(np.isin(prepared.rows.ids_N, list(self.model.special_ids)).sum()),
+            status_n=prepared.status_n,
+            sha256_n32=prepared.sha256_n32,
+            document_tokens_n=prepared.document_tokens_n,
+            restarts=restarts,
+            prepare_s=prepared.prepare_s,
+            model_s=time.perf_counter() - start,
+        )
+
+    def _tokenise(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        cut: dict[str, Any] = {}
+        if self.config.document_tokens is not None:
+            cut = {"truncation": True, "max_length": self.config.document_tokens}
+        ids: list[list[int]] = self.model.tokenizer(
+            texts, return_attention_mask=False, return_token_type_ids=False, verbose=False, **cut
+        )["input_ids"]
+        return ids
+
+    def _neurons(self, rows: TokenRows, bar_LF: np.ndarray | None) -> tuple[UnitNeurons, int]:
+        facts = self.model.facts
+        budget = self.config.token_budget
+        attention_budget = None if facts.attention != "eager" else _ATTENTION_BYTES // (4 * facts.num_heads)
+        for restarts in range(budget.bit_length()):
+            recorder = NeuronRecorder(facts.num_neurons, self.model.site_devices, self.config.triggers, bar_LF)
+            reader = NeuronReader(self.model, recorder)
+            try:
+                for batch in rectangles(rows, budget >> restarts, attention_budget):
+                    reader.read(batch)
+                return recorder.result(), restarts
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+            del recorder, reader
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        raise MemoryError(f"a single row of {self.config.row_tokens} tokens doesn't fit in memory; lower --row-tokens")
+
+
+def load_worker(model: ModelConfig, resolve: Callable[[LoadedModel], PassConfig], num_threads: int | None) -> Worker:
+    """Load the model in this process; `num_threads` CPU threads (None leaves PyTorch's own choice)."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    loaded = load_model(model.spec, model.device, model.dtype, model.trust_remote_code)
+    return Worker(loaded, resolve(loaded))
+
+
+def _final_status(document: Document, ids: list[int]) -> Status:
+    return Status.EMPTY if document.status is Status.COUNTED and not ids else document.status
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,279 @@
+"""Corpora: named sets of documents, listed by the driver and read by whoever runs a unit.
+
+A source is one of
+
+    DIR  or  DIR::GLOB             files below a folder, recursively; dot names left out, links not followed
+    FILE.jsonl[::COLUMN]           one record a line
+    FILE.parquet[::COLUMN]         one record a row
+    hf:NAME[/CONFIG][::COLUMN]     a Hugging Face dataset, streamed once to a local .parquet
+
+Files are ordered by the SHA-256 of their relative POSIX path, so that every unit and every prefix is a fair
+sample and `max_files` takes the same N everywhere; records keep their order. Listing reads names and sizes;
+contents are read, checked and hashed where the unit runs. A document that can't be used is never fatal: it
+keeps its number, and its status says why.
+"""
+
+import fnmatch
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from neurotally.profiler.errors import InputError, first_line
+
+DEFAULT_COLUMNS = ("text", "content", "code")
+_RECORD_SUFFIXES = (".jsonl", ".parquet")
+_MAX_NAME_CHARACTERS = 100
+_MAX_NAME_BYTES = 255
+
+
+class Status(IntEnum):
+    """Why a document isn't counted; 0 if it is."""
+
+    COUNTED = 0
+    EMPTY = 1
+    """No bytes, or the tokenizer makes no token of it."""
+    NOT_UTF8 = 2
+    UNREADABLE = 3
+    """The file can't be opened or is gone; the record isn't JSON or has no text in the column."""
+    CHANGED = 4
+    """Its size isn't the one listed when the run started."""
+
+
+class Document(NamedTuple):
+    """A document as read: its text if it can be used, the SHA-256 of its bytes if they could be read."""
+
+    text: str | None
+    status: Status
+    sha256: bytes
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a corpus's documents come from."""
+
+    kind: str
+    """`folder`, `jsonl` or `parquet`."""
+    path: str
+    selector: str | None
+    """The glob of a folder; the column of records."""
+    origin: str
+    """What identifies the source beside its manifest: `folder`, `records` or the hf: name."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The documents of a corpus in order: relative names and sizes. What identifies a corpus."""
+
+    names: list[str]
+    """Relative POSIX paths; for records their number, from 0."""
+    sizes: np.ndarray
+    """uint64 [documents]: bytes of the file, of the JSON line, or of the text in a parquet row."""
+
+    @property
+    def sha256(self) -> str:
+        """Over names and sizes, in order."""
+        digest = hashlib.sha256()
+        for name, size in zip(self.names, self.sizes.tolist(), strict=True):
+            digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse names that can't be a folder in every store, or that differ only in case."""
+    for name in names:
+        if not 1 <= len(name) <= _MAX_NAME_CHARACTERS or len(name.encode()) > _MAX_NAME_BYTES:
+            raise InputError(f"corpus name {name[:40]!r}…: expected 1 to 100 characters and at most 255 bytes")
+        if any(character in "/=" or not character.isprintable() for character in name):
+            raise InputError(f"corpus name {name!r}: '/', '=' and control characters aren't allowed")
+        if name.startswith((".", "__")) or name == "zarr.json":
+            raise InputError(f"corpus name {name!r}: it may not start with '.' or '__', nor be 'zarr.json'")
+    folded: dict[str, str] = {}
+    for name in names:
+        other = folded.setdefault(name.casefold(), name)
+        if other != name:
+            raise InputError(f"corpora {other!r} and {name!r} differ only in case; rename one")
+
+
+def parse_source(text: str) -> Source:
+    """Parse SOURCE; raises InputError where there is no such file or folder. hf: sources are spooled first."""
+    path_text, _, selector = text.partition("::")
+    path = Path(path_text).expanduser()
+    if text.startswith("hf:"):
+        raise AssertionError("hf: sources are spooled to parquet first (neurotally.profiler.streaming)")
+    if path.is_dir():
+        return Source("folder", str(path.absolute()), selector or None, "folder")
+    if not path.exists():
+        raise InputError(f"no such corpus: {path_text}")
+    if path.suffix not in _RECORD_SUFFIXES:
+        raise InputError(f"{path_text}: expected a folder, a .jsonl or a .parquet file")
+    return Source(path.suffix[1:], str(path.absolute()), selector or None, "records")
+
+
+def list_documents(source: Source, max_files: int | None = None) -> Manifest:
+    """List a source's documents, the first `max_files` of them; raises InputError if there are none."""
+    listing = {"folder": _list_folder, "jsonl": _list_jsonl, "parquet": _list_parquet}[source.kind]
+    names, sizes = listing(source)
+    if not names:
+        pattern = f" matching {source.selector!r}" if source.selector and source.kind == "folder" else ""
+        raise InputError(f"corpus {source.path} is empty: no documents{pattern} in it")
+    names, sizes = names[:max_files], sizes[:max_files]
+    return Manifest(names, np.array(sizes, dtype=np.uint64))
+
+
+def read_documents(source: Source, names: Sequence[str], sizes: Sequence[int], offset: int) -> Iterator[Document]:
+    """Read consecutive documents of a manifest, in order; `offset` is the sum of the sizes before them."""
+    if source.kind == "folder":
+        return (_read_file(Path(source.path), name, size) for name, size in zip(names, sizes, strict=True))
+    if source.kind == "jsonl":
+        return _read_jsonl(source, sizes, offset)
+    return _read_parquet(source, int(names[0]), int(names[-1]) + 1)
+
+
+def text_document(content: bytes) -> Document:
+    """A document from its bytes."""
+    sha256 = hashlib.sha256(content).digest()
+    if not content:
+        return Document(None, Status.EMPTY, sha256)
+    try:
+        return Document(content.decode("utf-8"), Status.COUNTED, sha256)
+    except UnicodeDecodeError:
+        return Document(None, Status.NOT_UTF8, sha256)
+
+
+_UNREADABLE = Document(None, Status.UNREADABLE, bytes(32))
+_CHANGED = Document(None, Status.CHANGED, bytes(32))
+
+
+def _list_folder(source: Source) -> tuple[list[str], list[int]]:
+    root = Path(source.path)
+    found: dict[str, int] = {}
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for name in files:
+            path = Path(folder, name)
+            relative = path.relative_to(root).as_posix()
+            if name.startswith(".") or not _matches(relative, source.selector):
+                continue
+            try:
+                status = path.lstat()
+            except FileNotFoundError:
+                continue
+            if stat.S_ISREG(status.st_mode):
+                found[relative] = status.st_size
+    names = sorted(found, key=lambda name: (hashlib.sha256(os.fsencode(name)).digest(), name))
+    return names, [found[name] for name in names]
+
+
+def _matches(relative: str, glob: str | None) -> bool:
+    """A glob without a slash is matched against the file's name, one with a slash against the relative path."""
+    if glob is None:
+        return True
+    glob = glob.removeprefix("**/")
+    return fnmatch.fnmatchcase(relative if "/" in glob else relative.rpartition("/")[2], glob)
+
+
+def _read_file(root: Path, name: str, size: int) -> Document:
+    path = root / name
+    try:
+        if not path.resolve().is_relative_to(root.resolve()):
+            return _UNREADABLE
+        with path.open("rb") as file:
+            content = file.read(size + 1)
+    except OSError:
+        return _UNREADABLE
+    if len(content) != size:
+        return _CHANGED
+    return text_document(content)
+
+
+def _list_jsonl(source: Source) -> tuple[list[str], list[int]]:
+    with open(source.path, "rb") as file:
+        sizes = [len(line) for line in file]
+    return [str(number) for number in range(len(sizes))], sizes
+
+
+def _read_jsonl(source: Source, sizes: Sequence[int], offset: int) -> Iterator[Document]:
+    with open(source.path, "rb") as file:
+        file.seek(offset)
+        for size in sizes:
+            line = file.readline()
+            yield _record_document(line, source.selector) if len(line) == size else _CHANGED
+
+
+def _record_document(line: bytes, column: str | None) -> Document:
+    try:
+        record = json.loads(line)
+        name = column or next(name for name in DEFAULT_COLUMNS if name in record)
+        return _value_document(record[name])
+    except (ValueError, KeyError, TypeError, StopIteration):
+        return _UNREADABLE
+
+
+def _value_document(value: Any) -> Document:
+    if not isinstance(value, str):
+        return _UNREADABLE
+    try:
+        return text_document(value.encode())
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can spell
+        return Document(None, Status.NOT_UTF8, bytes(32))
+
+
+def _list_parquet(source: Source) -> tuple[list[str], list[int]]:
+    import pyarrow.compute as pc
+
+    sizes: list[int] = []
+    for batch in _parquet_batches(source, 0):
+        sizes += [length or 0 for length in pc.binary_length(batch).to_pylist()]
+    return [str(number) for number in range(len(sizes))], sizes
+
+
+def _read_parquet(source: Source, first: int, end: int) -> Iterator[Document]:
+    number, skip_groups = _parquet_group(source, first)
+    for batch in _parquet_batches(source, skip_groups):
+        if number >= end:
+            return
+        for value in batch.slice(max(0, first - number), end - max(first, number)).to_pylist():
+            yield _value_document(value)
+        number += len(batch)
+
+
+def _parquet_group(source: Source, record: int) -> tuple[int, int]:
+    """(first record, number) of the row group that holds `record`."""
+    import pyarrow.parquet as pq
+
+    metadata = pq.read_metadata(source.path)
+    start = 0
+    for group in range(metadata.num_row_groups):
+        rows = metadata.row_group(group).num_rows
+        if record < start + rows:
+            return start, group
+        start += rows
+    return start, metadata.num_row_groups
+
+
+def _parquet_batches(source: Source, first_group: int) -> Iterator[Any]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(source.path) as file:
+            names = file.schema_arrow.names
+            wanted = [source.selector] if source.selector else list(DEFAULT_COLUMNS)
+            column = next((name for name in wanted if name in names), None)
+            if column is None or not (
+                pa.types.is_string(kind := file.schema_arrow.field(column).type) or pa.types.is_large_string(kind)
+            ):
+                raise InputError(f"{source.path}: expected a text column {' or '.join(wanted)}, it has {names}")
+            groups = list(range(first_group, file.metadata.num_row_groups))
+            for batch in file.iter_batches(batch_size=1024, row_groups=groups, columns=[column]):
+                yield batch.column(0)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"can't read {source.path}: {first_line(error)}") from error

@@ -1,0 +1,304 @@
+"""Load a causal Hugging Face model, find and verify its sites, and say what it is.
+
+Loaded the way its users do (`AutoModelForCausalLM`); only its body runs. `fingerprint` identifies weights by
+content: names, shapes, the checkpoint's dtype and a fixed sample of every tensor, so it takes seconds at any
+size and is the same on every device and in every dtype.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neurotally.profiler.errors import InputError, UnsupportedModelError, first_line
+from neurotally.profiler.sites import Site, decoder_layers, install_sites
+
+DTYPES = ("auto", "bfloat16", "float32")
+DEVICES = ("auto", "cpu", "cuda")
+_SAMPLE = 256
+_DEFAULT_ROW_TOKENS = 2048
+_UNLIMITED = 2**31 - 1
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
+    "tekken.json",
+)  # fmt: skip
+_EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_WIDTH_DEPENDENT_ROPE = ("longrope", "dynamic")
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a model is, apart from where it runs. JSON-ready."""
+
+    id: str
+    """As the user gave it, without the revision."""
+    revision: str | None
+    architecture: str
+    checkpoint_dtype: str
+    fingerprint: str
+    tokenizer_fingerprint: str
+    num_layers: int
+    num_neurons: int
+    """Neurons a layer."""
+    width: int
+    num_heads: int
+    gated: bool
+    dtype: str
+    """In which it runs."""
+    device_type: str
+    attention: str
+    row_tokens: int
+    """The default: min(2048, the context the model was made for)."""
+    max_row_tokens: int
+    """Longer rows are refused."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As a plain dictionary."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model whose activation modules are sites, ready to run."""
+
+    model: Any
+    tokenizer: Any
+    decoder: nn.Module
+    sites: list[Site]
+    site_devices: list[torch.device]
+    facts: ModelFacts
+    special_ids: frozenset[int]
+
+    def run_body(self, ids_BT: Tensor) -> Tensor:
+        """The last hidden states [B, T, D] of right-padded rows."""
+        return run_decoder(self.model, self.decoder, ids_BT)
+
+
+def load_model(spec: str, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False) -> LoadedModel:
+    """Load MODEL[@REVISION], a folder or a hub id, and verify its sites.
+
+    Raises InputError where the model can't be loaded or isn't one we can read, naming what was not found.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model_id, revision = split_revision(spec)
+    device_type = resolve_device(device)
+    with _quiet_transformers():
+        common = {"revision": revision, "trust_remote_code": trust_remote_code}
+        config = _try_load(model_id, "model config", lambda: AutoConfig.from_pretrained(model_id, **common))
+        _refuse_other_kinds(config, model_id)
+        tokenizer = _load_tokenizer(model_id, common)
+        checkpoint_dtype = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+        wanted = checkpoint_dtype if dtype == "auto" and device_type == "cuda" else dtype
+        torch_dtype = getattr(torch, "float32" if wanted == "auto" else wanted)
+        placement: dict[str, Any] = {"device_map": _device_map(config, torch_dtype)} if device_type == "cuda" else {}
+        model = _try_load(
+            model_id,
+            "model",
+            lambda: AutoModelForCausalLM.from_pretrained(model_id, dtype=torch_dtype, **placement, **common),
+        )
+    return prepare_model(model.eval(), tokenizer, model_id, revision, checkpoint_dtype)
+
+
+def prepare_model(
+    model: Any, tokenizer: Any, model_id: str, revision: str | None, checkpoint_dtype: str
+) -> LoadedModel:
+    """Install and verify the sites of a `PreTrainedModel` in memory, in eval mode."""
+    from neurotally.profiler import verify
+
+    config = model.config.get_text_config()
+    decoder = model.get_decoder()
+    num_embeddings = model.get_input_embeddings().weight.shape[0]
+    largest_id = max(tokenizer.get_vocab().values(), default=-1)
+    if largest_id >= num_embeddings:
+        raise InputError(
+            f"{model_id}: the tokenizer gives ids up to {largest_id}, the model's vocabulary has {num_embeddings}; "
+            "model and tokenizer don't belong together"
+        )
+    fingerprint = fingerprint_weights(model, checkpoint_dtype)
+    ids_BT = verify.probe_ids(num_embeddings)
+    verify.verify_causal(lambda ids: run_decoder(model, decoder, ids), ids_BT, num_embeddings, model_id)
+    sites = install_sites(decoder, config.num_hidden_layers, lambda: run_decoder(model, decoder, ids_BT))
+    layers = decoder_layers(decoder, config.num_hidden_layers)
+    weight = next(parameter for parameter in decoder.parameters() if parameter.is_floating_point())
+    row_tokens, max_row_tokens = _row_limits(config)
+    loaded = LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        decoder=decoder,
+        sites=sites,
+        site_devices=[next(layer.parameters()).device for layer in layers],
+        special_ids=frozenset(tokenizer.all_special_ids),
+        facts=ModelFacts(
+            id=model_id,
+            revision=revision,
+            architecture=type(model).__name__,
+            checkpoint_dtype=checkpoint_dtype,
+            fingerprint=fingerprint,
+            tokenizer_fingerprint=fingerprint_tokenizer(tokenizer),
+            num_layers=len(sites),
+            num_neurons=sites[0].num_neurons,
+            width=config.hidden_size,
+            num_heads=config.num_attention_heads,
+            gated=sites[0].gated,
+            dtype=str(weight.dtype).removeprefix("torch."),
+            device_type=weight.device.type,
+            attention=str(getattr(model.config, "_attn_implementation", None) or "eager"),
+            row_tokens=row_tokens,
+            max_row_tokens=max_row_tokens,
+        ),
+    )
+    verify.verify_sites(loaded, ids_BT)
+    return loaded
+
+
+def run_decoder(model: Any, decoder: nn.Module, ids_BT: Tensor) -> Tensor:
+    """The last hidden states [B, T, D] of right-padded rows: no head, no cache, no attention mask."""
+    with torch.inference_mode():
+        output = decoder(input_ids=ids_BT.to(model.get_input_embeddings().weight.device), use_cache=False)
+    hidden_BTD: Tensor = output[0]
+    return hidden_BTD
+
+
+def split_revision(spec: str) -> tuple[str, str | None]:
+    """Split MODEL[@REVISION]; a path that exists is taken whole."""
+    model_id, at, revision = spec.rpartition("@")
+    return (model_id, revision) if at and model_id and not Path(spec).exists() else (spec, None)
+
+
+def resolve_device(device: str) -> str:
+    """`auto` is cuda where there is a GPU, else cpu."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: PyTorch sees no GPU here; use --device cpu or install a CUDA build")
+    return device
+
+
+def fingerprint_weights(model: nn.Module, checkpoint_dtype: str) -> str:
+    """SHA-256 over names, shapes, the checkpoint's dtype and 256 evenly spaced elements of every tensor.
+
+    The sample is rounded to bfloat16, so that the dtype in which the model was loaded doesn't matter.
+    """
+    digest = hashlib.sha256(checkpoint_dtype.encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {list(tensor.shape)}".encode())
+        index = torch.linspace(0, tensor.numel() - 1, min(_SAMPLE, tensor.numel()), dtype=torch.float64).long()
+        if tensor.device.type != "meta":
+            sample = tensor.flatten()[index.to(tensor.device)].to(torch.bfloat16)
+            digest.update(sample.cpu().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def fingerprint_tokenizer(tokenizer: Any) -> str:
+    """SHA-256 of all that decides which ids a text becomes."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    digest = hashlib.sha256(backend.to_str().encode() if backend is not None else b"")
+    state = {
+        "class": type(tokenizer).__name__,
+        "vocabulary": sorted(tokenizer.get_vocab().items()) if backend is None else None,
+        "special": sorted(tokenizer.all_special_ids),
+        "probe": tokenizer("def f(x):\n\treturn [x, 'é']  # 数")["input_ids"],
+    }
+    digest.update(json.dumps(state, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _try_load(model_id: str, what: str, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
+        if os.path.isdir(model_id):
+            reason = first_line(error)
+        else:
+            reason = f"no such folder, and the hub said: {first_line(error)}"
+        raise InputError(f"can't load the {what} of {model_id}: {reason}") from error
+
+
+def _load_tokenizer(model_id: str, common: dict[str, Any]) -> Any:
+    from transformers import AutoTokenizer
+
+    if os.path.isdir(model_id) and not any(
+        (Path(model_id) / name).exists() for name in _TOKENIZER_FILES
+    ):  # else a tokenizer without a vocabulary is made up, and every text becomes nothing
+        raise InputError(f"{model_id} has no tokenizer: expected one of {', '.join(_TOKENIZER_FILES)} in it")
+    tokenizer = _try_load(model_id, "tokenizer", lambda: AutoTokenizer.from_pretrained(model_id, **common))
+    if not tokenizer("x = 1")["input_ids"]:
+        raise InputError(f"{model_id}: its tokenizer turns text into nothing; is a vocabulary file missing?")
+    return tokenizer
+
+
+def _refuse_other_kinds(config: Any, model_id: str) -> None:
+    """Refuse what `AutoModelForCausalLM` would load but what is no causal language model."""
+    from transformers import AutoModelForCausalLM
+
+    architectures = getattr(config, "architectures", None) or []
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError(f"{model_id} is an encoder-decoder ({config.model_type}), expected a causal language model")
+    text = config.get_text_config()
+    if experts := [key for key in _EXPERT_KEYS if (getattr(text, key, None) or 0) > 1]:
+        raise UnsupportedModelError(
+            f"{model_id} ({config.model_type}) is a mixture of experts ({experts[0]}={getattr(text, experts[0])}): "
+            "not supported yet"
+        )
+    if any("MaskedLM" in name or "PreTraining" in name for name in architectures) or (
+        not hasattr(config, "auto_map") and type(config) not in AutoModelForCausalLM._model_mapping
+    ):
+        raise InputError(
+            f"{model_id} ({', '.join(architectures) or config.model_type}) is no causal language model: "
+            "its tokens see later tokens, or it has no decoder"
+        )
+
+
+def _row_limits(config: Any) -> tuple[int, int]:
+    """(default, longest) row in tokens."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    longest = next(
+        (getattr(config, key) for key in ("max_position_embeddings", "n_positions") if getattr(config, key, None)),
+        _UNLIMITED,
+    )
+    original = (
+        rope.get("original_max_position_embeddings")
+        or getattr(config, "original_max_position_embeddings", None)
+        or longest
+    )
+    # Their factors depend on the width of the rectangle beyond the original context.
+    if rope.get("rope_type") in _WIDTH_DEPENDENT_ROPE:
+        longest = original
+    return min(_DEFAULT_ROW_TOKENS, original, longest), longest
+
+
+def _device_map(config: Any, dtype: torch.dtype) -> Any:
+    """One GPU where the weights fit on it, else spread over all visible ones."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    with init_empty_weights():
+        empty = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    num_bytes = sum(parameter.numel() for parameter in empty.parameters()) * dtype.itemsize
+    free, _ = torch.cuda.mem_get_info()
+    return {"": torch.cuda.current_device()} if num_bytes < 0.8 * free else "auto"
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keep loading bars and notices off stderr, where our own progress is."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity = transformers_logging.get_verbosity()
+    had_bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if had_bars:
+            transformers_logging.enable_progress_bar()

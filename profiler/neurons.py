@@ -1,0 +1,218 @@
+"""The neuron pass: statistics of every feed-forward neuron, by unit, and their sum over a corpus.
+
+`NeuronRecorder` runs beside the model and adds up on its device; `UnitNeurons` is what a unit leaves behind;
+`CorpusNeurons` is the sum of units. Integers, extremes and triggers merge in any order; float64 sums are
+added left to right by unit, so that a store does not depend on which worker finished first.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neurotally.kernels.tally import LayerTally, RowMaxima
+from neurotally.kernels.triggers import LayerTriggers
+from neurotally.profiler.store import NO_DOCUMENT, Arrays
+
+
+class NeuronRecorder:
+    """Adds up one unit, layer by layer, while the model runs.
+
+    `bar_LF` (float32 [L, F] or None): the K-th trigger values of an earlier part of the corpus (see `LayerTriggers`).
+    """
+
+    def __init__(
+        self,
+        num_neurons: int,
+        devices: list[torch.device],
+        num_triggers: int,
+        bar_LF: np.ndarray | None = None,
+    ):
+        self.tallies = [LayerTally.empty(num_neurons, device) for device in devices]
+        self._triggers: list[LayerTriggers] | None = None
+        if num_triggers:
+            self._triggers = [
+                LayerTriggers(
+                    num_neurons,
+                    num_triggers,
+                    device,
+                    None if bar_LF is None else torch.from_numpy(bar_LF[layer]),
+                )
+                for layer, device in enumerate(devices)
+            ]
+
+    def offer(self, layer: int, maxima: RowMaxima, document_BT: Tensor, position_BT: Tensor) -> None:
+        """Offer the row maxima of one layer as triggers."""
+        if self._triggers is not None:
+            self._triggers[layer].add(maxima, document_BT, position_BT)
+
+    def result(self) -> "UnitNeurons":
+        """What was added up, on the host."""
+
+        def stacked(name: str) -> np.ndarray:
+            return np.stack([getattr(tally, name).cpu().numpy() for tally in self.tallies])
+
+        best = [layer.best() for layer in self._triggers or []]
+        num_neurons = len(self.tallies[0].active_F)
+
+        def triggers(name: str, dtype: type) -> np.ndarray:
+            parts = [getattr(layer_best, name).cpu().numpy() for layer_best in best]
+            return np.concatenate(parts).astype(dtype) if parts else np.empty(0, dtype)
+
+        layer_N = np.repeat(np.arange(len(best), dtype=np.int64), [len(part.neuron_N) for part in best])
+        return UnitNeurons(
+            active_LF=stacked("active_F").astype(np.uint64),
+            active_special_LF=stacked("active_special_F").astype(np.uint64),
+            activation_sum_LF=stacked("activation_sum_F"),
+            coefficient_sum_LF=stacked("coefficient_sum_F"),
+            coefficient_sum_squares_LF=stacked("coefficient_sum_squares_F"),
+            coefficient_max_LF=stacked("coefficient_max_F"),
+            coefficient_min_LF=stacked("coefficient_min_F"),
+            trigger_neuron_N=layer_N * num_neurons + triggers("neuron_N", np.int64),
+            trigger_value_N=triggers("value_N", np.float32),
+            trigger_document_N=triggers("document_N", np.uint32),
+            trigger_position_N=triggers("position_N", np.uint32),
+        )
+
+
+@dataclass(frozen=True)
+class UnitNeurons:
+    """The neurons of one unit. [L, F] arrays as in the store; triggers as a sparse list, best first by neuron."""
+
+    active_LF: np.ndarray
+    active_special_LF: np.ndarray
+    activation_sum_LF: np.ndarray
+    coefficient_sum_LF: np.ndarray
+    coefficient_sum_squares_LF: np.ndarray
+    coefficient_max_LF: np.ndarray
+    coefficient_min_LF: np.ndarray
+    trigger_neuron_N: np.ndarray
+    """int64: layer · F + neuron, ascending."""
+    trigger_value_N: np.ndarray
+    trigger_document_N: np.ndarray
+    trigger_position_N: np.ndarray
+
+
+class CorpusNeurons:
+    """The sum of units of one corpus: what the store's arrays hold."""
+
+    def __init__(self, num_layers: int, num_neurons: int, num_groups: int, num_triggers: int):
+        by_neuron = (num_layers, num_neurons)
+        self.active_GLF = np.zeros((num_groups, *by_neuron), np.uint64)
+        self.active_special_GLF = np.zeros((num_groups, *by_neuron), np.uint64)
+        self.activation_sum_LF = np.zeros(by_neuron)
+        self.coefficient_sum_LF = np.zeros(by_neuron)
+        self.coefficient_sum_squares_LF = np.zeros(by_neuron)
+        self.coefficient_max_LF = np.full(by_neuron, -np.inf, np.float32)
+        self.coefficient_min_LF = np.full(by_neuron, np.inf, np.float32)
+        self.triggers = TriggerTable.empty(num_layers * num_neurons, num_triggers)
+
+    def add(self, unit: UnitNeurons, group: int) -> None:
+        """Add one unit, the next in order, to its group and to the sums."""
+        self.active_GLF[group] += unit.active_LF
+        self.active_special_GLF[group] += unit.active_special_LF
+        self.activation_sum_LF += unit.activation_sum_LF
+        self.coefficient_sum_LF += unit.coefficient_sum_LF
+        self.coefficient_sum_squares_LF += unit.coefficient_sum_squares_LF
+        np.maximum(self.coefficient_max_LF, unit.coefficient_max_LF, out=self.coefficient_max_LF)
+        np.minimum(self.coefficient_min_LF, unit.coefficient_min_LF, out=self.coefficient_min_LF)
+        self.triggers.insert(
+            unit.trigger_neuron_N, unit.trigger_value_N, unit.trigger_document_N, unit.trigger_position_N
+        )
+
+    def trigger_bar(self) -> np.ndarray | None:
+        """float32 [L, F]: the value a later document's coefficient must exceed; 0 where a list isn't full."""
+        if not self.triggers.value_NK.shape[1]:
+            return None
+        return self.triggers.value_NK[:, -1].reshape(self.activation_sum_LF.shape)
+
+    def arrays(self) -> Arrays:
+        """The arrays of the store that this pass fills."""
+        arrays: Arrays = {
+            "active": self.active_GLF,
+            "active_special": self.active_special_GLF,
+            "activation_sum": self.activation_sum_LF,
+            "coefficient_sum": self.coefficient_sum_LF,
+            "coefficient_sum_squares": self.coefficient_sum_squares_LF,
+            "coefficient_max": self.coefficient_max_LF,
+            "coefficient_min": self.coefficient_min_LF,
+        }
+        if not self.triggers.value_NK.shape[1]:
+            return arrays
+        by_trigger = (*self.activation_sum_LF.shape, -1)
+        used_NK = self.triggers.value_NK > 0
+        return arrays | {
+            "trigger_value": np.where(used_NK, self.triggers.value_NK, np.float32(np.nan)).reshape(by_trigger),
+            "trigger_document": self.triggers.document_NK.reshape(by_trigger),
+            "trigger_position": self.triggers.position_NK.reshape(by_trigger),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> "CorpusNeurons":
+        """The inverse of `arrays`, lossless."""
+        num_groups, num_layers, num_neurons = arrays["active"].shape
+        num_triggers = arrays["trigger_value"].shape[-1] if "trigger_value" in arrays else 0
+        corpus = cls(num_layers, num_neurons, num_groups, num_triggers)
+        corpus.active_GLF = arrays["active"]
+        corpus.active_special_GLF = arrays["active_special"]
+        corpus.activation_sum_LF = arrays["activation_sum"]
+        corpus.coefficient_sum_LF = arrays["coefficient_sum"]
+        corpus.coefficient_sum_squares_LF = arrays["coefficient_sum_squares"]
+        corpus.coefficient_max_LF = arrays["coefficient_max"]
+        corpus.coefficient_min_LF = arrays["coefficient_min"]
+        if not num_triggers:
+            return corpus
+        flat = (num_layers * num_neurons, num_triggers)
+        corpus.triggers = TriggerTable(
+            np.nan_to_num(arrays["trigger_value"].reshape(flat), nan=0.0, posinf=np.inf),
+            arrays["trigger_document"].reshape(flat),
+            arrays["trigger_position"].reshape(flat),
+        )
+        return corpus
+
+
+@dataclass(frozen=True)
+class TriggerTable:
+    """The K best triggers of N neurons, best first, in the total order of `neurotally.kernels.triggers`."""
+
+    value_NK: np.ndarray
+    """float32; 0 where unused."""
+    document_NK: np.ndarray
+    """uint32; 2^32-1 where unused."""
+    position_NK: np.ndarray
+    """uint32; 2^32-1 where unused."""
+
+    @classmethod
+    def empty(cls, num_neurons: int, num_triggers: int) -> "TriggerTable":
+        """A table of unused entries."""
+        shape = (num_neurons, num_triggers)
+        return cls(
+            np.zeros(shape, np.float32),
+            np.full(shape, NO_DOCUMENT, np.uint32),
+            np.full(shape, NO_DOCUMENT, np.uint32),
+        )
+
+    def insert(self, neuron_N: np.ndarray, value_N: np.ndarray, document_N: np.ndarray, position_N: np.ndarray) -> None:
+        """Insert triggers of documents that the table has none of, sorted by neuron and best first within it."""
+        starts = np.flatnonzero(np.r_[True, neuron_N[1:] != neuron_N[:-1]]) if len(neuron_N) else np.empty(0, int)
+        counts = np.diff(np.r_[starts, len(neuron_N)])
+        # One round takes the best of every neuron, the next the second best, and so on: at most K rounds, and
+        # few neurons in the later ones. An inserted trigger moves the worse ones one place down.
+        for rank in range(min(int(counts.max(initial=0)), self.value_NK.shape[1])):
+            index = starts[counts > rank] + rank
+            rows, value, document = neuron_N[index], value_N[index], document_N[index]
+            held_value, held_document = self.value_NK[rows], self.document_NK[rows]
+            goes_before = (value[:, None] > held_value) | (
+                (value[:, None] == held_value) & (document[:, None] < held_document)
+            )
+            enters = goes_before[:, -1]
+            rows, goes_before = rows[enters], goes_before[enters]
+            at = goes_before.argmax(axis=1)
+            new = (value[enters], document[enters], position_N[index][enters])
+            for table, entry in zip((self.value_NK, self.document_NK, self.position_NK), new, strict=True):
+                held = table[rows]
+                moved = np.concatenate([held[:, :1], held[:, :-1]], axis=1)
+                updated = np.where(goes_before, moved, held)
+                updated[np.arange(len(rows)), at] = entry
+                table[rows] = updated

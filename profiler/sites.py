@@ -1,0 +1,214 @@
+"""Sites: the place in each layer where its feed-forward neurons are read, found by structure.
+
+A decoder layer has one activation module: act in `down(act(gate(x)) · up(x))` or in `fc2(act(fc1(x)))`. It is
+found by its class wherever the layer keeps it (OPT has no FFN module at all). Whether it is gated is
+found by watching what the model does with its result: a product with a tensor of the same shape before
+the next matrix product makes it gated.
+
+Capture replaces that module by a `Site` and nothing else: weights, hooks and offloading stay as they are.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2CLS
+
+from neurotally.profiler.errors import UnsupportedModelError
+
+_ACTIVATION_CLASSES = tuple(
+    {entry[0] if isinstance(entry, tuple) else entry for entry in ACT2CLS.values()}
+    | {getattr(nn.modules.activation, name) for name in nn.modules.activation.__all__ if name != "MultiheadAttention"}
+)
+_ACTIVATION_NAME = re.compile(r"gelu|silu|swish|relu|mish", re.IGNORECASE)
+_EXPERTS = re.compile(r"experts?$|moe", re.IGNORECASE)
+_PRODUCTS = frozenset(
+    {torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.multiply, Tensor.multiply}  # type: ignore[attr-defined]
+)
+
+
+class Site(nn.Module):
+    """Stands in for a layer's activation module: the same values, and a place to read or switch off neurons."""
+
+    def __init__(self, act: nn.Module, layer: int, name: str, gated: bool, num_neurons: int):
+        super().__init__()
+        self.num_neurons = num_neurons
+        self.act = act
+        self.layer = layer
+        self.name = name
+        self.gated = gated
+        self.sink: Sink | None = None
+        self.off: Tensor | None = None
+
+    def forward(self, pre_BTF: Tensor) -> Any:
+        """act(pre), read by the sink if there is one; in a gated FFN an object that waits for `up`."""
+        if self.sink is not None:
+            return _AwaitsUp(self, pre_BTF) if self.gated else self.sink(self, pre_BTF, None)
+        activation_BTF = self.act(pre_BTF)
+        # Out of place: an activation may return its own input.
+        return activation_BTF if self.off is None else activation_BTF.index_fill(-1, self.off, 0)
+
+
+Sink = Callable[[Site, Tensor, "Tensor | None"], Tensor]
+"""Called with the site, pre_BTF and up_BTF (None in a plain FFN); returns what the down projection reads."""
+
+
+class _AwaitsUp:
+    """The activation of a gated FFN on its way to its one use, the product with `up`."""
+
+    def __init__(self, site: Site, gate_BTF: Tensor):
+        self._site = site
+        self._gate_BTF = gate_BTF
+
+    def __mul__(self, up_BTF: Tensor) -> Tensor:
+        if not isinstance(up_BTF, Tensor) or up_BTF.shape != self._gate_BTF.shape:
+            raise _unexpected_use(self._site, "a product with something that isn't the up projection")
+        assert self._site.sink is not None
+        return self._site.sink(self._site, self._gate_BTF, up_BTF)
+
+    __rmul__ = __mul__
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        waiting = next(arg for arg in args if isinstance(arg, _AwaitsUp))
+        if func in _PRODUCTS and len(args) == 2 and not kwargs:
+            return waiting * (args[1] if args[0] is waiting else args[0])
+        raise _unexpected_use(waiting._site, getattr(func, "__name__", str(func)))
+
+    def __getattr__(self, name: str) -> Any:
+        raise _unexpected_use(self._site, name)
+
+
+def _unexpected_use(site: Site, use: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"layer {site.layer} ({site.name}): the activation is used in {use}, expected one product with the up "
+        "projection; this feed-forward network isn't supported"
+    )
+
+
+@dataclass(frozen=True)
+class ActivationModule:
+    """One layer's activation module, before capture."""
+
+    parent: nn.Module
+    attribute: str
+    name: str
+    """Full name in the decoder, for messages."""
+
+
+def decoder_layers(decoder: nn.Module, num_layers: int) -> nn.ModuleList:
+    """The decoder's list of blocks: its one ModuleList of `num_layers` modules."""
+    found = [module for module in decoder.modules() if isinstance(module, nn.ModuleList) and len(module) == num_layers]
+    blocks = [module for module in found if all(any(True for _ in block.parameters()) for block in module)]
+    if not blocks:
+        raise UnsupportedModelError(
+            f"{type(decoder).__name__}: found no list of {num_layers} decoder layers; this model isn't supported"
+        )
+    return blocks[0]
+
+
+def find_activations(decoder: nn.Module, num_layers: int) -> list[ActivationModule]:
+    """The activation module of each layer's FFN; an UnsupportedModelError naming what is missing or one too many."""
+    layers = decoder_layers(decoder, num_layers)
+    names = {module: name for name, module in decoder.named_modules()}
+    found = []
+    for index, layer in enumerate(layers):
+        if experts := [name for name, module in layer.named_modules() if _EXPERTS.search(type(module).__name__)]:
+            raise UnsupportedModelError(
+                f"layer {index} ({names[layer]}.{experts[0]}): mixture of experts isn't supported yet"
+            )
+        here = [
+            ActivationModule(parent, attribute, f"{names[parent]}.{attribute}")
+            for parent in layer.modules()
+            for attribute, child in parent.named_children()
+            if _is_activation(child)
+        ]
+        if len(here) != 1:
+            what = ", ".join(module.name for module in here) or "none"
+            raise UnsupportedModelError(
+                f"layer {index} ({names[layer]}): expected one activation module, found {what}; "
+                "this feed-forward network isn't supported"
+            )
+        found += here
+    return found
+
+
+def install_sites(decoder: nn.Module, num_layers: int, run: Callable[[], object]) -> list[Site]:
+    """Replace each layer's activation module by a `Site`. `run` passes a short batch through the model.
+
+    Its first call watches how each activation's result is used, which tells gated from plain.
+    """
+    activations = find_activations(decoder, num_layers)
+    watchers = [_Watcher(getattr(found.parent, found.attribute)) for found in activations]
+    for found, watcher in zip(activations, watchers, strict=True):
+        setattr(found.parent, found.attribute, watcher)
+    try:
+        run()
+    finally:
+        for found, watcher in zip(activations, watchers, strict=True):
+            setattr(found.parent, found.attribute, watcher.act)
+    sites = []
+    for layer, (found, watcher) in enumerate(zip(activations, watchers, strict=True)):
+        if watcher.gated is None:
+            raise UnsupportedModelError(
+                f"layer {layer} ({found.name}): the activation never reached a matrix product; "
+                "this feed-forward network isn't supported"
+            )
+        if watcher.num_neurons != watchers[0].num_neurons:
+            raise UnsupportedModelError(
+                f"layer {layer} ({found.name}) has {watcher.num_neurons} neurons, layer 0 has "
+                f"{watchers[0].num_neurons}; models whose layers differ in width aren't supported"
+            )
+        sites.append(Site(watcher.act, layer, found.name, watcher.gated, watcher.num_neurons))
+    for found, site in zip(activations, sites, strict=True):
+        setattr(found.parent, found.attribute, site)
+    return sites
+
+
+def _is_activation(module: nn.Module) -> bool:
+    if any(True for _ in module.children()):
+        return False
+    if isinstance(module, _ACTIVATION_CLASSES):
+        return True
+    return not any(True for _ in module.parameters()) and bool(_ACTIVATION_NAME.search(type(module).__name__))
+
+
+class _Watcher(nn.Module):
+    """Marks an activation's result, to see what becomes of it."""
+
+    def __init__(self, act: nn.Module):
+        super().__init__()
+        self.act = act
+        self.gated: bool | None = None
+        self.num_neurons = 0
+
+    def forward(self, pre_BTF: Tensor) -> Tensor:
+        self.num_neurons = pre_BTF.shape[-1]
+        marked: Tensor = self.act(pre_BTF).as_subclass(_Marked)
+        marked._watcher = self  # type: ignore[attr-defined]
+        return marked
+
+
+class _Marked(Tensor):
+    """A tensor that tells its watcher whether a product of like shapes or a matrix product came first."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            result = func(*args, **(kwargs or {}))
+        tensors = [arg for arg in args if isinstance(arg, Tensor)]
+        watcher = next((arg._watcher for arg in tensors if hasattr(arg, "_watcher")), None)
+        if watcher is None or watcher.gated is not None or not isinstance(result, Tensor):
+            return result
+        if func in _PRODUCTS and len(tensors) == 2 and tensors[0].shape == tensors[1].shape:
+            watcher.gated = True
+        elif len(tensors) >= 2:
+            watcher.gated = False
+        else:  # a view, a dropout that is off: still the same values
+            marked = result.as_subclass(_Marked)
+            marked._watcher = watcher  # type: ignore[attr-defined]
+            return marked
+        return result

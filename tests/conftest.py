@@ -1,0 +1,80 @@
+"""Small real models, tokenizers and corpora, made once a session."""
+
+import random
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+
+def make_tokenizer(vocabulary: int = 600, bos: bool = True) -> Any:
+    """A byte-level BPE tokenizer trained on a few files of the standard library."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    files = [str(path) for path in sorted(Path(sysconfig.get_path("stdlib")).glob("[a-c]*.py"))]
+    tokenizer.train(files, trainer)
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+    """A Llama of 2 layers, 48 neurons each, at random: an ordinary Hugging Face folder."""
+    return save_llama(tmp_path_factory.mktemp("models") / "llama", tokenizer, seed=0)
+
+
+@pytest.fixture(scope="session")
+def other_model_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+    """The same with other weights."""
+    return save_llama(tmp_path_factory.mktemp("models") / "other", tokenizer, seed=1)
+
+
+def save_llama(folder: Path, tokenizer: Any, seed: int) -> Path:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=600, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128, bos_token_id=0, eos_token_id=1,
+        initializer_range=0.3,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def make_corpora(tmp_path: Path) -> Callable[..., Path]:
+    """Lay out corpora of short documents cut from the standard library: {name: number of documents}."""
+
+    def make(sizes: dict[str, int], seed: int = 0) -> Path:
+        source = (Path(sysconfig.get_path("stdlib")) / "argparse.py").read_text().splitlines(keepends=True)
+        rng = random.Random(seed)
+        for name, number in sizes.items():
+            for index in range(number):
+                start, length = rng.randrange(len(source) - 60), rng.choice([1, 2, 5, 20, 55])
+                path = tmp_path / "corpora" / name / f"{index % 3}" / f"{index}.py"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(f"# {name} {index}\n" + "".join(source[start : start + length]))
+        return tmp_path / "corpora"
+
+    return make

@@ -1,0 +1,406 @@
+"""The main job, end to end: against an independent count with plain hooks, and the same to the bit however it ran."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from neurotally.jobs.profile import ProfileRequest, profile
+from neurotally.jobs.progress import Progress
+from neurotally.jobs.worker import ModelConfig
+from neurotally.profiler import store
+from neurotally.profiler.errors import InputError
+
+
+def run(model: Path, path: Path, corpora: Path, **options: Any) -> None:
+    options = {"row_tokens": 64, "groups": 3, "triggers": 4, **options}
+    dtype = options.pop("dtype", "auto")
+    profile(ProfileRequest(ModelConfig(str(model), dtype=dtype), path, corpora, **options), Progress(quiet=True))
+
+
+def everything(path: Path) -> dict[str, bytes]:
+    """Every array of every corpus, as bytes."""
+    return {
+        f"{corpus}/{name}": array.tobytes() if array.dtype.kind not in "TO" else repr(array.tolist()).encode()
+        for corpus in store.committed_corpora(path)
+        for name, array in store.read_corpus(path, corpus).items()
+    }
+
+
+class HookCount:
+    """Counts of a Llama made with plain forward hooks, row by row as given. Written from the formulas alone."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype):
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        self.layers = self.model.model.layers
+        self.activations: list[torch.Tensor] = []
+        self.coefficients: list[torch.Tensor] = []
+        for layer in self.layers:
+            layer.mlp.act_fn.register_forward_hook(lambda _m, _a, out: self.activations.append(out[0].double()))
+            layer.mlp.down_proj.register_forward_pre_hook(lambda _m, args: self.coefficients.append(args[0][0].double()))
+        shape = (len(self.layers), self.model.config.intermediate_size)
+        self.tokens = 0
+        self.active = np.zeros(shape, np.int64)
+        self.sums = np.zeros((3, *shape))
+        self.absolute = np.zeros(shape)
+        self.largest = np.full(shape, -np.inf)
+        self.smallest = np.full(shape, np.inf)
+
+    def row(self, ids: list[int]) -> np.ndarray:
+        """Count one row; returns its coefficients [L, T, F]."""
+        self.activations.clear()
+        self.coefficients.clear()
+        with torch.no_grad():
+            self.model.model(torch.tensor([ids]), use_cache=False)
+        activation, coefficient = torch.stack(self.activations).numpy(), torch.stack(self.coefficients).numpy()
+        self.tokens += len(ids)
+        self.active += (activation > 0).sum(1)
+        self.sums += np.stack([activation.sum(1), coefficient.sum(1), (coefficient**2).sum(1)])
+        self.absolute += np.abs(coefficient).sum(1)
+        self.largest = np.maximum(self.largest, coefficient.max(1))
+        self.smallest = np.minimum(self.smallest, coefficient.min(1))
+        return coefficient
+
+
+def corpus_order(folder: Path) -> list[Path]:
+    """The design's order: by the SHA-256 of the relative POSIX path."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return sorted(files, key=lambda path: hashlib.sha256(path.relative_to(folder).as_posix().encode()).digest())
+
+
+def top(candidates: list[tuple[float, int, int]], k: int) -> list[tuple[float, int, int]]:
+    return sorted([c for c in candidates if c[0] > 0], key=lambda c: -c[0])[:k]  # stable: corpus order on ties
+
+
+def check_sums(arrays: store.Arrays, count: HookCount, relative: float) -> None:
+    names = ("activation_sum", "coefficient_sum", "coefficient_sum_squares")
+    for name, expected in zip(names, count.sums, strict=True):
+        assert (np.abs(arrays[name] - expected) <= relative * (np.abs(expected) + count.absolute)).all(), name
+    np.testing.assert_allclose(arrays["coefficient_max"], count.largest, rtol=10 * relative)
+    np.testing.assert_allclose(arrays["coefficient_min"], count.smallest, rtol=10 * relative)
+
+
+def test_equals_plain_hooks_one_document_at_a_time(model_folder: Path, make_corpora: Any, tmp_path: Path) -> None:
+    corpora = make_corpora({"python": 40})
+    run(model_folder, tmp_path / "s", corpora)
+    arrays = store.read_corpus(tmp_path / "s", "python")
+    tokenizer, count = AutoTokenizer.from_pretrained(model_folder), HookCount(model_folder, torch.float32)
+    candidates: list[list[tuple[float, int, int]]] = [[] for _ in range(2 * 48)]
+    files = corpus_order(corpora / "python")
+    for number, path in enumerate(files):
+        ids = tokenizer(path.read_bytes().decode())["input_ids"]
+        assert ids[0] == 0
+        rows = [count.row(ids[start : start + 64]) for start in range(0, len(ids), 64)]
+        coefficient = np.concatenate(rows, axis=1).astype(np.float32)
+        coefficient[:, 0] = -1  # BOS is never a trigger
+        for index, values in enumerate(coefficient.transpose(0, 2, 1).reshape(96, -1)):
+            candidates[index].append((float(values.max()), number, int(values.argmax())))
+        assert arrays["document_tokens"][number] == len(ids)
+        assert bytes(arrays["document_hash"][number]) == hashlib.sha256(path.read_bytes()).digest()
+    assert arrays["document_name"].tolist() == [path.relative_to(corpora / "python").as_posix() for path in files]
+    assert arrays["tokens"].sum() == count.tokens == arrays["unit_tokens"].sum()
+    assert arrays["special_tokens"].sum() == len(files)
+    assert np.abs(arrays["active"].sum(0).astype(int) - count.active).sum() <= 1e-6 * count.active.size * count.tokens
+    check_sums(arrays, count, 1e-5)
+    values = arrays["trigger_value"].reshape(96, 4)
+    for index in range(96):
+        expected = top(candidates[index], 4)
+        assert arrays["trigger_document"].reshape(96, 4)[index, : len(expected)].tolist() == [c[1] for c in expected]
+        assert arrays["trigger_position"].reshape(96, 4)[index, : len(expected)].tolist() == [c[2] for c in expected]
+        np.testing.assert_allclose(values[index, : len(expected)], [c[0] for c in expected], rtol=1e-5)
+        assert np.isnan(values[index, len(expected) :]).all()
+
+
+def test_concat_equals_hooks_over_the_same_rows(model_folder: Path, make_corpora: Any, tmp_path: Path) -> None:
+    corpora = make_corpora({"python": 30})
+    run(model_folder, tmp_path / "s", corpora, layout="concat", document_tokens=100)
+    arrays = store.read_corpus(tmp_path / "s", "python")
+    tokenizer, count = AutoTokenizer.from_pretrained(model_folder), HookCount(model_folder, torch.float32)
+    texts = [path.read_bytes().decode() for path in corpus_order(corpora / "python")]
+    best: dict[tuple[int, int], tuple[float, int, int]] = {}
+    for unit in range(len(arrays["unit_tokens"])):
+        places = [
+            (token, number, position)
+            for number in np.flatnonzero(arrays["document_unit"] == unit)
+            for position, token in enumerate(tokenizer(texts[number])["input_ids"][:100])
+        ]
+        for start in range(0, len(places), 64):
+            row = places[start : start + 64]
+            coefficient = count.row([token for token, _, _ in row]).astype(np.float32)
+            coefficient[:, [token == 0 for token, _, _ in row]] = -1
+            for index, values in enumerate(coefficient.transpose(0, 2, 1).reshape(96, -1)):
+                _, number, position = row[int(values.argmax())]
+                candidate = (float(values.max()), int(number), position)
+                held = best.get((index, int(number)), (-1.0, 0, 0))
+                best[index, int(number)] = max(held, candidate, key=lambda c: (c[0], -c[2]))
+    assert arrays["tokens"].sum() == count.tokens
+    assert np.abs(arrays["active"].sum(0).astype(int) - count.active).sum() <= 1e-6 * count.active.size * count.tokens
+    check_sums(arrays, count, 1e-5)
+    for index in range(96):
+        expected = top([best[key] for key in sorted(best) if key[0] == index], 4)
+        assert arrays["trigger_document"].reshape(96, 4)[index, : len(expected)].tolist() == [c[1] for c in expected]
+        assert arrays["trigger_position"].reshape(96, 4)[index, : len(expected)].tolist() == [c[2] for c in expected]
+
+
+def test_bfloat16_sums(model_folder: Path, make_corpora: Any, tmp_path: Path) -> None:
+    corpora = make_corpora({"python": 20})
+    run(model_folder, tmp_path / "s", corpora, dtype="bfloat16")
+    arrays = store.read_corpus(tmp_path / "s", "python")
+    tokenizer, count = AutoTokenizer.from_pretrained(model_folder), HookCount(model_folder, torch.bfloat16)
+    for path in corpus_order(corpora / "python"):
+        ids = tokenizer(path.read_bytes().decode())["input_ids"]
+        for start in range(0, len(ids), 64):
+            count.row(ids[start : start + 64])
+    assert arrays["tokens"].sum() == count.tokens
+    flips = np.abs(arrays["active"].sum(0).astype(int) - count.active).sum() / (count.active.size * count.tokens)
+    assert flips < 1e-3
+    difference = np.abs(arrays["coefficient_sum"] - count.sums[1])
+    # Two batch shapes round a bf16 forward differently; the sums of some 10^3 tokens still agree.
+    assert difference.sum() <= 2e-3 * count.absolute.sum()
+
+
+@pytest.mark.parametrize("layout", ["documents", "concat"])
+def test_any_number_of_workers_gives_the_same_bits(
+    layout: str, model_folder: Path, make_corpora: Any, tmp_path: Path
+) -> None:
+    corpora = make_corpora({"python": 40, "c++": 25})
+    for workers in (1, 2, 3):
+        run(model_folder, tmp_path / f"s{workers}", corpora, workers=workers, layout=layout)
+    assert everything(tmp_path / "s1") == everything(tmp_path / "s2") == everything(tmp_path / "s3")
+
+
+def test_the_token_budget_and_the_cut_into_units_change_no_count(
+    model_folder: Path, make_corpora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from neurotally.jobs import profile as module
+
+    corpora = make_corpora({"python": 30})
+    results = []
+    for number, (budget, unit_bytes) in enumerate([(64, 2**20), (333, 3000), (4096, 500)]):
+        monkeypatch.setitem(module.TOKEN_BUDGET, "cpu", budget)
+        monkeypatch.setattr(module, "MAX_UNIT_BYTES", unit_bytes)
+        run(model_folder, tmp_path / str(number), corpora)
+        arrays = store.read_corpus(tmp_path / str(number), "python")
+        results.append((arrays["tokens"].sum(), arrays["active"].sum(0), arrays["trigger_document"]))
+    for tokens, active, documents in results[1:]:
+        assert tokens == results[0][0]
+        assert np.abs(active.astype(int) - results[0][1].astype(int)).sum() <= 1
+        assert (documents == results[0][2]).mean() > 0.999
+
+
+def test_out_of_memory_restarts_the_unit_and_counts_nothing_twice(
+    model_folder: Path, make_corpora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from neurotally.profiler.sites import Site
+
+    corpora = make_corpora({"python": 30})
+    run(model_folder, tmp_path / "plenty", corpora)
+    forward = Site.forward
+
+    def small_device(site: Site, pre_BTF: torch.Tensor) -> Any:
+        if site.layer == 1 and pre_BTF.shape[0] * pre_BTF.shape[1] > 300:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(site, pre_BTF)
+
+    monkeypatch.setattr(Site, "forward", small_device)
+    run(model_folder, tmp_path / "scarce", corpora)
+    plenty, scarce = (store.read_corpus(tmp_path / name, "python") for name in ("plenty", "scarce"))
+    assert (plenty["tokens"] == scarce["tokens"]).all()
+    assert np.abs(plenty["active"].astype(int) - scarce["active"].astype(int)).sum() <= 1
+    assert store.corpus_attributes(tmp_path / "scarce", "python")["restarted_units"]
+    assert not store.corpus_attributes(tmp_path / "plenty", "python")["restarted_units"]
+
+
+COMMAND = [sys.executable, "-c", "import neurotally.jobs.profile as p; p.CHECKPOINT_EVERY_S = 0.0; "
+           "p.MAX_UNIT_BYTES = 400; from neurotally.jobs.cli import main; main()"]  # fmt: skip
+
+
+def start(model: Path, path: Path, corpora: Path, *options: str) -> subprocess.Popen:
+    command = [*COMMAND, "profile", str(model), str(path), "--corpora", str(corpora), "--row-tokens", "64"]
+    return subprocess.Popen(
+        [*command, "--groups", "3", "--triggers", "4", *options],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def wait_for_units(path: Path, number: int, process: subprocess.Popen, timeout_s: float = 120) -> None:
+    """Wait until a checkpoint holds so many units, over all corpora."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline and process.poll() is None:
+        done = len(list(path.glob("corpora/*/zarr.json"))) * 1000
+        for file in path.glob(".run/corpora/*/current.json"):
+            done += json.loads(file.read_text())["units_done"]
+        if done >= number:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"never got to {number} units: {process.poll()} {process.communicate()}")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_killed_twice_and_resumed_gives_the_same_bits(
+    workers: str, model_folder: Path, make_corpora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from neurotally.jobs import profile as module
+
+    corpora = make_corpora({"python": 300, "c++": 100})
+    for number in (20, 60):
+        process = start(model_folder, tmp_path / "killed", corpora, "--workers", workers)
+        wait_for_units(tmp_path / "killed", number, process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    process = start(model_folder, tmp_path / "killed", corpora, "--workers", workers)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    monkeypatch.setattr(module, "MAX_UNIT_BYTES", 400)
+    run(model_folder, tmp_path / "whole", corpora)
+    assert everything(tmp_path / "killed") == everything(tmp_path / "whole")
+    assert not list((tmp_path / "killed" / ".run").glob("corpora/*"))
+
+
+def test_a_killed_worker_is_replaced(model_folder: Path, make_corpora: Any, tmp_path: Path) -> None:
+    corpora = make_corpora({"python": 300})
+    process = start(model_folder, tmp_path / "s", corpora, "--workers", "2")
+    wait_for_units(tmp_path / "s", 5, process)
+    worker = subprocess.run(
+        ["pgrep", "-f", "ray::_ActorWorker", "-s", str(process.pid)], capture_output=True, text=True, check=True
+    ).stdout.split()[0]
+    os.kill(int(worker), signal.SIGKILL)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "worker died" in errors
+    clean = start(model_folder, tmp_path / "clean", corpora)
+    clean.communicate()
+    assert everything(tmp_path / "s") == everything(tmp_path / "clean")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_by_a_signal_saves_and_goes_on(
+    number: signal.Signals, code: int, model_folder: Path, make_corpora: Any, tmp_path: Path
+) -> None:
+    corpora = make_corpora({"python": 400})
+    process = start(model_folder, tmp_path / "s", corpora)
+    wait_for_units(tmp_path / "s", 3, process)
+    os.kill(process.pid, number)
+    _, errors = process.communicate()
+    assert process.returncode == code
+    assert "Traceback" not in errors
+    assert "goes on from here" in errors.splitlines()[-1]
+    assert start(model_folder, tmp_path / "s", corpora).wait() == 0
+
+
+def test_a_finished_store_says_so_and_a_further_corpus_is_added(
+    model_folder: Path, make_corpora: Any, tmp_path: Path
+) -> None:
+    corpora = make_corpora({"python": 20})
+    run(model_folder, tmp_path / "s", corpora)
+    before = everything(tmp_path / "s")
+    run(model_folder, tmp_path / "s", corpora)
+    make_corpora({"go": 10})
+    run(model_folder, tmp_path / "s", corpora)
+    assert store.committed_corpora(tmp_path / "s") == ["go", "python"]
+    after = everything(tmp_path / "s")
+    assert {name: value for name, value in after.items() if name.startswith("python/")} == before
+
+
+def test_identity_is_by_content_never_by_path(model_folder: Path, make_corpora: Any, tmp_path: Path) -> None:
+    corpora = make_corpora({"python": 20})
+    run(model_folder, tmp_path / "s", corpora)
+    moved_model, moved_corpora = tmp_path / "elsewhere" / "model", tmp_path / "elsewhere" / "corpora"
+    shutil.copytree(model_folder, moved_model)
+    shutil.move(corpora, moved_corpora)
+    shutil.move(tmp_path / "s", tmp_path / "elsewhere" / "s")
+    run(moved_model, tmp_path / "elsewhere" / "s", moved_corpora, workers=1)
+
+
+def test_skipped_documents_are_counted_by_reason_and_listed(
+    model_folder: Path, make_corpora: Any, tmp_path: Path
+) -> None:
+    corpora = make_corpora({"python": 9})
+    folder = corpora / "python"
+    (folder / "empty.py").touch()
+    (folder / "latin.py").write_bytes("é".encode("latin-1"))
+    (folder / "copy.py").write_bytes((folder / "0" / "0.py").read_bytes())
+    (folder / ".hidden.py").write_text("x")
+    (folder / "link.py").symlink_to(folder / "0" / "0.py")
+    run(model_folder, tmp_path / "s", corpora)
+    attributes = store.corpus_attributes(tmp_path / "s", "python")
+    assert attributes["skipped"] == {"empty": 1, "not_utf8": 1}
+    assert sorted(attributes["skipped_documents"]) == ["empty.py", "latin.py"]
+    assert attributes["duplicates"] == 1
+    assert attributes["documents"] == 12
+    assert attributes["counted"] == 10
+
+
+def refusal(model: Path, path: Path, corpora: Path, **options: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        run(model, path, corpora, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def finished(model_folder: Path, make_corpora: Callable[..., Path], tmp_path: Path) -> tuple[Path, Path]:
+    corpora = make_corpora({"python": 10})
+    run(model_folder, tmp_path / "s", corpora)
+    return tmp_path / "s", corpora
+
+
+def test_another_model_is_refused(finished: tuple[Path, Path], other_model_folder: Path) -> None:
+    assert "another model: fingerprint" in refusal(other_model_folder, *finished)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"row_tokens": 32}, "row_tokens is 32, the store has 64"),
+        ({"layout": "concat"}, "layout is 'concat', the store has 'documents'"),
+        ({"triggers": 5}, "triggers is 5"),
+        ({"groups": 4}, "groups is 4"),
+        ({"dtype": "bfloat16"}, "dtype is 'bfloat16', the store has 'float32'"),
+        ({"document_tokens": 10}, "document_tokens is 10, the store has None"),
+        ({"max_files": 5}, "max_files is 5, the store has None"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_another_config_is_refused(
+    finished: tuple[Path, Path], model_folder: Path, options: dict[str, Any], named: str
+) -> None:
+    before = everything(finished[0])
+    assert named in refusal(model_folder, *finished, **options)
+    assert everything(finished[0]) == before
+
+
+def test_a_changed_corpus_is_refused(finished: tuple[Path, Path], model_folder: Path) -> None:
+    (finished[1] / "python" / "new.py").write_text("x = 1\n")
+    assert "documents is 11, the store has 10" in refusal(model_folder, *finished)
+
+
+def test_rows_beyond_the_context_are_refused(model_folder: Path, make_corpora: Any, tmp_path: Path) -> None:
+    message = refusal(model_folder, tmp_path / "s", make_corpora({"python": 3}), row_tokens=129)
+    assert "rows of at most 128 tokens" in message
+
+
+def test_max_files_takes_the_first_in_hash_order(model_folder: Path, make_corpora: Any, tmp_path: Path) -> None:
+    corpora = make_corpora({"python": 20})
+    run(model_folder, tmp_path / "s", corpora, max_files=7)
+    expected = [path.relative_to(corpora / "python").as_posix() for path in corpus_order(corpora / "python")[:7]]
+    assert store.read_corpus(tmp_path / "s", "python", ["document_name"])["document_name"].tolist() == expected
+
+
+def test_two_writers_are_refused(finished: tuple[Path, Path], model_folder: Path) -> None:
+    import filelock
+
+    with filelock.FileLock(finished[0] / ".run" / "lock"):
+        assert "another run" in refusal(model_folder, *finished)

@@ -1,0 +1,80 @@
+"""The layout: what may import what, and why `kernels/` has no __init__.py."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("kernels", "profiler", "jobs", "analysis")
+
+
+def imports(path: Path) -> set[str]:
+    """Modules imported anywhere in a file, at the top or inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module is not None
+            found.add(node.module)
+    return found
+
+
+def files(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).glob("*.py"))
+
+
+def test_kernels_has_no_init() -> None:
+    # With one, `python` started here would import our folder for Hugging Face's `kernels` distribution, and
+    # `from transformers import LlamaForCausalLM` would die; Ray workers put the working folder on sys.path too.
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+ALLOWED = {"kernels": {"kernels"}, "profiler": {"kernels", "profiler"}, "analysis": {"analysis", "profiler"}}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_imports_go_one_way(folder: str) -> None:
+    for path in files(folder):
+        for module in imports(path):
+            head, _, rest = module.partition(".")
+            assert head not in FOLDERS, f"{path}: bare import {module}"
+            if head == "neurotally":
+                assert rest.split(".")[0] in ALLOWED.get(folder, set(FOLDERS)), f"{path}: imports {module}"
+                if folder == "analysis" and rest.startswith("profiler."):
+                    assert rest in ("profiler.store", "profiler.errors"), f"{path}: imports {module}"
+
+
+def test_only_the_ray_engine_imports_ray() -> None:
+    importers = {path.name for folder in FOLDERS for path in files(folder) if "ray" in imports(path)}
+    assert importers == {"ray_engine.py"}
+
+
+def test_kernels_import_torch_and_triton_only() -> None:
+    for path in files("kernels"):
+        heads = {module.partition(".")[0] for module in imports(path)} - set(sys.stdlib_module_names)
+        assert heads <= {"torch", "triton", "numpy", "neurotally"}, path
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("neurotally.jobs.cli", ("torch", "ray", "transformers", "zarr")),
+        ("neurotally.profiler.store", ("torch", "ray", "transformers")),
+        ("neurotally.analysis.lape", ("torch", "ray", "transformers")),
+        ("neurotally.jobs.profile", ("ray",)),
+    ],
+)
+def test_importing_does_not_load(module: str, absent: tuple[str, ...]) -> None:
+    code = f"import sys, {module}; print([name for name in {absent!r} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_transformers_imports_from_the_root_beside_hugging_faces_kernels() -> None:
+    code = "import kernels, transformers; from transformers import LlamaForCausalLM; print(kernels.__file__)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "site-packages" in result.stdout

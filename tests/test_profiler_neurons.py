@@ -1,0 +1,45 @@
+"""Merging units: triggers in the total order, whatever the order of the units."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neurotally.profiler.neurons import TriggerTable
+from neurotally.profiler.store import NO_DOCUMENT
+
+CANDIDATES = st.lists(
+    st.tuples(st.integers(0, 3), st.sampled_from([0.5, 1.0, 1.5, 2.0]), st.integers(0, 40), st.integers(0, 9)),
+    max_size=120,
+    unique_by=lambda candidate: (candidate[0], candidate[2]),
+)
+
+
+def insert(table: TriggerTable, candidates: list[tuple[int, float, int, int]]) -> None:
+    ordered = sorted(candidates, key=lambda c: (c[0], -c[1], c[2], c[3]))
+    columns = list(zip(*ordered, strict=True)) if ordered else [(), (), (), ()]
+    table.insert(
+        np.array(columns[0], np.int64), np.array(columns[1], np.float32), np.array(columns[2], np.uint32),
+        np.array(columns[3], np.uint32),
+    )  # fmt: skip
+
+
+@given(CANDIDATES, st.integers(1, 5), st.randoms(use_true_random=False))
+def test_any_split_into_units_in_any_order_gives_the_sorted_list(candidates: list, k: int, random: object) -> None:
+    table = TriggerTable.empty(4, k)
+    units: dict[int, list] = {}
+    for candidate in candidates:  # a document is in one unit
+        units.setdefault(candidate[2] % 5, []).append(candidate)
+    order = list(units)
+    random.shuffle(order)  # type: ignore[attr-defined]
+    for unit in order:
+        insert(table, units[unit])
+    for neuron in range(4):
+        expected = sorted((-value, document, position) for n, value, document, position in candidates if n == neuron)
+        for rank in range(k):
+            got = (table.value_NK[neuron, rank], table.document_NK[neuron, rank], table.position_NK[neuron, rank])
+            want = (-expected[rank][0], *expected[rank][1:]) if rank < len(expected) else (0, NO_DOCUMENT, NO_DOCUMENT)
+            assert got == want
+
+
+def test_no_triggers_kept() -> None:
+    insert(TriggerTable.empty(4, 0), [(1, 2.0, 3, 4)])

@@ -1,0 +1,206 @@
+"""Sites of every supported family: built tiny at random, read as plain hooks read them, to the bit."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from neurotally.kernels.tally import PAD
+from neurotally.profiler.batches import lay_out, rectangles
+from neurotally.profiler.capture import NeuronReader, switched_off
+from neurotally.profiler.errors import InputError, UnsupportedModelError
+from neurotally.profiler.model import LoadedModel, prepare_model
+from neurotally.profiler.neurons import NeuronRecorder
+
+SMALL = {
+    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 96, "vocab_size": 600, "head_dim": 16, "n_embd": 64, "n_layer": 2, "n_head": 4,
+    "ffn_dim": 96, "ffn_hidden_size": 96, "word_embed_proj_dim": 64, "rotary_dim": 8, "n_inner": 96,
+    "max_position_embeddings": 128, "n_positions": 128, "pad_token_id": None, "bos_token_id": 0, "eos_token_id": 1,
+}  # fmt: skip
+
+# family: (gated, where the activation is, what reads the coefficient), the last two as the model's own code has them
+FAMILIES = {
+    "llama": (True, "layers.{}.mlp.act_fn", "layers.{}.mlp.down_proj"),
+    "mistral": (True, "layers.{}.mlp.act_fn", "layers.{}.mlp.down_proj"),
+    "qwen2": (True, "layers.{}.mlp.act_fn", "layers.{}.mlp.down_proj"),
+    "qwen3": (True, "layers.{}.mlp.act_fn", "layers.{}.mlp.down_proj"),
+    "gemma2": (True, "layers.{}.mlp.act_fn", "layers.{}.mlp.down_proj"),
+    "gemma3_text": (True, "layers.{}.mlp.act_fn", "layers.{}.mlp.down_proj"),
+    "gemma3": (True, "layers.{}.mlp.act_fn", "layers.{}.mlp.down_proj"),
+    "phi": (False, "layers.{}.mlp.activation_fn", "layers.{}.mlp.fc2"),
+    "phi3": (True, "layers.{}.mlp.activation_fn", "layers.{}.mlp.down_proj"),
+    "gpt2": (False, "h.{}.mlp.act", "h.{}.mlp.c_proj"),
+    "gpt_neox": (False, "layers.{}.mlp.act", "layers.{}.mlp.dense_4h_to_h"),
+    "codegen": (False, "h.{}.mlp.act", "h.{}.mlp.fc_out"),
+    "gptj": (False, "h.{}.mlp.act", "h.{}.mlp.fc_out"),
+    "opt": (False, "layers.{}.activation_fn", "layers.{}.fc2"),
+    "bloom": (False, "h.{}.mlp.gelu_impl", "h.{}.mlp.dense_4h_to_h"),
+    "falcon": (False, "h.{}.mlp.act", "h.{}.mlp.dense_4h_to_h"),
+    "starcoder2": (False, "layers.{}.mlp.act", "layers.{}.mlp.c_proj"),
+    "gpt_bigcode": (False, "h.{}.mlp.act", "h.{}.mlp.c_proj"),
+    "olmo2": (True, "layers.{}.mlp.act_fn", "layers.{}.mlp.down_proj"),
+}
+
+
+def tiny(family: str) -> Any:
+    config = AutoConfig.for_model(family)
+    text = config.get_text_config()
+    for key, value in SMALL.items():
+        if hasattr(text, key) and not isinstance(getattr(type(text), key, None), property):
+            setattr(text, key, value)
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:2]
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def loaded(family: str, tokenizer: Any) -> LoadedModel:
+    return prepare_model(tiny(family), tokenizer, family, None, "float32")
+
+
+class HookCounts:
+    """What plain forward hooks see of one document at a time, in the words of the formulas."""
+
+    def __init__(self, decoder: nn.Module, act_name: str, down_name: str, num_layers: int):
+        self.pre: list[list[torch.Tensor]] = [[] for _ in range(num_layers)]
+        self.activation: list[list[torch.Tensor]] = [[] for _ in range(num_layers)]
+        self.coefficient: list[list[torch.Tensor]] = [[] for _ in range(num_layers)]
+        for layer in range(num_layers):
+            decoder.get_submodule(act_name.format(layer)).register_forward_hook(self._on_act(layer))
+            decoder.get_submodule(down_name.format(layer)).register_forward_pre_hook(self._on_down(layer))
+
+    def _on_act(self, layer: int) -> Any:
+        def hook(_module: Any, args: Any, output: Any) -> None:
+            self.pre[layer].append(args[0].reshape(-1, args[0].shape[-1]))
+            self.activation[layer].append(output.reshape(-1, output.shape[-1]))
+
+        return hook
+
+    def _on_down(self, layer: int) -> Any:
+        def hook(_module: Any, args: Any) -> None:
+            self.coefficient[layer].append(args[0].reshape(-1, args[0].shape[-1]))
+
+        return hook
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_is_read_as_plain_hooks_read_it(family: str, tokenizer: Any) -> None:
+    gated, act_name, down_name = FAMILIES[family]
+    rng = np.random.default_rng(1)
+    documents = [(n, [0, *rng.integers(2, 600, size=length).tolist()]) for n, length in enumerate((63, 90, 7, 120))]
+
+    bare = tiny(family)
+    hooks = HookCounts(bare.get_decoder(), act_name, down_name, 2)
+    with torch.no_grad():
+        hidden = [bare.get_decoder()(torch.tensor([ids]), use_cache=False)[0][0] for _, ids in documents]
+
+    model = loaded(family, tokenizer)
+    assert model.facts.gated is gated
+    recorder = NeuronRecorder(model.facts.num_neurons, model.site_devices, num_triggers=2)
+    reader = NeuronReader(model, recorder)
+    for batch in rectangles(lay_out(documents, frozenset({0}), "documents", 128), 256):
+        captured_BTD = reader.read(batch)
+        assert torch.equal(captured_BTD, bare.get_decoder()(torch.from_numpy(batch.ids_BT), use_cache=False)[0])
+        for row in range(len(batch.ids_BT)):
+            length = int((batch.kind_BT[row] != PAD).sum())
+            expected = hidden[batch.document_BT[row, 0]]
+            torch.testing.assert_close(captured_BTD[row, :length], expected, rtol=1e-4, atol=1e-5)
+
+    result = recorder.result()
+    for layer in range(2):
+        # The batch of `equal to the bit` ran through the hooked model too: keep the lone documents only.
+        pre, activation, coefficient = (
+            torch.cat(kept[layer][:4]).double() for kept in (hooks.pre, hooks.activation, hooks.coefficient)
+        )
+        assert pre.shape[1] == model.facts.num_neurons
+        near_zero = (pre.abs() < 1e-5).sum(0).numpy()
+        assert (np.abs(result.active_LF[layer].astype(int) - (pre > 0).sum(0).numpy()) <= near_zero).all()
+        starts = np.cumsum([0, *[len(ids) for _, ids in documents[:-1]]])
+        assert (np.abs(result.active_special_LF[layer].astype(int) - (pre[starts] > 0).sum(0).numpy()) <= 1).all()
+        for got, values in (
+            (result.activation_sum_LF, activation),
+            (result.coefficient_sum_LF, coefficient),
+            (result.coefficient_sum_squares_LF, coefficient.square()),
+        ):
+            np.testing.assert_allclose(got[layer], values.sum(0), atol=1e-5 * float(values.abs().sum(0).max()))
+        np.testing.assert_allclose(result.coefficient_max_LF[layer], coefficient.amax(0), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(result.coefficient_min_LF[layer], coefficient.amin(0), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "gpt_neox", "codegen", "opt", "bloom"])
+def test_switching_neurons_off_equals_zeroed_value_vectors(family: str, tokenizer: Any) -> None:
+    _, _, down_name = FAMILIES[family]
+    ids_BT = torch.randint(2, 600, (2, 64), generator=torch.Generator().manual_seed(3))
+    edited = tiny(family)
+    neurons = {0: [1, 5], 1: [90]}
+    with torch.no_grad():
+        for layer, indices in neurons.items():
+            down = edited.get_decoder().get_submodule(down_name.format(layer))
+            weight = down.weight if isinstance(down, nn.Linear) else down.weight.T  # Conv1D keeps it transposed
+            weight[:, indices] = 0
+        expected = edited.get_decoder()(ids_BT, use_cache=False)[0]
+    model = loaded(family, tokenizer)
+    before = model.run_body(ids_BT)
+    with switched_off(model, neurons):
+        masked = model.run_body(ids_BT)
+    torch.testing.assert_close(masked, expected, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(masked, before)
+    assert torch.equal(model.run_body(ids_BT), before)
+
+
+def test_an_encoder_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(InputError, match="later token"):
+        loaded("bert", tokenizer)
+
+
+def test_a_mixture_of_experts_is_refused_by_name(tokenizer: Any) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"layer 0 .*mixture of experts"):
+        loaded("mixtral", tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda layer: setattr(layer.mlp, "act_fn", nn.Identity()), r"layer 1 .*found none"),
+        (lambda layer: setattr(layer.mlp, "extra", nn.GELU()), r"layer 1 .*found layers.1.mlp.act_fn, layers.1.mlp.extra"),
+    ],
+    ids=["no activation module", "two activation modules"],
+)
+def test_other_networks_are_refused_by_layer(tokenizer: Any, edit: Any, message: str) -> None:
+    model = tiny("llama")
+    edit(model.get_decoder().layers[1])
+    with pytest.raises(UnsupportedModelError, match=message):
+        prepare_model(model, tokenizer, "edited", None, "float32")
+
+
+class _GateUsedTwice(nn.Module):
+    """down((act(gate) · up) + act(gate)): not a gated FFN as we know it."""
+
+    def __init__(self, mlp: nn.Module):
+        super().__init__()
+        self.act_fn, self.gate_proj, self.up_proj, self.down_proj = mlp.act_fn, mlp.gate_proj, mlp.up_proj, mlp.down_proj
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        activation = self.act_fn(self.gate_proj(x))
+        return self.down_proj(activation * self.up_proj(x) + activation)
+
+
+def test_another_use_of_the_activation_is_refused_by_layer(tokenizer: Any) -> None:
+    model = tiny("llama")
+    model.get_decoder().layers[1].mlp = _GateUsedTwice(model.get_decoder().layers[1].mlp)
+    with pytest.raises(UnsupportedModelError, match=r"layer 1 "):
+        prepare_model(model, tokenizer, "edited", None, "float32")
+
+
+def test_a_tokenizer_that_does_not_match_is_refused() -> None:
+    class TooLarge:
+        def get_vocab(self) -> dict[str, int]:
+            return {"a": 600}
+
+    with pytest.raises(InputError, match="ids up to 600, the model's vocabulary has 600"):
+        prepare_model(tiny("llama"), TooLarge(), "llama", None, "float32")
+
