@@ -166,7 +166,10 @@ def test_a_mixture_of_experts_is_refused_by_name(tokenizer: Any) -> None:
     ("edit", "message"),
     [
         (lambda layer: setattr(layer.mlp, "act_fn", nn.Identity()), r"layer 1 .*found none"),
-        (lambda layer: setattr(layer.mlp, "extra", nn.GELU()), r"layer 1 .*found layers.1.mlp.act_fn, layers.1.mlp.extra"),
+        (
+            lambda layer: setattr(layer.mlp, "extra", nn.GELU()),
+            r"layer 1 .*found layers.1.mlp.act_fn, layers.1.mlp.extra",
+        ),
     ],
     ids=["no activation module", "two activation modules"],
 )
@@ -182,7 +185,12 @@ class _GateUsedTwice(nn.Module):
 
     def __init__(self, mlp: nn.Module):
         super().__init__()
-        self.act_fn, self.gate_proj, self.up_proj, self.down_proj = mlp.act_fn, mlp.gate_proj, mlp.up_proj, mlp.down_proj
+        self.act_fn, self.gate_proj, self.up_proj, self.down_proj = (
+            mlp.act_fn,
+            mlp.gate_proj,
+            mlp.up_proj,
+            mlp.down_proj,
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         activation = self.act_fn(self.gate_proj(x))
@@ -203,4 +211,3 @@ def test_a_tokenizer_that_does_not_match_is_refused() -> None:
 
     with pytest.raises(InputError, match="ids up to 600, the model's vocabulary has 600"):
         prepare_model(tiny("llama"), TooLarge(), "llama", None, "float32")
-
