@@ -134,6 +134,49 @@ def import_(store: Path, files: tuple[str, ...]) -> None:
         click.echo(f"{name}: {tokens:,} tokens, {layers} layers x {neurons} neurons")
 
 
+@cli.command()
+@click.argument("store", type=_PATH)
+@click.option(
+    "--select",
+    type=click.Choice(["balanced", "top"]),
+    default="balanced",
+    show_default=True,
+    help="balanced: as many for each corpus. top: the lowest entropies over all.",
+)
+@click.option("--per-corpus", type=_COUNT, metavar="N", default=400, show_default=True, help="With balanced.")
+@click.option(
+    "--top-rate", type=click.FloatRange(0, 1), default=0.01, show_default=True, help="With top: share of all neurons."
+)
+@click.option(
+    "--quantile",
+    type=click.FloatRange(0, 1),
+    default=0.95,
+    show_default=True,
+    help="The bar: a neuron's activation rate must exceed this quantile of all rates.",
+)
+@click.option("--out", type=_PATH, metavar="FILE.json", help="Write the JSON document there.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def lape(
+    store: Path, select: str, per_corpus: int, top_rate: float, quantile: float, out: Path | None, as_json: bool
+) -> None:  # fmt: skip
+    """Find the neurons that are specific to each corpus (LAPE, arXiv 2402.16438, as in arXiv 2506.01074).
+
+    \b
+    Example:
+      neurotally lape llama.store --out neurons.json
+    """
+    from neurotally.analysis.counts import read_counts
+    from neurotally.analysis.lape import lape as select_neurons
+    from neurotally.analysis.lape_report import lape_document, lape_table
+
+    counts = read_counts(store)
+    selection = select_neurons(
+        counts.active_CLF, counts.tokens_C, counts.corpora, quantile=quantile, select=select,
+        per_corpus=per_corpus, top_rate=top_rate,
+    )  # fmt: skip
+    _print(lape_document(counts, selection), lape_table(counts, selection), as_json, out)
+
+
 def main() -> None:
     """The `neurotally` command."""
     sys.exit(_main(sys.argv[1:]))
@@ -191,8 +234,11 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
     raise SystemExit(128 + signal.SIGTERM)
 
 
-def _print(document: Any, text: str, as_json: bool) -> None:
-    click.echo(json.dumps(_finite(document), indent=1, allow_nan=False) if as_json else text)
+def _print(document: Any, text: str, as_json: bool, out: Path | None = None) -> None:
+    as_text = json.dumps(_finite(document), allow_nan=False)
+    if out is not None:
+        out.write_text(as_text + "\n", encoding="utf-8")
+    click.echo(as_text if as_json else text)
 
 
 def _finite(value: Any) -> Any:

@@ -18,6 +18,8 @@ from neurotally.profiler import store
 from neurotally.profiler.corpus import check_names
 from neurotally.profiler.errors import InputError, first_line
 
+_EXPECTED = "expected a torch file of {'n': int, 'over_zero': int [layers, neurons]}"
+
 
 def import_counts(path: Path, named_files: Sequence[str]) -> dict[str, tuple[int, int, int]]:
     """Add each NAME=FILE to the store as a corpus of one group. Returns (tokens, layers, neurons) by name."""
@@ -44,18 +46,10 @@ def _read_counts(file: Path) -> tuple[int, np.ndarray]:
         active_LF = np.asarray(over_zero.cpu() if isinstance(over_zero, torch.Tensor) else over_zero)
     except FileNotFoundError as error:
         raise InputError(f"no such file: {file}") from error
-    except (
-        OSError,
-        RuntimeError,
-        pickle.UnpicklingError,
-        KeyError,
-        TypeError,
-        ValueError,
-        EOFError,
-    ) as error:
-        raise InputError(
-            f"{file}: expected a torch file of {{'n': int, 'over_zero': int [layers, neurons]}}: {first_line(error)}"
-        ) from error
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{file}: {_EXPECTED}; it is no torch file, or holds more than tensors and numbers") from error
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError) as error:
+        raise InputError(f"{file}: {_EXPECTED}: {first_line(error)}") from error
     is_count = active_LF.ndim == 2 and np.issubdtype(active_LF.dtype, np.integer) and active_LF.size > 0
     if not is_count or tokens <= 0 or active_LF.min() < 0 or active_LF.max() > tokens:
         raise InputError(f"{file}: 'over_zero' isn't integers [layers, neurons] between 0 and n = {tokens}")

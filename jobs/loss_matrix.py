@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from neurotally.analysis.masks import random_like
 from neurotally.profiler.capture import switched_off
 from neurotally.profiler.loss import document_losses
 from neurotally.profiler.model import LoadedModel
@@ -41,7 +42,6 @@ def loss_matrix(
 ) -> LossMatrix:
     """Evaluate every corpus's tokenised documents with each corpus's neurons off, and with random ones off."""
     corpora = list(documents)
-    rng = np.random.default_rng(seed)
 
     def losses(off: NeuronSet) -> list[float]:
         row = []
@@ -54,25 +54,18 @@ def loss_matrix(
     baseline_C = np.array(losses(()))
     change_CC = np.array([losses(neurons[corpus]) for corpus in corpora]) - baseline_C
     random_DCC = np.array(
-        [
-            [losses(matched_random(neurons[corpus], model.facts.num_neurons, rng)) for corpus in corpora]
-            for _ in range(draws)
-        ]
+        [[losses(_random_like(neurons[name], model, seed + draw)) for name in corpora] for draw in range(draws)]
     )
     return LossMatrix(corpora, baseline_C, change_CC, random_DCC - baseline_C)
 
 
-def num_evaluations(num_corpora: int, draws: int) -> int:
+def count_evaluations(num_corpora: int, draws: int) -> int:
     """How often `loss_matrix` evaluates a corpus."""
     return num_corpora * (1 + num_corpora * (1 + draws))
 
 
-def matched_random(neurons: NeuronSet, num_neurons: int, rng: np.random.Generator) -> NeuronSet:
-    """As many random neurons in each layer, none of the set itself."""
-    drawn: list[tuple[int, int]] = []
-    for layer, indices in by_layer(neurons).items():
-        others = np.setdiff1d(np.arange(num_neurons), indices)
-        drawn += [(layer, int(neuron)) for neuron in rng.choice(others, min(len(indices), len(others)), replace=False)]
+def _random_like(neurons: NeuronSet, model: LoadedModel, seed: int) -> NeuronSet:
+    drawn: NeuronSet = random_like(np.array(neurons, np.int64).reshape(-1, 2), model.facts.num_neurons, seed).tolist()
     return drawn
 
 

@@ -89,6 +89,7 @@ def load_model(spec: str, device: str = "auto", dtype: str = "auto", trust_remot
     from transformers import AutoConfig, AutoModelForCausalLM
 
     model_id, revision = split_revision(spec)
+    _check_folder(model_id)
     device_type = resolve_device(device)
     with _quiet_transformers():
         common = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -211,10 +212,22 @@ def fingerprint_tokenizer(tokenizer: Any) -> str:
     return digest.hexdigest()
 
 
+def _check_folder(model_id: str) -> None:
+    """Say plainly what is wrong with a path, before the hub is asked for it."""
+    path = Path(model_id)
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise InputError(f"{model_id} is no model folder: it has no config.json")
+    elif path.exists():
+        raise InputError(f"{model_id} is a file, expected a model folder or a hub id")
+    elif path.is_absolute() or model_id.startswith(".") or model_id.count("/") > 1:
+        raise InputError(f"no such model folder: {model_id}")
+
+
 def _try_load(model_id: str, what: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
-    except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
+    except Exception as error:  # each of the libraries below raises its own kinds, of no common base
         if os.path.isdir(model_id):
             reason = first_line(error)
         else:

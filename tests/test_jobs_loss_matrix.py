@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from neurotally.jobs.loss_matrix import by_layer, loss_matrix, matched_random
+from neurotally.jobs.loss_matrix import loss_matrix
 from neurotally.profiler.loss import document_losses
 from neurotally.profiler.model import LoadedModel, load_model
 
@@ -61,10 +61,3 @@ def test_the_matrix_is_what_edited_weights_give(
             assert matrix.change_CC[row, column] == pytest.approx(expected, abs=1e-5)
     assert matrix.random_DCC.shape == (2, 2, 2)
     assert not np.array_equal(matrix.random_DCC[0], matrix.random_DCC[1])
-
-
-def test_random_neurons_match_the_layers_and_avoid_the_set() -> None:
-    neurons = [(0, 1), (0, 2), (3, 5)]
-    drawn = matched_random(neurons, 10, np.random.default_rng(0))
-    assert {layer: len(indices) for layer, indices in by_layer(drawn).items()} == {0: 2, 3: 1}
-    assert not set(drawn) & set(neurons)

@@ -1,0 +1,264 @@
+"""The command line: exit statuses, one-line errors, and that bad input loses nothing."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import torch
+
+from neurotally.jobs.cli import _main, cli
+from neurotally.profiler import store
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = _main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def refused(result: tuple[int, str, str], message: str) -> None:
+    code, out, err = result
+    lines = [line for line in err.splitlines() if not line.startswith("loading ")]
+    assert code == 2
+    assert out == ""
+    assert len(lines) == 1
+    assert lines[0].startswith("neurotally: ")
+    assert message in lines[0]
+
+
+@pytest.fixture
+def profiled(run: Run, model_folder: Path, make_corpora: Any, tmp_path: Path) -> tuple[Path, Path]:
+    corpora = make_corpora({"python": 12, "c++": 8})
+    assert run("profile", model_folder, tmp_path / "s", "--corpora", corpora, "--row-tokens", 64)[0] == 0
+    return tmp_path / "s", corpora
+
+
+def test_every_command_has_an_example_and_is_in_the_readme() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    for name, command in cli.commands.items():
+        assert "Example:" in (command.help or ""), name
+        assert f"neurotally {name}" in readme, name
+        assert len(command.params) <= 19, name
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                assert parameter.opts[0].startswith("--")
+
+
+def test_profile_status_and_lape(run: Run, profiled: tuple[Path, Path], tmp_path: Path) -> None:
+    path, _ = profiled
+    code, out, _ = run("status", path, "--json")
+    document = json.loads(out)
+    assert (code, document["state"]) == (0, "complete")
+    assert document["corpora"]["python"]["documents_done"] == 12
+    assert set(document["corpora"]["c++"]) == {
+        "units", "units_done", "documents", "documents_done", "skipped", "tokens",
+    }  # fmt: skip
+    code, out, _ = run("lape", path, "--per-corpus", 5, "--out", tmp_path / "lape.json", "--json")
+    assert code == 0
+    assert json.loads(out) == json.loads((tmp_path / "lape.json").read_text())
+    document = json.loads(out)
+    assert document["model"]["fingerprint"] == store.store_attributes(path)["model"]["fingerprint"]
+    assert document["corpora"] == ["c++", "python"]
+    assert set(document) >= {"schema", "select", "quantile", "bar", "per_corpus", "specific", "exclusive"}
+    for text in (run("lape", path)[1], run("status", path)[1]):
+        assert "python" in text
+
+
+def test_a_finished_store_says_so(run: Run, profiled: tuple[Path, Path], model_folder: Path) -> None:
+    code, out, _ = run("profile", model_folder, profiled[0], "--corpora", profiled[1], "--row-tokens", 64)
+    assert code == 0
+    assert "is complete" in out
+
+
+def test_json_has_no_nan(run: Run, model_folder: Path, make_corpora: Any, tmp_path: Path) -> None:
+    corpora = make_corpora({"python": 3})
+    (corpora / "python" / "0" / "empty.py").touch()
+    _, out, _ = run("profile", model_folder, tmp_path / "s", "--corpora", corpora, "--json")
+    report = json.loads(out, parse_constant=pytest.fail)
+    assert report["corpora"]["python"]["skipped"] == {"empty": 1}
+    assert 0 < report["model_share"] <= 1
+
+
+def broken_model(folder: Path, source: Path, kind: str) -> Path:
+    from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
+
+    shutil.copytree(source, folder)
+    if kind == "no tokenizer":
+        for file in folder.glob("tokenizer*"):
+            file.unlink()
+    elif kind == "no config":
+        (folder / "config.json").unlink()
+    elif kind == "cut off weights":
+        weights = folder / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif kind == "small vocabulary":
+        config = json.loads((folder / "config.json").read_text())
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        LlamaForCausalLM(LlamaConfig(**{**config, "vocab_size": 500})).save_pretrained(folder)
+    elif kind == "encoder":
+        config = BertConfig(vocab_size=600, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+        BertForMaskedLM(config).save_pretrained(folder)
+    elif kind == "encoder-decoder":
+        T5ForConditionalGeneration(T5Config(vocab_size=600, d_model=32, d_ff=64, num_layers=2)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("no tokenizer", "has no tokenizer"),
+        ("no config", "has no config.json"),
+        ("cut off weights", "can't load the model of"),
+        ("small vocabulary", "the tokenizer gives ids up to 599, the model's vocabulary has 500"),
+        ("encoder", "is no causal language model"),
+        ("encoder-decoder", "is an encoder-decoder"),
+    ],
+)
+def test_models_that_are_refused(
+    run: Run, kind: str, message: str, model_folder: Path, make_corpora: Any, tmp_path: Path
+) -> None:
+    folder = broken_model(tmp_path / "broken", model_folder, kind)
+    corpora = make_corpora({"python": 3})
+    refused(run("profile", folder, tmp_path / "s", "--corpora", corpora), message)
+    assert not (tmp_path / "s" / "zarr.json").exists()
+
+
+def test_a_model_is_refused_by_ray_workers_too(run: Run, model_folder: Path, make_corpora: Any, tmp_path: Path) -> None:
+    folder = broken_model(tmp_path / "broken", model_folder, "no tokenizer")
+    result = run("profile", folder, tmp_path / "s", "--corpora", make_corpora({"python": 3}), "--workers", 2)
+    refused(result, "has no tokenizer")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--corpora", "{here}/nothing"], "no such folder"),
+        (["--corpora", "{here}/empty"], "expected one subfolder a corpus, found none"),
+        (["--corpora", "{here}/of_empty"], "is empty: no documents"),
+        (["--corpus", "a={here}/nothing"], "no such corpus"),
+        (["--corpus", "nonsense"], "expected NAME=SOURCE"),
+        (["--corpus", "GO={here}", "--corpus", "go={here}"], "differ only in case"),
+        ([], "no corpus"),
+        (["--workers", "0"], "--workers"),
+        (["--layout", "rows"], "--layout"),
+    ],
+)
+def test_input_that_is_refused(run: Run, options: list[str], message: str, model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "of_empty" / "python").mkdir(parents=True)
+    options = [option.format(here=tmp_path) for option in options]
+    refused(run("profile", model_folder, tmp_path / "s", *options), message)
+
+
+def test_stores_that_are_refused(
+    run: Run, profiled: tuple[Path, Path], model_folder: Path, other_model_folder: Path, tmp_path: Path
+) -> None:
+    path, corpora = profiled
+    again = ["--corpora", corpora, "--row-tokens", 64]
+    refused(run("profile", other_model_folder, path, *again), "another model: fingerprint is")
+    refused(run("profile", model_folder, path, *again, "--groups", 4), "another config: groups is 4, the store has 10")
+    (tmp_path / "file").touch()
+    refused(run("profile", model_folder, tmp_path / "file", *again), "is a file")
+    refused(run("profile", model_folder, corpora, *again), "a folder with other things in it")
+    refused(run("lape", tmp_path / "nothing"), "no store")
+    refused(run("lape", corpora), "no store")
+    assert run("lape", path)[0] == 0
+
+
+def test_a_store_cut_off_in_the_middle_of_a_write(run: Run, profiled: tuple[Path, Path]) -> None:
+    path, _ = profiled
+    chunk = next((path / "corpora" / "python" / "active" / "c").rglob("0"), None)
+    while chunk is not None and chunk.is_dir():
+        chunk = chunk / "0"
+    assert chunk is not None
+    whole = chunk.read_bytes()
+    chunk.write_bytes(whole[: len(whole) // 2])
+    refused(run("lape", path), "can't be read")
+    chunk.unlink()
+    refused(run("lape", path), "it was cut off")
+    root = path / "zarr.json"
+    root.write_text(root.read_text()[:100])
+    for command in ("lape", "status"):
+        refused(run(command, path), "was cut off")
+
+
+def test_lape_needs_two_corpora_and_names_the_unfinished(
+    run: Run, model_folder: Path, make_corpora: Any, tmp_path: Path
+) -> None:
+    run("profile", model_folder, tmp_path / "s", "--corpora", make_corpora({"python": 3}))
+    (tmp_path / "s" / ".run" / "corpora" / "go").mkdir(parents=True)
+    refused(run("lape", tmp_path / "s"), "go is left out: unfinished")
+
+
+def test_a_full_disk_loses_nothing(run: Run, model_folder: Path, make_corpora: Any, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a small tmpfs needs root")
+    try:
+        corpora = make_corpora({"a": 3, "b": 150})
+        options = ["--corpora", corpora, "--row-tokens", 64]
+        refused(run("profile", model_folder, disk / "s", *options), "the disk is full")
+        assert store.committed_corpora(disk / "s") == ["a"]
+        subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
+        assert run("profile", model_folder, disk / "s", *options)[0] == 0
+        run("profile", model_folder, tmp_path / "s", *options)
+        for corpus in ("a", "b"):
+            here, there = (store.read_corpus(path, corpus, ["active"]) for path in (disk / "s", tmp_path / "s"))
+            assert (here["active"] == there["active"]).all()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_import_and_lape(run: Run, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    expected = {}
+    for name in ("en", "zh"):
+        over_zero = torch.randint(0, 1000, (3, 50), dtype=torch.int32, generator=generator)
+        torch.save({"n": 1000, "over_zero": over_zero}, tmp_path / name)
+        expected[name] = over_zero.numpy()
+    code, out, _ = run("import", tmp_path / "s", f"en={tmp_path}/en", f"zh={tmp_path}/zh")
+    assert code == 0
+    assert "en: 1,000 tokens, 3 layers x 50 neurons" in out
+    for name, counts in expected.items():
+        arrays = store.read_corpus(tmp_path / "s", name)
+        assert set(arrays) == {"tokens", "active"}
+        assert (arrays["active"][0] == counts).all()
+    document = json.loads(run("lape", tmp_path / "s", "--json")[1])
+    assert document["model"] is None
+    refused(run("import", tmp_path / "s", f"en={tmp_path}/en"), "never changes")
+
+
+def test_an_import_runs_no_code(run: Run, tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    torch.save({"n": 1, "over_zero": Evil()}, tmp_path / "evil")
+    refused(run("import", tmp_path / "s", f"en={tmp_path}/evil"), "holds more than tensors and numbers")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "document",
+    [{"n": 5}, {"n": 5, "over_zero": torch.ones(3)}, {"n": 5, "over_zero": torch.full((2, 3), 6)}, [1, 2]],
+    ids=["missing", "not counts", "more than tokens", "a list"],
+)
+def test_imports_that_are_refused(run: Run, document: Any, tmp_path: Path) -> None:
+    torch.save(document, tmp_path / "f")
+    refused(run("import", tmp_path / "s", f"en={tmp_path}/f"), str(tmp_path / "f"))
