@@ -289,7 +289,7 @@ def _engine(request: ProfileRequest) -> Engine:
         return InProcessEngine(request.model)
     from neurotally.jobs.ray_engine import RayEngine
 
-    return RayEngine(request.model, max(1, workers or 1), request.address)
+    return RayEngine(request.model, max(1, workers or 1), request.store / RUN_FOLDER / "ray", request.address)
 
 
 def _open_store(request: ProfileRequest, facts: ModelFacts, report: RunReport) -> PassConfig:

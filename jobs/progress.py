@@ -26,7 +26,7 @@ class Progress:
 
     def __init__(self, quiet: bool = False):
         self._quiet = quiet
-        self._on_terminal = sys.stderr.isatty() and not quiet
+        self.on_terminal = sys.stderr.isatty() and not quiet
         self._bar: tqdm | None = None
 
     def note(self, text: str) -> None:
@@ -37,7 +37,7 @@ class Progress:
     @contextlib.contextmanager
     def listing(self, num_corpora: int) -> Iterator[Callable[[str], None]]:
         """While corpora are listed; call with each name when it is done."""
-        with tqdm(total=num_corpora, desc="listing", unit="corpus", leave=False, disable=not self._on_terminal) as bar:
+        with tqdm(total=num_corpora, desc="listing", unit="corpus", leave=False, disable=not self.on_terminal) as bar:
 
             def listed(name: str) -> None:
                 bar.set_postfix_str(name)
@@ -64,7 +64,7 @@ class Progress:
         before = sum(ledger.bytes_done for ledger in ledgers.values())
         self._bar = tqdm(
             total=before + self._bytes_left, initial=before, desc="profiling", unit="B", unit_scale=True,
-            disable=not self._on_terminal, dynamic_ncols=True,
+            disable=not self.on_terminal, dynamic_ncols=True,
         )  # fmt: skip
         try:
             self._write()
@@ -89,7 +89,7 @@ class Progress:
         if now - self._file_at >= _FILE_EVERY_S:
             self._write()
             self._file_at = now
-        if not self._on_terminal and now - self._line_at >= _LINE_EVERY_S:
+        if not self.on_terminal and now - self._line_at >= _LINE_EVERY_S:
             self._line_at = now
             self.note(
                 f"{name}: unit {ledger.units_done}/{len(ledger.units)}, {self._tokens_per_s:,.0f} tokens/s, "

@@ -5,14 +5,18 @@ replaced and its units run again; a unit under suspicion runs alone on its worke
 known.
 """
 
+import contextlib
 import logging
 import os
 import threading
+import uuid
 from collections import Counter, deque
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError, WorkerCrashedError
 
@@ -24,6 +28,8 @@ from neurotally.profiler.model import ModelFacts, load_model, resolve_device
 _IN_FLIGHT = 2
 """Tasks a worker holds: one is computed while the next is read and tokenised."""
 _START_TIMEOUT_S = 1800.0
+_SESSION_VARIABLE = "NEUROTALLY_RAY_SESSION"
+"""Set in the environment of a Ray that we start; its processes inherit it."""
 _DEAD = (RayActorError, WorkerCrashedError)
 
 
@@ -63,9 +69,13 @@ class _Actor:
 
 
 class RayEngine:
-    """`num_workers` actors on this machine, or on the cluster at `address`."""
+    """`num_workers` actors on this machine, or on the cluster at `address`.
 
-    def __init__(self, model: ModelConfig, num_workers: int, address: str | None = None):
+    `session_file` remembers a Ray that we started on this machine while it runs: what a killed run left of it
+    is ended by the next.
+    """
+
+    def __init__(self, model: ModelConfig, num_workers: int, session_file: Path, address: str | None = None):
         self.num_workers = num_workers
         self._model = model
         self._device = resolve_device(model.device) if address is None else model.device
@@ -77,7 +87,8 @@ class RayEngine:
         self._failures: Counter[str] = Counter()
         self._crashes: Counter[str] = Counter()
         self._put_bar: tuple[np.ndarray | None, Any] = (None, None)
-        _connect(address)
+        self._session_file = session_file
+        _connect(address, session_file)
         self._cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
 
     def start(self) -> ModelFacts:
@@ -136,6 +147,7 @@ class RayEngine:
             ray.kill(actor.handle)
         self._actors = []
         ray.shutdown()
+        self._session_file.unlink(missing_ok=True)
 
     def _new_handle(self) -> Any:
         cores = self._cores / self.num_workers
@@ -190,17 +202,32 @@ def task_key(task: Task) -> str:
     return f"{task.corpus}/{task.index}"
 
 
-def _connect(address: str | None) -> None:
+def _connect(address: str | None, session_file: Path) -> None:
+    _end_leftovers(session_file)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
         if address is None:
+            os.environ[_SESSION_VARIABLE] = uuid.uuid4().hex
+            session_file.write_text(os.environ[_SESSION_VARIABLE])
             ray.init(address="local", num_cpus=os.cpu_count(), include_dashboard=False, **quiet)
         else:
             ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(f"can't connect to Ray at {address or 'this machine'}: {first_line(error)}") from error
+
+
+def _end_leftovers(session_file: Path) -> None:
+    """End the processes of a Ray whose driver was killed: its workers go by themselves, some of its agents don't."""
+    if not session_file.exists():
+        return
+    session = session_file.read_text()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(_SESSION_VARIABLE) == session and process.pid != os.getpid():
+                process.kill()
+    session_file.unlink()
 
 
 def _get(reference: Any) -> Any:

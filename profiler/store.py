@@ -89,7 +89,9 @@ def store_attributes(path: Path) -> dict[str, Any]:
 def committed_corpora(path: Path) -> list[str]:
     """The names of the corpora that are complete, in name order."""
     nodes = _root(path)["consolidated_metadata"]["metadata"]
-    return sorted(node.removeprefix("corpora/") for node in nodes if node.count("/") == 1)
+    return sorted(
+        node.removeprefix("corpora/") for node in nodes if node.startswith("corpora/") and node.count("/") == 1
+    )
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> None:

@@ -1,0 +1,140 @@
+"""Check a real profile against plain hooks, one document at a time, and against itself however it ran.
+
+    python tests/bench/check_profile.py MODEL CORPORA [--max-files N] [--dtype float32|bfloat16] [--layout concat]
+
+Profiles CORPORA (a folder of one subfolder a corpus) with 1, 2 and 3 workers, and once killed with -9 twice and
+resumed; compares every array of the four stores to the bit; then counts the same documents with plain forward
+hooks and prints the differences, one JSON line last.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import AutoTokenizer
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from reference import HookCount, corpus_order, everything, top
+
+from neurotally.profiler import store
+
+KILL_AT_S = (18.0, 24.0)
+"""Seconds after which the driver, its workers and Ray are killed: the first two tries of the killed run."""
+CHECKPOINT_S = 1.0
+
+
+def main() -> None:
+    """Run all checks and print what was found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("corpora", type=Path)
+    parser.add_argument("--max-files", type=int, default=150)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--layout", choices=["documents", "concat"], default="documents")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder, name) for name in ("1", "2", "3", "killed")]
+        for workers, path in zip((1, 2, 3), paths, strict=False):
+            start(arguments, path, workers).wait()
+        for seconds in KILL_AT_S:
+            process = start(arguments, paths[3], 2)
+            time.sleep(seconds)
+            print(
+                f"killed after {seconds} s: was {'running' if process.poll() is None else 'finished'}", file=sys.stderr
+            )
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        start(arguments, paths[3], 2).wait()
+        stores = [everything(path) for path in paths]
+        equal = {path.name: stored == stores[0] for path, stored in zip(paths, stores, strict=True)}
+        found = {"stores_equal_to_the_bit": equal, "arrays": len(stores[0]), "corpora": {}}
+        for corpus in store.committed_corpora(paths[0]):
+            found["corpora"][corpus] = compare(arguments, paths[0], corpus)
+    print(json.dumps(found))
+
+
+def start(arguments: argparse.Namespace, path: Path, workers: int) -> subprocess.Popen:
+    """Start a profile in a session of its own."""
+    code = f"import neurotally.jobs.profile as p; p.CHECKPOINT_EVERY_S = {CHECKPOINT_S}; "
+    code += "from neurotally.jobs.cli import main; main()"
+    command = [sys.executable, "-c", code, "profile", arguments.model, path, "--corpora", arguments.corpora]
+    command += ["--max-files", arguments.max_files, "--dtype", arguments.dtype, "--layout", arguments.layout]
+    return subprocess.Popen([*map(str, command), "--workers", str(workers)], start_new_session=True)
+
+
+def compare(arguments: argparse.Namespace, path: Path, corpus: str) -> dict[str, float]:
+    """The largest differences between a corpus of the store and the hooks' count."""
+    arrays = store.read_corpus(path, corpus)
+    row_tokens = store.store_attributes(path)["config"]["row_tokens"]
+    count = HookCount(arguments.model, getattr(torch, arguments.dtype))
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    files = corpus_order(arguments.corpora / corpus)[: arguments.max_files]
+    shape = arrays["coefficient_sum"].shape
+    num_neurons, k = shape[0] * shape[1], arrays["trigger_value"].shape[-1]
+    maxima = np.zeros((len(files), num_neurons), np.float32)
+    positions = np.zeros((len(files), num_neurons), np.int64)
+    for row in tqdm(list(rows(arrays, files, tokenizer, row_tokens, arguments.layout)), desc=f"hooks: {corpus}"):
+        coefficient = count.row([token for token, _, _ in row]).astype(np.float32)
+        coefficient[:, [token in tokenizer.all_special_ids for token, _, _ in row]] = -1
+        flat = coefficient.transpose(0, 2, 1).reshape(num_neurons, -1)
+        column = flat.argmax(1) if arguments.layout == "concat" else None
+        for number in {number for _, number, _ in row}:
+            of_document = np.array([n == number for _, n, _ in row])
+            best = np.where(of_document, flat, -1).argmax(1) if column is None else column
+            value = np.where(of_document[best], flat[np.arange(num_neurons), best], 0)
+            better = value > maxima[number]
+            maxima[number][better] = value[better]
+            positions[number][better] = np.array([position for _, _, position in row])[best][better]
+    same = 0
+    for neuron in range(num_neurons):
+        expected = top([(float(maxima[n, neuron]), n, int(positions[n, neuron])) for n in range(len(files))], k)
+        documents = arrays["trigger_document"].reshape(num_neurons, k)[neuron, : len(expected)]
+        places = arrays["trigger_position"].reshape(num_neurons, k)[neuron, : len(expected)]
+        same += [(c[1], c[2]) for c in expected] == list(zip(documents.tolist(), places.tolist(), strict=True))
+    differences = [np.abs(arrays[n] - e) for n, e in zip(SUMS, count.sums, strict=True)]
+    scales = (count.absolute_activation, count.absolute, count.sums[2])
+    cells = count.active.size * count.tokens
+    return {
+        "tokens": int(arrays["tokens"].sum()),
+        "tokens_by_hooks": count.tokens,
+        "active": int(arrays["active"].sum()),
+        "flips_per_million_counts": 1e6
+        * float(np.abs(arrays["active"].sum(0).astype(int) - count.active).sum())
+        / cells,
+        "largest_difference_of_sums_over_sum_of_absolutes": max(
+            float((difference / scale).max()) for difference, scale in zip(differences, scales, strict=True)
+        ),
+        "neurons": num_neurons,
+        "neurons_with_equal_triggers": same,
+    }
+
+
+SUMS = ("activation_sum", "coefficient_sum", "coefficient_sum_squares")
+
+
+def rows(arrays: store.Arrays, files: list[Path], tokenizer: object, row_tokens: int, layout: str) -> list[list]:
+    """The rows that the layout asks for, each a list of (token, document, position)."""
+    made = []
+    places: list[list] = [[] for _ in range(len(arrays["unit_tokens"]) if layout == "concat" else len(files))]
+    for number, path in enumerate(files):
+        if arrays["document_status"][number]:
+            continue
+        ids = tokenizer(path.read_bytes().decode())["input_ids"]  # type: ignore[operator]
+        run = int(arrays["document_unit"][number]) if layout == "concat" else number
+        places[run] += [(token, number, position) for position, token in enumerate(ids)]
+    for run_places in places:
+        made += [run_places[first : first + row_tokens] for first in range(0, len(run_places), row_tokens)]
+    return made
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Independent references, written from the formulas with plain forward hooks and plain Python."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from neurotally.profiler import store
+
+
+def everything(path: Path) -> dict[str, bytes]:
+    """Every array of every corpus, as bytes."""
+    return {
+        f"{corpus}/{name}": array.tobytes() if array.dtype.kind not in "TO" else repr(array.tolist()).encode()
+        for corpus in store.committed_corpora(path)
+        for name, array in store.read_corpus(path, corpus).items()
+    }
+
+
+class HookCount:
+    """Counts of a Llama made with plain forward hooks, row by row as given. Written from the formulas alone."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype):
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        self.layers = self.model.model.layers
+        self.activations: list[torch.Tensor] = []
+        self.coefficients: list[torch.Tensor] = []
+        for layer in self.layers:
+            layer.mlp.act_fn.register_forward_hook(lambda _m, _a, out: self.activations.append(out[0].double()))
+            layer.mlp.down_proj.register_forward_pre_hook(
+                lambda _m, args: self.coefficients.append(args[0][0].double())
+            )
+        shape = (len(self.layers), self.model.config.intermediate_size)
+        self.tokens = 0
+        self.active = np.zeros(shape, np.int64)
+        self.sums = np.zeros((3, *shape))
+        self.absolute = np.zeros(shape)
+        self.absolute_activation = np.zeros(shape)
+        self.largest = np.full(shape, -np.inf)
+        self.smallest = np.full(shape, np.inf)
+
+    def row(self, ids: list[int]) -> np.ndarray:
+        """Count one row; returns its coefficients [L, T, F]."""
+        self.activations.clear()
+        self.coefficients.clear()
+        with torch.no_grad():
+            self.model.model(torch.tensor([ids]), use_cache=False)
+        activation, coefficient = torch.stack(self.activations).numpy(), torch.stack(self.coefficients).numpy()
+        self.tokens += len(ids)
+        self.active += (activation > 0).sum(1)
+        self.sums += np.stack([activation.sum(1), coefficient.sum(1), (coefficient**2).sum(1)])
+        self.absolute += np.abs(coefficient).sum(1)
+        self.absolute_activation += np.abs(activation).sum(1)
+        self.largest = np.maximum(self.largest, coefficient.max(1))
+        self.smallest = np.minimum(self.smallest, coefficient.min(1))
+        return coefficient
+
+
+def corpus_order(folder: Path) -> list[Path]:
+    """The design's order: by the SHA-256 of the relative POSIX path."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return sorted(files, key=lambda path: hashlib.sha256(path.relative_to(folder).as_posix().encode()).digest())
+
+
+def top(candidates: list[tuple[float, int, int]], k: int) -> list[tuple[float, int, int]]:
+    return sorted([c for c in candidates if c[0] > 0], key=lambda c: -c[0])[:k]  # stable: corpus order on ties
+
+
+def check_sums(arrays: store.Arrays, count: HookCount, relative: float) -> None:
+    names = ("activation_sum", "coefficient_sum", "coefficient_sum_squares")
+    for name, expected in zip(names, count.sums, strict=True):
+        assert (np.abs(arrays[name] - expected) <= relative * (np.abs(expected) + count.absolute)).all(), name
+    np.testing.assert_allclose(arrays["coefficient_max"], count.largest, rtol=10 * relative)
+    np.testing.assert_allclose(arrays["coefficient_min"], count.smallest, rtol=10 * relative)

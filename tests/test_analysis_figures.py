@@ -1,0 +1,91 @@
+"""The pictures say what the numbers say, at every size they are made for."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from neurotally.analysis.figures import draw_layers, draw_matrix, save_figure
+
+NAMES = ["C#", "C++", "c", "$cuda_1$", "english", "a name that is much longer than its panel", *"ghijklm"]
+
+
+def neurons(seed: int, num_layers: int, number: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return np.stack([rng.integers(0, num_layers, number), rng.integers(0, 1000, number)], axis=1)
+
+
+def all_text(figure: Any) -> str:
+    from matplotlib.text import Text
+
+    return "\n".join(text.get_text() for text in figure.findobj(Text) if text.get_visible())
+
+
+def check_png(path: Path) -> None:
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = (int.from_bytes(data[start : start + 4], "big") for start in (16, 20))
+    assert width > 600
+    assert height > 400
+
+
+@pytest.mark.parametrize(("num_corpora", "num_layers"), [(1, 1), (2, 4), (5, 6), (13, 80)])
+def test_layers(tmp_path: Path, num_corpora: int, num_layers: int) -> None:
+    specific = {name: neurons(seed, num_layers, 40) for seed, name in enumerate(NAMES[:num_corpora])}
+    exclusive = {name: neurons_n2[::3] for name, neurons_n2 in specific.items()}
+    figure = draw_layers(specific, exclusive, num_layers, title="Where they sit")
+    panels: list[Any] = [panel for panel in figure.axes if panel.get_visible()]
+    assert len(panels) == num_corpora
+    for panel, name in zip(panels, specific, strict=True):
+        outer, inner = (patch.get_data().values for patch in panel.patches)
+        assert outer.tolist() == np.bincount(specific[name][:, 0], minlength=num_layers).tolist()
+        assert inner.tolist() == np.bincount(exclusive[name][:, 0], minlength=num_layers).tolist()
+    text = all_text(figure)
+    for part in ("Where they sit", "layer, from the input", "neurons in the layer", "specific", "exclusive", "40 / 14"):
+        assert part in text
+    save_figure(figure, tmp_path / "layers.png")
+    check_png(tmp_path / "layers.png")
+
+
+def test_layers_of_a_json_document_with_an_empty_corpus(tmp_path: Path) -> None:
+    figure = draw_layers({"go": [[0, 5], [1, 6]], "html": []}, {"go": [[1, 6]], "html": []}, 2)
+    assert "no neuron\npasses the bar" in all_text(figure)
+    save_figure(figure, tmp_path / "layers.svg")
+    assert b"<svg" in (tmp_path / "layers.svg").read_bytes()
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 13])
+def test_matrix(tmp_path: Path, size: int) -> None:
+    rng = np.random.default_rng(0)
+    value_RC = rng.normal(size=(size, size)).clip(-2, 2)
+    value_RC[0, 0] = -1.5
+    figure = draw_matrix(value_RC, NAMES[:size], NAMES[:size], title="Loss", unit="nats per token")
+    axes = figure.axes[0]
+    shown = {text.get_position(): text.get_text() for text in axes.texts}
+    for (row, column), value in np.ndenumerate(value_RC):
+        assert float(shown[column, row].replace("−", "-")) == pytest.approx(value, abs=0.006)
+        assert re.match("[+−]", shown[column, row])
+    low, high = axes.images[0].get_clim()
+    assert -low == high == np.abs(value_RC).max()
+    assert len([patch for patch in axes.patches if patch.get_visible()]) == size  # the frames of the diagonal
+    assert "nats per token" in all_text(figure)
+    save_figure(figure, tmp_path / "matrix.png")
+    check_png(tmp_path / "matrix.png")
+
+
+@pytest.mark.parametrize(
+    ("largest", "shown"),
+    [(0.0, "+0.00"), (0.00312, "+0.00312"), (0.25, "+0.250"), (3.0, "+3.00"), (25.0, "+25.0"), (1234.0, "+1234")],
+)
+def test_cells_have_three_digits(largest: float, shown: str) -> None:
+    figure = draw_matrix([[largest, 0.0]], ["a"], ["a", "b"], title="", unit="")
+    assert figure.axes[0].texts[0].get_text() == shown
+
+
+def test_matrix_with_nothing_measured_in_a_cell(tmp_path: Path) -> None:
+    figure = draw_matrix([[1.0, None], [np.nan, -3.0]], ["a", "b"], ["b", "z"], title="", unit="")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["+1.00", "n/a", "n/a", "−3.00"]
+    save_figure(figure, tmp_path / "matrix.png")
+    draw_matrix(np.full((2, 2), np.nan), ["a", "b"], ["a", "b"], title="", unit="")
