@@ -22,10 +22,10 @@ from neurotally.analysis.lape import layer_counts
 Neurons = np.ndarray | Sequence[Sequence[int]]
 """[n, 2] of (layer, neuron), as an array or as it stands in a JSON document."""
 
-_SPECIFIC = "#92c5de"
-_EXCLUSIVE = "#d95f02"
-_INK = "#222222"
-_GREY = "#666666"
+SPECIFIC = "#92c5de"
+EXCLUSIVE = "#d95f02"
+INK = "#222222"
+GREY = "#666666"
 _LONGEST_NAME = 22
 _DPI = 160
 
@@ -40,24 +40,14 @@ def draw_layers(
 
     All panels have the same axes. Made for 2 to 13 corpora and 4 to 80 layers; the figure grows with the corpora.
     """
-    num_columns = min(4, math.ceil(math.sqrt(len(specific))))
-    num_rows = math.ceil(len(specific) / num_columns)
-    layout = ConstrainedLayoutEngine(wspace=0.04, hspace=0.04)
-    figure = Figure(figsize=(max(7.0, 1.0 + 3.1 * num_columns), 1.3 + 2.0 * num_rows), layout=layout)
-    panels = figure.subplots(num_rows, num_columns, sharex=True, sharey=True, squeeze=False).ravel()
+    figure, panels = panel_grid(len(specific))
     handles: list[Any] = []
-    for panel, name in zip(panels, specific, strict=False):
+    for panel, name in zip(panels, specific, strict=True):
         handles = _draw_panel(panel, name, specific[name], exclusive[name], num_layers)
-    for panel in panels[len(specific) :]:
-        panel.set_visible(False)
-    for panel in panels[max(0, len(specific) - num_columns) : len(specific)]:
-        panel.tick_params(labelbottom=True)  # the last panel of a column may have a hidden one below it
     panels[0].set_ylim(bottom=0)
-    figure.supxlabel("layer, from the input to the output", fontsize=10, color=_INK)
-    figure.supylabel("neurons in the layer", fontsize=10, color=_INK)
-    legend = figure.legend(handles=handles, title=title, title_fontsize=13, alignment="left", fontsize=9,
-                           loc="outside upper left", ncols=2, frameon=False, borderpad=0.2)  # fmt: skip
-    legend.get_title().set(color=_INK, parse_math=False)
+    figure.supxlabel("layer, from the input to the output", fontsize=10, color=INK)
+    figure.supylabel("neurons in the layer", fontsize=10, color=INK)
+    head(figure, handles, title, num_columns=2)
     return figure
 
 
@@ -85,14 +75,72 @@ def draw_matrix(
     image = axes.imshow(value_RC, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="none")
     _write_cells(axes, value_RC, image, limit)
     _frame_own(axes, rows, columns)
-    _label_matrix(axes, rows, columns, row_label, column_label)
+    label_matrix(axes, rows, columns, row_label, column_label)
     # 10 characters of the title's size are an inch, and 13 of the unit's.
-    figure.suptitle(textwrap.fill(title, int(10 * width)), fontsize=12, color=_INK, parse_math=False)
+    figure.suptitle(textwrap.fill(title, int(10 * width)), fontsize=12, color=INK, parse_math=False)
     bar = figure.colorbar(image, ax=axes, pad=0.02)
-    bar.set_label(textwrap.fill(unit, int(13 * (height - 1.4))), fontsize=9, color=_INK)
+    bar.set_label(textwrap.fill(unit, int(13 * (height - 1.4))), fontsize=9, color=INK)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
     return figure
+
+
+def panel_grid(number: int, share_x: bool = True, share_y: bool = True) -> tuple[Figure, list[Any]]:
+    """A figure of `number` panels, up to four beside each other, that grows with them; all have the same axes."""
+    num_columns = min(4, math.ceil(math.sqrt(number)))
+    num_rows = math.ceil(number / num_columns)
+    layout = ConstrainedLayoutEngine(wspace=0.04, hspace=0.04)
+    figure = Figure(figsize=(max(7.0, 1.0 + 3.1 * num_columns), 1.3 + 2.0 * num_rows), layout=layout)
+    panels = list(figure.subplots(num_rows, num_columns, sharex=share_x, sharey=share_y, squeeze=False).ravel())
+    for panel in panels[number:]:
+        panel.set_visible(False)
+    for panel in panels[max(0, number - num_columns) : number]:
+        panel.tick_params(labelbottom=True)  # the last panel of a column may have a hidden one below it
+    return figure, panels[:number]
+
+
+def head(figure: Figure, handles: Sequence[Any], title: str, num_columns: int) -> None:
+    """The title and the legend, above the panels."""
+    legend = figure.legend(handles=handles, title=title, title_fontsize=13, alignment="left", fontsize=9,
+                           loc="outside upper left", ncols=num_columns, frameon=False, borderpad=0.2)  # fmt: skip
+    legend.get_title().set(color=INK, parse_math=False)
+
+
+def label_matrix(axes: Any, rows: Sequence[str], columns: Sequence[str], row_label: str, column_label: str) -> None:
+    """Names along both axes of a heat map, and white lines between its cells."""
+    longest = max(len(short_name(name)) for name in columns)
+    slant = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if longest > 7 else {}
+    axes.set_xticks(range(len(columns)), [short_name(name) for name in columns], fontsize=9, parse_math=False, **slant)
+    axes.set_yticks(range(len(rows)), [short_name(name) for name in rows], fontsize=9, parse_math=False)
+    axes.set_xlabel(column_label, fontsize=10, color=INK)
+    axes.set_ylabel(row_label, fontsize=10, color=INK)
+    axes.tick_params(length=0)
+    axes.set_xticks(np.arange(len(columns) - 1) + 0.5, minor=True)
+    axes.set_yticks(np.arange(len(rows) - 1) + 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.2)
+    axes.tick_params(which="minor", length=0)
+    axes.spines[:].set_visible(False)
+
+
+def clean_panel(panel: Any) -> None:
+    """The look of every panel: few ticks, a light grid behind, no frame above and to the right."""
+    panel.tick_params(labelsize=8, color=GREY, labelcolor=INK)
+    panel.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    panel.set_axisbelow(True)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.spines[["left", "bottom"]].set_color(GREY)
+
+
+def name_panel(panel: Any, name: str, right: str = "") -> None:
+    """The panel's name to the left, cut to what a few numbers to the right leave of 2.9 inches."""
+    room = min(_LONGEST_NAME, int((2.9 - 0.065 * len(right)) / 0.1))
+    panel.set_title(short_name(name, room), loc="left", fontsize=10, fontweight="bold", color=INK, parse_math=False)
+    panel.set_title(right, loc="right", fontsize=8, color=GREY, parse_math=False)
+
+
+def short_name(name: str, longest: int = _LONGEST_NAME) -> str:
+    """A name that fits its panel or axis."""
+    return name if len(name) <= longest else name[: longest - 1] + "…"
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -106,24 +154,18 @@ def _draw_panel(panel: Any, name: str, specific: Neurons, exclusive: Neurons, nu
     handles = [
         panel.stairs(layer_counts(neurons, num_layers), edges, fill=True, color=color, label=label)
         for neurons, color, label in (
-            (specific, _SPECIFIC, "specific (first number)"),
-            (exclusive, _EXCLUSIVE, "of these, exclusive (second number)"),
+            (specific, SPECIFIC, "specific (first number)"),
+            (exclusive, EXCLUSIVE, "of these, exclusive (second number)"),
         )
     ]
-    panel.set_title(_short(name), loc="left", fontsize=10, fontweight="bold", color=_INK, parse_math=False)
-    if len(specific):
-        panel.set_title(f"{len(specific):,} / {len(exclusive):,}", loc="right", fontsize=8, color=_GREY)
-    else:
+    name_panel(panel, name, f"{len(specific):,} / {len(exclusive):,}" if len(specific) else "")
+    if not len(specific):
         panel.text(0.5, 0.5, "no neuron\npasses the bar", transform=panel.transAxes, ha="center", va="center",
-                   fontsize=9, color=_GREY)  # fmt: skip
+                   fontsize=9, color=GREY)  # fmt: skip
     panel.set_xlim(-0.5, num_layers - 0.5)
     panel.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     panel.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
-    panel.tick_params(labelsize=8, color=_GREY, labelcolor=_INK)
-    panel.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-    panel.set_axisbelow(True)
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.spines[["left", "bottom"]].set_color(_GREY)
+    clean_panel(panel)
     return handles
 
 
@@ -132,10 +174,10 @@ def _write_cells(axes: Any, value_RC: np.ndarray, image: Any, limit: float) -> N
     decimals = min(5, max(0, 2 - math.floor(math.log10(limit)))) if limit < 100 else 0
     for (row, column), value in np.ndenumerate(value_RC):
         text = f"{value:+.{decimals}f}".replace("-", "−") if np.isfinite(value) else "n/a"
-        ink = _INK
+        ink = INK
         if np.isfinite(value):
             red, green, blue, _ = image.cmap(image.norm(value))
-            ink = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else _INK
+            ink = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else INK
         axes.text(column, row, text, ha="center", va="center", fontsize=8.5, color=ink)
 
 
@@ -143,24 +185,5 @@ def _frame_own(axes: Any, rows: Sequence[str], columns: Sequence[str]) -> None:
     for row, name in enumerate(rows):
         if name in columns:
             corner = (columns.index(name) - 0.5, row - 0.5)
-            axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=_INK, linewidth=1.6,
+            axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=INK, linewidth=1.6,
                                      clip_on=False, zorder=3))  # fmt: skip
-
-
-def _label_matrix(axes: Any, rows: Sequence[str], columns: Sequence[str], row_label: str, column_label: str) -> None:
-    longest = max(len(_short(name)) for name in columns)
-    slant = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if longest > 7 else {}
-    axes.set_xticks(range(len(columns)), [_short(name) for name in columns], fontsize=9, parse_math=False, **slant)
-    axes.set_yticks(range(len(rows)), [_short(name) for name in rows], fontsize=9, parse_math=False)
-    axes.set_xlabel(column_label, fontsize=10, color=_INK)
-    axes.set_ylabel(row_label, fontsize=10, color=_INK)
-    axes.tick_params(length=0)
-    axes.set_xticks(np.arange(len(columns) - 1) + 0.5, minor=True)
-    axes.set_yticks(np.arange(len(rows) - 1) + 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=1.2)
-    axes.tick_params(which="minor", length=0)
-    axes.spines[:].set_visible(False)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"

@@ -5,21 +5,17 @@ interrupted; every error is one line. Each command imports what it needs when it
 """
 
 import errno
-import json
-import math
 import os
 import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import click
 
+from neurotally.jobs.output import COUNT, JSON_FLAG, OUT, PATH, show
+from neurotally.jobs.sets import SET_COMMANDS
 from neurotally.profiler.errors import InputError
-
-_PATH = click.Path(path_type=Path)
-_COUNT = click.IntRange(min=1)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -35,16 +31,37 @@ def cli() -> None:
 
 
 @cli.command()
+@click.argument("folder", type=PATH, metavar="[DIR]", default="neurotally-demo")
+@click.option("--workers", type=COUNT, default=2, show_default=True)
+@JSON_FLAG
+def demo(folder: Path, workers: int, as_json: bool) -> None:
+    """The whole way once, on this machine's own source code, in under three minutes. DIR: neurotally-demo.
+
+    Gathers a corpus, trains a small model on it, profiles its neurons, finds each language's neurons, switches
+    them off and draws what that costs.
+
+    \b
+    Example:
+      neurotally demo
+    """
+    from neurotally.jobs.demo import demo as run_demo
+    from neurotally.jobs.progress import Progress
+
+    result = run_demo(folder, workers, Progress())
+    show(result.to_json(), result.text(), as_json)
+
+
+@cli.command()
 @click.argument("model", metavar="MODEL[@REVISION]")
-@click.argument("store", type=_PATH)
-@click.option("--corpora", type=_PATH, metavar="DIR", help="A folder with one subfolder per corpus.")
+@click.argument("store", type=PATH)
+@click.option("--corpora", type=PATH, metavar="DIR", help="A folder with one subfolder per corpus.")
 @click.option(
     "--corpus",
     multiple=True,
     metavar="NAME=SOURCE",
     help="SOURCE: DIR, DIR::GLOB, FILE.jsonl[::COLUMN], FILE.parquet[::COLUMN] or hf:NAME[/CONFIG][::COLUMN].",
 )
-@click.option("--workers", type=_COUNT, help="Default: one per GPU, else 1. More than one run as Ray actors.")
+@click.option("--workers", type=COUNT, help="Default: one per GPU, else 1. More than one run as Ray actors.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option(
     "--dtype",
@@ -53,9 +70,9 @@ def cli() -> None:
     show_default=True,
     help="auto: the checkpoint's on a GPU, float32 on the CPU.",
 )
-@click.option("--max-files", type=_COUNT, metavar="N", help="The first N documents of each corpus, in hash order.")
-@click.option("--row-tokens", type=_COUNT, metavar="T", help="Default: min(2048, the model's original context).")
-@click.option("--document-tokens", type=_COUNT, metavar="N", help="Keep the first N tokens of each document.")
+@click.option("--max-files", type=COUNT, metavar="N", help="The first N documents of each corpus, in hash order.")
+@click.option("--row-tokens", type=COUNT, metavar="T", help="Default: min(2048, the model's original context).")
+@click.option("--document-tokens", type=COUNT, metavar="N", help="Keep the first N tokens of each document.")
 @click.option(
     "--layout",
     type=click.Choice(["documents", "concat"]),
@@ -74,7 +91,7 @@ def cli() -> None:
 )
 @click.option("--address", metavar="RAY", help="Join the Ray cluster at this address (its nodes see the same files).")
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model. Only if you trust it.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@JSON_FLAG
 def profile(
     model: str, store: Path, corpora: Path | None, corpus: tuple[str, ...], workers: int | None, device: str,
     dtype: str, max_files: int | None, row_tokens: int | None, document_tokens: int | None, layout: str,
@@ -99,12 +116,12 @@ def profile(
         layout=layout, triggers=triggers, groups=groups, address=address,
     )  # fmt: skip
     report = run_profile(request, Progress())
-    _print(report.to_json(), report.text(store), as_json)
+    show(report.to_json(), report.text(store), as_json)
 
 
 @cli.command()
-@click.argument("store", type=_PATH)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.argument("store", type=PATH)
+@JSON_FLAG
 def status(store: Path, as_json: bool) -> None:
     """How far a store is, also while a run goes on.
 
@@ -115,11 +132,11 @@ def status(store: Path, as_json: bool) -> None:
     from neurotally.jobs import status as statuses
 
     document = statuses.status(store)
-    _print(document, statuses.status_text(document), as_json)
+    show(document, statuses.status_text(document), as_json)
 
 
 @cli.command(name="import")
-@click.argument("store", type=_PATH)
+@click.argument("store", type=PATH)
 @click.argument("files", nargs=-1, required=True, metavar="NAME=FILE...")
 def import_(store: Path, files: tuple[str, ...]) -> None:
     """Make a store of published counts: torch files with {"n": int, "over_zero": int [layers, neurons]}.
@@ -135,46 +152,40 @@ def import_(store: Path, files: tuple[str, ...]) -> None:
 
 
 @cli.command()
-@click.argument("store", type=_PATH)
+@click.argument("model", required=False)
 @click.option(
-    "--select",
-    type=click.Choice(["balanced", "top"]),
-    default="balanced",
-    show_default=True,
-    help="balanced: as many for each corpus. top: the lowest entropies over all.",
+    "--shape", metavar="NAME|FILE", help="A known shape such as llama-3.1-8b, or a config.json; random weights."
 )
-@click.option("--per-corpus", type=_COUNT, metavar="N", default=400, show_default=True, help="With balanced.")
-@click.option(
-    "--top-rate", type=click.FloatRange(0, 1), default=0.01, show_default=True, help="With top: share of all neurons."
-)
-@click.option(
-    "--quantile",
-    type=click.FloatRange(0, 1),
-    default=0.95,
-    show_default=True,
-    help="The bar: a neuron's activation rate must exceed this quantile of all rates.",
-)
-@click.option("--out", type=_PATH, metavar="FILE.json", help="Write the JSON document there.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def lape(
-    store: Path, select: str, per_corpus: int, top_rate: float, quantile: float, out: Path | None, as_json: bool
+@click.option("--layers", type=COUNT, help="Cut the shape to so many layers.")
+@click.option("--rows", type=COUNT, help="Default: 8 on the CPU, 16 on a GPU.")
+@click.option("--row-tokens", type=COUNT, help="Default: 512 on the CPU, 2048 on a GPU.")
+@click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), default="bfloat16", show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--rounds", type=click.IntRange(min=2), default=30, show_default=True)
+@click.option("--csv", "csv_file", type=PATH, metavar="FILE", help="Add a row per variant to a table.")
+@OUT
+@JSON_FLAG
+def bench(
+    model: str | None, shape: str | None, layers: int | None, rows: int | None, row_tokens: int | None, dtype: str,
+    device: str, rounds: int, csv_file: Path | None, out: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Find the neurons that are specific to each corpus (LAPE, arXiv 2402.16438, as in arXiv 2506.01074).
+    """Measure what the statistics cost, as a ratio to the same model's bare forward pass.
 
     \b
     Example:
-      neurotally lape llama.store --out neurons.json
+      neurotally bench --shape llama-34m
     """
-    from neurotally.analysis.counts import read_counts
-    from neurotally.analysis.lape import lape as select_neurons
-    from neurotally.analysis.lape_report import lape_document, lape_table
+    from neurotally.jobs import bench as benches
 
-    counts = read_counts(store)
-    selection = select_neurons(
-        counts.active_CLF, counts.tokens_C, counts.corpora, quantile=quantile, select=select,
-        per_corpus=per_corpus, top_rate=top_rate,
-    )  # fmt: skip
-    _print(lape_document(counts, selection), lape_table(counts, selection), as_json, out)
+    request = benches.BenchRequest(model, shape, layers, rows, row_tokens, dtype, device, rounds)
+    document = benches.bench(request, on_terminal=sys.stderr.isatty())
+    if csv_file is not None:
+        benches.append_csv(document, csv_file)
+    show(document, benches.bench_table(document), as_json, out)
+
+
+for command in SET_COMMANDS:
+    cli.add_command(command)
 
 
 def main() -> None:
@@ -232,19 +243,3 @@ def _disk_message(error: OSError) -> str:
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
     raise SystemExit(128 + signal.SIGTERM)
-
-
-def _print(document: Any, text: str, as_json: bool, out: Path | None = None) -> None:
-    as_text = json.dumps(_finite(document), allow_nan=False)
-    if out is not None:
-        out.write_text(as_text + "\n", encoding="utf-8")
-    click.echo(as_text if as_json else text)
-
-
-def _finite(value: Any) -> Any:
-    """The same document with null for numbers that JSON can't spell."""
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

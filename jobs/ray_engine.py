@@ -22,6 +22,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError, WorkerC
 
 from neurotally.jobs.engines import MAX_CRASHES, MAX_FAILURES, JobError, failed_unit
 from neurotally.jobs.worker import ModelConfig, PassConfig, Task, UnitResult, Worker
+from neurotally.kernels.compiled import library
 from neurotally.profiler.errors import InputError, first_line
 from neurotally.profiler.model import ModelFacts, load_model, resolve_device
 
@@ -93,6 +94,7 @@ class RayEngine:
 
     def start(self) -> ModelFacts:
         """Start the actors and load the model on each of them."""
+        library()  # built once here, before workers would all build it
         self._actors = [_Actor(self._new_handle()) for _ in range(self.num_workers)]
         facts = [_get(actor.handle.start.remote()) for actor in self._actors]
         self._facts = facts[0]

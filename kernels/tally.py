@@ -14,14 +14,35 @@ Counts are int64 and sums float64, whatever the model's dtype: fp32 counters sta
 
 Shapes: B rows, T tokens a row, F neurons of a layer. `kind_BT` tells what each cell of the batch is:
 0 pad (never counted, whatever it holds), 1 token, 2 special token (counted, also apart, never a trigger).
+
+`plain` and `gated` pick by device: on the CPU the compiled loop of `tally.cpp`, which reads the activation of a
+16-bit dtype from a table made with the model's own module; else `tally_reference`, the formulas in PyTorch.
 """
 
+from enum import IntEnum
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from neurotally.kernels.activations import activation_table
+from neurotally.kernels.compiled import Job, Library, library
+
 PAD, TOKEN, SPECIAL = 0, 1, 2
+
+_MAXIMA_DTYPES = (torch.float32, torch.int32)
+_COMPILED_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+class Statistics(IntEnum):
+    """How much is tallied; what isn't keeps its value in the tally, and the row maxima are 0."""
+
+    COUNTS = 1
+    """`active` and `active_special`."""
+    MOMENTS = 2
+    """And the sums and extremes."""
+    EVERYTHING = 3
+    """And the row maxima."""
 
 
 class LayerTally(NamedTuple):
@@ -50,8 +71,11 @@ class LayerTally(NamedTuple):
             return torch.full((num_neurons,), value, dtype=dtype, device=device)
 
         return cls(
-            *(full(0, torch.int64) for _ in range(2)),
-            *(full(0, torch.float64) for _ in range(3)),
+            full(0, torch.int64),
+            full(0, torch.int64),
+            full(0, torch.float64),
+            full(0, torch.float64),
+            full(0, torch.float64),
             full(-torch.inf, torch.float32),
             full(torch.inf, torch.float32),
         )
@@ -66,41 +90,63 @@ class RowMaxima(NamedTuple):
     """int32: the first column with that value; 0 where there is none."""
 
 
-def plain(act: nn.Module, fc_BTF: Tensor, kind_BT: Tensor, tally: LayerTally) -> tuple[Tensor, RowMaxima]:
+def plain(
+    act: nn.Module,
+    fc_BTF: Tensor,
+    kind_BT: Tensor,
+    tally: LayerTally,
+    statistics: Statistics = Statistics.EVERYTHING,
+) -> tuple[Tensor, RowMaxima]:
     """Activate a plain FFN's neurons and tally them.
 
     Returns act(fc) [B, T, F] in the dtype of `fc_BTF`, and the row maxima. The coefficient is the activation.
     """
+    _check_shapes(fc_BTF, None, kind_BT, tally)
+    if (compiled := _compiled_for(fc_BTF)) is not None:
+        return _tally_compiled(compiled, act, fc_BTF, None, kind_BT, tally, statistics)
     activation_BTF = act(fc_BTF)
-    return activation_BTF, tally_reference(fc_BTF, activation_BTF, activation_BTF, kind_BT, tally)
+    return activation_BTF, tally_reference(fc_BTF, activation_BTF, activation_BTF, kind_BT, tally, statistics)
 
 
 def gated(
-    act: nn.Module, gate_BTF: Tensor, up_BTF: Tensor, kind_BT: Tensor, tally: LayerTally
+    act: nn.Module,
+    gate_BTF: Tensor,
+    up_BTF: Tensor,
+    kind_BT: Tensor,
+    tally: LayerTally,
+    statistics: Statistics = Statistics.EVERYTHING,
 ) -> tuple[Tensor, RowMaxima]:
     """Activate a gated FFN's neurons, multiply by `up`, and tally them.
 
     Returns act(gate)·up [B, T, F] in the dtype of `gate_BTF`, and the row maxima. `gate_BTF` and `up_BTF` may
     be the two halves of one tensor.
     """
+    _check_shapes(gate_BTF, up_BTF, kind_BT, tally)
+    if (compiled := _compiled_for(gate_BTF, up_BTF)) is not None:
+        return _tally_compiled(compiled, act, gate_BTF, up_BTF, kind_BT, tally, statistics)
     activation_BTF = act(gate_BTF)
     coefficient_BTF = activation_BTF * up_BTF
-    return coefficient_BTF, tally_reference(gate_BTF, activation_BTF, coefficient_BTF, kind_BT, tally)
+    return coefficient_BTF, tally_reference(gate_BTF, activation_BTF, coefficient_BTF, kind_BT, tally, statistics)
 
 
 def tally_reference(
-    pre_BTF: Tensor, activation_BTF: Tensor, coefficient_BTF: Tensor, kind_BT: Tensor, tally: LayerTally
+    pre_BTF: Tensor,
+    activation_BTF: Tensor,
+    coefficient_BTF: Tensor,
+    kind_BT: Tensor,
+    tally: LayerTally,
+    statistics: Statistics = Statistics.EVERYTHING,
 ) -> RowMaxima:
     """Add a batch to `tally` in plain PyTorch, and return its row maxima: the formulas of this file, spelled out."""
     special_BT = kind_BT == SPECIAL
     counted_BT = (kind_BT == TOKEN) | special_BT
     tally.active_F.add_((pre_BTF[counted_BT] > 0).sum(0))
     tally.active_special_F.add_((pre_BTF[special_BT] > 0).sum(0))
-    tally.activation_sum_F.add_(_column_sums(activation_BTF[counted_BT]))
     coefficient_NF = coefficient_BTF[counted_BT]
-    tally.coefficient_sum_F.add_(_column_sums(coefficient_NF))
-    tally.coefficient_sum_squares_F.add_(_column_sums(coefficient_NF.double().square()))
-    if len(coefficient_NF):
+    if statistics >= Statistics.MOMENTS and len(coefficient_NF):
+        tally.activation_sum_F.add_(_column_sums(activation_BTF[counted_BT]))
+        tally.coefficient_sum_F.add_(_column_sums(coefficient_NF))
+        tally.coefficient_sum_squares_F.add_(_column_sums(coefficient_NF.double().square()))
         number_NF = coefficient_NF.float()
         is_nan_NF = number_NF.isnan()
         tally.coefficient_max_F.copy_(
@@ -109,6 +155,8 @@ def tally_reference(
         tally.coefficient_min_F.copy_(
             torch.minimum(tally.coefficient_min_F, number_NF.masked_fill(is_nan_NF, torch.inf).amin(0))
         )
+    if statistics < Statistics.EVERYTHING:
+        return _no_maxima(pre_BTF)
     candidate_BTF = coefficient_BTF.float()
     eligible_BTF = (candidate_BTF > 0) & (kind_BT == TOKEN)[:, :, None]
     value_BF, position_BF = torch.where(eligible_BTF, candidate_BTF, 0.0).max(dim=1)
@@ -118,4 +166,87 @@ def tally_reference(
 def _column_sums(x_NF: Tensor) -> Tensor:
     """Sum over tokens in float64, one addition after the other: the same bits for any number of threads."""
     # A running sum keeps its order whatever the threads; `sum(0)` splits columns by thread and vector width.
-    return x_NF.double().cumsum(0)[-1] if len(x_NF) else x_NF.new_zeros(x_NF.shape[1], dtype=torch.float64)
+    return x_NF.double().cumsum(0)[-1]
+
+
+def _no_maxima(pre_BTF: Tensor) -> RowMaxima:
+    zero_BF = pre_BTF.new_zeros((pre_BTF.shape[0], pre_BTF.shape[2]), dtype=torch.float32)
+    return RowMaxima(zero_BF, zero_BF.int())
+
+
+def _check_shapes(pre_BTF: Tensor, up_BTF: Tensor | None, kind_BT: Tensor, tally: LayerTally) -> None:
+    num_neurons = len(tally.active_F)
+    if pre_BTF.dim() != 3 or pre_BTF.shape != (*kind_BT.shape, num_neurons):
+        raise ValueError(
+            f"expected pre-activations [B, T, F] with [B, T] = {list(kind_BT.shape)} (kind) and F = {num_neurons} "
+            f"(tally), got {list(pre_BTF.shape)}"
+        )
+    if up_BTF is not None and up_BTF.shape != pre_BTF.shape:
+        raise ValueError(f"expected gate and up of one shape, got {list(pre_BTF.shape)} and {list(up_BTF.shape)}")
+
+
+def _compiled_for(*tensors: Tensor) -> Library | None:
+    """The compiled loop, where these tensors are for it: on the CPU, of one dtype, and no gradient is wanted."""
+    dtype = tensors[0].dtype
+    if any(x.device.type != "cpu" or x.dtype != dtype for x in tensors) or dtype not in _COMPILED_DTYPES:
+        return None
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        return None
+    return library()
+
+
+def _tally_compiled(
+    compiled: Library,
+    act: nn.Module,
+    pre_BTF: Tensor,
+    up_BTF: Tensor | None,
+    kind_BT: Tensor,
+    tally: LayerTally,
+    statistics: Statistics,
+) -> tuple[Tensor, RowMaxima]:
+    """The same by `tally.cpp`. Without a table the module itself runs first."""
+    dtype = pre_BTF.dtype
+    table, activation_BTF = None, None
+    if dtype.itemsize == 2 and pre_BTF.stride(-1) == 1:
+        table = activation_table(act, dtype, pre_BTF.is_contiguous())
+    if table is None:
+        activation_BTF = act(pre_BTF)
+        if activation_BTF.dtype != dtype or activation_BTF.shape != pre_BTF.shape:
+            coefficient_BTF = activation_BTF if up_BTF is None else activation_BTF * up_BTF
+            return coefficient_BTF, tally_reference(
+                pre_BTF, activation_BTF, coefficient_BTF, kind_BT, tally, statistics
+            )
+        activation_BTF = activation_BTF.contiguous()
+    pre_BTF = _with_unit_stride(pre_BTF)
+    up_BTF = None if up_BTF is None else _with_unit_stride(up_BTF)
+    kind_BT = kind_BT.to(torch.uint8).contiguous()
+    if activation_BTF is None or (up_BTF is not None and _share_memory(activation_BTF, pre_BTF, up_BTF)):
+        coefficient_BTF = torch.empty(pre_BTF.shape, dtype=dtype)
+    else:  # The module's result is ours to overwrite.
+        coefficient_BTF = activation_BTF
+    maxima = RowMaxima(*(pre_BTF.new_empty((len(pre_BTF), pre_BTF.shape[2]), dtype=kind) for kind in _MAXIMA_DTYPES))
+    job = Job(
+        *pre_BTF.shape,
+        pre_BTF.data_ptr(),
+        *pre_BTF.stride()[:2],
+        *((None, 0, 0) if up_BTF is None else (up_BTF.data_ptr(), *up_BTF.stride()[:2])),
+        None if table is None else table.data_ptr(),
+        None if activation_BTF is None else activation_BTF.data_ptr(),
+        None if coefficient_BTF is activation_BTF and up_BTF is None else coefficient_BTF.data_ptr(),
+        kind_BT.data_ptr(),
+        *(sums_F.data_ptr() for sums_F in tally),
+        *(maximum_BF.data_ptr() for maximum_BF in maxima),
+        _COMPILED_DTYPES[dtype],
+        statistics,
+        torch.get_num_threads(),
+    )
+    compiled.tally(job)
+    return coefficient_BTF, maxima if statistics >= Statistics.EVERYTHING else _no_maxima(pre_BTF)
+
+
+def _with_unit_stride(x_BTF: Tensor) -> Tensor:
+    return x_BTF if x_BTF.stride(-1) == 1 else x_BTF.contiguous()
+
+
+def _share_memory(x: Tensor, *others: Tensor) -> bool:
+    return any(x.untyped_storage().data_ptr() == other.untyped_storage().data_ptr() for other in others)

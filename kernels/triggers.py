@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from neurotally.kernels.compiled import Library, Offer, library
 from neurotally.kernels.tally import RowMaxima
 
 _COMPACT_ABOVE = 8
@@ -37,15 +38,65 @@ class LayerTriggers:
     """
 
     def __init__(self, num_neurons: int, num_triggers: int, device: torch.device | str, bar_F: Tensor | None):
+        bar_F = torch.zeros(num_neurons, device=device) if bar_F is None else bar_F.to(device, torch.float32)
+        compiled = library() if bar_F.device.type == "cpu" else None
+        self._lists = _Buffer(num_triggers, bar_F) if compiled is None else _Lists(compiled, num_triggers, bar_F)
+
+    def add(self, maxima: RowMaxima, document_BT: Tensor, position_BT: Tensor) -> None:
+        """Offer a batch's row maxima; the two tables tell which document and position each cell is."""
+        self._lists.add(maxima, document_BT, position_BT)
+
+    def best(self) -> Triggers:
+        """The K best of each neuron among all that was offered."""
+        return self._lists.best()
+
+
+class _Lists:
+    """K entries a neuron, always in order: an entering candidate moves the worse ones down, in `tally.cpp`."""
+
+    def __init__(self, compiled: Library, num_triggers: int, bar_F: Tensor):
+        self._compiled = compiled
+        self._bar_F = bar_F.contiguous()
+        self._value_FK = torch.zeros(len(bar_F), num_triggers)
+        self._document_FK = torch.full((len(bar_F), num_triggers), -1, dtype=torch.int32)
+        self._position_FK = torch.full((len(bar_F), num_triggers), -1, dtype=torch.int32)
+
+    def add(self, maxima: RowMaxima, document_BT: Tensor, position_BT: Tensor) -> None:
+        if maxima.value_BF.shape != (len(document_BT), len(self._bar_F)) or document_BT.shape != position_BT.shape:
+            raise ValueError(
+                f"expected row maxima [B, F] with B = {len(document_BT)} (documents) and F = {len(self._bar_F)}, "
+                f"got {list(maxima.value_BF.shape)}"
+            )
+        offered = (
+            maxima.value_BF.float().contiguous(),
+            *(x.to(torch.int32).contiguous() for x in (maxima.position_BF, document_BT, position_BT)),
+        )
+        held = (self._bar_F, self._value_FK, self._document_FK, self._position_FK)
+        shape = (*document_BT.shape, *self._value_FK.shape)
+        self._compiled.offer(Offer(*shape, *(x.data_ptr() for x in offered + held), torch.get_num_threads()))
+
+    def best(self) -> Triggers:
+        neuron_N, rank_N = (self._value_FK > 0).nonzero(as_tuple=True)
+        return Triggers(
+            neuron_N,
+            self._value_FK[neuron_N, rank_N],
+            self._document_FK[neuron_N, rank_N].long(),
+            self._position_FK[neuron_N, rank_N].long(),
+        )
+
+
+class _Buffer:
+    """Candidates in the order they came, cut back to the K best of each neuron when they are many."""
+
+    def __init__(self, num_triggers: int, bar_F: Tensor):
         self._num_triggers = num_triggers
-        self._bar_F = torch.zeros(num_neurons, device=device) if bar_F is None else bar_F.to(device)
-        self._kth_F = torch.zeros(num_neurons, device=device)
-        self._limit = _COMPACT_ABOVE * num_triggers * num_neurons
+        self._bar_F = bar_F
+        self._kth_F = torch.zeros_like(bar_F)
+        self._limit = _COMPACT_ABOVE * num_triggers * len(bar_F)
         self._held: list[Triggers] = []
         self._num_held = 0
 
     def add(self, maxima: RowMaxima, document_BT: Tensor, position_BT: Tensor) -> None:
-        """Offer a batch's row maxima; the two tables tell which document and position each cell is."""
         # An equal value may come from an earlier document (rows are sorted by length): >= against our own list.
         enters_BF = (maxima.value_BF > self._bar_F) & (maxima.value_BF >= self._kth_F)
         row_N, neuron_N = enters_BF.nonzero(as_tuple=True)
@@ -65,7 +116,6 @@ class LayerTriggers:
             self._kth_F[best.neuron_N[is_last_N]] = best.value_N[is_last_N]
 
     def best(self) -> Triggers:
-        """The K best of each neuron among all that was offered."""
         self._held = [top_triggers(self._held, self._num_triggers)] if self._held else []
         self._num_held = len(self._held[0].neuron_N) if self._held else 0
         if self._held:

@@ -20,9 +20,12 @@ from neurotally.profiler.sites import Site
 class NeuronReader:
     """Runs batches through a model's body and lets a recorder add up what its neurons do."""
 
-    def __init__(self, model: LoadedModel, recorder: NeuronRecorder):
+    def __init__(
+        self, model: LoadedModel, recorder: NeuronRecorder, statistics: tally.Statistics = tally.Statistics.EVERYTHING
+    ):
         self._model = model
         self._recorder = recorder
+        self._statistics = statistics
 
     def read(self, batch: Batch, on_layer: Callable[[Tensor], None] | None = None) -> Tensor:
         """Run one batch; returns the last hidden states [B, T, D].
@@ -41,10 +44,13 @@ class NeuronReader:
             shape, pre_BTF = pre_BTF.shape, pre_BTF.view(*kind_BT.shape, -1)
             into = self._recorder.tallies[site.layer]
             if up_BTF is None:
-                read_BTF, maxima = tally.plain(site.act, pre_BTF, kind_BT, into)
+                read_BTF, maxima = tally.plain(site.act, pre_BTF, kind_BT, into, self._statistics)
             else:
-                read_BTF, maxima = tally.gated(site.act, pre_BTF, up_BTF.view_as(pre_BTF), kind_BT, into)
-            self._recorder.offer(site.layer, maxima, document_BT, position_BT)
+                read_BTF, maxima = tally.gated(
+                    site.act, pre_BTF, up_BTF.view_as(pre_BTF), kind_BT, into, self._statistics
+                )
+            if self._statistics == tally.Statistics.EVERYTHING:
+                self._recorder.offer(site.layer, maxima, document_BT, position_BT)
             seen.append(site.layer)
             if on_layer is not None:
                 on_layer(read_BTF)

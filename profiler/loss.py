@@ -56,4 +56,5 @@ def _token_losses(model: LoadedModel, batch: Batch) -> Tensor:
         logits_BTV = model.model(input_ids=ids_BT, use_cache=False).logits[:, :-1].float()
         target_BT = ids_BT[:, 1:].to(logits_BTV.device)
         chosen_BT = logits_BTV.gather(2, target_BT[:, :, None])[:, :, 0]
-        return (logits_BTV.logsumexp(2) - chosen_BT).double()
+        nats_BT: Tensor = (logits_BTV.logsumexp(2) - chosen_BT).double()
+    return nats_BT

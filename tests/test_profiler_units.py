@@ -1,5 +1,7 @@
 """Units: every document in exactly one, cut by bytes alone."""
 
+import itertools
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +22,7 @@ def test_units_partition_the_documents_and_respect_the_limit(sizes: list[int], c
     for unit in units:
         held = sizes[unit.first : unit.end]
         assert sum(held) <= limit or sum(size > 0 for size in held) == 1 or sum(held) == 0
-    for before, after in zip(units, units[1:], strict=False):  # greedy: no two neighbours would fit together
+    for before, after in itertools.pairwise(units):  # greedy: no two neighbours would fit together
         assert sum(sizes[before.first : before.end]) + sizes[after.first] > limit
 
 

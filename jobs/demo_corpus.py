@@ -1,0 +1,340 @@
+"""Real source for the demo, from what any machine with neurotally installed holds.
+
+Python's standard library and headers and the installed packages give Python, its stubs, C++, and, where there
+is enough of it, C, CUDA, Cython and Fortran; documentation, package descriptions and licences give English.
+
+    TARGET/{train,heldout,evaluation}/LANGUAGE/{stdlib,site-packages,...}/...
+
+The model is trained on the first, its neurons are chosen on the second, and judged on the third.
+
+Which files, and on which side of the split, is decided by the hash of a file's path below its root (its time,
+the folder's order and where Python is installed don't matter): the same packages give the same corpus. The
+first kilobytes of a file are copied, up to the end of a line. Left out are files that call themselves
+generated, aren't text, or say little new: at least half of a training file stands in lines that no training
+file before it has, and of a held-out file in lines that no file before it has, training files first.
+"""
+
+import ast
+import hashlib
+import os
+import re
+import shutil
+import sys
+import sysconfig
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from neurotally.profiler.errors import InputError
+
+TRAIN_BYTES = 1_200_000
+HELDOUT_BYTES = 300_000
+EVALUATION_BYTES = 100_000
+"""What is copied of a language at most."""
+MIN_TRAIN_BYTES, MIN_HELDOUT_BYTES, MIN_HELDOUT_FILES, MIN_EVALUATION_BYTES = 300_000, 60_000, 10, 10_000
+"""A language with less is left out."""
+MIN_LANGUAGES = 4
+MIN_FILE_BYTES = 400
+MAX_TRAIN_FILE_BYTES, MAX_HELDOUT_FILE_BYTES = 48_000, 16_000
+"""What is copied of a file at most: held-out documents are to be many."""
+MAX_FILES_PER_FOLDER = 64
+"""Of one folder, in hash order: torch/include/ATen/ops alone holds thousands of headers."""
+HELDOUT_SHARE = 4
+"""One file in so many isn't trained on,"""
+EVALUATION_SHARE = 4
+"""and one in so many of these is kept for evaluation."""
+
+
+@dataclass(frozen=True)
+class Root:
+    """A folder that source is taken from."""
+
+    name: str
+    """The first folder of the names of its files in the corpus."""
+    path: Path
+
+
+@dataclass
+class LanguageSize:
+    """What was found of a language."""
+
+    train_files: int = 0
+    train_bytes: int = 0
+    heldout_files: int = 0
+    heldout_bytes: int = 0
+    evaluation_bytes: int = 0
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether the language can be trained on and measured."""
+        return (
+            self.train_bytes >= MIN_TRAIN_BYTES
+            and self.heldout_bytes >= MIN_HELDOUT_BYTES
+            and self.heldout_files >= MIN_HELDOUT_FILES
+            and self.evaluation_bytes >= MIN_EVALUATION_BYTES
+        )
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What `gather` laid out."""
+
+    languages: dict[str, LanguageSize] = field(default_factory=dict)
+    """By name, in name order."""
+    too_small: dict[str, LanguageSize] = field(default_factory=dict)
+    """Languages left out, for want of text."""
+
+
+def gather(target: Path, roots: Sequence[Root] | None = None, progress: bool = True) -> Gathered:
+    """Lay out a corpus at `target`, which must not exist: it appears whole, or not at all.
+
+    Takes from `roots`, else from this interpreter's own folders. Raises InputError where there is text enough
+    for fewer than four languages.
+    """
+    if target.exists():
+        raise InputError(f"{target} exists already; name a new folder, or remove it")
+    unfinished = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    candidates = _list_candidates(installed_roots() if roots is None else roots)
+    found = {}
+    for language in tqdm(sorted(_LANGUAGES), desc="gathering source", unit="language", disable=not progress):
+        found[language] = _lay_out(unfinished, language, candidates[language])
+    gathered = Gathered(
+        {language: size for language, size in found.items() if size.is_enough},
+        {language: size for language, size in found.items() if not size.is_enough},
+    )
+    for language in gathered.too_small:
+        for side in (_TRAIN, _HELDOUT, _EVALUATION):
+            shutil.rmtree(unfinished / side.name / language, ignore_errors=True)
+    if len(gathered.languages) < MIN_LANGUAGES:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise InputError(
+            f"expected source in {MIN_LANGUAGES} languages among the installed packages, found enough of "
+            f"{', '.join(gathered.languages) or 'none'}; run the demo in the environment neurotally is installed in"
+        )
+    unfinished.rename(target)
+    return gathered
+
+
+def installed_roots() -> list[Root]:
+    """The folders of the running Python: standard library, C headers, installed packages."""
+    paths = sysconfig.get_paths()
+    packages = [paths["purelib"], paths["platlib"], *sys.path]
+    packages = [path for path in packages if Path(path).name in _PACKAGE_FOLDERS]
+    roots = [Root("stdlib", Path(paths["stdlib"])), Root("include", Path(paths["include"]))]
+    roots += [Root("site-packages", Path(path)) for path in packages]
+    unique = {root.path.resolve(): root for root in reversed(roots) if root.path.is_dir()}
+    return list(reversed(unique.values()))
+
+
+class _Candidate(NamedTuple):
+    name: str
+    """Relative POSIX path in the corpus."""
+    rank: int
+    """Hash of the name: the order in which files are taken."""
+    read: Callable[[], bytes]
+
+
+class _Side(NamedTuple):
+    """One side of the split."""
+
+    name: str
+    max_bytes: int
+    max_file_bytes: int
+
+
+class _Language(NamedTuple):
+    suffixes: tuple[str, ...]
+    accepts: Callable[[str], bool]
+
+
+_TRAIN = _Side("train", TRAIN_BYTES, MAX_TRAIN_FILE_BYTES)
+_HELDOUT = _Side("heldout", HELDOUT_BYTES, MAX_HELDOUT_FILE_BYTES)
+_EVALUATION = _Side("evaluation", EVALUATION_BYTES, MAX_HELDOUT_FILE_BYTES)
+_PACKAGE_FOLDERS = ("site-packages", "dist-packages")
+_OWN_FILES = re.compile(r"neurotally([-.]|$)")
+_LICENCE = re.compile(r"(LICEN[CS]E|COPYING|NOTICE)([-_.]|$)", re.IGNORECASE)
+_GENERATED = re.compile(r"\bgenerated\b.{0,60}\b(by|from)\b|\bdo not edit\b", re.IGNORECASE)
+_HEAD = 1500
+"""Characters in which a file would say that it is generated."""
+_MAX_LINE = 1000
+_MIN_LINE = 12
+"""Shorter lines, such as `return None`, are never news."""
+
+
+def _lay_out(folder: Path, language: str, candidates: Sequence[_Candidate]) -> LanguageSize:
+    """Copy training, held-out and evaluation files, each up to its budget."""
+    train = [candidate for candidate in candidates if candidate.rank % HELDOUT_SHARE]
+    others = [candidate for candidate in candidates if not candidate.rank % HELDOUT_SHARE]
+    heldout = [candidate for candidate in others if candidate.rank // HELDOUT_SHARE % EVALUATION_SHARE]
+    evaluation = [candidate for candidate in others if not candidate.rank // HELDOUT_SHARE % EVALUATION_SHARE]
+    seen: set[bytes] = set()
+    train_bytes = _copy(train, folder, language, _TRAIN, seen)
+    heldout_bytes = _copy(heldout, folder, language, _HELDOUT, seen)
+    evaluation_bytes = _copy(evaluation, folder, language, _EVALUATION, seen)
+    return LanguageSize(
+        len(train_bytes), sum(train_bytes), len(heldout_bytes), sum(heldout_bytes), sum(evaluation_bytes)
+    )
+
+
+def _copy(candidates: Sequence[_Candidate], folder: Path, language: str, side: _Side, seen: set[bytes]) -> list[int]:
+    """Copy acceptable candidates until the side is full; returns their sizes. Adds their lines to `seen`."""
+    sizes: list[int] = []
+    for candidate in candidates:
+        if sum(sizes) >= side.max_bytes:
+            break
+        content = _beginning(candidate.read(), side.max_file_bytes)
+        if content is None or not _LANGUAGES[language].accepts(content.decode()) or not _says_news(content, seen):
+            continue
+        path = folder / side.name / language / candidate.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        sizes.append(len(content))
+    return sizes
+
+
+def _beginning(content: bytes, max_bytes: int) -> bytes | None:
+    """The first whole lines of a text; None where it isn't one that somebody wrote."""
+    if len(content) > max_bytes:
+        content = content[: content.rfind(b"\n", 0, max_bytes) + 1]
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        return None
+    if len(content) < MIN_FILE_BYTES or "\0" in text or _GENERATED.search(text[:_HEAD]):
+        return None
+    return None if max(map(len, text.splitlines())) > _MAX_LINE else content
+
+
+def _says_news(content: bytes, seen: set[bytes]) -> bool:
+    """Whether at least half of the text stands in lines not `seen` before; then they are."""
+    lines = [line for line in map(bytes.strip, content.splitlines()) if len(line) >= _MIN_LINE]
+    new = {line for line in lines if line not in seen}
+    if 2 * sum(map(len, new)) < sum(map(len, lines)) or not new:
+        return False
+    seen |= new
+    return True
+
+
+def _list_candidates(roots: Sequence[Root]) -> dict[str, list[_Candidate]]:
+    """By language, in hash order, with a bounded number of files from any one folder."""
+    files = [file for root in roots for file in _walk(root)]
+    everything = {candidate.name: candidate for candidate in reversed(files)}
+    ranked = sorted(everything.values(), key=lambda candidate: (candidate.rank, candidate.name))
+    listed: dict[str, list[_Candidate]] = {language: [] for language in _LANGUAGES}
+    taken: Counter[tuple[str, str]] = Counter()
+    for candidate in ranked:
+        folder = candidate.name.rpartition("/")[0]
+        for language in _languages_of(candidate.name):
+            taken[language, folder] += 1
+            if taken[language, folder] <= MAX_FILES_PER_FOLDER:
+                listed[language].append(candidate)
+    return listed
+
+
+def _walk(root: Root) -> Iterator[_Candidate]:
+    """Every file below a root that may be of use, in any order; dot names and this package are left out."""
+    for folder, subfolders, files in os.walk(root.path):
+        subfolders[:] = [name for name in subfolders if _is_of_interest(name)]
+        for file in files:
+            path = Path(folder, file)
+            name = f"{root.name}/{path.relative_to(root.path).as_posix()}"
+            if name == _TOPICS:
+                yield from _topics(path)
+            elif _is_of_interest(file) and _languages_of(name) and _is_readable(path):
+                yield _candidate(name, partial(_read, path))
+
+
+def _candidate(name: str, read: Callable[[], bytes]) -> _Candidate:
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+    return _Candidate(name, int.from_bytes(digest[:8], "big"), read)
+
+
+def _is_of_interest(name: str) -> bool:
+    return not (name.startswith(".") or name in (*_PACKAGE_FOLDERS, "__pycache__") or _OWN_FILES.match(name))
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        return path.stat().st_size >= MIN_FILE_BYTES and os.access(path, os.R_OK)
+    except OSError:
+        return False
+
+
+def _read(path: Path) -> bytes:
+    """A file's content; of package metadata the description alone, which is a README."""
+    with path.open("rb") as file:
+        content = file.read(4 * MAX_TRAIN_FILE_BYTES)
+    return content.partition(b"\n\n")[2] if path.name == "METADATA" else content
+
+
+def _topics(path: Path) -> Iterator[_Candidate]:
+    """The chapters of Python's language reference that `help()` shows."""
+    for node in ast.parse(path.read_bytes()).body:
+        if isinstance(node, ast.Assign):
+            for topic, text in ast.literal_eval(node.value).items():
+                name = f"{_TOPICS.removesuffix('.py')}/{topic}.txt"
+                yield _candidate(name, partial(str.encode, text))
+
+
+def _languages_of(name: str) -> list[str]:
+    """The languages that a file may be in, by its name."""
+    base = name.rpartition("/")[2]
+    suffix = os.path.splitext(base)[1].lower()
+    languages = [language for language, (suffixes, _) in _LANGUAGES.items() if suffix in suffixes]
+    if not languages and (base == "METADATA" or _LICENCE.match(base)):
+        return ["english"]
+    return languages
+
+
+def _is_anything(text: str) -> bool:
+    return True
+
+
+def _is_cpp(text: str) -> bool:
+    return bool(_CPP.search(_C_COMMENT.sub("", _CPLUSPLUS_BLOCK.sub("", text))))
+
+
+def _is_c(text: str) -> bool:
+    return not _is_cpp(text)
+
+
+def _is_prose(text: str) -> bool:
+    """Whether a text is mostly letters and has the small words of English where prose has them."""
+    words = _WORD.findall(text)
+    letters = sum(map(len, words)) + text.count(" ")
+    small = sum(word.lower() in _SMALL_WORDS for word in words)
+    return letters >= _PROSE_LETTERS * len(text) and small >= _PROSE_SMALL_WORDS * len(words) > 0
+
+
+_TOPICS = "stdlib/pydoc_data/topics.py"
+_CPLUSPLUS_BLOCK = re.compile(
+    r"^[ \t]*#[ \t]*if(def|[ \t]+defined)[ (]*__cplusplus\b.*?^[ \t]*#[ \t]*endif", re.M | re.S
+)
+_C_COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*|\"(?:[^\"\\\n]|\\.)*\"", re.S)
+_CPP = re.compile(
+    r"\b(namespace|template|typename|constexpr|nullptr|noexcept|decltype)\b|::|\bclass\s+\w"
+    r"|\b(public|private|protected)\s*:|#\s*include\s*<([a-z_]+|(ATen|c10|torch|pybind11)/.*)>"
+)
+_WORD = re.compile(r"[A-Za-z]+")
+_SMALL_WORDS = frozenset([
+    "a", "an", "and", "are", "as", "at", "be", "by", "for", "from", "if", "in", "is", "it", "not", "of", "on", "or",
+    "that", "the", "this", "to", "with", "you",
+])  # fmt: skip
+_PROSE_LETTERS = 0.77
+_PROSE_SMALL_WORDS = 0.15
+_LANGUAGES: Mapping[str, _Language] = {
+    "c": _Language((".c", ".h"), _is_c),
+    "c++": _Language((".cc", ".cpp", ".cxx", ".h", ".hh", ".hpp", ".hxx"), _is_cpp),
+    "cuda": _Language((".cu", ".cuh"), _is_anything),
+    "cython": _Language((".pxd", ".pxi", ".pyx"), _is_anything),
+    "english": _Language((".md", ".rst", ".txt"), _is_prose),
+    "fortran": _Language((".f", ".f90", ".f95", ".for"), _is_anything),
+    "python": _Language((".py",), _is_anything),
+    "python-stubs": _Language((".pyi",), _is_anything),
+}

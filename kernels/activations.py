@@ -1,0 +1,88 @@
+"""Activations as tables: a 16-bit dtype has 65,536 elements, so act(x) can be looked up.
+
+The table is made with the model's own module and kept only where the module is a function of the element
+alone, to the bit: PyTorch's vectorised and scalar loops differ for some activations (GELU tanh in bf16:
+-5.0625 gives -0 in one and -1.5e-7 in the other), and which of them an element gets depends on its place.
+"""
+
+import pickle
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+NUM_ELEMENTS = 2**16
+_VECTOR_WIDTH = 1024
+_SCALAR_WIDTHS = {"AVX512": 63, "AVX2": 31}
+"""Rows one element too short for a step of PyTorch's vectorised loops (two registers of 16-bit elements)."""
+_SCALAR_WIDTH_ELSEWHERE = 15
+
+_Tables = dict[tuple[torch.dtype, bool], Tensor | None]
+_tables_by_module: WeakKeyDictionary[nn.Module, _Tables] = WeakKeyDictionary()
+_tables_by_state: dict[bytes, _Tables] = {}
+
+
+def activation_table(act: nn.Module, dtype: torch.dtype, is_contiguous: bool) -> Tensor | None:
+    """float32 [65536]: act of the element with each bit pattern, for a 16-bit `dtype` on the CPU.
+
+    For inputs that are contiguous, or whose rows are (the halves of a fused projection): PyTorch has a loop
+    for each. None where no table can stand in for the module: it has parameters or buffers, mixes elements,
+    draws random numbers, changes the dtype, or depends on an element's place. Made once for modules of equal
+    state, in 4 to 40 ms; a module must not change afterwards.
+    """
+    tables = _tables_by_module.get(act)
+    if tables is None:
+        tables = _tables_by_module[act] = _tables_of_state(act)
+    key = (dtype, is_contiguous)
+    if key not in tables:
+        # A thousand tiny calls: a team of threads would meet at a thousand barriers, 8 ms each on a busy machine.
+        num_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with torch.inference_mode():
+                tables[key] = _make_table(act, dtype, is_contiguous)
+        finally:
+            torch.set_num_threads(num_threads)
+    return tables[key]
+
+
+def _tables_of_state(act: nn.Module) -> _Tables:
+    """The tables of modules just like this one: those of a model's other layers."""
+    try:
+        return _tables_by_state.setdefault(pickle.dumps(act), {})
+    except (pickle.PicklingError, AttributeError, TypeError):  # a lambda or a local class in it
+        return {}
+
+
+def _make_table(act: nn.Module, dtype: torch.dtype, is_contiguous: bool) -> Tensor | None:
+    if next(act.parameters(), None) is not None or next(act.buffers(), None) is not None:
+        return None
+    element_N = torch.arange(NUM_ELEMENTS, dtype=torch.int32).to(torch.int16).view(dtype)
+    table_N = _activate_rows(act, element_N, _VECTOR_WIDTH, is_contiguous)
+    # An odd multiplier visits every pattern once, out of order, in other company.
+    scattered_N = torch.arange(NUM_ELEMENTS) * 40503 % NUM_ELEMENTS
+    again_N = _activate_rows(act, element_N[scattered_N], _VECTOR_WIDTH, is_contiguous)
+    width = _SCALAR_WIDTHS.get(torch.backends.cpu.get_cpu_capability(), _SCALAR_WIDTH_ELSEWHERE)
+    if is_contiguous:
+        # PyTorch takes a contiguous tensor as one run, whatever its shape: so short tensors, one by one.
+        scalar_N = torch.cat([act(part_N) for part_N in element_N[scattered_N].split(width)])  # type: ignore[no-untyped-call]
+    else:
+        scalar_N = _activate_rows(act, element_N[scattered_N], width, is_contiguous)
+    for other_N in (again_N, scalar_N):
+        if not (table_N.dtype == other_N.dtype == dtype and _same_bits(table_N[scattered_N], other_N)):
+            return None
+    return table_N.float()
+
+
+def _activate_rows(act: nn.Module, x_N: Tensor, width: int, is_contiguous: bool) -> Tensor:
+    """act(x), laid out in rows of `width`; between them lies as much again unless `is_contiguous`."""
+    x_RW = torch.cat([x_N, x_N.new_zeros(-len(x_N) % width)]).view(-1, width)
+    if not is_contiguous:
+        x_RW = torch.cat([x_RW, x_RW], dim=1)[:, :width]
+    activation: Tensor = act(x_RW)
+    return activation.reshape(-1)[: len(x_N)]
+
+
+def _same_bits(a_N: Tensor, b_N: Tensor) -> bool:
+    """Equal to the bit, any NaN equal to any other."""
+    return bool(((a_N.view(torch.int16) == b_N.view(torch.int16)) | (a_N.isnan() & b_N.isnan())).all())

@@ -1,0 +1,149 @@
+"""Build and load the CPU path: `tally.cpp`, compiled once by the system's C++ compiler and called through ctypes.
+
+The library is kept in `$XDG_CACHE_HOME/neurotally` (`~/.cache/neurotally`) under a name made of a hash of its
+source, the flags, and what the compiler says of itself and of this CPU; so an upgrade, another machine on the
+same home directory or an edit gets a library of its own. A driver calls `build` before it starts workers.
+
+Where there is no compiler, or it fails, one warning says why and the callers go on in plain PyTorch.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch  # noqa: F401  loads the OpenMP runtime that the library shares
+
+SOURCE = Path(__file__).with_name("tally.cpp")
+
+_COMMON_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-Wno-psabi", "-Wno-unknown-pragmas")
+_FLAG_SETS = (("-march=native", "-fopenmp"), ("-march=native",), ())
+"""Tried in order; without OpenMP the loop runs in one thread, with the same results."""
+
+_log = logging.getLogger(__name__)
+
+
+class BuildError(RuntimeError):
+    """Why there is no compiled CPU path."""
+
+
+class Job(ctypes.Structure):
+    """One call of `neurotally_tally`; the fields are explained in tally.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("rows", "tokens", "neurons")),
+        ("pre", ctypes.c_void_p), ("pre_row", ctypes.c_int64), ("pre_token", ctypes.c_int64),
+        ("up", ctypes.c_void_p), ("up_row", ctypes.c_int64), ("up_token", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("table", "activation", "out", "kind", "active", "active_special")),
+        *((name, ctypes.c_void_p) for name in ("activation_sum", "sum", "sum_squares", "max", "min")),
+        *((name, ctypes.c_void_p) for name in ("row_value", "row_position")),
+        *((name, ctypes.c_int32) for name in ("dtype", "statistics", "threads")),
+    )  # fmt: skip
+
+
+class Offer(ctypes.Structure):
+    """One call of `neurotally_offer`; the fields are explained in tally.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("rows", "tokens", "neurons", "num_triggers")),
+        *((name, ctypes.c_void_p) for name in ("row_value", "row_position", "document", "position", "bar")),
+        *((name, ctypes.c_void_p) for name in ("value", "list_document", "list_position")),
+        ("threads", ctypes.c_int32),
+    )
+
+
+class Library:
+    """The compiled loop, ready to call."""
+
+    def __init__(self, path: Path):
+        self._library = ctypes.CDLL(str(path))
+        for function, structure in ((self._library.neurotally_tally, Job), (self._library.neurotally_offer, Offer)):
+            function.argtypes = [ctypes.POINTER(structure)]
+            function.restype = None
+
+    def tally(self, job: Job) -> None:
+        """Tally one layer of one batch; every pointer must stay alive until this returns."""
+        self._library.neurotally_tally(ctypes.byref(job))
+
+    def offer(self, offer: Offer) -> None:
+        """Offer the row maxima of one batch to a layer's lists of triggers."""
+        self._library.neurotally_offer(ctypes.byref(offer))
+
+
+def build() -> Path:
+    """Compile the library unless it is in the cache, and return its path.
+
+    Takes about two seconds the first time on a machine. Raises BuildError with the reason where it can't be built.
+    """
+    return _build()[0]
+
+
+@functools.cache
+def library() -> Library | None:
+    """The compiled loop, built if need be; None, after one warning, where it can't be had."""
+    try:
+        return _build()[1]
+    except BuildError as error:
+        _log.warning("neurotally: the CPU kernels run in plain PyTorch, which is slower: %s", error)
+        return None
+
+
+def cache_folder() -> Path:
+    """Where compiled libraries are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neurotally"
+
+
+def _build() -> tuple[Path, Library]:
+    compiler = _find_compiler()
+    reasons = []
+    for flags in _FLAG_SETS:
+        try:
+            path = _compile(compiler, flags)
+            return path, Library(path)
+        except subprocess.CalledProcessError as error:
+            lines = error.stderr.strip().splitlines() or [f"exit status {error.returncode}"]
+            reasons.append(next((line for line in lines if "error" in line), lines[-1]))
+        except OSError as error:
+            reasons.append(str(error))
+    raise BuildError(f"{' '.join(compiler)} could not build {SOURCE.name}: {reasons[0]}")
+
+
+def _find_compiler() -> list[str]:
+    """The compiler's command: $CXX, which may hold arguments, or the first that is installed."""
+    commands = [shlex.split(os.environ.get("CXX", ""))] if os.environ.get("CXX") else [["c++"], ["g++"], ["clang++"]]
+    for command in commands:
+        if command and shutil.which(command[0]):
+            return command
+    raise BuildError(
+        f"no C++ compiler found (looked for {', '.join(' '.join(command) for command in commands)}); "
+        "install g++, or set CXX"
+    )
+
+
+def _compile(compiler: list[str], flags: tuple[str, ...]) -> Path:
+    """The library for these flags, from the cache or compiled into it."""
+    flags = (*_COMMON_FLAGS, *flags)
+    # The predefined macros hold the compiler's version and every instruction set that -march=native turns on.
+    macros = _run([*compiler, *flags, "-x", "c++", "-E", "-dM", os.devnull])
+    key = hashlib.sha256(b"\0".join([SOURCE.read_bytes(), " ".join(flags).encode(), macros.encode()]))
+    path = cache_folder() / f"tally-{key.hexdigest()[:24]}.so"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix="building-") as scratch:
+            compiled, linked = f"{scratch}/tally.o", f"{scratch}/tally.so"
+            _run([*compiler, *flags, "-c", str(SOURCE), "-o", compiled])
+            # Linked without -fopenmp: its symbols are found in the runtime that torch has loaded, whose
+            # threads are then used. A second runtime would bring threads of its own.
+            _run([*compiler, "-shared", compiled, "-o", linked])
+            os.replace(linked, path)
+    return path
+
+
+def _run(command: list[str]) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout

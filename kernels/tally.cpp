@@ -1,0 +1,423 @@
+// The CPU path of tally.py and triggers.py: one loop over memory that writes what the down projection reads
+// and tallies the neurons while the values are in registers. Compiled once by compiled.py, called by ctypes.
+//
+// Formulas, shapes and letters as in tally.py: B rows, T tokens a row, F neurons.
+//
+// The same bits for any number of threads: every neuron belongs to one thread and its tokens are added in
+// order, in float and int32 over kTile tokens of a row and then to float64 and int64. Sixteen additions in
+// float are off by at most 16 * 2^-24 < 1e-6 of the sum of |x|. Built without -ffast-math, and without
+// contraction, which would add act*up to a sum before it is rounded.
+//
+// Written with the vector extension that GCC and Clang share, so that the accumulators of 16 neurons stay in
+// registers over a tile; it compiles for any CPU (a 64-byte vector becomes two or four where they are shorter).
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#ifdef _OPENMP  // Declared here: Clang may lack the header. Found in the OpenMP runtime that torch has loaded.
+extern "C" int omp_get_thread_num(void);
+extern "C" int omp_get_num_threads(void);
+#else
+static int omp_get_thread_num(void) { return 0; }
+static int omp_get_num_threads(void) { return 1; }
+#endif
+
+#define INLINE inline __attribute__((always_inline))
+
+namespace {
+
+constexpr int kLanes = 16;
+constexpr int kTile = 16;
+// 16 tokens x 3 arrays are more streams than hardware prefetchers follow. Asking this far ahead in each row:
+// 0.66 of the time, bf16, everything, 4096 x 1408, Sapphire Rapids; 64 to 256 bytes are alike. Tiles of 64
+// tokens take 1.5 times as long.
+constexpr int kAheadBytes = 128;
+constexpr int64_t kLine = 32;  // neurons: threads meet at cache lines of h
+
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
+typedef double Doubles __attribute__((vector_size(8 * kLanes)));
+typedef int64_t Longs __attribute__((vector_size(8 * kLanes)));
+
+template <class V, class E>
+INLINE V load(const E* from) {
+  V v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+
+template <class V, class E>
+INLINE void store(E* to, V v) {
+  std::memcpy(to, &v, sizeof v);
+}
+
+INLINE Floats as_floats(Words w) { return (Floats)w; }
+INLINE Words as_words(Floats f) { return (Words)f; }
+
+// Each dtype: 16 elements as floats (exact), and 16 floats rounded to the nearest, ties to even, NaN kept.
+
+struct Float32 {
+  typedef float Element;
+  static INLINE Floats widen(const Element* from) { return load<Floats>(from); }
+  static INLINE Floats round(Floats f) { return f; }
+  static INLINE void narrow(Element* to, Floats f) { store(to, f); }
+};
+
+struct BFloat16 {
+  typedef uint16_t Element;
+  static INLINE Floats widen(const Element* from) {
+    return as_floats(__builtin_convertvector(load<Halves>(from), Words) << 16);
+  }
+  static INLINE Floats round(Floats f) {
+    const Words w = as_words(f);
+    const Words up = w + 0x7fffu + ((w >> 16) & 1u);
+    return as_floats((f == f ? up : w | 0x400000u) & 0xffff0000u);
+  }
+  static INLINE void narrow(Element* to, Floats rounded) {
+    store(to, __builtin_convertvector(as_words(rounded) >> 16, Halves));
+  }
+};
+
+struct Float16 {
+  typedef uint16_t Element;
+  static INLINE Floats widen(const Element* from) {
+    const Words bits = __builtin_convertvector(load<Halves>(from), Words);
+    const Words magnitude = bits & 0x7fffu;
+    const Words normal = (magnitude << 13) + (112u << 23);
+    const Floats subnormal = __builtin_convertvector((Ints)magnitude, Floats) * 0x1p-24f;
+    const Words unsigned_ = (magnitude >= 0x7c00u)  ? (magnitude << 13) | 0x7f800000u
+                            : (magnitude < 0x0400u) ? as_words(subnormal)
+                                                    : normal;
+    return as_floats(unsigned_ | ((bits & 0x8000u) << 16));
+  }
+  static INLINE Floats round(Floats f) {
+    const Words w = as_words(f), sign = w & 0x80000000u, magnitude = w & 0x7fffffffu;
+    const Words normal = (magnitude + 0xfffu + ((magnitude >> 13) & 1u)) & 0xffffe000u;
+    // Adding 0.5 leaves 24 bits below it: the spacing of subnormal halves. 65520 and above round to infinity.
+    const Words subnormal = as_words((as_floats(magnitude) + 0.5f) - 0.5f);
+    const Words infinity = Words{} + 0x7f800000u;
+    const Words finite = magnitude < (113u << 23) ? subnormal : magnitude >= 0x477ff000u ? infinity : normal;
+    return as_floats(sign | (magnitude > 0x7f800000u ? magnitude | 0x400000u : finite));
+  }
+  static INLINE void narrow(Element* to, Floats rounded) {
+    const Words w = as_words(rounded), magnitude = w & 0x7fffffffu;
+    const Ints subnormal = __builtin_convertvector(as_floats(magnitude) * 0x1p24f, Ints);
+    const Words bits = (magnitude >= 0x7f800000u)     ? (magnitude >> 13 & 0x3ffu) | 0x7c00u
+                       : (magnitude < (113u << 23)) ? (Words)subnormal
+                                                      : (magnitude - (112u << 23)) >> 13;
+    store(to, __builtin_convertvector(bits | (w >> 16 & 0x8000u), Halves));
+  }
+};
+
+}  // namespace
+
+// What compiled.py calls a Job; field by field the same.
+struct Job {
+  int64_t rows, tokens, neurons;
+  const void* pre;  // element (b, t, f) at b * pre_row + t * pre_token + f
+  int64_t pre_row, pre_token;
+  const void* up;  // null in a plain FFN
+  int64_t up_row, up_token;
+  const float* table;  // activation of each of the 65,536 elements of a 16-bit dtype; or null, and
+  const void* activation;  // [B, T, F] contiguous, in the model's dtype; may be `out`
+  void* out;  // [B, T, F] contiguous; null in a plain FFN whose activation is given
+  const uint8_t* kind;  // [B, T]: 0 pad, 1 token, 2 special token
+  int64_t *active, *active_special;  // [F], and so on
+  double *activation_sum, *sum, *sum_squares;
+  float *max, *min;
+  float* row_value;  // [B, F]
+  int32_t* row_position;
+  int32_t dtype;  // 0 float32, 1 bfloat16, 2 float16
+  int32_t statistics;  // 1 counts, 2 and moments, 3 and row maxima
+  int32_t threads;
+};
+
+namespace {
+
+// One tile: up to kTile tokens of a row by 16 neurons. Pointers are at its first element.
+template <class Element>
+struct Tile {
+  const Element *pre, *up, *activation;
+  Element* out;
+  int64_t pre_token, up_token, activation_token, out_token;
+  const float* table;
+  const uint8_t* kind;
+  int num_tokens;
+  int32_t first_position;
+};
+
+// Where the sums of 16 neurons are kept.
+struct Sums {
+  int64_t *active, *active_special;
+  double *activation_sum, *sum, *sum_squares;
+  float *max, *min, *row_value;
+  int32_t* row_position;
+};
+
+INLINE Floats gather(const float* table, Words index) {
+#if defined(__AVX512F__)  // GCC 12 makes 16 loads and 15 inserts of the loop below: 1.4 times the whole kernel's time
+  return (Floats)_mm512_i32gather_ps((__m512i)index, table, sizeof(float));
+#else
+  Floats f;
+  for (int i = 0; i < kLanes; i++) f[i] = table[index[i]];
+  return f;
+#endif
+}
+
+INLINE bool any(Ints mask) {
+  int32_t lanes = 0;
+  for (int i = 0; i < kLanes; i++) lanes |= mask[i];
+  return lanes != 0;
+}
+
+template <class V, class W, class E>
+INLINE void add(E* to, W partial) {
+  store(to, load<V>(to) + __builtin_convertvector(partial, V));
+}
+
+// `activations` and `coefficients` again, in double: a tile whose float sums left the range of float.
+__attribute__((noinline, cold)) void add_wide(const Sums& sums, const Floats* activations,
+                                              const Floats* coefficients, const uint8_t* kind, int num_tokens) {
+  Doubles a = {}, c = {}, square = {};
+  for (int t = 0; t < num_tokens; t++) {
+    if (!kind[t]) continue;
+    const Doubles coefficient = __builtin_convertvector(coefficients[t], Doubles);
+    a += __builtin_convertvector(activations[t], Doubles);
+    c += coefficient;
+    square += coefficient * coefficient;
+  }
+  add<Doubles>(sums.activation_sum, a);
+  add<Doubles>(sums.sum, c);
+  add<Doubles>(sums.sum_squares, square);
+}
+
+template <class Dtype, int statistics>
+INLINE void tally_tile(const Tile<typename Dtype::Element>& in, const Sums& sums) {
+  Floats activations[kTile], coefficients[kTile];
+  Ints active = {}, special = {};
+  Floats a_sum = {}, c_sum = {}, square_sum = {};
+  Floats max, min, best;
+  Ints where;
+  bool has_special = false;
+  if (statistics >= 2) max = load<Floats>(sums.max), min = load<Floats>(sums.min);
+  if (statistics >= 3) best = load<Floats>(sums.row_value), where = load<Ints>(sums.row_position);
+
+  for (int t = 0; t < in.num_tokens; t++) {
+    constexpr int ahead = kAheadBytes / sizeof(typename Dtype::Element);
+    __builtin_prefetch(in.pre + t * in.pre_token + ahead);
+    if (in.up) __builtin_prefetch(in.up + t * in.up_token + ahead);
+    if (in.activation) __builtin_prefetch(in.activation + t * in.activation_token + ahead);
+    const Floats pre = Dtype::widen(in.pre + t * in.pre_token);
+    Floats a;
+    if (in.table) {
+      a = gather(in.table, __builtin_convertvector(load<Halves>(in.pre + t * in.pre_token), Words));
+    } else {
+      a = Dtype::widen(in.activation + t * in.activation_token);
+    }
+    const Floats c = in.up ? Dtype::round(a * Dtype::widen(in.up + t * in.up_token)) : a;
+    if (in.out) Dtype::narrow(in.out + t * in.out_token, c);
+    if (statistics >= 2) activations[t] = a, coefficients[t] = c;
+
+    if (in.kind[t] == 0) continue;
+    const Ints is_active = pre > 0.0f;  // -1 where true
+    active -= is_active;
+    if (in.kind[t] == 2) special -= is_active, has_special = true;
+    if (statistics >= 2) {
+      a_sum += a;
+      c_sum += c;
+      square_sum += c * c;
+      max = c > max ? c : max;  // false for a NaN
+      min = c < min ? c : min;
+    }
+    if (statistics >= 3 && in.kind[t] == 1) {
+      const Ints better = c > best;  // so the first of equals stays
+      best = better ? c : best;
+      where = better ? Ints{} + (in.first_position + t) : where;
+    }
+  }
+
+  add<Longs>(sums.active, active);
+  if (has_special) add<Longs>(sums.active_special, special);
+  if (statistics >= 2) {
+    const Floats none = (a_sum - a_sum) + (c_sum - c_sum) + (square_sum - square_sum);
+    if (__builtin_expect(any(none != 0.0f), 0)) {
+      add_wide(sums, activations, coefficients, in.kind, in.num_tokens);
+    } else {
+      add<Doubles>(sums.activation_sum, a_sum);
+      add<Doubles>(sums.sum, c_sum);
+      add<Doubles>(sums.sum_squares, square_sum);
+    }
+    store(sums.max, max), store(sums.min, min);
+  }
+  if (statistics >= 3) store(sums.row_value, best), store(sums.row_position, where);
+}
+
+// The last tile of a row of tiles, `n` < 16 neurons wide: through 16-wide copies.
+template <class Dtype, int statistics>
+__attribute__((noinline)) void tally_narrow_tile(Tile<typename Dtype::Element> in, const Sums& sums, int n) {
+  typedef typename Dtype::Element Element;
+  Element pre[kTile][kLanes] = {}, up[kTile][kLanes] = {}, activation[kTile][kLanes] = {}, out[kTile][kLanes];
+  int64_t active[kLanes] = {}, special[kLanes] = {};
+  double a_sum[kLanes] = {}, c_sum[kLanes] = {}, square_sum[kLanes] = {};
+  float max[kLanes] = {}, min[kLanes] = {}, value[kLanes] = {};
+  int32_t position[kLanes] = {};
+  const Sums padded = {active, special, a_sum, c_sum, square_sum, max, min, value, position};
+
+  for (int t = 0; t < in.num_tokens; t++) {
+    std::memcpy(pre[t], in.pre + t * in.pre_token, n * sizeof(Element));
+    if (in.up) std::memcpy(up[t], in.up + t * in.up_token, n * sizeof(Element));
+    if (in.activation) std::memcpy(activation[t], in.activation + t * in.activation_token, n * sizeof(Element));
+  }
+  auto copy = [n](auto* to, const auto* from) { std::memcpy(to, from, n * sizeof *to); };
+  auto each = [&](auto copy_pair) {
+    copy_pair(active, sums.active), copy_pair(special, sums.active_special);
+    if (statistics >= 2) {
+      copy_pair(a_sum, sums.activation_sum), copy_pair(c_sum, sums.sum), copy_pair(square_sum, sums.sum_squares);
+      copy_pair(max, sums.max), copy_pair(min, sums.min);
+    }
+    if (statistics >= 3) copy_pair(value, sums.row_value), copy_pair(position, sums.row_position);
+  };
+  each([&](auto* here, auto* there) { copy(here, there); });
+  Tile<Element> tile = in;
+  tile.pre = pre[0], tile.pre_token = kLanes;
+  if (in.up) tile.up = up[0], tile.up_token = kLanes;
+  if (in.activation) tile.activation = activation[0], tile.activation_token = kLanes;
+  if (in.out) tile.out = out[0], tile.out_token = kLanes;
+  tally_tile<Dtype, statistics>(tile, padded);
+  each([&](auto* here, auto* there) { copy(there, here); });
+  if (in.out)
+    for (int t = 0; t < in.num_tokens; t++) std::memcpy(in.out + t * in.out_token, out[t], n * sizeof(Element));
+}
+
+// Neurons first to end - 1: all rows and tokens, tile by tile, so that a tile's lines are still in cache when
+// the neighbouring neurons come.
+template <class Dtype, int statistics>
+void tally_neurons(const Job& job, int64_t first, int64_t end) {
+  typedef typename Dtype::Element Element;
+  for (int64_t b = 0; b < job.rows; b++) {
+    if (statistics >= 3) {
+      std::memset(job.row_value + b * job.neurons + first, 0, (end - first) * sizeof(float));
+      std::memset(job.row_position + b * job.neurons + first, 0, (end - first) * sizeof(int32_t));
+    }
+    for (int64_t t = 0; t < job.tokens; t += kTile) {
+      const int64_t cell = b * job.tokens + t;
+      for (int64_t f = first; f < end; f += kLanes) {
+        auto at = [f](const void* base, int64_t offset) {
+          return base ? static_cast<const Element*>(base) + offset + f : nullptr;
+        };
+        const Tile<Element> tile = {
+            at(job.pre, b * job.pre_row + t * job.pre_token),
+            at(job.up, b * job.up_row + t * job.up_token),
+            at(job.activation, cell * job.neurons),
+            const_cast<Element*>(at(job.out, cell * job.neurons)),
+            job.pre_token, job.up_token, job.neurons, job.neurons,
+            job.table,
+            job.kind + cell,
+            static_cast<int>(job.tokens - t < kTile ? job.tokens - t : kTile),
+            static_cast<int32_t>(t),
+        };
+        const int64_t r = b * job.neurons + f;
+        const Sums sums = {job.active + f, job.active_special + f, job.activation_sum + f, job.sum + f,
+                           job.sum_squares + f, job.max + f, job.min + f, job.row_value + r, job.row_position + r};
+        if (end - f >= kLanes)
+          tally_tile<Dtype, statistics>(tile, sums);
+        else
+          tally_narrow_tile<Dtype, statistics>(tile, sums, static_cast<int>(end - f));
+      }
+    }
+  }
+}
+
+template <class Dtype>
+void tally_neurons(const Job& job, int64_t first, int64_t end) {
+  if (job.statistics == 1) tally_neurons<Dtype, 1>(job, first, end);
+  if (job.statistics == 2) tally_neurons<Dtype, 2>(job, first, end);
+  if (job.statistics == 3) tally_neurons<Dtype, 3>(job, first, end);
+}
+
+// This thread's share of n neurons.
+void share(int64_t n, int64_t* first, int64_t* end) {
+  const int64_t lines = (n + kLine - 1) / kLine, i = omp_get_thread_num(), threads = omp_get_num_threads();
+  *first = lines * i / threads * kLine;
+  *end = lines * (i + 1) / threads * kLine;
+  if (*end > n) *end = n;
+}
+
+}  // namespace
+
+extern "C" void neurotally_tally(const Job* job) {
+#pragma omp parallel num_threads(job->threads)
+  {
+    int64_t first, end;
+    share(job->neurons, &first, &end);
+    if (job->dtype == 0) tally_neurons<Float32>(*job, first, end);
+    if (job->dtype == 1) tally_neurons<BFloat16>(*job, first, end);
+    if (job->dtype == 2) tally_neurons<Float16>(*job, first, end);
+  }
+}
+
+// What compiled.py calls an Offer.
+struct Offer {
+  int64_t rows, tokens, neurons, num_triggers;
+  const float* row_value;  // [B, F]
+  const int32_t* row_position;
+  const int32_t *document, *position;  // [B, T]
+  const float* bar;  // [F]: a candidate must exceed it
+  float* value;  // [F, K], best first; 0, -1, -1 where unused
+  int32_t *list_document, *list_position;
+  int32_t threads;
+};
+
+namespace {
+
+struct Candidate {
+  float value;
+  int32_t document, position;
+  // The total order: larger value, then smaller document, then smaller position.
+  bool before(const Candidate& other) const {
+    if (value != other.value) return value > other.value;
+    if (document != other.document) return document < other.document;
+    return position < other.position;
+  }
+};
+
+void insert(const Offer& offer, int64_t neuron, const Candidate& candidate) {
+  float* value = offer.value + neuron * offer.num_triggers;
+  int32_t* document = offer.list_document + neuron * offer.num_triggers;
+  int32_t* position = offer.list_position + neuron * offer.num_triggers;
+  auto entry = [&](int64_t k) { return Candidate{value[k], document[k], position[k]}; };
+  // It takes the place of its own document's entry, if there is one, else of the last.
+  int64_t k = 0;
+  while (k < offer.num_triggers - 1 && document[k] != candidate.document) k++;
+  if (value[k] > 0 && !candidate.before(entry(k))) return;
+  for (; k > 0 && (value[k - 1] == 0 || candidate.before(entry(k - 1))); k--) {
+    value[k] = value[k - 1], document[k] = document[k - 1], position[k] = position[k - 1];
+  }
+  value[k] = candidate.value, document[k] = candidate.document, position[k] = candidate.position;
+}
+
+}  // namespace
+
+extern "C" void neurotally_offer(const Offer* offer) {
+#pragma omp parallel num_threads(offer->threads)
+  {
+    int64_t first, end;
+    share(offer->neurons, &first, &end);
+    for (int64_t b = 0; b < offer->rows; b++) {
+      const float* value = offer->row_value + b * offer->neurons;
+      for (int64_t f = first; f < end; f++) {
+        const float last = offer->value[(f + 1) * offer->num_triggers - 1];
+        // An equal value may come from an earlier document.
+        if (!(value[f] > offer->bar[f] && value[f] >= last)) continue;
+        const int64_t cell = b * offer->tokens + offer->row_position[b * offer->neurons + f];
+        insert(*offer, f, {value[f], offer->document[cell], offer->position[cell]});
+      }
+    }
+  }
+}

@@ -1,0 +1,177 @@
+"""The pictures of sets say what their documents say, at every size they are made for."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from group_counts import made_up_groups
+
+from neurotally.analysis.compare import compare, compare_document
+from neurotally.analysis.counts import GroupCounts
+from neurotally.analysis.figures import save_figure
+from neurotally.analysis.jackknife import error_bars
+from neurotally.analysis.jackknife_report import error_bars_document
+from neurotally.analysis.lape_report import lape_document
+from neurotally.analysis.profiles import profiles_document
+from neurotally.analysis.rule import Rule
+from neurotally.analysis.set_figures import (
+    draw_compare,
+    draw_error_bars,
+    draw_overlap,
+    draw_profiles,
+    draw_stability,
+    draw_sweep,
+)
+from neurotally.analysis.stability import stability
+from neurotally.analysis.stability_report import stability_document
+from neurotally.analysis.sweep import sweep, sweep_document
+
+RULE = Rule(per_corpus=20)
+SIZES = [pytest.param(2, 4, id="2 corpora, 4 layers"), pytest.param(6, 80, id="6 corpora, 80 layers")]
+
+
+def made(num_corpora: int, num_layers: int, empty: bool = True, seed: int = 0) -> GroupCounts:
+    groups = made_up_groups(4, num_corpora, (num_layers, 63), seed=seed)
+    if empty and num_corpora > 2:
+        groups.active[1][:] //= 10_000
+    return groups
+
+
+def shown(figure: Any) -> str:
+    from matplotlib.text import Text
+
+    return "\n".join(text.get_text() for text in figure.findobj(Text) if text.get_visible())
+
+
+def panels(figure: Any) -> list[Any]:
+    return [axes for axes in figure.axes if axes.get_visible()]
+
+
+def saved(figure: Any, folder: Path) -> None:
+    save_figure(figure, folder / "figure.png")
+    assert (folder / "figure.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def plain(document: dict[str, Any]) -> dict[str, Any]:
+    """As it comes back from a file."""
+    loaded: dict[str, Any] = json.loads(json.dumps(document, allow_nan=False))
+    return loaded
+
+
+@pytest.mark.parametrize(("num_corpora", "num_layers"), SIZES)
+def test_error_bars(tmp_path: Path, num_corpora: int, num_layers: int) -> None:
+    groups = made(num_corpora, num_layers)
+    counts = groups.total()
+    selection = RULE.choose(counts)
+    document = plain(
+        lape_document(counts, selection) | {"error_bars": error_bars_document(error_bars(groups), selection)}
+    )
+    figure = draw_error_bars(document)
+    for panel, name in zip(panels(figure), groups.corpora, strict=True):
+        of = document["error_bars"]["specific"][name]
+        lines = {line.get_color(): line for line in panel.lines}
+        if of["entropy"]:
+            points = [pair for color in ("#2166ac", "#d95f02") for pair in zip(*lines[color].get_data(), strict=True)]
+            assert sorted(float(x) for x, _ in points) == sorted(
+                value for value, error in zip(of["entropy"], of["entropy_standard_error"], strict=True) if error
+            )
+            flagged = sum(map(bool, of["entropy_flags"]))
+            assert f"clear, {flagged} flagged" in panel.get_title(loc="right")
+        else:
+            assert "no neuron\npasses the bar" in shown(panel)
+    assert "95 % interval (nats)" in shown(figure)
+    saved(figure, tmp_path)
+
+
+@pytest.mark.parametrize(("num_corpora", "num_layers"), SIZES)
+def test_stability(tmp_path: Path, num_corpora: int, num_layers: int) -> None:
+    groups = made(num_corpora, num_layers)
+    document = plain(stability_document(groups, stability(groups, RULE, num_samples=4, num_orders=2)))
+    figure = draw_stability(document)
+    curve = document["curve"]
+    for panel, name in zip(panels(figure), groups.corpora, strict=True):
+        if not document["specific"][name]:
+            assert "no neuron\npasses the bar" in shown(panel)
+            continue
+        recovered, agreement, _ = panel.lines
+        assert recovered.get_xdata().tolist() == curve["tokens"][name]
+        assert recovered.get_ydata().tolist() == curve["recovered"][name]["mean"]
+        assert list(agreement.get_ydata()) == curve["agreement"][name][:2]
+        core = len(document["core"][name]) / len(document["specific"][name])
+        assert f"core {100 * core:.0f} %" in panel.get_title(loc="right")
+    assert "tokens of the corpus" in shown(figure)
+    saved(figure, tmp_path)
+
+
+@pytest.mark.parametrize("kinds", ["both", "balanced", "top"])
+def test_sweep(tmp_path: Path, kinds: str) -> None:
+    counts = made(4, 5).total()
+    found = sweep(
+        counts,
+        (0.9, 0.95),
+        per_corpus=() if kinds == "top" else (5, 20, 40),
+        top_rates=() if kinds == "balanced" else (0.01, 0.05),
+        default=RULE,
+    )
+    document = plain(sweep_document(counts, found))
+    figure = draw_sweep(document)
+    assert len(figure.axes) == (8 if kinds == "both" else 4)
+    first = document["settings"][0]
+    assert f"{first['distinct']:,}\n" in shown(figure.axes[0])
+    profile = figure.axes[2].lines[0].get_ydata()
+    at_default = next(of for of in document["settings"] if of["quantile"] == 0.95)
+    count_L = np.sum(list(at_default["by_layer"]["specific"].values()), axis=0)
+    np.testing.assert_allclose(profile, 100 * count_L / count_L.sum())
+    assert "20 per corpus, quantile 0.95" in shown(figure)
+    saved(figure, tmp_path)
+
+
+@pytest.mark.parametrize(("num_corpora", "num_layers"), SIZES)
+def test_profiles(tmp_path: Path, num_corpora: int, num_layers: int) -> None:
+    counts = made(num_corpora, num_layers).total()
+    document = plain(profiles_document(counts, RULE, RULE.choose(counts)))
+    figure = draw_profiles(document)
+    by_layer = document["by_layer"]
+    for panel, total_L in zip(panels(figure), [by_layer["distinct"], *by_layer["specific"].values()], strict=True):
+        tops = np.zeros(num_layers)
+        for bar in panel.patches:
+            layer = round(bar.get_x() + bar.get_width() / 2)
+            tops[layer] = max(tops[layer], bar.get_y() + bar.get_height())
+        assert tops.tolist() == total_L
+    assert "exclusive to one" in shown(figure)
+    assert ("shared by 5 and more" in shown(figure)) == (num_corpora > 5)
+    saved(figure, tmp_path)
+
+
+@pytest.mark.parametrize(("num_corpora", "num_layers"), SIZES)
+def test_overlap(tmp_path: Path, num_corpora: int, num_layers: int) -> None:
+    counts = made(num_corpora, num_layers).total()
+    document = plain(profiles_document(counts, RULE, RULE.choose(counts)))
+    figure = draw_overlap(document["corpora"], document["overlap"])
+    cells = {text.get_position(): text.get_text() for text in figure.axes[0].texts}
+    for row, column in np.ndindex(num_corpora, num_corpora):
+        count, value = (document["overlap"][key][row][column] for key in ("count", "jaccard"))
+        expected = f"{count:,}" if row == column else f"{value:.2f}\n{count:,}"
+        assert cells[column, row] == expected
+    saved(figure, tmp_path)
+
+
+@pytest.mark.parametrize("other_layers", [4, 6])
+def test_compare(tmp_path: Path, other_layers: int) -> None:
+    one, other = made(4, 4).total(), made(4, other_layers, empty=other_layers == 4, seed=1).total()
+    document = plain(compare_document(compare([one, other], ["$a_1$", "b"], RULE)))
+    figure = draw_compare(document)
+    for panel, name in zip(panels(figure), document["corpora"], strict=True):
+        for store, stairs in zip(document["stores"], panel.patches, strict=True):
+            count_L = np.array(store["by_layer"]["specific"][name])
+            values, edges, _ = stairs.get_data()
+            assert len(values) == len(count_L)
+            if count_L.sum():  # as densities they are 1, as percentages 100
+                assert (values * np.diff(edges)).sum() == pytest.approx(100 if other_layers == 4 else 1)
+    assert ("depth, from" in shown(figure)) == (other_layers == 6)
+    english = "passes the bar" if other_layers == 4 else "no neuron in one of them"
+    assert english in shown(figure)
+    assert "$a_1$: 4 layers of 63" in shown(figure)
+    saved(figure, tmp_path)

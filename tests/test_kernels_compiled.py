@@ -1,0 +1,136 @@
+"""The compiled CPU path: built once, found again, and done without where there is no compiler."""
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from neurotally.kernels import compiled, tally
+from neurotally.kernels.tally import LayerTally
+
+CXX = next((found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None)
+needs_compiler = pytest.mark.skipif(CXX is None, reason="no C++ compiler here")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "neurotally"
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, **environment}
+    )
+
+
+@needs_compiler
+def test_builds_once_and_again_after_a_change(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "compiled.log"
+    wrapper = tmp_path / "compiler"
+    wrapper.write_text(f'#!/bin/sh\ncase "$*" in *" -c "*) echo x >> {log};; esac\nexec {CXX} "$@"\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("CXX", str(wrapper))
+    first = compiled.build()
+    assert first.parent == cache
+    assert compiled.build() == first
+    assert log.read_text() == "x\n"
+
+    edited = tmp_path / "tally.cpp"
+    edited.write_text(compiled.SOURCE.read_text() + "\n// edited\n")
+    monkeypatch.setattr(compiled, "SOURCE", edited)
+    assert compiled.build() != first
+    assert log.read_text() == "x\nx\n"
+    assert sorted(path.suffix for path in cache.iterdir()) == [".so", ".so"]
+
+
+@needs_compiler
+def test_two_processes_may_build_at_once(cache: Path) -> None:
+    code = "from neurotally.kernels import compiled; print(compiled.build()); assert compiled.library()"
+    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert outputs[0] == outputs[1]
+    assert len(list(cache.iterdir())) == 1
+
+
+@needs_compiler
+def test_uses_the_openmp_runtime_that_torch_has_loaded(cache: Path) -> None:
+    path = compiled.build()
+    compiled.Library(path)
+    threads = ctypes.CDLL(str(path))  # a symbol from the global scope, not from a runtime of its own
+    assert threads.neurotally_tally
+    if sys.platform == "linux":
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        runtimes = {line.split()[-1] for line in maps if any(name in line for name in ("libgomp", "libomp", "libiomp"))}
+        assert len(runtimes) == 1
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_every_set_of_flags_gives_the_same_bits(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    gate_BTF, up_BTF = (torch.randn(2, 45, 123, generator=generator).mul(3).to(dtype) for _ in range(2))
+    kind_BT = torch.randint(0, 3, (2, 45), generator=generator).to(torch.uint8)
+    results = []
+    for flags in compiled._FLAG_SETS:
+        monkeypatch.setattr(compiled, "_FLAG_SETS", (flags,))
+        library = compiled.Library(compiled.build())
+        monkeypatch.setattr(tally, "library", lambda library=library: library)
+        into = LayerTally.empty(123)
+        h_BTF, maxima = tally.gated(torch.nn.SiLU(), gate_BTF, up_BTF, kind_BT, into)
+        results.append([h_BTF, *into, *maxima])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+FALLS_BACK = """
+import torch
+from neurotally.kernels import tally, triggers
+for _ in range(3):
+    into = tally.LayerTally.empty(7)
+    kind = torch.ones(2, 5, dtype=torch.uint8)
+    h, maxima = tally.plain(torch.nn.ReLU(), torch.ones(2, 5, 7), kind, into)
+    lists = triggers.LayerTriggers(7, 2, "cpu", None)
+    lists.add(maxima, kind, kind)
+    assert into.active_F.tolist() == [10] * 7 and len(lists.best().value_N) == 7
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        ({"PATH": "", "CXX": ""}, "no C++ compiler found (looked for c++, g++, clang++); install g++, or set CXX"),
+        ({"CXX": "/nowhere/g++ -m64"}, "no C++ compiler found (looked for /nowhere/g++ -m64)"),
+        ({"CXX": "false"}, "false could not build tally.cpp: exit status 1"),
+        pytest.param({"XDG_CACHE_HOME": "/dev/null"}, "could not build tally.cpp: ", marks=needs_compiler),
+    ],
+    ids=["no compiler", "CXX is not there", "compiler fails", "no cache folder"],
+)
+def test_without_a_compiler_pytorch_does_it_after_one_line(environment: dict[str, str], reason: str) -> None:
+    lines = run_python(FALLS_BACK, **environment).stderr.splitlines()
+    assert len(lines) == 1
+    assert reason in lines[0]
+    assert "plain PyTorch" in lines[0]
+
+
+def test_build_says_why_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    with pytest.raises(compiled.BuildError, match="/nowhere/g"):
+        compiled.build()
+
+
+def test_importing_needs_torch_only_and_does_nothing(cache: Path) -> None:
+    code = (
+        "import sys; from neurotally.kernels import tally, triggers, compiled, activations; "
+        "print([name for name in ('ray', 'zarr', 'transformers', 'xarray', 'triton') if name in sys.modules])"
+    )
+    assert run_python(code).stdout.strip() == "[]"
+    assert not cache.exists()
