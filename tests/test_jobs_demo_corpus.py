@@ -11,6 +11,8 @@ from neurotally.jobs import demo_corpus
 from neurotally.jobs.demo_corpus import Gathered, Root, gather, installed_roots
 from neurotally.profiler.errors import InputError
 
+SIDES = ("train", "heldout", "evaluation")
+
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -31,8 +33,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Gathered]
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of 40 small Python files, where one language with a little text is enough."""
-    for name in ("MIN_TRAIN_BYTES", "MIN_HELDOUT_BYTES", "MIN_HELDOUT_FILES", "MIN_LANGUAGES"):
-        monkeypatch.setattr(demo_corpus, name, 0)
+    for name in ("TRAIN_BYTES", "HELDOUT_BYTES", "HELDOUT_FILES", "EVALUATION_BYTES", "LANGUAGES"):
+        monkeypatch.setattr(demo_corpus, f"MIN_{name}", 0)
     root = tmp_path / "root"
     for index in range(40):
         write(root / f"package{index % 4}" / f"file{index}.py", source(index))
@@ -47,7 +49,7 @@ def write(path: Path, text: str | bytes) -> None:
 def names_in(target: Path, language: str = "python") -> set[str]:
     return {
         name.removeprefix(f"{side}/{language}/")
-        for side in ("train", "heldout")
+        for side in SIDES
         for name in contents(target)
         if name.startswith(f"{side}/{language}/")
     }
@@ -56,7 +58,7 @@ def names_in(target: Path, language: str = "python") -> set[str]:
 def test_this_machine_has_four_languages_at_least(installed: tuple[Path, Gathered]) -> None:
     target, gathered = installed
     assert {"python", "python-stubs", "c++", "english"} <= gathered.languages.keys()
-    for side in ("train", "heldout"):
+    for side in SIDES:
         assert sorted(path.name for path in (target / side).iterdir()) == list(gathered.languages)
     for language, size in gathered.languages.items():
         for side, files, num_bytes in (
@@ -66,6 +68,7 @@ def test_this_machine_has_four_languages_at_least(installed: tuple[Path, Gathere
             found = contents(target / side / language)
             assert (len(found), sum(map(len, found.values()))) == (files, num_bytes)
         assert demo_corpus.MIN_TRAIN_BYTES <= size.train_bytes < demo_corpus.TRAIN_BYTES + 48_000
+        assert size.evaluation_bytes == sum(map(len, contents(target / "evaluation" / language).values()))
         assert demo_corpus.MIN_HELDOUT_BYTES <= size.heldout_bytes < demo_corpus.HELDOUT_BYTES + 16_000
 
 
@@ -75,19 +78,20 @@ def test_text_is_whole_lines_of_utf8(installed: tuple[Path, Gathered]) -> None:
         assert demo_corpus.MIN_FILE_BYTES <= len(content) <= demo_corpus.MAX_TRAIN_FILE_BYTES, name
 
 
-def test_no_heldout_text_is_in_training(installed: tuple[Path, Gathered]) -> None:
+def test_no_text_is_on_two_sides(installed: tuple[Path, Gathered]) -> None:
     target, gathered = installed
     for language in gathered.languages:
-        train = contents(target / "train" / language)
-        heldout = contents(target / "heldout" / language)
-        assert not train.keys() & heldout.keys()
-        digests = [hashlib.sha256(content).digest() for content in [*train.values(), *heldout.values()]]
+        seen: set[bytes] = set()
+        digests: list[bytes] = []
+        for side in SIDES:
+            texts = contents(target / side / language)
+            for name, content in texts.items():
+                lines = {line.strip() for line in content.splitlines() if len(line.strip()) >= 12}
+                assert 2 * sum(map(len, lines - seen)) >= sum(map(len, lines)), f"{side}: {name}"
+            seen |= {line.strip() for content in texts.values() for line in content.splitlines()}
+            digests += [hashlib.sha256(content).digest() for content in texts.values()]
         assert len(set(digests)) == len(digests)
-        trained = {line.strip() for content in train.values() for line in content.splitlines()}
-        for name, content in heldout.items():
-            lines = {line.strip() for line in content.splitlines() if len(line.strip()) >= 12}
-            new = sum(map(len, lines - trained))
-            assert 2 * new >= sum(len(line) for line in lines), name
+        assert len(names_in(target, language)) == len(digests)
 
 
 def test_no_folder_swamps_a_language(installed: tuple[Path, Gathered]) -> None:
@@ -184,7 +188,9 @@ def test_language_of_a_file(small: Path, tmp_path: Path, name: str, text: str, l
     write(small / name, text)
     gathered = gather(tmp_path / "corpus", [Root("site-packages", small)], progress=False)
     sizes = {**gathered.languages, **gathered.too_small}
-    found = {language for language, size in sizes.items() if size.train_files + size.heldout_files}
+    found = {
+        language for language, size in sizes.items() if size.train_bytes + size.heldout_bytes + size.evaluation_bytes
+    }
     assert found - {"python"} == ({language} if language else set())
 
 
