@@ -25,10 +25,11 @@ from transformers import AutoTokenizer
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from reference import HookCount, corpus_order, everything, top
 
+from neurotally.jobs.status import status
 from neurotally.profiler import store
 
-KILL_AT_S = (18.0, 24.0)
-"""Seconds after which the driver, its workers and Ray are killed: the first two tries of the killed run."""
+KILL_AT = (0.2, 0.6)
+"""Share of all units at which the driver, its workers and Ray are killed: the first two tries of the killed run."""
 CHECKPOINT_S = 1.0
 
 
@@ -45,12 +46,9 @@ def main() -> None:
         paths = [Path(folder, name) for name in ("1", "2", "3", "killed")]
         for workers, path in zip((1, 2, 3), paths, strict=False):
             start(arguments, path, workers).wait()
-        for seconds in KILL_AT_S:
+        for share in KILL_AT:
             process = start(arguments, paths[3], 2)
-            time.sleep(seconds)
-            print(
-                f"killed after {seconds} s: was {'running' if process.poll() is None else 'finished'}", file=sys.stderr
-            )
+            wait_until(process, paths[3], share)
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         start(arguments, paths[3], 2).wait()
@@ -69,6 +67,19 @@ def start(arguments: argparse.Namespace, path: Path, workers: int) -> subprocess
     command = [sys.executable, "-c", code, "profile", arguments.model, path, "--corpora", arguments.corpora]
     command += ["--max-files", arguments.max_files, "--dtype", arguments.dtype, "--layout", arguments.layout]
     return subprocess.Popen([*map(str, command), "--workers", str(workers)], start_new_session=True)
+
+
+def wait_until(process: subprocess.Popen, path: Path, share: float) -> None:
+    """Wait until checkpoints and commits hold this share of all units."""
+    while process.poll() is None:
+        time.sleep(0.05)
+        if (path / "zarr.json").exists():
+            corpora = status(path)["corpora"].values()
+            done = sum(corpus["units_done"] for corpus in corpora)
+            if corpora and done >= share * sum(corpus["units"] for corpus in corpora):
+                print(f"killing it with {done} units done", file=sys.stderr)
+                return
+    raise SystemExit("the run ended before it could be killed: give it more files")
 
 
 def compare(arguments: argparse.Namespace, path: Path, corpus: str) -> dict[str, float]:
