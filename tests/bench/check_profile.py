@@ -105,12 +105,14 @@ def compare(arguments: argparse.Namespace, path: Path, corpus: str) -> dict[str,
             better = value > maxima[number]
             maxima[number][better] = value[better]
             positions[number][better] = np.array([position for _, _, position in row])[best][better]
-    same = 0
+    same, off = 0, 0.0
     for neuron in range(num_neurons):
         expected = top([(float(maxima[n, neuron]), n, int(positions[n, neuron])) for n in range(len(files))], k)
         documents = arrays["trigger_document"].reshape(num_neurons, k)[neuron, : len(expected)]
         places = arrays["trigger_position"].reshape(num_neurons, k)[neuron, : len(expected)]
         same += [(c[1], c[2]) for c in expected] == list(zip(documents.tolist(), places.tolist(), strict=True))
+        values = arrays["trigger_value"].reshape(num_neurons, k)[neuron, : len(expected)]
+        off = max([off, *(abs(v / c[0] - 1) for v, c in zip(values.tolist(), expected, strict=True))])
     differences = [np.abs(arrays[n] - e) for n, e in zip(SUMS, count.sums, strict=True)]
     scales = (count.absolute_activation, count.absolute, count.sums[2])
     cells = count.active.size * count.tokens
@@ -126,6 +128,7 @@ def compare(arguments: argparse.Namespace, path: Path, corpus: str) -> dict[str,
         ),
         "neurons": num_neurons,
         "neurons_with_equal_triggers": same,
+        "largest_relative_difference_of_a_trigger_value": off,
     }
 
 
