@@ -22,9 +22,10 @@ import torch  # noqa: F401  loads the OpenMP runtime that the library shares
 
 SOURCE = Path(__file__).with_name("tally.cpp")
 
-_COMMON_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-Wno-psabi", "-Wno-unknown-pragmas")
-_FLAG_SETS = (("-march=native", "-fopenmp"), ("-march=native",), ())
-"""Tried in order; without OpenMP the loop runs in one thread, with the same results."""
+_COMMON_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-Wno-psabi")
+_FLAG_SETS = (("-march=native",), ())
+"""Tried in order, with the same results; not every compiler knows the CPU it runs on."""
+_OPENMP = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class Library:
         for function, structure in ((self._library.neurotally_tally, Job), (self._library.neurotally_offer, Offer)):
             function.argtypes = [ctypes.POINTER(structure)]
             function.restype = None
+        self._use_openmp()
 
     def tally(self, job: Job) -> None:
         """Tally one layer of one batch; every pointer must stay alive until this returns."""
@@ -75,11 +77,18 @@ class Library:
         """Offer the row maxima of one batch to a layer's lists of triggers."""
         self._library.neurotally_offer(ctypes.byref(offer))
 
+    def _use_openmp(self) -> None:
+        """Hand over the OpenMP runtime that torch has loaded; a torch without one works in one thread."""
+        process = ctypes.CDLL(None)
+        if all(hasattr(process, name) for name in _OPENMP):
+            functions = [ctypes.cast(getattr(process, name), ctypes.c_void_p) for name in _OPENMP]
+            self._library.neurotally_use_openmp(*functions)
+
 
 def build() -> Path:
     """Compile the library unless it is in the cache, and return its path.
 
-    Takes about two seconds the first time on a machine. Raises BuildError with the reason where it can't be built.
+    Takes about three seconds the first time on a machine. Raises BuildError with the reason where it can't be built.
     """
     return _build()[0]
 
@@ -136,12 +145,9 @@ def _compile(compiler: list[str], flags: tuple[str, ...]) -> Path:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix="building-") as scratch:
-            compiled, linked = f"{scratch}/tally.o", f"{scratch}/tally.so"
-            _run([*compiler, *flags, "-c", str(SOURCE), "-o", compiled])
-            # Linked without -fopenmp: its symbols are found in the runtime that torch has loaded, whose
-            # threads are then used. A second runtime would bring threads of its own.
-            _run([*compiler, "-shared", compiled, "-o", linked])
-            os.replace(linked, path)
+            built = f"{scratch}/{path.name}"
+            _run([*compiler, *flags, str(SOURCE), "-o", built])
+            os.replace(built, path)
     return path
 
 

@@ -18,14 +18,6 @@
 #include <immintrin.h>
 #endif
 
-#ifdef _OPENMP  // Declared here: Clang may lack the header. Found in the OpenMP runtime that torch has loaded.
-extern "C" int omp_get_thread_num(void);
-extern "C" int omp_get_num_threads(void);
-#else
-static int omp_get_thread_num(void) { return 0; }
-static int omp_get_num_threads(void) { return 1; }
-#endif
-
 #define INLINE inline __attribute__((always_inline))
 
 namespace {
@@ -341,25 +333,41 @@ void tally_neurons(const Job& job, int64_t first, int64_t end) {
   if (job.statistics == 3) tally_neurons<Dtype, 3>(job, first, end);
 }
 
-// This thread's share of n neurons.
-void share(int64_t n, int64_t* first, int64_t* end) {
-  const int64_t lines = (n + kLine - 1) / kLine, i = omp_get_thread_num(), threads = omp_get_num_threads();
-  *first = lines * i / threads * kLine;
-  *end = lines * (i + 1) / threads * kLine;
-  if (*end > n) *end = n;
+// The OpenMP runtime that torch has loaded. Handed over by compiled.py, so that the threads are torch's own and no
+// second runtime comes in, whatever the compiler: GNU's, LLVM's and Intel's all have these three.
+struct {
+  void (*parallel)(void (*work)(void*), void* data, unsigned threads, unsigned flags);
+  int (*thread_num)(void);
+  int (*num_threads)(void);
+} openmp;
+
+// Run work(first, end) over the neurons 0 to n - 1, a run of them in each thread.
+template <class Work>
+void share(int64_t n, int threads, const Work& work) {
+  auto part = [&](int64_t i, int64_t of) {
+    const int64_t lines = (n + kLine - 1) / kLine, end = lines * (i + 1) / of * kLine;
+    work(lines * i / of * kLine, end < n ? end : n);
+  };
+  if (!openmp.parallel || threads == 1) return part(0, 1);
+  auto in_thread = [](void* data) {
+    (*static_cast<decltype(part)*>(data))(openmp.thread_num(), openmp.num_threads());
+  };
+  openmp.parallel(in_thread, &part, threads, 0);
 }
 
 }  // namespace
 
+extern "C" void neurotally_use_openmp(decltype(openmp.parallel) parallel, int (*thread_num)(void),
+                                      int (*num_threads)(void)) {
+  openmp = {parallel, thread_num, num_threads};
+}
+
 extern "C" void neurotally_tally(const Job* job) {
-#pragma omp parallel num_threads(job->threads)
-  {
-    int64_t first, end;
-    share(job->neurons, &first, &end);
+  share(job->neurons, job->threads, [job](int64_t first, int64_t end) {
     if (job->dtype == 0) tally_neurons<Float32>(*job, first, end);
     if (job->dtype == 1) tally_neurons<BFloat16>(*job, first, end);
     if (job->dtype == 2) tally_neurons<Float16>(*job, first, end);
-  }
+  });
 }
 
 // What compiled.py calls an Offer.
@@ -405,10 +413,7 @@ void insert(const Offer& offer, int64_t neuron, const Candidate& candidate) {
 }  // namespace
 
 extern "C" void neurotally_offer(const Offer* offer) {
-#pragma omp parallel num_threads(offer->threads)
-  {
-    int64_t first, end;
-    share(offer->neurons, &first, &end);
+  share(offer->neurons, offer->threads, [offer](int64_t first, int64_t end) {
     for (int64_t b = 0; b < offer->rows; b++) {
       const float* value = offer->row_value + b * offer->neurons;
       for (int64_t f = first; f < end; f++) {
@@ -419,5 +424,5 @@ extern "C" void neurotally_offer(const Offer* offer) {
         insert(*offer, f, {value[f], offer->document[cell], offer->position[cell]});
       }
     }
-  }
+  });
 }

@@ -255,7 +255,8 @@ def test_any_split_into_batches_gives_the_whole(kernel_path: str, data: st.DataO
     kind_BT = torch.tensor(kinds, dtype=torch.uint8)[: shape[0] * shape[1]].view(shape[:2])
     cuts = sorted(data.draw(st.lists(st.integers(0, shape[0]), max_size=3)))
     with path(kernel_path):
-        act = ACTIVATIONS["silu"]
+        # PyTorch's own SiLU and GELU round an element by where it stands (vector loop or tail), so not of a slice.
+        act = ACTIVATIONS["relu"]
         _, whole, maxima = run(act, pre_BTF, up_BTF, kind_BT)
         parts = LayerTally.empty(shape[2])
         part_maxima = []
