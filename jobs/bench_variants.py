@@ -40,7 +40,7 @@ def variants_of(model: LoadedModel, batch: Batch) -> dict[str, Variant]:
         triggers = NUM_TRIGGERS if level == Statistics.EVERYTHING else 0
         recorder = NeuronRecorder(model.facts.num_neurons, model.site_devices, triggers)
         reader = NeuronReader(model, recorder, level)
-        return (lambda: reader.read(batch)), nullcontext()
+        return (lambda: reader.tally([batch])), nullcontext()
 
     found: dict[str, Variant] = {
         "bare": (body, _bare(model)),

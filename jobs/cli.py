@@ -13,6 +13,7 @@ from types import FrameType
 
 import click
 
+from neurotally.jobs.keys import KEY_COMMANDS
 from neurotally.jobs.output import COUNT, JSON_FLAG, OUT, PATH, show
 from neurotally.jobs.sets import SET_COMMANDS
 from neurotally.profiler.errors import InputError
@@ -89,13 +90,17 @@ def demo(folder: Path, workers: int, as_json: bool) -> None:
     show_default=True,
     help="Groups of units; every count is kept by group.",
 )
+@click.option("--keep-texts", is_flag=True, help="Keep the texts in the store too, compressed; for `triggers`.")
+@click.option("--window-lines", type=COUNT, metavar="N", help="Documents are windows of N lines of a file.")
+@click.option("--random-init", type=click.IntRange(min=0), metavar="SEED", help="Fresh weights: keys to test against.")
 @click.option("--address", metavar="RAY", help="Join the Ray cluster at this address (its nodes see the same files).")
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model. Only if you trust it.")
 @JSON_FLAG
 def profile(
     model: str, store: Path, corpora: Path | None, corpus: tuple[str, ...], workers: int | None, device: str,
     dtype: str, max_files: int | None, row_tokens: int | None, document_tokens: int | None, layout: str,
-    triggers: int, groups: int, address: str | None, trust_remote_code: bool, as_json: bool,
+    triggers: int, groups: int, keep_texts: bool, window_lines: int | None, random_init: int | None,
+    address: str | None, trust_remote_code: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Run MODEL over corpora and keep, for every feed-forward neuron, what it does.
 
@@ -113,7 +118,8 @@ def profile(
     request = ProfileRequest(
         model=ModelConfig(model, device, dtype, trust_remote_code), store=store, corpora=corpora, corpus=corpus,
         workers=workers, max_files=max_files, row_tokens=row_tokens, document_tokens=document_tokens,
-        layout=layout, triggers=triggers, groups=groups, address=address,
+        layout=layout, triggers=triggers, groups=groups, address=address, window_lines=window_lines,
+        keep_texts=keep_texts, random_init=random_init,
     )  # fmt: skip
     report = run_profile(request, Progress())
     show(report.to_json(), report.text(store), as_json)
@@ -184,7 +190,7 @@ def bench(
     show(document, benches.bench_table(document), as_json, out)
 
 
-for command in SET_COMMANDS:
+for command in (*SET_COMMANDS, *KEY_COMMANDS):
     cli.add_command(command)
 
 
@@ -218,7 +224,7 @@ def _main(arguments: list[str]) -> int:
 
 def _fail_job(error: Exception) -> int:
     from neurotally.jobs.engines import JobError
-    from neurotally.jobs.profile import Interrupted
+    from neurotally.jobs.interrupts import Interrupted
 
     if isinstance(error, Interrupted):
         return _fail(str(error), 128 + error.signal_number)

@@ -23,6 +23,7 @@ from neurotally.profiler import store
 from neurotally.profiler.corpus import Status
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.neurons import CorpusNeurons
+from neurotally.profiler.texts import keep_texts
 from neurotally.profiler.units import documents_by_unit
 
 _LISTED_SKIPS = 1000
@@ -126,8 +127,10 @@ class Ledger:
     def publish(self, facts: dict[str, Any]) -> dict[str, Any]:
         """Commit the complete corpus to the store with its attributes, and drop its working state."""
         assert self.is_complete
-        attributes = {**self.summary(), **facts}
+        attributes = {**self.summary(), **facts, "source_path": self.plan.source.path}
         finished = self.checkpoint(attributes)
+        if self._config.keep_texts:
+            keep_texts(finished, self.plan.source, self._config.window_lines, self.plan.manifest.names, self._arrays())
         store.publish_corpus(self._store, self.plan.name, finished)
         shutil.rmtree(self._folder)
         return attributes

@@ -7,21 +7,19 @@ checkpointed survives any end of the process; the same command goes on from ther
 import contextlib
 import platform
 import shutil
-import signal
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import filelock
-
-from neurotally.jobs.engines import Engine, InProcessEngine
+from neurotally.jobs.engines import Engine, make_engine
+from neurotally.jobs.interrupts import StopRequest
 from neurotally.jobs.ledger import Ledger, refuse_changed_corpus, run_folder
-from neurotally.jobs.plan import RUN_FOLDER, CorpusPlan, find_corpora, first_difference, list_corpus
+from neurotally.jobs.plan import RUN_FOLDER, CorpusPlan, find_corpora, list_corpus
 from neurotally.jobs.progress import Progress
+from neurotally.jobs.store_writer import open_store, versions, writer_lock
+from neurotally.jobs.untrained import untrained_model
+from neurotally.jobs.window_plan import plan_windows
 from neurotally.jobs.worker import ModelConfig, PassConfig, UnitResult
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
@@ -32,17 +30,7 @@ DEFAULT_TRIGGERS = 32
 MAX_UNIT_BYTES = 2 * 2**20
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 32768}
 CHECKPOINT_EVERY_S = 60.0
-_LOCK_WAIT_S = 3.0
 _SHOWN_SKIPS = 5
-_VERSIONED = ("neurotally", "torch", "transformers", "tokenizers", "numpy", "zarr", "triton")
-
-
-class Interrupted(Exception):
-    """Asked to stop by a signal; the work so far is saved. `signal_number` says which."""
-
-    def __init__(self, signal_number: int):
-        super().__init__("stopped; the same command goes on from here")
-        self.signal_number = signal_number
 
 
 @dataclass(frozen=True)
@@ -65,6 +53,12 @@ class ProfileRequest:
     triggers: int = DEFAULT_TRIGGERS
     groups: int = DEFAULT_GROUPS
     address: str | None = None
+    window_lines: int | None = None
+    """Documents are windows of so many lines of a file."""
+    keep_texts: bool = False
+    """Keep the texts in the store, so that it stands alone."""
+    random_init: int | None = None
+    """Seed of fresh weights in place of the model's: null keys for tests."""
 
 
 @dataclass
@@ -121,18 +115,29 @@ def profile(request: ProfileRequest, progress: Progress) -> RunReport:
 
     Raises InputError (the user's input, nothing lost), JobError, or Interrupted.
     """
+    if request.window_lines is not None and request.layout != "documents":
+        raise InputError("--window-lines needs --layout documents: each window is a row of its own")
     sources = find_corpora(request.corpora, request.corpus)
-    with _writer_lock(request.store):
+    with writer_lock(request.store):
         _remove_leftovers(request.store)
         plans = []
         with progress.listing(len(sources)) as on_corpus:
             for name, source in sources.items():
-                plans.append(list_corpus(name, source, request.max_files, request.store))
+                plan = list_corpus(name, source, request.max_files, request.store)
+                plans.append(plan if request.window_lines is None else plan_windows(plan, request.window_lines))
                 on_corpus(name)
-        return _run(request, plans, progress)
+        if request.random_init is None:
+            return _run(request, plans, progress)
+        fresh = untrained_model(request.model, request.random_init, request.store / RUN_FOLDER)
+        report = _run(replace(request, model=fresh), plans, progress, request.model.spec)
+        shutil.rmtree(fresh.spec)
+        return report
 
 
-def _run(request: ProfileRequest, plans: list[CorpusPlan], progress: Progress) -> RunReport:
+def _run(
+    request: ProfileRequest, plans: list[CorpusPlan], progress: Progress, untrained: str | None = None
+) -> RunReport:
+    """`untrained`: the model that fresh weights were made for."""
     report = RunReport()
     is_new = not (request.store / "zarr.json").exists()
     committed = set() if is_new else set(store.committed_corpora(request.store))
@@ -143,13 +148,13 @@ def _run(request: ProfileRequest, plans: list[CorpusPlan], progress: Progress) -
     if not todo:
         model = request.model
         facts = load_model(model.spec, model.device, model.dtype, model.trust_remote_code).facts
-        _open_store(request, facts, report)
+        _open_store(request, _named(facts, untrained, request), report)
         return report
-    engine = _engine(request)
+    engine = make_engine(request.model, request.workers, request.store / RUN_FOLDER / "ray", request.address)
     try:
         with progress.loading(request.model.spec):
             facts = engine.start()
-        config = _open_store(request, facts, report)
+        config = _open_store(request, _named(facts, untrained, request), report)
         engine.configure(config)
         report.workers = engine.num_workers
         ledgers = [Ledger(request.store, plan, config, facts.num_layers, facts.num_neurons) for plan in todo]
@@ -176,14 +181,14 @@ class _Drive:
         self._early: dict[tuple[str, int], UnitResult] = {}
         self._saved_at = time.monotonic()
         self._started_at = time.time()
-        self._signal: int | None = None
+        self._stop = StopRequest(progress.note)
         self._is_whole = True
         """False while a unit is being added: an exception there leaves sums that must not be saved."""
 
     def run(self) -> None:
         """Run to the end. Raises Interrupted after saving, if a signal asked for it."""
         start = time.perf_counter()
-        with self._progress.running(self._ledgers, self._path), self._signals():
+        with self._progress.running(self._ledgers, self._path), self._stop.listening():
             self._publish_complete()
             try:
                 while self._merged < len(self._tasks):
@@ -193,8 +198,7 @@ class _Drive:
                         self._early[result.corpus, result.index] = result
                         self._merge_in_order()
                     self._checkpoint_when_due()
-                    if self._signal is not None:
-                        raise Interrupted(self._signal)
+                    self._stop.check()
             finally:
                 self._save()
                 self._report.wall_s = time.perf_counter() - start
@@ -233,7 +237,7 @@ class _Drive:
     def _publish(self, ledger: Ledger) -> None:
         start = time.perf_counter()
         facts = {
-            "versions": _versions(),
+            "versions": versions(),
             "device": platform.processor() or platform.machine(),
             "started": self._started_at,
             "finished": time.time(),
@@ -256,41 +260,6 @@ class _Drive:
         self._saved_at = time.monotonic()
         self._report.write_s += time.perf_counter() - start
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """The first Ctrl-C or SIGTERM stops after the unit in hand; a second one at once."""
-
-        def ask(number: int, _frame: FrameType | None) -> None:
-            if self._signal is not None:
-                raise KeyboardInterrupt
-            self._signal = number
-            self._progress.note("stopping after the unit in hand; again to stop at once")
-
-        before: dict[int, Any] = {}
-        try:
-            for asked in (signal.SIGINT, signal.SIGTERM):
-                before[asked] = signal.signal(asked, ask)
-        except ValueError:  # not in the main thread: whoever runs us there handles signals
-            pass
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def _engine(request: ProfileRequest) -> Engine:
-    workers = request.workers
-    if workers is None and request.model.device != "cpu":
-        import torch
-
-        workers = torch.cuda.device_count()
-    if request.address is None and (workers or 1) <= 1:
-        return InProcessEngine(request.model)
-    from neurotally.jobs.ray_engine import RayEngine
-
-    return RayEngine(request.model, max(1, workers or 1), request.store / RUN_FOLDER / "ray", request.address)
-
 
 def _open_store(request: ProfileRequest, facts: ModelFacts, report: RunReport) -> PassConfig:
     """Make the store, or check that it is one of this model and config. Returns the pass's config."""
@@ -305,73 +274,19 @@ def _open_store(request: ProfileRequest, facts: ModelFacts, report: RunReport) -
         max_unit_bytes=MAX_UNIT_BYTES,
         groups=request.groups,
         triggers=request.triggers,
+        window_lines=request.window_lines,
+        keep_texts=request.keep_texts,
     )
-    attributes = _store_attributes(facts, config)
-    if not (request.store / "zarr.json").exists():
-        store.create_store(request.store, attributes)
-        return config
-    theirs = store.store_attributes(request.store)
-    for part in ("model", "tokenizer", "config"):
-        ours_part, theirs_part = _identity(part, attributes[part]), theirs.get(part) or {}
-        if difference := first_difference(ours_part, theirs_part):
-            raise InputError(f"{request.store} is a store of another {part}: {difference}; use another store")
-    for name, ours_version in attributes["versions"].items():
-        if (before := theirs["versions"].get(name)) != ours_version:
-            report.warnings.append(f"{name} is {ours_version}, the store was started with {before}")
+    identity = {"dtype": facts.dtype, "device_type": facts.device_type, "attention": facts.attention}
+    report.warnings += open_store(request.store, facts, {**identity, **config.to_json()})
     return config
 
 
-def _store_attributes(facts: ModelFacts, config: PassConfig) -> dict[str, Any]:
-    model = {
-        key: value
-        for key, value in facts.to_json().items()
-        if key not in ("tokenizer_fingerprint", "dtype", "device_type", "attention", "row_tokens", "max_row_tokens")
-    }
-    return {
-        "model": {**model, "dtype": facts.dtype},
-        "tokenizer": {"fingerprint": facts.tokenizer_fingerprint},
-        "config": {
-            "dtype": facts.dtype,
-            "device_type": facts.device_type,
-            "attention": facts.attention,
-            **config.to_json(),
-        },
-        "versions": _versions(),
-    }
-
-
-def _identity(part: str, attributes: dict[str, Any]) -> dict[str, Any]:
-    return {"fingerprint": attributes["fingerprint"]} if part in ("model", "tokenizer") else attributes
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in _VERSIONED:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
-
-
-@contextlib.contextmanager
-def _writer_lock(path: Path) -> Iterator[None]:
-    """Hold the store's one writer's lock; the system frees it when this process ends, however it ends."""
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{path} is a file, expected a folder for the store")
-    if (
-        path.is_dir()
-        and any(path.iterdir())
-        and not ({"zarr.json", RUN_FOLDER} & {entry.name for entry in path.iterdir()})
-    ):
-        raise InputError(f"{path} is a folder with other things in it, expected a store or a new folder")
-    if (path / "zarr.json").exists():
-        store.store_attributes(path)
-    (path / RUN_FOLDER).mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path / RUN_FOLDER / "lock", timeout=_LOCK_WAIT_S)
-    try:
-        with lock:
-            yield
-    except filelock.Timeout as error:
-        raise InputError(f"{path} is being written by another run; wait for it or stop it") from error
+def _named(facts: ModelFacts, untrained: str | None, request: ProfileRequest) -> ModelFacts:
+    """The facts under a name that says that the weights are fresh."""
+    if untrained is None:
+        return facts
+    return replace(facts, id=f"{untrained} with random weights, seed {request.random_init}")
 
 
 def _remove_leftovers(path: Path) -> None:

@@ -52,6 +52,26 @@ class Progress:
         yield
 
     @contextlib.contextmanager
+    def counting(self, description: str, what: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
+        """While a pass's tasks run; call with the tokens of each when it is done."""
+        tokens, start, line_at = 0, time.monotonic(), time.monotonic()
+        with tqdm(
+            total=total, initial=done, desc=description, unit=what, disable=not self.on_terminal, dynamic_ncols=True
+        ) as bar:
+
+            def finished(num_tokens: int) -> None:
+                nonlocal tokens, done, line_at
+                tokens, done, now = tokens + num_tokens, done + 1, time.monotonic()
+                rate = f"{tokens / max(now - start, 1e-9):,.0f} tokens/s"
+                bar.set_postfix_str(rate, refresh=False)
+                bar.update()
+                if not self.on_terminal and now - line_at >= _LINE_EVERY_S:
+                    line_at = now
+                    self.note(f"{description}: {what} {done}/{total}, {rate}")
+
+            yield finished
+
+    @contextlib.contextmanager
     def running(self, ledgers: Mapping[str, Ledger], store: Path) -> Iterator[None]:
         """While units run."""
         self._file = store / RUN_FOLDER / "progress.json"

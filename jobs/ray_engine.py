@@ -1,7 +1,7 @@
-"""Run units on Ray actors: one model each, on a GPU of its own or on its share of the CPU cores.
+"""Run tasks on Ray actors: one model each, on a GPU of its own or on its share of the CPU cores.
 
 The only file that imports ray. Results come back to the driver, which alone writes. A worker that dies is
-replaced and its units run again; a unit under suspicion runs alone on its worker, so that the culprit is
+replaced and its tasks run again; a task under suspicion runs alone on its worker, so that the culprit is
 known.
 """
 
@@ -20,8 +20,8 @@ import psutil
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError, WorkerCrashedError
 
-from neurotally.jobs.engines import MAX_CRASHES, MAX_FAILURES, JobError, failed_unit
-from neurotally.jobs.worker import ModelConfig, PassConfig, Task, UnitResult, Worker
+from neurotally.jobs.engines import MAX_CRASHES, MAX_FAILURES, Job, JobError, Task, failed_task
+from neurotally.jobs.worker import ModelConfig
 from neurotally.kernels.compiled import library
 from neurotally.profiler.errors import InputError, first_line
 from neurotally.profiler.model import ModelFacts, load_model, resolve_device
@@ -50,16 +50,16 @@ class _ActorWorker:
         self._model = load_model(config.spec, config.device, config.dtype, config.trust_remote_code)
         return self._model.facts
 
-    def configure(self, config: PassConfig) -> None:
-        self._worker = Worker(self._model, config)
+    def configure(self, job: Job) -> None:
+        self._runner = job.bind(self._model)
 
-    def run(self, task: Task, bar_LF: np.ndarray | None) -> UnitResult:
+    def run(self, task: Task, hint: np.ndarray | None) -> Any:
         import torch
 
         torch.set_num_threads(self._num_threads)  # a setting of the thread that asks
-        prepared = self._worker.prepare(task)
+        prepared = self._runner.prepare(task)
         with self._computing:
-            return self._worker.compute(prepared, bar_LF)
+            return self._runner.compute(prepared, hint)
 
 
 @dataclass
@@ -80,14 +80,14 @@ class RayEngine:
         self.num_workers = num_workers
         self._model = model
         self._device = resolve_device(model.device) if address is None else model.device
-        self._config: PassConfig | None = None
+        self._job: Job | None = None
         self._facts: ModelFacts | None = None
         self._actors: list[_Actor] = []
-        self._bars: dict[str, Any] = {}
+        self._hints: dict[str, Any] = {}
         self._waiting: deque[Task] = deque()
         self._failures: Counter[str] = Counter()
         self._crashes: Counter[str] = Counter()
-        self._put_bar: tuple[np.ndarray | None, Any] = (None, None)
+        self._put_hint: tuple[np.ndarray | None, Any] = (None, None)
         self._session_file = session_file
         _connect(address, session_file)
         self._cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
@@ -102,27 +102,27 @@ class RayEngine:
             raise InputError(f"the workers loaded different weights of {self._model.spec}")
         return self._facts
 
-    def configure(self, config: PassConfig) -> None:
+    def configure(self, job: Job) -> None:
         """Fix the pass on every worker."""
-        self._config = config
+        self._job = job
         for actor in self._actors:
-            _get(actor.handle.configure.remote(config))
+            _get(actor.handle.configure.remote(job))
 
     def has_room(self) -> bool:
         """Whether a worker holds fewer tasks than it can."""
         held = len(self._waiting) + sum(len(actor.in_flight) for actor in self._actors)
         return held < _IN_FLIGHT * self.num_workers
 
-    def submit(self, task: Task, bar_LF: np.ndarray | None) -> None:
+    def submit(self, task: Task, hint: np.ndarray | None = None) -> None:
         """Queue a task and hand it to a worker with room."""
-        if bar_LF is not None and self._put_bar[0] is not bar_LF:
-            self._put_bar = (bar_LF, ray.put(bar_LF))
-        self._bars[task_key(task)] = self._put_bar[1] if bar_LF is not None else None
+        if hint is not None and self._put_hint[0] is not hint:
+            self._put_hint = (hint, ray.put(hint))
+        self._hints[task.key] = self._put_hint[1] if hint is not None else None
         self._waiting.append(task)
         self._hand_out()
 
-    def next_result(self, timeout_s: float) -> UnitResult | None:
-        """A finished unit, or None after `timeout_s`; replaces workers that died."""
+    def next_result(self, timeout_s: float) -> Any:
+        """The result of a finished task, or None after `timeout_s`; replaces workers that died."""
         owners = {reference: actor for actor in self._actors for reference in actor.in_flight}
         ready, _ = ray.wait(list(owners), num_returns=1, timeout=timeout_s) if owners else ([], [])
         if not ready:
@@ -130,7 +130,7 @@ class RayEngine:
         actor = owners[ready[0]]
         task = actor.in_flight[ready[0]]
         try:
-            result: UnitResult = ray.get(ready[0])
+            result = ray.get(ready[0])
         except _DEAD as error:
             self._replace(actor, error)
             return None
@@ -139,7 +139,7 @@ class RayEngine:
             self._note_failure(task, error)
             return None
         del actor.in_flight[ready[0]]
-        del self._bars[task_key(task)]
+        del self._hints[task.key]
         self._hand_out()
         return result
 
@@ -161,47 +161,42 @@ class RayEngine:
         """Give waiting tasks to the workers that hold fewest; a suspect only to an idle one, and nothing beside it."""
         for _ in range(len(self._waiting)):
             task = self._waiting.popleft()
-            limit = 1 if self._crashes[task_key(task)] else _IN_FLIGHT
+            limit = 1 if self._crashes[task.key] else _IN_FLIGHT
             free = [actor for actor in self._actors if len(actor.in_flight) < limit and not self._guards(actor)]
             if not free:
                 self._waiting.append(task)
                 continue
             actor = min(free, key=lambda candidate: len(candidate.in_flight))
-            actor.in_flight[actor.handle.run.remote(task, self._bars[task_key(task)])] = task
+            actor.in_flight[actor.handle.run.remote(task, self._hints[task.key])] = task
 
     def _guards(self, actor: _Actor) -> bool:
-        return any(self._crashes[task_key(task)] for task in actor.in_flight.values())
+        return any(self._crashes[task.key] for task in actor.in_flight.values())
 
     def _note_failure(self, task: Task, error: RayTaskError) -> None:
         cause = error.cause
         if isinstance(cause, InputError):
             raise InputError(str(cause)) from error
-        self._failures[task_key(task)] += 1
-        if self._failures[task_key(task)] >= MAX_FAILURES:
-            raise failed_unit(task, MAX_FAILURES, cause) from error
+        self._failures[task.key] += 1
+        if self._failures[task.key] >= MAX_FAILURES:
+            raise failed_task(task, MAX_FAILURES, cause) from error
         self._waiting.appendleft(task)
         self._hand_out()
 
     def _replace(self, dead: _Actor, error: Exception) -> None:
         tasks = list(dead.in_flight.values())
         for task in tasks:
-            self._crashes[task_key(task)] += 1
-            if self._crashes[task_key(task)] >= MAX_CRASHES:
+            self._crashes[task.key] += 1
+            if self._crashes[task.key] >= MAX_CRASHES:
                 raise JobError(f"{task} took {MAX_CRASHES} workers down: {first_line(error)}") from error
-        logging.getLogger(__name__).warning("a worker died; its %d units run again", len(tasks))
+        logging.getLogger(__name__).warning("a worker died; its %d tasks run again", len(tasks))
         dead.in_flight = {}
         ray.kill(dead.handle)
         dead.handle = self._new_handle()
         _get(dead.handle.start.remote())
-        if self._config is not None:
-            _get(dead.handle.configure.remote(self._config))
+        if self._job is not None:
+            _get(dead.handle.configure.remote(self._job))
         self._waiting.extendleft(reversed(tasks))
         self._hand_out()
-
-
-def task_key(task: Task) -> str:
-    """What tells tasks apart."""
-    return f"{task.corpus}/{task.index}"
 
 
 def _connect(address: str | None, session_file: Path) -> None:

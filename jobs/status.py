@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import filelock
 
@@ -22,10 +23,13 @@ def status(path: Path) -> dict[str, Any]:
     committed = store.committed_corpora(path) if (path / "zarr.json").exists() else []
     done = {name: _committed(store.corpus_attributes(path, name)) for name in committed}
     corpora = {**unfinished, **((live or {}).get("corpora") or {}), **done}
-    state = "running" if is_running else "complete" if done and not unfinished.keys() - done.keys() else "stopped"
+    passes = _unfinished_passes(run / "passes")
+    is_complete = (path / "zarr.json").exists() and not unfinished.keys() - done.keys() and not passes
+    state = "running" if is_running else "complete" if is_complete else "stopped"
     return {
         "state": state,
         "corpora": dict(sorted(corpora.items())),
+        "passes": passes | _finished_passes(path),
         "tokens_per_s": live["tokens_per_s"] if live else None,
         "seconds_left": live["seconds_left"] if live else None,
     }
@@ -40,10 +44,27 @@ def status_text(document: dict[str, Any]) -> str:
             f"{corpus['documents_done']:>7}/{corpus['documents']:<7} skipped {corpus['skipped']:<5} "
             f"{corpus['tokens']:>14,} tokens"
         )
+    for name, one in document["passes"].items():
+        lines.append(f"  {name:<20} " + ("done" if one["done"] else f"tasks {one['tasks_done']:>6}/{one['tasks']}"))
     if document["tokens_per_s"] is not None:
         left = "" if document["seconds_left"] is None else f", {document['seconds_left']:,.0f} s left"
         lines.append(f"  {document['tokens_per_s']:,.0f} tokens/s{left}")
     return "\n".join(lines)
+
+
+def _unfinished_passes(folder: Path) -> dict[str, Any]:
+    """Passes beside the neuron pass that have begun, by the name of their group."""
+    found = {}
+    for one in sorted(folder.glob("*/")):
+        tasks = (_read(one / "plan.json") or {"tasks": 0})["tasks"]
+        found[unquote(one.name)] = {"done": False, "tasks": tasks, "tasks_done": len(list(one.glob("*.npz")))}
+    return found
+
+
+def _finished_passes(path: Path) -> dict[str, Any]:
+    if not (path / "zarr.json").exists():
+        return {}
+    return {group: {"done": True} for group in store.committed_groups(path) if not group.startswith("corpora/")}
 
 
 def _unfinished(folder: Path) -> dict[str, int]:

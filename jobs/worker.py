@@ -4,9 +4,7 @@ The same in a plain loop, a process or a Ray actor. Which worker ran a unit, whe
 changes no bit of the result.
 """
 
-import os
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,8 +14,10 @@ import torch
 from neurotally.profiler.batches import TokenRows, lay_out, rectangles
 from neurotally.profiler.capture import NeuronReader
 from neurotally.profiler.corpus import Document, Source, Status, read_documents
-from neurotally.profiler.model import LoadedModel, load_model
+from neurotally.profiler.distinct import DistinctRecorder
+from neurotally.profiler.model import LoadedModel
 from neurotally.profiler.neurons import NeuronRecorder, UnitNeurons
+from neurotally.profiler.windows import read_windows
 
 _ATTENTION_BYTES = 2**30
 """What attention scores of models without a fused path may take, one layer at a time."""
@@ -47,10 +47,18 @@ class PassConfig:
     max_unit_bytes: int
     groups: int
     triggers: int
+    window_lines: int | None = None
+    """Documents are windows of so many lines of a file; None: whole files."""
+    keep_texts: bool = False
+    """Whether the store holds the texts too."""
 
     def to_json(self) -> dict[str, Any]:
         """As a plain dictionary."""
-        return asdict(self)
+        return asdict(self) | {"keep_texts": self.keep_texts or None}  # stores made before have no such key
+
+    def bind(self, model: LoadedModel) -> "Worker":
+        """The neuron pass on a loaded model."""
+        return Worker(model, self)
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,13 @@ class Task:
     sizes: list[int]
     offset: int
     """Sum of the sizes of all documents before."""
+    repeats: np.ndarray | None = None
+    """Numbers of documents that trigger nothing, since an earlier one is the same; None if that isn't looked at."""
+
+    @property
+    def key(self) -> str:
+        """What tells it from the other units of a run."""
+        return f"{self.corpus}/{self.index}"
 
     def __str__(self) -> str:
         return f"unit {self.index} of corpus {self.corpus!r} ({self.names[0]} … {self.names[-1]})"
@@ -111,7 +126,10 @@ class Worker:
     def prepare(self, task: Task) -> PreparedUnit:
         """Read and tokenise a unit. Safe to run in a thread beside `compute`."""
         start = time.perf_counter()
-        documents = list(read_documents(task.source, task.names, task.sizes, task.offset))
+        if self.config.window_lines is None:
+            documents = list(read_documents(task.source, task.names, task.sizes, task.offset))
+        else:
+            documents = list(read_windows(task.source, task.names, task.sizes))
         texts = [document.text for document in documents if document.text is not None]
         ids = iter(self._tokenise(texts))
         ids_by_document = [next(ids) if document.text is not None else [] for document in documents]
@@ -127,14 +145,14 @@ class Worker:
             prepare_s=time.perf_counter() - start,
         )
 
-    def compute(self, prepared: PreparedUnit, bar_LF: np.ndarray | None = None) -> UnitResult:
-        """Run the model over a prepared unit. `bar_LF`: see `NeuronRecorder`.
+    def compute(self, prepared: PreparedUnit, hint: np.ndarray | None = None) -> UnitResult:
+        """Run the model over a prepared unit. `hint`: the trigger bar, see `NeuronRecorder`.
 
         Out of memory begins the unit again from nothing with half the token budget: sums are added layer by
         layer, so half a batch must never stay counted.
         """
         start = time.perf_counter()
-        neurons, restarts = self._neurons(prepared.rows, bar_LF)
+        neurons, restarts = self._neurons(prepared.rows, hint, prepared.task.repeats)
         return UnitResult(
             corpus=prepared.task.corpus,
             index=prepared.task.index,
@@ -160,16 +178,18 @@ class Worker:
         )["input_ids"]
         return ids
 
-    def _neurons(self, rows: TokenRows, bar_LF: np.ndarray | None) -> tuple[UnitNeurons, int]:
+    def _neurons(
+        self, rows: TokenRows, bar_LF: np.ndarray | None, repeats: np.ndarray | None
+    ) -> tuple[UnitNeurons, int]:
         facts = self.model.facts
         budget = self.config.token_budget
         attention_budget = None if facts.attention != "eager" else _ATTENTION_BYTES // (4 * facts.num_heads)
         for restarts in range(budget.bit_length()):
-            recorder = NeuronRecorder(facts.num_neurons, self.model.site_devices, self.config.triggers, bar_LF)
+            into = (facts.num_neurons, self.model.site_devices, self.config.triggers, bar_LF)
+            recorder = NeuronRecorder(*into) if repeats is None else DistinctRecorder(*into, repeats)
             reader = NeuronReader(self.model, recorder)
             try:
-                for batch in rectangles(rows, budget >> restarts, attention_budget):
-                    reader.read(batch)
+                reader.tally(rectangles(rows, budget >> restarts, attention_budget))
                 return recorder.result(), restarts
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
@@ -178,15 +198,6 @@ class Worker:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         raise MemoryError(f"a single row of {self.config.row_tokens} tokens doesn't fit in memory; lower --row-tokens")
-
-
-def load_worker(model: ModelConfig, resolve: Callable[[LoadedModel], PassConfig], num_threads: int | None) -> Worker:
-    """Load the model in this process; `num_threads` CPU threads (None leaves PyTorch's own choice)."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    if num_threads is not None:
-        torch.set_num_threads(num_threads)
-    loaded = load_model(model.spec, model.device, model.dtype, model.trust_remote_code)
-    return Worker(loaded, resolve(loaded))
 
 
 def _final_status(document: Document, ids: list[int]) -> Status:

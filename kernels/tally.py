@@ -16,9 +16,12 @@ Shapes: B rows, T tokens a row, F neurons of a layer. `kind_BT` tells what each 
 0 pad (never counted, whatever it holds), 1 token, 2 special token (counted, also apart, never a trigger).
 
 `plain` and `gated` pick by device: on the CPU the compiled loop of `tally.cpp`, which reads the activation of a
-16-bit dtype from a table made with the model's own module; else `tally_reference`, the formulas in PyTorch.
+16-bit dtype from a table made with the model's own module; on a GPU the Triton kernels of `triton_tally.py`; else
+`tally_reference`, the formulas in PyTorch.
 """
 
+import functools
+import logging
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -32,6 +35,10 @@ PAD, TOKEN, SPECIAL = 0, 1, 2
 
 _MAXIMA_DTYPES = (torch.float32, torch.int32)
 _COMPILED_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_OLDEST_GPU = (8, 0)
+"""Compute capability that Triton compiles for."""
+
+_log = logging.getLogger(__name__)
 
 
 class Statistics(IntEnum):
@@ -104,6 +111,10 @@ def plain(
     _check_shapes(fc_BTF, None, kind_BT, tally)
     if (compiled := _compiled_for(fc_BTF)) is not None:
         return _tally_compiled(compiled, act, fc_BTF, None, kind_BT, tally, statistics)
+    if _is_for_triton(fc_BTF):
+        from neurotally.kernels import triton_tally
+
+        return triton_tally.tally(act, fc_BTF, None, kind_BT, tally, statistics)
     activation_BTF = act(fc_BTF)
     return activation_BTF, tally_reference(fc_BTF, activation_BTF, activation_BTF, kind_BT, tally, statistics)
 
@@ -124,6 +135,10 @@ def gated(
     _check_shapes(gate_BTF, up_BTF, kind_BT, tally)
     if (compiled := _compiled_for(gate_BTF, up_BTF)) is not None:
         return _tally_compiled(compiled, act, gate_BTF, up_BTF, kind_BT, tally, statistics)
+    if _is_for_triton(gate_BTF, up_BTF):
+        from neurotally.kernels import triton_tally
+
+        return triton_tally.tally(act, gate_BTF, up_BTF, kind_BT, tally, statistics)
     activation_BTF = act(gate_BTF)
     coefficient_BTF = activation_BTF * up_BTF
     return coefficient_BTF, tally_reference(gate_BTF, activation_BTF, coefficient_BTF, kind_BT, tally, statistics)
@@ -156,7 +171,7 @@ def tally_reference(
             torch.minimum(tally.coefficient_min_F, number_NF.masked_fill(is_nan_NF, torch.inf).amin(0))
         )
     if statistics < Statistics.EVERYTHING:
-        return _no_maxima(pre_BTF)
+        return no_maxima(pre_BTF)
     candidate_BTF = coefficient_BTF.float()
     eligible_BTF = (candidate_BTF > 0) & (kind_BT == TOKEN)[:, :, None]
     value_BF, position_BF = torch.where(eligible_BTF, candidate_BTF, 0.0).max(dim=1)
@@ -169,7 +184,8 @@ def _column_sums(x_NF: Tensor) -> Tensor:
     return x_NF.double().cumsum(0)[-1]
 
 
-def _no_maxima(pre_BTF: Tensor) -> RowMaxima:
+def no_maxima(pre_BTF: Tensor) -> RowMaxima:
+    """The row maxima of a batch without candidates."""
     zero_BF = pre_BTF.new_zeros((pre_BTF.shape[0], pre_BTF.shape[2]), dtype=torch.float32)
     return RowMaxima(zero_BF, zero_BF.int())
 
@@ -186,13 +202,35 @@ def _check_shapes(pre_BTF: Tensor, up_BTF: Tensor | None, kind_BT: Tensor, tally
 
 
 def _compiled_for(*tensors: Tensor) -> Library | None:
-    """The compiled loop, where these tensors are for it: on the CPU, of one dtype, and no gradient is wanted."""
-    dtype = tensors[0].dtype
-    if any(x.device.type != "cpu" or x.dtype != dtype for x in tensors) or dtype not in _COMPILED_DTYPES:
-        return None
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-        return None
-    return library()
+    """The compiled loop, where these tensors are for it."""
+    return library() if tensors[0].device.type == "cpu" and _are_for_kernels(*tensors) else None
+
+
+def _is_for_triton(*tensors: Tensor) -> bool:
+    return tensors[0].device.type == "cuda" and _are_for_kernels(*tensors) and has_triton(tensors[0].device)
+
+
+def _are_for_kernels(*tensors: Tensor) -> bool:
+    """On one device, of one dtype that the kernels read, and no gradient is wanted."""
+    device, dtype = tensors[0].device, tensors[0].dtype
+    if any(x.device != device or x.dtype != dtype for x in tensors) or dtype not in _COMPILED_DTYPES:
+        return False
+    return not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
+
+
+@functools.cache
+def has_triton(device: torch.device) -> bool:
+    """Whether Triton's kernels run on this GPU; False, after one warning, where they don't."""
+    reason = ""
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        reason = str(error)
+    if not torch.version.hip and torch.cuda.get_device_capability(device) < _OLDEST_GPU:
+        reason = f"{torch.cuda.get_device_name(device)} is older than Triton compiles for"
+    if reason:
+        _log.warning("neurotally: the GPU kernels run in plain PyTorch, which is slower: %s", reason)
+    return not reason
 
 
 def _tally_compiled(
@@ -241,7 +279,7 @@ def _tally_compiled(
         torch.get_num_threads(),
     )
     compiled.tally(job)
-    return coefficient_BTF, maxima if statistics >= Statistics.EVERYTHING else _no_maxima(pre_BTF)
+    return coefficient_BTF, maxima if statistics >= Statistics.EVERYTHING else no_maxima(pre_BTF)
 
 
 def _with_unit_stride(x_BTF: Tensor) -> Tensor:

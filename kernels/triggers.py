@@ -3,6 +3,9 @@
 A trigger is (value, document, position). The order is total: larger value, then smaller document, then
 smaller position; so the list is the same in whatever order candidates arrive. A document has one candidate
 a neuron, its largest coefficient at its first position, also when the document spans several rows.
+
+The lists are kept on the device: by `tally.cpp` on the CPU, by `triton_triggers.py` on a GPU, and in PyTorch where
+neither is there.
 """
 
 from typing import NamedTuple
@@ -11,7 +14,7 @@ import torch
 from torch import Tensor
 
 from neurotally.kernels.compiled import Library, Offer, library
-from neurotally.kernels.tally import RowMaxima
+from neurotally.kernels.tally import RowMaxima, has_triton
 
 _COMPACT_ABOVE = 8
 """A layer's buffer is cut back to its K best when it holds this many candidates a list entry."""
@@ -39,8 +42,7 @@ class LayerTriggers:
 
     def __init__(self, num_neurons: int, num_triggers: int, device: torch.device | str, bar_F: Tensor | None):
         bar_F = torch.zeros(num_neurons, device=device) if bar_F is None else bar_F.to(device, torch.float32)
-        compiled = library() if bar_F.device.type == "cpu" else None
-        self._lists = _Buffer(num_triggers, bar_F) if compiled is None else _Lists(compiled, num_triggers, bar_F)
+        self._lists = _lists_for(num_triggers, bar_F)
 
     def add(self, maxima: RowMaxima, document_BT: Tensor, position_BT: Tensor) -> None:
         """Offer a batch's row maxima; the two tables tell which document and position each cell is."""
@@ -51,15 +53,23 @@ class LayerTriggers:
         return self._lists.best()
 
 
-class _Lists:
-    """K entries a neuron, always in order: an entering candidate moves the worse ones down, in `tally.cpp`."""
+def _lists_for(num_triggers: int, bar_F: Tensor) -> "_Lists | _Buffer":
+    if bar_F.device.type == "cpu" and (compiled := library()) is not None:
+        return _CompiledLists(compiled, num_triggers, bar_F)
+    if bar_F.device.type == "cuda" and has_triton(bar_F.device):
+        return _TritonLists(num_triggers, bar_F)
+    return _Buffer(num_triggers, bar_F)
 
-    def __init__(self, compiled: Library, num_triggers: int, bar_F: Tensor):
-        self._compiled = compiled
+
+class _Lists:
+    """K entries a neuron, on the device of `bar_F`, changed in place."""
+
+    def __init__(self, num_triggers: int, bar_F: Tensor):
+        shape, device = (len(bar_F), num_triggers), bar_F.device
         self._bar_F = bar_F.contiguous()
-        self._value_FK = torch.zeros(len(bar_F), num_triggers)
-        self._document_FK = torch.full((len(bar_F), num_triggers), -1, dtype=torch.int32)
-        self._position_FK = torch.full((len(bar_F), num_triggers), -1, dtype=torch.int32)
+        self._value_FK = torch.zeros(shape, device=device)
+        self._document_FK = torch.full(shape, -1, dtype=torch.int32, device=device)
+        self._position_FK = torch.full(shape, -1, dtype=torch.int32, device=device)
 
     def add(self, maxima: RowMaxima, document_BT: Tensor, position_BT: Tensor) -> None:
         if maxima.value_BF.shape != (len(document_BT), len(self._bar_F)) or document_BT.shape != position_BT.shape:
@@ -71,9 +81,10 @@ class _Lists:
             maxima.value_BF.float().contiguous(),
             *(x.to(torch.int32).contiguous() for x in (maxima.position_BF, document_BT, position_BT)),
         )
-        held = (self._bar_F, self._value_FK, self._document_FK, self._position_FK)
-        shape = (*document_BT.shape, *self._value_FK.shape)
-        self._compiled.offer(Offer(*shape, *(x.data_ptr() for x in offered + held), torch.get_num_threads()))
+        self._offer(offered, (self._bar_F, self._value_FK, self._document_FK, self._position_FK))
+
+    def _offer(self, offered: tuple[Tensor, ...], held: tuple[Tensor, ...]) -> None:
+        raise NotImplementedError
 
     def best(self) -> Triggers:
         neuron_N, rank_N = (self._value_FK > 0).nonzero(as_tuple=True)
@@ -83,6 +94,30 @@ class _Lists:
             self._document_FK[neuron_N, rank_N].long(),
             self._position_FK[neuron_N, rank_N].long(),
         )
+
+
+class _CompiledLists(_Lists):
+    """Always in order: an entering candidate moves the worse ones down, in `tally.cpp`."""
+
+    def __init__(self, compiled: Library, num_triggers: int, bar_F: Tensor):
+        super().__init__(num_triggers, bar_F)
+        self._compiled = compiled
+
+    def _offer(self, offered: tuple[Tensor, ...], held: tuple[Tensor, ...]) -> None:
+        shape = (*offered[2].shape, *self._value_FK.shape)
+        self._compiled.offer(Offer(*shape, *(x.data_ptr() for x in offered + held), torch.get_num_threads()))
+
+
+class _TritonLists(_Lists):
+    """In no order until they are read, by the kernel of `triton_triggers.py`."""
+
+    def _offer(self, offered: tuple[Tensor, ...], held: tuple[Tensor, ...]) -> None:
+        from neurotally.kernels import triton_triggers
+
+        triton_triggers.offer(*offered, *held)
+
+    def best(self) -> Triggers:
+        return top_triggers([super().best()], self._value_FK.shape[1])
 
 
 class _Buffer:

@@ -1,60 +1,118 @@
-"""Next-token loss by document, with some neurons switched off or none.
+"""Next-token losses of a batch, under whatever is switched off at the moment.
 
-The loss of a document is the sum over its tokens of -ln p(token | the tokens before it in its row), in nats.
-The first token of a row has nothing before it and is not scored.
+The loss of a token is -ln p(token | the tokens before it in its row), in nats; it is a *hit* if the model thinks it
+likeliest (the first of equals). The first token of a row has nothing before it and isn't scored.
+
+The body runs over the whole rectangle; the head, by far the widest layer, over some tokens at a time, so that there
+are never more logits than a byte budget allows. It is the model's own code that turns hidden states into logits:
+what it does beside the product (a bias, soft caps, scales) is in.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from neurotally.kernels.tally import PAD
-from neurotally.profiler.batches import Batch, lay_out, rectangles
+from neurotally.profiler.batches import MIN_RECTANGLE_TOKENS, Batch
+from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.model import LoadedModel
+from neurotally.profiler.verify import probe_ids
 
-_LOGIT_BYTES = 2**28
-"""Rectangles are sized so that their float32 logits take no more."""
-
-
-@dataclass(frozen=True)
-class DocumentLosses:
-    """Losses of n documents."""
-
-    nats_n: np.ndarray
-    """float64: the sum over scored tokens."""
-    tokens_n: np.ndarray
-    """int64: scored tokens."""
-
-    @property
-    def mean(self) -> float:
-        """Nats a token over all documents."""
-        return float(self.nats_n.sum() / self.tokens_n.sum())
+LOGIT_BYTES = 2**28
+"""What the float32 logits of one run of tokens may take (128 tokens' at least)."""
 
 
-def document_losses(model: LoadedModel, documents: Sequence[Sequence[int]], row_tokens: int) -> DocumentLosses:
-    """The losses of tokenised documents, under whatever is switched off at the moment."""
-    rows = lay_out(list(enumerate(documents)), model.special_ids, "documents", row_tokens)
-    vocabulary = model.model.get_output_embeddings().weight.shape[0]
-    nats_n = np.zeros(len(documents))
-    tokens_n = np.zeros(len(documents), np.int64)
-    for batch in rectangles(rows, max(row_tokens, _LOGIT_BYTES // (4 * vocabulary))):
-        nats_BT = _token_losses(model, batch).cpu().numpy()
-        is_scored_BT = batch.kind_BT[:, 1:] != PAD
-        document = batch.document_BT[:, 1:][is_scored_BT]
-        np.add.at(nats_n, document, nats_BT[is_scored_BT])
-        np.add.at(tokens_n, document, 1)
-    return DocumentLosses(nats_n, tokens_n)
+class TokenLosses(NamedTuple):
+    """The N scored tokens of a batch."""
+
+    row_N: np.ndarray
+    column_N: np.ndarray
+    """Where they are in the batch."""
+    nats_N: np.ndarray
+    """float64."""
+    is_hit_N: np.ndarray
+    """bool."""
 
 
-def _token_losses(model: LoadedModel, batch: Batch) -> Tensor:
-    """float64 [B, T-1]: the loss of each token but the first of a row; of pads too, which mean nothing."""
-    ids_BT = torch.from_numpy(batch.ids_BT).to(model.model.get_input_embeddings().weight.device)
+class LossReader:
+    """Scores batches. Raises UnsupportedModelError where head and body can't be run one after the other."""
+
+    def __init__(self, model: LoadedModel, logit_bytes: int = LOGIT_BYTES):
+        self._model = model
+        vocabulary = model.model.get_output_embeddings().weight.shape[0]
+        self._tokens_at_once = max(2 * MIN_RECTANGLE_TOKENS, logit_bytes // (4 * vocabulary))
+        _verify_head(model)
+
+    def read(self, batch: Batch) -> TokenLosses:
+        """The losses of a batch's scored tokens, row by row."""
+        row_N, before_N = np.nonzero(batch.kind_BT[:, 1:] != PAD)
+        hidden_BTD = self._model.run_body(torch.from_numpy(batch.ids_BT))
+        target_N = batch.ids_BT[row_N, before_N + 1]
+        nats_N = np.empty(len(row_N))
+        is_hit_N = np.empty(len(row_N), bool)
+        for part in self._parts(len(row_N)):
+            hidden_nD = hidden_BTD[torch.from_numpy(row_N[part]), torch.from_numpy(before_N[part])]
+            nats_n, hit_n = _score(self._model, hidden_nD, torch.from_numpy(target_N[part]))
+            nats_N[part], is_hit_N[part] = nats_n.cpu().numpy(), hit_n.cpu().numpy()
+        return TokenLosses(row_N, before_N + 1, nats_N, is_hit_N)
+
+    def _parts(self, num_tokens: int) -> list[np.ndarray]:
+        """Which tokens go through the head together: 64 at least, repeated if there are fewer."""
+        if not num_tokens:
+            return []
+        index = np.resize(np.arange(num_tokens), max(num_tokens, MIN_RECTANGLE_TOKENS))
+        return np.array_split(index, -(-len(index) // self._tokens_at_once))
+
+
+def head_logits(model: LoadedModel, hidden_ND: Tensor) -> Tensor:
+    """The model's logits [N, V], in its own dtype, of last hidden states as `run_body` gives them."""
+    ids_1N = torch.zeros(1, len(hidden_ND), dtype=torch.int64)
+    with torch.inference_mode(), _body_gives(model, hidden_ND[None]):
+        ids_1N = ids_1N.to(model.model.get_input_embeddings().weight.device)
+        logits_NV: Tensor = model.model(input_ids=ids_1N, use_cache=False).logits[0]
+    return logits_NV
+
+
+def _score(model: LoadedModel, hidden_nD: Tensor, target_n: Tensor) -> tuple[Tensor, Tensor]:
+    """(nats [n] as float64, hits [n]) of the tokens that follow these hidden states."""
+    logits_nV = head_logits(model, hidden_nD)
+    target_n = target_n.to(logits_nV.device)
     with torch.inference_mode():
-        logits_BTV = model.model(input_ids=ids_BT, use_cache=False).logits[:, :-1].float()
-        target_BT = ids_BT[:, 1:].to(logits_BTV.device)
-        chosen_BT = logits_BTV.gather(2, target_BT[:, :, None])[:, :, 0]
-        nats_BT: Tensor = (logits_BTV.logsumexp(2) - chosen_BT).double()
-    return nats_BT
+        is_hit_n = logits_nV.argmax(1) == target_n
+        logits_nV = logits_nV.float()
+        chosen_n = logits_nV.gather(1, target_n[:, None])[:, 0]
+        return (logits_nV.logsumexp(1) - chosen_n).double(), is_hit_n
+
+
+@contextmanager
+def _body_gives(model: LoadedModel, hidden_BTD: Tensor) -> Iterator[None]:
+    """Within this context the model's body isn't run; it gives `hidden_BTD`."""
+    body: Any = model.decoder
+    before = vars(body).get("forward")  # accelerate puts one there
+    body.forward = lambda *_args, **_kwargs: BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_BTD)
+    try:
+        yield
+    finally:
+        del body.forward
+        if before is not None:
+            body.forward = before
+
+
+def _verify_head(model: LoadedModel) -> None:
+    ids_BT = probe_ids(model.model.get_input_embeddings().weight.shape[0])
+    with torch.inference_mode():
+        device = model.model.get_input_embeddings().weight.device
+        whole_BTV = model.model(input_ids=ids_BT.to(device), use_cache=False).logits
+    parts_NV = head_logits(model, model.run_body(ids_BT).flatten(0, 1))
+    whole_NV = whole_BTV.flatten(0, 1).float()
+    limit = 16 * torch.finfo(parts_NV.dtype).eps * float(whole_NV.abs().max())
+    if float((whole_NV - parts_NV.float()).abs().max()) > limit:
+        raise UnsupportedModelError(
+            f"{model.facts.id}: its head, run on its body's hidden states, doesn't give its logits; "
+            "losses can't be measured on this model"
+        )

@@ -31,7 +31,7 @@ _PRODUCTS = frozenset(
 
 
 class Site(nn.Module):
-    """Stands in for a layer's activation module: the same values, and a place to read or switch off neurons."""
+    """Stands in for a layer's activation module: the same values, and a place to read or replace coefficients."""
 
     def __init__(self, act: nn.Module, layer: int, name: str, gated: bool, num_neurons: int):
         super().__init__()
@@ -41,15 +41,12 @@ class Site(nn.Module):
         self.name = name
         self.gated = gated
         self.sink: Sink | None = None
-        self.off: Tensor | None = None
 
     def forward(self, pre_BTF: Tensor) -> Any:
-        """act(pre), read by the sink if there is one; in a gated FFN an object that waits for `up`."""
-        if self.sink is not None:
-            return _AwaitsUp(self, pre_BTF) if self.gated else self.sink(self, pre_BTF, None)
-        activation_BTF = self.act(pre_BTF)
-        # Out of place: an activation may return its own input.
-        return activation_BTF if self.off is None else activation_BTF.index_fill(-1, self.off, 0)
+        """act(pre), or what the sink makes of it if there is one; in a gated FFN an object that waits for `up`."""
+        if self.sink is None:
+            return self.act(pre_BTF)
+        return _AwaitsUp(self, pre_BTF) if self.gated else self.sink(self, pre_BTF, None)
 
 
 Sink = Callable[[Site, Tensor, "Tensor | None"], Tensor]

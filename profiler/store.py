@@ -2,6 +2,7 @@
 
     STORE/zarr.json          attrs: schema, model, tokenizer, config; consolidated metadata of all that is committed
     STORE/corpora/NAME/      one group a corpus, written once, complete (arrays: SCHEMA below)
+    STORE/embeddings/NAME/   and other families, of the passes beside the neuron pass, under the same rules
     STORE/.run/              the working state of unfinished corpora, and the writer's lock
 
 The root's zarr.json is the commit point: a group that it does not list is not there. It is replaced atomically.
@@ -86,22 +87,40 @@ def store_attributes(path: Path) -> dict[str, Any]:
     return attributes
 
 
+def replace_attributes(path: Path, attributes: Mapping[str, Any]) -> None:
+    """Replace the root's attributes; what is committed stays."""
+    _replace_json(path / "zarr.json", {**_root(path), "attributes": dict(attributes)})
+
+
 def committed_corpora(path: Path) -> list[str]:
     """The names of the corpora that are complete, in name order."""
-    nodes = _root(path)["consolidated_metadata"]["metadata"]
-    return sorted(
-        node.removeprefix("corpora/") for node in nodes if node.startswith("corpora/") and node.count("/") == 1
-    )
+    return committed(path, "corpora")
 
 
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> None:
-    """Write `arrays` (names of SCHEMA) as a new Zarr group at `path`, every chunk of them."""
+def committed(path: Path, family: str) -> list[str]:
+    """The names of the groups of a family (`corpora`, `embeddings`, …) that are complete, in name order."""
+    prefix = f"{family}/"
+    return [group.removeprefix(prefix) for group in committed_groups(path) if group.startswith(prefix)]
+
+
+def committed_groups(path: Path) -> list[str]:
+    """All groups `FAMILY/NAME` that are complete, in name order."""
+    return sorted(node for node in _root(path)["consolidated_metadata"]["metadata"] if node.count("/") == 1)
+
+
+def write_arrays(
+    path: Path,
+    arrays: Mapping[str, np.ndarray],
+    attributes: Mapping[str, Any],
+    schema: Mapping[str, ArraySpec] = SCHEMA,
+) -> None:
+    """Write `arrays` (names of `schema`) as a new Zarr group at `path`, every chunk of them."""
     with warnings.catch_warnings():
         # `string` is a registered extension type of Zarr v3 that zarr-python still announces at every use.
         warnings.simplefilter("ignore")
         group = zarr.create_group(str(path), attributes=dict(attributes))
         for name, values in arrays.items():
-            spec = SCHEMA[name]
+            spec = schema[name]
             if spec.dtype == "string":
                 array = group.create_array(
                     name, shape=values.shape, dtype="string", chunks=_chunks(spec, values), fill_value="",
@@ -141,33 +160,52 @@ def read_corpus(store: Path, corpus: str, names: list[str] | None = None) -> Arr
     """Read a committed corpus's arrays; asked-for arrays that the store lacks raise an InputError naming them."""
     if corpus not in committed_corpora(store):
         raise InputError(f"{store} has no finished corpus {corpus!r}; it has {committed_corpora(store)}")
-    arrays = read_arrays(store / "corpora" / corpus, names)
+    return read_group(store, f"corpora/{corpus}", names)
+
+
+def read_group(store: Path, group: str, names: list[str] | None = None) -> Arrays:
+    """Read arrays of a committed group `FAMILY/NAME`; an InputError where it or one of `names` isn't there."""
+    family, _, name = group.partition("/")
+    if name not in committed(store, family):
+        raise InputError(f"{store} has no finished {group}; its {family}: {committed(store, family) or 'none'}")
+    arrays = read_arrays(store / group, names)
     if missing := [name for name in names or [] if name not in arrays]:
-        raise InputError(f"corpus {corpus!r} of {store} lacks {', '.join(missing)}")
+        raise InputError(f"{group} of {store} lacks {', '.join(missing)}")
     return arrays
 
 
 def corpus_attributes(store: Path, corpus: str) -> dict[str, Any]:
     """A committed corpus's attributes."""
-    attributes: dict[str, Any] = _root(store)["consolidated_metadata"]["metadata"][f"corpora/{corpus}"]["attributes"]
+    return group_attributes(store, f"corpora/{corpus}")
+
+
+def group_attributes(store: Path, group: str) -> dict[str, Any]:
+    """The attributes of a committed group `FAMILY/NAME`."""
+    attributes: dict[str, Any] = _root(store)["consolidated_metadata"]["metadata"][group]["attributes"]
     return attributes
 
 
 def publish_corpus(store: Path, corpus: str, finished: Path) -> None:
-    """Commit the finished group at `finished` (inside the store) as `corpora/NAME`: rename, then replace the root."""
-    target = store / "corpora" / corpus
-    if corpus in committed_corpora(store):
-        raise AssertionError(f"corpus {corpus!r} is committed already; a committed corpus never changes")
+    """Commit the finished group at `finished` (inside the store) as `corpora/NAME`."""
+    publish(store, f"corpora/{corpus}", finished)
+
+
+def publish(store: Path, group: str, finished: Path) -> None:
+    """Commit the finished group at `finished` (inside the store) as `FAMILY/NAME`: rename, then replace the root."""
+    family, _, name = group.partition("/")
+    target = store / group
+    if name in committed(store, family):
+        raise AssertionError(f"{group} is committed already; a committed group never changes")
     if target.exists():  # a run that died between the rename and the commit: not listed, so not there
         shutil.rmtree(target)
-    parent = store / "corpora" / "zarr.json"
+    parent = store / family / "zarr.json"
     if not parent.exists():
         _replace_json(parent, {"attributes": {}, "zarr_format": 3, "node_type": "group"})
     _sync_tree(finished)
     os.rename(finished, target)
     root = _root(store)
     metadata = root["consolidated_metadata"]["metadata"]
-    metadata["corpora"] = json.loads(parent.read_text())
+    metadata[family] = json.loads(parent.read_text())
     for node in [target, *sorted(child for child in target.iterdir() if child.is_dir())]:
         metadata[node.relative_to(store).as_posix()] = json.loads((node / "zarr.json").read_text())
     root["consolidated_metadata"]["metadata"] = dict(sorted(metadata.items()))
@@ -177,6 +215,14 @@ def publish_corpus(store: Path, corpus: str, finished: Path) -> None:
 def replace_json(path: Path, document: Any) -> None:
     """Write a JSON file so that a reader sees the old one or the new one, whole."""
     _replace_json(path, document)
+
+
+def read_json(path: Path) -> Any:
+    """What `replace_json` wrote; None where nothing was."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
 
 
 def _root(path: Path) -> dict[str, Any]:

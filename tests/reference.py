@@ -1,6 +1,7 @@
 """Independent references, written from the formulas with plain forward hooks and plain Python."""
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +29,8 @@ class HookCount:
         self.activations: list[torch.Tensor] = []
         self.coefficients: list[torch.Tensor] = []
         for layer in self.layers:
-            layer.mlp.act_fn.register_forward_hook(lambda _m, _a, out: self.activations.append(out[0].double()))
-            layer.mlp.down_proj.register_forward_pre_hook(
-                lambda _m, args: self.coefficients.append(args[0][0].double())
-            )
+            layer.mlp.act_fn.register_forward_hook(lambda _m, _a, out: self.activations.append(out))
+            layer.mlp.down_proj.register_forward_pre_hook(lambda _m, args: self.coefficients.append(args[0]))
         shape = (len(self.layers), self.model.config.intermediate_size)
         self.tokens = 0
         self.active = np.zeros(shape, np.int64)
@@ -43,12 +42,25 @@ class HookCount:
 
     def row(self, ids: list[int]) -> np.ndarray:
         """Count one row; returns its coefficients [L, T, F]."""
+        return next(self.rectangle([ids], len(ids)))
+
+    def rectangle(self, rows: list[list[int]], width: int) -> Iterator[np.ndarray]:
+        """Run rows together, right-padded with token 0 to `width`, and count them; the coefficients of each."""
         self.activations.clear()
         self.coefficients.clear()
         with torch.no_grad():
-            self.model.model(torch.tensor([ids]), use_cache=False)
-        activation, coefficient = torch.stack(self.activations).numpy(), torch.stack(self.coefficients).numpy()
-        self.tokens += len(ids)
+            self.model.model(torch.tensor([ids + [0] * (width - len(ids)) for ids in rows]), use_cache=False)
+        for number, ids in enumerate(rows):
+            yield self._count(
+                len(ids),
+                *(
+                    torch.stack([layer[number, : len(ids)].double() for layer in read]).numpy()
+                    for read in (self.activations, self.coefficients)
+                ),
+            )
+
+    def _count(self, length: int, activation: np.ndarray, coefficient: np.ndarray) -> np.ndarray:
+        self.tokens += length
         self.active += (activation > 0).sum(1)
         self.sums += np.stack([activation.sum(1), coefficient.sum(1), (coefficient**2).sum(1)])
         self.absolute += np.abs(coefficient).sum(1)

@@ -97,7 +97,7 @@ def test_more_active_than_tokens(made: Path) -> None:
 
 def test_a_store_that_lacks_an_array_or_is_none(made: Path, tmp_path: Path) -> None:
     publish(made, "zig", {"tokens": np.array([5], np.uint64)})
-    with pytest.raises(InputError, match=r"'zig' of .* lacks active"):
+    with pytest.raises(InputError, match=r"corpora/zig of .* lacks active"):
         read_counts(made)
     with pytest.raises(InputError, match="is no store"):
         read_counts(tmp_path / "nothing")

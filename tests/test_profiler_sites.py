@@ -1,5 +1,6 @@
 """Sites of every supported family: built tiny at random, read as plain hooks read them, to the bit."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from neurotally.profiler.batches import lay_out, rectangles
 from neurotally.profiler.capture import NeuronReader, switched_off
 from neurotally.profiler.errors import InputError, UnsupportedModelError
 from neurotally.profiler.model import LoadedModel, prepare_model
-from neurotally.profiler.neurons import NeuronRecorder
+from neurotally.profiler.neurons import NeuronRecorder, UnitNeurons
 
 SMALL = {
     "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -85,6 +86,37 @@ class HookCounts:
             self.coefficient[layer].append(args[0].reshape(-1, args[0].shape[-1]))
 
         return hook
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_is_lost_by_ending_at_the_last_site(family: str, tokenizer: Any) -> None:
+    model = loaded(family, tokenizer)
+    rng = np.random.default_rng(1)
+    documents = [(n, rng.integers(2, 600, size=length).tolist()) for n, length in enumerate((63, 90, 7, 120))]
+    batches = list(rectangles(lay_out(documents, frozenset(), "documents", 128), 256))
+
+    def result(run: Callable[[NeuronReader], object]) -> UnitNeurons:
+        recorder = NeuronRecorder(model.facts.num_neurons, model.site_devices, num_triggers=2)
+        run(NeuronReader(model, recorder))
+        return recorder.result()
+
+    to_the_end = result(lambda reader: [reader.read(batch) for batch in batches])
+    ended = result(lambda reader: reader.tally(batches))
+    assert len(batches) > 1
+    for name, array in vars(to_the_end).items():
+        np.testing.assert_array_equal(getattr(ended, name), array, err_msg=name)
+
+
+def test_nothing_runs_after_the_last_site(tokenizer: Any) -> None:
+    model = loaded("llama", tokenizer)
+    ran: list[str] = []
+    for name, module in model.decoder.named_modules():
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+    recorder = NeuronRecorder(model.facts.num_neurons, model.site_devices, num_triggers=0)
+    (batch,) = rectangles(lay_out([(0, [5, 6, 7])], frozenset(), "documents", 128), 256)
+    NeuronReader(model, recorder).tally([batch])
+    assert {"layers.0.mlp.down_proj", "layers.1.mlp.up_proj"} <= set(ran)
+    assert not {"layers.1.mlp.down_proj", "norm"} & set(ran)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,10 +1,13 @@
 """Check a real profile against plain hooks, one document at a time, and against itself however it ran.
 
     python tests/bench/check_profile.py MODEL CORPORA [--max-files N] [--dtype float32|bfloat16] [--layout concat]
+                                        [--rectangles]
 
 Profiles CORPORA (a folder of one subfolder a corpus) with 1, 2 and 3 workers, and once killed with -9 twice and
 resumed; compares every array of the four stores to the bit; then counts the same documents with plain forward
-hooks and prints the differences, one JSON line last.
+hooks and prints the differences, one JSON line last. A matrix product rounds by the shape of its batch, so a lone
+document differs from the same document beside others in the last bits, and triggers closer than that swap places;
+`--rectangles` hooks the batches of the profile itself, where nothing but the order of additions may differ.
 """
 
 import argparse
@@ -41,6 +44,7 @@ def main() -> None:
     parser.add_argument("--max-files", type=int, default=150)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--layout", choices=["documents", "concat"], default="documents")
+    parser.add_argument("--rectangles", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder, name) for name in ("1", "2", "3", "killed")]
@@ -93,8 +97,19 @@ def compare(arguments: argparse.Namespace, path: Path, corpus: str) -> dict[str,
     num_neurons, k = shape[0] * shape[1], arrays["trigger_value"].shape[-1]
     maxima = np.zeros((len(files), num_neurons), np.float32)
     positions = np.zeros((len(files), num_neurons), np.int64)
-    for row in tqdm(list(rows(arrays, files, tokenizer, row_tokens, arguments.layout)), desc=f"hooks: {corpus}"):
-        coefficient = count.row([token for token, _, _ in row]).astype(np.float32)
+    made = rows(arrays, files, tokenizer, row_tokens, arguments.layout)
+    if arguments.rectangles:
+        batches = together(arrays, made, store.store_attributes(path)["config"]["token_budget"])
+    else:
+        batches = [([row], len(row)) for row in made]
+    counted = (
+        (row, coefficient.astype(np.float32))
+        for batch, width in batches
+        for row, coefficient in zip(
+            batch, count.rectangle([[t for t, _, _ in row] for row in batch], width), strict=True
+        )
+    )
+    for row, coefficient in tqdm(counted, total=len(made), desc=f"hooks: {corpus}"):
         coefficient[:, [token in tokenizer.all_special_ids for token, _, _ in row]] = -1
         flat = coefficient.transpose(0, 2, 1).reshape(num_neurons, -1)
         column = flat.argmax(1) if arguments.layout == "concat" else None
@@ -105,16 +120,19 @@ def compare(arguments: argparse.Namespace, path: Path, corpus: str) -> dict[str,
             better = value > maxima[number]
             maxima[number][better] = value[better]
             positions[number][better] = np.array([position for _, _, position in row])[best][better]
-    same, off = 0, 0.0
+    same, off, swapped = 0, 0.0, 0.0
     for neuron in range(num_neurons):
         expected = top([(float(maxima[n, neuron]), n, int(positions[n, neuron])) for n in range(len(files))], k)
         documents = arrays["trigger_document"].reshape(num_neurons, k)[neuron, : len(expected)]
         places = arrays["trigger_position"].reshape(num_neurons, k)[neuron, : len(expected)]
         same += [(c[1], c[2]) for c in expected] == list(zip(documents.tolist(), places.tolist(), strict=True))
+        chosen = maxima[documents[documents != store.NO_DOCUMENT], neuron]
+        swapped = max([swapped, *(abs(v / c[0] - 1) for v, c in zip(chosen.tolist(), expected, strict=False))])
         values = arrays["trigger_value"].reshape(num_neurons, k)[neuron, : len(expected)]
         off = max([off, *(abs(v / c[0] - 1) for v, c in zip(values.tolist(), expected, strict=True))])
     differences = [np.abs(arrays[n] - e) for n, e in zip(SUMS, count.sums, strict=True)]
     scales = (count.absolute_activation, count.absolute, count.sums[2])
+    relative = [difference / scale for difference, scale in zip(differences, scales, strict=True)]
     cells = count.active.size * count.tokens
     return {
         "tokens": int(arrays["tokens"].sum()),
@@ -123,16 +141,29 @@ def compare(arguments: argparse.Namespace, path: Path, corpus: str) -> dict[str,
         "flips_per_million_counts": 1e6
         * float(np.abs(arrays["active"].sum(0).astype(int) - count.active).sum())
         / cells,
-        "largest_difference_of_sums_over_sum_of_absolutes": max(
-            float((difference / scale).max()) for difference, scale in zip(differences, scales, strict=True)
-        ),
+        "largest_difference_of_sums_over_sum_of_absolutes": max(float(part.max()) for part in relative),
+        "share_of_sums_within_1e-4": float(np.mean([part <= 1e-4 for part in relative])),
         "neurons": num_neurons,
         "neurons_with_equal_triggers": same,
         "largest_relative_difference_of_a_trigger_value": off,
+        # Where a list differs: how far apart, by the hooks, the documents are that changed places.
+        "largest_relative_gap_of_a_swap": swapped,
     }
 
 
 SUMS = ("activation_sum", "coefficient_sum", "coefficient_sum_squares")
+
+
+def together(arrays: store.Arrays, made: list[list], budget: int) -> list[tuple[list[list], int]]:
+    """The rectangles of the profile, unit by unit: rows, longest first, within the budget; and their widths."""
+    batches = []
+    for unit in range(len(arrays["unit_tokens"])):
+        left = sorted((row for row in made if arrays["document_unit"][row[0][1]] == unit), key=len, reverse=True)
+        while left:
+            height = max(1, budget // len(left[0]))
+            batch, left = left[:height], left[height:]
+            batches.append((batch, max(len(batch[0]), -(-64 // len(batch)))))
+    return batches
 
 
 def rows(arrays: store.Arrays, files: list[Path], tokenizer: object, row_tokens: int, layout: str) -> list[list]:

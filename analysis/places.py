@@ -1,0 +1,321 @@
+"""What stands at the places where neurons are triggered: tokens, their kind, and named patterns in the lines around.
+
+A place is a (document, token position) of one corpus. Many neurons share places, so everything is looked up once a
+place and neurons hold indices:
+
+    token, bigram, trigram   the token there, and it with the one or two before
+    kind                     what Pygments' lexer of the corpus's language makes of the token's last character that
+                             isn't white space: keyword, name, literal, comment, operator, punctuation, directive
+    concepts                 named regular expressions, searched for in the lines around
+    context                  those lines and where in them the token is: equal for copies of a text
+
+Pygments counts `and` and `in` among the operators of Python, doc strings among literals; `directive` is what it
+calls a preprocessor's comment. Regular expressions see "\\n" line breaks, with `^` and `$` at each line (MULTILINE).
+"""
+
+import hashlib
+import re
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from neurotally.profiler.errors import InputError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+KINDS = ("keyword", "name", "literal", "comment", "operator", "punctuation", "directive", "other")
+WINDOW_LINES = 5
+"""The papers' unit."""
+_OTHER = KINDS.index("other")
+_NOT_THERE = -1
+
+Patterns = Mapping[str, re.Pattern[str]]
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """What stands at P places of a corpus, in the order of `place_keys`."""
+
+    key_P: np.ndarray
+    """uint64, ascending: see `place_keys`."""
+    found_P: np.ndarray
+    """bool: the text was found and the token isn't a special one; nothing else is known of the others."""
+    context_P: np.ndarray
+    """uint64: equal where lines and the token's place in them are."""
+    token_P: np.ndarray
+    """int64: the token's id."""
+    bigram_P: np.ndarray
+    """int64: equal where the last two tokens are; -1 where the document has only one."""
+    trigram_P: np.ndarray
+    kind_P: np.ndarray
+    """uint8: index into KINDS."""
+    match_PC: np.ndarray
+    """bool: concept c is found in the lines around."""
+    concepts: tuple[str, ...]
+    has_kinds: bool
+    """False where no lexer is known for the corpus."""
+    missing: Mapping[str, str]
+    """Documents without a text, by name, with the reason."""
+
+    def index(self, document: np.ndarray, position: np.ndarray) -> np.ndarray:
+        """int64: which place each (document, position) is; -1 where it isn't one of these, or has no text."""
+        key = place_keys(document, position)
+        at = np.minimum(np.searchsorted(self.key_P, key), max(0, len(self.key_P) - 1))
+        if not len(self.key_P):
+            return np.full(key.shape, _NOT_THERE, np.int64)
+        return np.where((self.key_P[at] == key) & self.found_P[at], at, _NOT_THERE)
+
+
+class Line(NamedTuple):
+    """Where a token stands, with the lines around it."""
+
+    line: int
+    """In its text, from 1; where the token begins."""
+    column: int
+    """In characters, from 1."""
+    token: str
+    window: str
+    """The lines around."""
+    window_line: int
+    """Number of the first of them."""
+    start: int
+    """Where in the window the token begins, in characters."""
+
+
+def find_line(text: str, start: int, end: int, num_lines: int = WINDOW_LINES) -> Line:
+    """Where characters `start` to `end` of a text stand, in the middle of `num_lines` lines."""
+    starts = _line_starts(text)
+    line = int(np.searchsorted(starts, start, side="right")) - 1
+    first, last = _windows(text, starts, np.array([line]), num_lines)[0].tolist()
+    window_line = int(np.searchsorted(starts, first, side="right"))
+    return Line(line + 1, start - int(starts[line]) + 1, text[start:end], text[first:last], window_line, start - first)
+
+
+def place_keys(document: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """uint64: document · 2^32 + position."""
+    key: np.ndarray = (document.astype(np.uint64) << np.uint64(32)) | position.astype(np.uint64)
+    return key
+
+
+def read_concepts(path: Path) -> Patterns:
+    """The regular expressions of a TOML file with a table `[concepts]`, by name; InputError naming what is wrong."""
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror or error}") from error
+    except ValueError as error:  # not UTF-8, or not TOML
+        raise InputError(f"{path} isn't TOML: {error}") from error
+    concepts = document.get("concepts")
+    if not isinstance(concepts, dict) or not concepts:
+        raise InputError(f"{path} has no concepts; expected a table [concepts] with lines such as main = 'def main\\('")
+    return {name: _compiled(path, name, pattern) for name, pattern in concepts.items()}
+
+
+def find_lexer(corpus: str, document_names: Sequence[str]) -> Any:
+    """Pygments' lexer of a corpus: by its name, else by its documents' most frequent suffix; None for plain text."""
+    from pygments.lexers import get_lexer_by_name, get_lexer_for_filename
+    from pygments.lexers.special import TextLexer
+    from pygments.util import ClassNotFound
+
+    suffixes = Counter(Path(name.partition("#")[0]).suffix for name in document_names)
+    candidates: list[Any] = [lambda: get_lexer_by_name(corpus.lower())]
+    candidates += [lambda s=suffix: get_lexer_for_filename(f"x{s}") for suffix, _ in suffixes.most_common(1) if suffix]
+    for find in candidates:
+        try:
+            lexer = find()
+        except ClassNotFound:
+            continue
+        return None if isinstance(lexer, TextLexer) else lexer
+    return None
+
+
+@dataclass
+class PlaceReader:
+    """Collects what stands at places, a document at a time."""
+
+    lexer: Any
+    concepts: Patterns
+    window_lines: int = WINDOW_LINES
+    inside: bool = False
+    """A concept counts only where the token lies in the match, not anywhere in the lines around."""
+    _parts: list[tuple[np.ndarray, ...]] = field(default_factory=list)
+    _missing: dict[str, str] = field(default_factory=dict)
+    _bigrams: "_Numbers" = field(default_factory=lambda: _Numbers())
+    _trigrams: "_Numbers" = field(default_factory=lambda: _Numbers())
+
+    def add(
+        self,
+        number: int,
+        text: str,
+        ids_T: np.ndarray,
+        span_T2: np.ndarray,
+        position_P: np.ndarray,
+        special_ids: Sequence[int],
+    ) -> None:
+        """Look at some tokens of a document. `text` has "\\n" line breaks; `position_P` ascends."""
+        starts = _line_starts(text)
+        span_P2 = span_T2[position_P]
+        line_P = np.searchsorted(starts, span_P2[:, 0], side="right") - 1
+        window_P2 = _windows(text, starts, line_P, self.window_lines)
+        is_special_T = np.isin(ids_T, special_ids)
+        num_places = len(position_P)
+        self._parts.append(
+            (
+                place_keys(np.full(num_places, number), position_P),
+                ~is_special_T[position_P],
+                _contexts(text, window_P2, span_P2),
+                ids_T[position_P],
+                self._bigrams.of(_last_tokens(ids_T, is_special_T, position_P, 2)),
+                self._trigrams.of(_last_tokens(ids_T, is_special_T, position_P, 3)),
+                _kinds(self.lexer, text, span_P2),
+                _matches(self.concepts, text, window_P2, span_P2 if self.inside else None),
+            )
+        )
+
+    def add_missing(self, number: int, position_P: np.ndarray, name: str, reason: str) -> None:
+        """A document without a text."""
+        self._missing[name] = reason
+        num_places = len(position_P)
+        none = np.full(num_places, _NOT_THERE, np.int64)
+        self._parts.append(
+            (
+                place_keys(np.full(num_places, number), position_P),
+                np.zeros(num_places, bool),
+                np.zeros(num_places, np.uint64),
+                none,
+                none,
+                none,
+                np.full(num_places, _OTHER, np.uint8),
+                np.zeros((num_places, len(self.concepts)), bool),
+            )
+        )
+
+    def places(self) -> Places:
+        """All that was added."""
+        if not self._parts:
+            self.add_missing(0, np.empty(0, np.int64), "", "")
+            self._missing.clear()
+        columns = [np.concatenate(column) for column in zip(*self._parts, strict=True)]
+        order = np.argsort(columns[0], kind="stable")
+        key, found, context, token, bigram, trigram, kind, match = (column[order] for column in columns)
+        return Places(
+            key_P=key,
+            found_P=found,
+            context_P=context,
+            token_P=token,
+            bigram_P=bigram,
+            trigram_P=trigram,
+            kind_P=kind,
+            match_PC=match,
+            concepts=tuple(self.concepts),
+            has_kinds=self.lexer is not None,
+            missing=dict(self._missing),
+        )
+
+
+class _Numbers:
+    """Gives each distinct row of integers a number, in the order they come."""
+
+    def __init__(self) -> None:
+        self._number: dict[bytes, int] = {}
+
+    def of(self, ids_Pn: np.ndarray) -> np.ndarray:
+        """int64 [P]; -1 for rows that hold a -1."""
+        number = self._number
+        rows = np.ascontiguousarray(ids_Pn)
+        found = [number.setdefault(row.tobytes(), len(number)) for row in rows]
+        return np.where((rows == _NOT_THERE).any(axis=1), _NOT_THERE, np.array(found, np.int64))
+
+
+def _compiled(path: Path, name: str, pattern: Any) -> re.Pattern[str]:
+    if not isinstance(pattern, str):
+        raise InputError(f"{path}: concept {name!r} must be a regular expression in quotes, got {pattern!r:.60}")
+    try:
+        return re.compile(pattern, re.MULTILINE)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise InputError(f"{path}: the regular expression of concept {name!r} doesn't compile: {error}") from error
+
+
+def _line_starts(text: str) -> np.ndarray:
+    characters = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    starts: np.ndarray = np.r_[0, np.flatnonzero(characters == ord("\n")) + 1]
+    return starts
+
+
+def _windows(text: str, starts: np.ndarray, line_P: np.ndarray, num_lines: int) -> np.ndarray:
+    """int64 [P, 2]: first character of the lines around each line, and one past the last."""
+    ends = np.r_[starts[1:], len(text)]
+    first_P = np.maximum(0, line_P - num_lines // 2)
+    last_P = np.minimum(len(starts) - 1, line_P + (num_lines - 1) // 2)
+    return np.stack([starts[first_P], ends[last_P]], axis=1)
+
+
+def _contexts(text: str, window_P2: np.ndarray, span_P2: np.ndarray) -> np.ndarray:
+    """uint64 [P]: a hash of the lines and of where the token is in them."""
+    windows, which_P = np.unique(window_P2, axis=0, return_inverse=True)
+    hashed = [hashlib.blake2b(text[a:b].encode(), digest_size=8).digest() for a, b in windows.tolist()]
+    window_hash = np.frombuffer(b"".join(hashed), np.uint64)
+    offset_P2 = (span_P2 - window_P2[:, :1]).astype(np.uint64)
+    # Odd constants of the golden ratio and of MurmurHash3's finaliser: any two offsets move the hash apart.
+    with np.errstate(over="ignore"):
+        mixed = offset_P2[:, 0] * np.uint64(0x9E3779B97F4A7C15) + offset_P2[:, 1] * np.uint64(0xFF51AFD7ED558CCD)
+        context_P: np.ndarray = window_hash[which_P.ravel()] + mixed
+    return context_P
+
+
+def _last_tokens(ids_T: np.ndarray, is_special_T: np.ndarray, position_P: np.ndarray, number: int) -> np.ndarray:
+    """int64 [P, number]: the tokens that end at each position; -1 before the document and for special tokens."""
+    padded = np.r_[np.full(number - 1, _NOT_THERE), np.where(is_special_T, _NOT_THERE, ids_T)]
+    tokens_Pn: np.ndarray = padded[position_P[:, None] + np.arange(number)]
+    return tokens_Pn
+
+
+def _kinds(lexer: Any, text: str, span_P2: np.ndarray) -> np.ndarray:
+    """uint8 [P]: the kind of each token's last character that isn't white space."""
+    if lexer is None:
+        return np.full(len(span_P2), _OTHER, np.uint8)
+    at: list[int] = []
+    kinds: list[int] = []
+    known: dict[Any, int] = {}
+    for start, token_type, _ in lexer.get_tokens_unprocessed(text if text.endswith("\n") else text + "\n"):
+        at.append(start)
+        kinds.append(known[token_type] if token_type in known else known.setdefault(token_type, _kind(token_type)))
+    order = np.argsort(np.array(at, np.int64), kind="stable")  # a few lexers yield nested tokens out of order
+    start_X, kind_X = np.array(at, np.int64)[order], np.array(kinds, np.uint8)[order]
+    length_P = np.array([len(text[start:end].rstrip()) for start, end in span_P2.tolist()], np.int64)
+    last_P = np.maximum(0, np.searchsorted(start_X, span_P2[:, 0] + length_P - 1, side="right") - 1)
+    return np.where(length_P > 0, kind_X[last_P], np.uint8(_OTHER)).astype(np.uint8)
+
+
+def _kind(token_type: Any) -> int:
+    from pygments.token import Comment, Keyword, Literal, Name, Operator, Punctuation
+
+    classes = (
+        (Comment.Preproc, "directive"), (Comment.PreprocFile, "directive"), (Keyword, "keyword"), (Name, "name"),
+        (Literal, "literal"), (Comment, "comment"), (Operator, "operator"), (Punctuation, "punctuation"),
+    )  # fmt: skip
+    return KINDS.index(next((kind for parent, kind in classes if token_type in parent), "other"))
+
+
+def _matches(concepts: Patterns, text: str, window_P2: np.ndarray, inside_P2: np.ndarray | None) -> np.ndarray:
+    """bool [P, C]: whether each concept is found in the lines, and overlaps the token if it must lie inside."""
+    windows, which_P = np.unique(window_P2, axis=0, return_inverse=True)
+    texts = [text[start:end] for start, end in windows.tolist()]
+    match_PC = np.zeros((len(window_P2), len(concepts)), bool)
+    for column, pattern in enumerate(concepts.values()):
+        found = np.array([pattern.search(window) is not None for window in texts], bool)
+        match_PC[:, column] = found[which_P.ravel()]
+        if inside_P2 is not None:
+            for place in np.flatnonzero(match_PC[:, column]).tolist():
+                start, end = (inside_P2[place] - window_P2[place, 0]).tolist()
+                found_in = pattern.finditer(texts[int(which_P.ravel()[place])])
+                match_PC[place, column] = any(match.start() < end and start < match.end() for match in found_in)
+    return match_PC

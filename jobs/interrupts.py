@@ -1,0 +1,49 @@
+"""The first Ctrl-C or SIGTERM asks a run to stop when it has saved; a second one stops it at once."""
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+
+class Interrupted(Exception):
+    """Asked to stop by a signal; the work so far is saved. `signal_number` says which."""
+
+    def __init__(self, signal_number: int):
+        super().__init__("stopped; the same command goes on from here")
+        self.signal_number = signal_number
+
+
+class StopRequest:
+    """Whether a signal has asked the run to stop."""
+
+    def __init__(self, on_ask: Callable[[str], object]):
+        self._on_ask = on_ask
+        self._signal: int | None = None
+
+    def check(self) -> None:
+        """Raise Interrupted if a signal asked for it; called where nothing is half done."""
+        if self._signal is not None:
+            raise Interrupted(self._signal)
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signals within this context."""
+        before: dict[int, Any] = {}
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                before[number] = signal.signal(number, self._ask)
+        except ValueError:  # not in the main thread: whoever runs us there handles signals
+            pass
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _ask(self, number: int, _frame: FrameType | None) -> None:
+        if self._signal is not None:
+            raise KeyboardInterrupt
+        self._signal = number
+        self._on_ask("stopping after the work in hand; again to stop at once")

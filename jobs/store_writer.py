@@ -1,0 +1,90 @@
+"""The one writer of a store: its lock, and the check that the store is one of this model."""
+
+import contextlib
+import platform
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from neurotally.jobs.plan import RUN_FOLDER, first_difference
+from neurotally.profiler import store
+from neurotally.profiler.errors import InputError
+from neurotally.profiler.model import ModelFacts
+
+_LOCK_WAIT_S = 3.0
+_VERSIONED = ("neurotally", "torch", "transformers", "tokenizers", "numpy", "zarr", "triton")
+_RUN_FACTS = ("tokenizer_fingerprint", "dtype", "device_type", "attention", "row_tokens", "max_row_tokens")
+"""What `ModelFacts` says beyond the weights."""
+
+
+def open_store(path: Path, facts: ModelFacts, config: dict[str, Any] | None) -> list[str]:
+    """Make the store, or check that it is one of this model; warnings about program versions that changed.
+
+    `config` is what decides the bits of the neuron pass; None for other passes, which keep theirs with their own
+    results. Raises InputError naming the first difference.
+    """
+    attributes: dict[str, Any] = {
+        "model": {
+            **{key: value for key, value in facts.to_json().items() if key not in _RUN_FACTS},
+            "dtype": facts.dtype,
+        },
+        "tokenizer": {"fingerprint": facts.tokenizer_fingerprint},
+        "config": config,
+        "versions": versions(),
+    }
+    if not (path / "zarr.json").exists():
+        store.create_store(path, attributes)
+        return []
+    theirs = store.store_attributes(path)
+    for part in ("model", "tokenizer"):
+        ours = {"fingerprint": attributes[part]["fingerprint"]}
+        _refuse_difference(path, part, ours, theirs.get(part) or {})
+    if config is not None and theirs.get("config") is None:  # a store that another pass began
+        store.replace_attributes(path, {**theirs, "config": config})
+    elif config is not None:
+        _refuse_difference(path, "config", config, theirs.get("config") or {})
+    before = theirs["versions"]
+    return [
+        f"{name} is {ours}, the store was started with {before.get(name)}"
+        for name, ours in attributes["versions"].items()
+        if before.get(name) != ours
+    ]
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide results, where installed."""
+    found = {"python": platform.python_version()}
+    for name in _VERSIONED:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+@contextlib.contextmanager
+def writer_lock(path: Path) -> Iterator[None]:
+    """Hold the store's one writer's lock; the system frees it when this process ends, however it ends."""
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file, expected a folder for the store")
+    if (
+        path.is_dir()
+        and any(path.iterdir())
+        and not ({"zarr.json", RUN_FOLDER} & {entry.name for entry in path.iterdir()})
+    ):
+        raise InputError(f"{path} is a folder with other things in it, expected a store or a new folder")
+    if (path / "zarr.json").exists():
+        store.store_attributes(path)
+    (path / RUN_FOLDER).mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path / RUN_FOLDER / "lock", timeout=_LOCK_WAIT_S)
+    try:
+        with lock:
+            yield
+    except filelock.Timeout as error:
+        raise InputError(f"{path} is being written by another run; wait for it or stop it") from error
+
+
+def _refuse_difference(path: Path, part: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    if difference := first_difference(ours, theirs):
+        raise InputError(f"{path} is a store of another {part}: {difference}; use another store")

@@ -1,0 +1,70 @@
+"""Batches on their way to the devices: the next one is copied while this one runs.
+
+On a GPU the host's tables are copied from pinned memory on a stream of their own, so that the loop over batches
+never waits for the device. On the CPU a batch's arrays are used as they are.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neurotally.profiler.batches import Batch
+
+
+@dataclass(frozen=True)
+class StagedBatch:
+    """A batch on the devices of a model."""
+
+    ids_BT: Tensor
+    """int64, where the model takes its input."""
+    tables: dict[torch.device, tuple[Tensor, Tensor, Tensor]]
+    """By device: kind_BT, document_BT, position_BT, as in `Batch`."""
+
+
+def staged(
+    batches: Iterable[Batch], input_device: torch.device, devices: Sequence[torch.device]
+) -> Iterator[StagedBatch]:
+    """Each batch in turn: its ids on `input_device`, its tables on each of `devices`."""
+    stager = _Stager(input_device, devices)
+    before: StagedBatch | None = None
+    for batch in batches:
+        after = stager.stage(batch)
+        if before is not None:
+            yield stager.hand_over(before)
+        before = after
+    if before is not None:
+        yield stager.hand_over(before)
+
+
+class _Stager:
+    def __init__(self, input_device: torch.device, devices: Sequence[torch.device]):
+        self._input_device = input_device
+        self._devices = list(dict.fromkeys(devices))
+        on_gpu = {device for device in (input_device, *devices) if device.type == "cuda"}
+        self._streams = {device: torch.cuda.Stream(device) for device in on_gpu}
+
+    def stage(self, batch: Batch) -> StagedBatch:
+        """Begin to copy a batch."""
+        host = (batch.kind_BT, batch.document_BT, batch.position_BT)
+        tables = {device: tuple(self._copy(table_BT, device) for table_BT in host) for device in self._devices}
+        return StagedBatch(self._copy(batch.ids_BT, self._input_device), tables)  # type: ignore[arg-type]
+
+    def hand_over(self, batch: StagedBatch) -> StagedBatch:
+        """The batch, once its copies are done: the devices wait for them, the host doesn't."""
+        for device, stream in self._streams.items():
+            current = torch.cuda.current_stream(device)
+            current.wait_stream(stream)
+            for tensor in (batch.ids_BT, *batch.tables.get(device, ())):
+                if tensor.device == device:
+                    tensor.record_stream(current)
+        return batch
+
+    def _copy(self, array: np.ndarray, device: torch.device) -> Tensor:
+        host = torch.from_numpy(array)
+        if device.type != "cuda":
+            return host.to(device)
+        with torch.cuda.stream(self._streams[device]):
+            return host.pin_memory().to(device, non_blocking=True)
