@@ -73,8 +73,8 @@ def draw_matrix(
     limit = float(np.max(np.abs(value_RC), initial=0, where=np.isfinite(value_RC))) or 1.0
     axes.set_facecolor("#d9d9d9")
     image = axes.imshow(value_RC, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="none")
-    _write_cells(axes, value_RC, image, limit)
-    _frame_own(axes, rows, columns)
+    write_cells(axes, value_RC, image, limit)
+    frame_own(axes, rows, columns)
     label_matrix(axes, rows, columns, row_label, column_label)
     # 10 characters of the title's size are an inch, and 13 of the unit's.
     figure.suptitle(textwrap.fill(title, int(10 * width)), fontsize=12, color=INK, parse_math=False)
@@ -169,7 +169,7 @@ def _draw_panel(panel: Any, name: str, specific: Neurons, exclusive: Neurons, nu
     return handles
 
 
-def _write_cells(axes: Any, value_RC: np.ndarray, image: Any, limit: float) -> None:
+def write_cells(axes: Any, value_RC: np.ndarray, image: Any, limit: float) -> None:
     """Each value in its cell, all with the decimals that give the largest three digits."""
     decimals = min(5, max(0, 2 - math.floor(math.log10(limit)))) if limit < 100 else 0
     for (row, column), value in np.ndenumerate(value_RC):
@@ -181,7 +181,8 @@ def _write_cells(axes: Any, value_RC: np.ndarray, image: Any, limit: float) -> N
         axes.text(column, row, text, ha="center", va="center", fontsize=8.5, color=ink)
 
 
-def _frame_own(axes: Any, rows: Sequence[str], columns: Sequence[str]) -> None:
+def frame_own(axes: Any, rows: Sequence[str], columns: Sequence[str]) -> None:
+    """Frame the cell of each row in the column of its own name."""
     for row, name in enumerate(rows):
         if name in columns:
             corner = (columns.index(name) - 0.5, row - 0.5)

@@ -14,7 +14,10 @@ from types import FrameType
 import click
 
 from neurotally.jobs.keys import KEY_COMMANDS
+from neurotally.jobs.loss_commands import LOSS_COMMANDS
 from neurotally.jobs.output import COUNT, JSON_FLAG, OUT, PATH, show
+from neurotally.jobs.parallel_commands import PARALLEL_COMMANDS
+from neurotally.jobs.report_command import REPORT_COMMANDS
 from neurotally.jobs.sets import SET_COMMANDS
 from neurotally.profiler.errors import InputError
 
@@ -190,7 +193,7 @@ def bench(
     show(document, benches.bench_table(document), as_json, out)
 
 
-for command in (*SET_COMMANDS, *KEY_COMMANDS):
+for command in (*SET_COMMANDS, *KEY_COMMANDS, *LOSS_COMMANDS, *PARALLEL_COMMANDS, *REPORT_COMMANDS):
     cli.add_command(command)
 
 

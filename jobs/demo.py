@@ -15,31 +15,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tabulate import tabulate
-from tqdm import tqdm
-
 from neurotally.analysis.counts import read_counts
-from neurotally.analysis.figures import draw_layers, draw_matrix, save_figure
-from neurotally.analysis.lape import Selection, lape
+from neurotally.analysis.figures import draw_layers, save_figure
+from neurotally.analysis.lape import Selection
 from neurotally.analysis.lape_report import lape_document, lape_table
+from neurotally.analysis.loss_figures import draw_ablation
+from neurotally.analysis.losses import read_losses
+from neurotally.analysis.losses_report import ablation_document
+from neurotally.analysis.rule import Rule
+from neurotally.analysis.text_table import text_table
+from neurotally.jobs.ablation import ablation_request
 from neurotally.jobs.demo_corpus import gather
 from neurotally.jobs.demo_model import train
-from neurotally.jobs.loss_matrix import LossMatrix, count_evaluations, loss_matrix
+from neurotally.jobs.loss_pass import measure_losses
+from neurotally.jobs.passes import PassRequest
 from neurotally.jobs.profile import ProfileRequest, profile
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.worker import ModelConfig
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.model import LoadedModel, load_model
 from neurotally.profiler.store import replace_json
 
-PER_CORPUS, QUANTILE = 100, 0.9
+RULE = Rule(quantile=0.9, per_corpus=100)
 """4 % of the model's 2,560 neurons a language, from a lower bar than `lape`'s own: a model trained for a minute has
 few neurons that fire often, and 40 of them cost its languages little more than random ones do."""
-EVALUATION_TOKENS = 6000
+EVALUATION_FILES, EVALUATION_FILE_TOKENS = 12, 600
 """Of each language, for every cell of the matrix."""
 RANDOM_DRAWS = 2
-_CHANGE_UNIT = "loss change beyond random neurons, nats per token"
+_GROUP = "loss/ablate"
 
 
 @dataclass(frozen=True)
@@ -48,22 +50,26 @@ class DemoResult:
 
     folder: Path
     selection: Selection
-    matrix: LossMatrix
+    ablation: dict[str, Any]
+    """The document of `ablate`."""
     lape_text: str
 
     def text(self) -> str:
         """For people: both tables, where everything lies and what to type next."""
-        own = np.diagonal(self.matrix.over_random_CC)
-        rows = [[name, *row] for name, row in zip(self.matrix.corpora, self.matrix.over_random_CC, strict=True)]
-        most = self.matrix.over_random_CC.argmax(axis=1)
-        hits = int((most == np.arange(len(most))).sum())
-        table = tabulate(rows, headers=["switched off", *self.matrix.corpora], floatfmt="+.3f")
+        corpora, over_random = self.ablation["corpora"], self.ablation["change_over_random"]
+        errors = self.ablation["in_standard_errors"]
+        rows = [
+            [name, *(f"{value:+.3f}" for value in row), f"{errors[index][index]:+.1f}"]
+            for index, (name, row) in enumerate(zip(corpora, over_random, strict=True))
+        ]
+        table = text_table(("switched off", *corpora, "own in errors"), rows)
+        hits = sum(row.index(max(row)) == index for index, row in enumerate(over_random))
         store = self.folder / "store"
         return (
             f"{self.lape_text}\n\n"
             f"What switching them off costs on other files, beyond as many random neurons in the same layers\n"
-            f"(nats per token; mean of {RANDOM_DRAWS} draws):\n{table}\n"
-            f"{hits} of {len(own)} languages lose most themselves.\n\n"
+            f"(nats per token; mean of {RANDOM_DRAWS} draws; standard errors over files):\n{table}\n"
+            f"{hits} of {len(corpora)} languages lose most themselves.\n\n"
             f"Pictures:  {self.folder / 'layers.png'}, {self.folder / 'ablation.png'}\n"
             f"Store:     {store}, to open with xarray.open_zarr({str(store)!r}, group='corpora/python')\n"
             f"Next:      neurotally lape {store} --select top\n"
@@ -72,7 +78,7 @@ class DemoResult:
 
     def to_json(self) -> dict[str, Any]:
         """As a plain dictionary."""
-        return {"folder": str(self.folder), "ablation": matrix_document(self.matrix)}
+        return {"folder": str(self.folder), "ablation": self.ablation}
 
 
 def demo(folder: Path, workers: int, progress: Progress) -> DemoResult:
@@ -90,57 +96,30 @@ def demo(folder: Path, workers: int, progress: Progress) -> DemoResult:
     profile(request, progress)
     progress.note("4/5 finding each language's neurons, switching them off …")
     counts = read_counts(folder / "store")
-    selection = lape(counts.active_CLF, counts.tokens_C, counts.corpora, quantile=QUANTILE, per_corpus=PER_CORPUS)
+    selection = RULE.choose(counts)
     replace_json(folder / "lape.json", lape_document(counts, selection))
-    matrix = _ablation(folder, selection, progress)
+    ablation = _ablation(folder, model, progress)
     progress.note("5/5 drawing …")
-    _draw(folder, selection, matrix)
-    return DemoResult(folder, selection, matrix, lape_table(counts, selection))
+    _draw(folder, selection, ablation)
+    return DemoResult(folder, selection, ablation, lape_table(counts, selection))
 
 
-def matrix_document(matrix: LossMatrix) -> dict[str, Any]:
-    """The matrix as JSON: nats a token."""
-    return {
-        "corpora": matrix.corpora,
-        "baseline": matrix.baseline_C.tolist(),
-        "change": matrix.change_CC.tolist(),
-        "random": matrix.random_DCC.tolist(),
-    }
+def _ablation(folder: Path, model: ModelConfig, progress: Progress) -> dict[str, Any]:
+    request = ablation_request(
+        PassRequest(model, folder / "store", _GROUP), folder / "corpus" / "evaluation", RULE, RANDOM_DRAWS,
+        candidate_draws=0, max_files=EVALUATION_FILES, document_tokens=EVALUATION_FILE_TOKENS, note=progress.note,
+    )  # fmt: skip
+    measure_losses(request, progress)
+    document = ablation_document(read_losses(folder / "store", "ablate"))
+    replace_json(folder / "ablation.json", document)
+    return document
 
 
-def _ablation(folder: Path, selection: Selection, progress: Progress) -> LossMatrix:
-    file = folder / "ablation.json"
-    neurons = {name: pairs.tolist() for name, pairs in selection.specific.items()}
-    model = load_model(str(folder / "model"), "cpu", "float32")
-    texts = {name: _evaluation_documents(folder, name, model) for name in selection.corpora}
-    total = count_evaluations(len(texts), RANDOM_DRAWS)
-    with tqdm(total=total, desc="evaluating", unit="corpus", disable=not progress.on_terminal, leave=False) as bar:
-        matrix = loss_matrix(model, texts, neurons, model.facts.row_tokens, RANDOM_DRAWS, on_evaluation=bar.update)
-    replace_json(file, matrix_document(matrix))
-    return matrix
-
-
-def _evaluation_documents(folder: Path, language: str, model: LoadedModel) -> list[list[int]]:
-    """The first documents of a language, by name, up to the token limit."""
-    documents: list[list[int]] = []
-    left = EVALUATION_TOKENS
-    for path in sorted((folder / "corpus" / "evaluation" / language).rglob("*")):
-        if path.is_file() and left > 0:
-            ids = model.tokenizer(path.read_bytes().decode())["input_ids"][:left]
-            documents.append(ids)
-            left -= len(ids)
-    return documents
-
-
-def _draw(folder: Path, selection: Selection, matrix: LossMatrix) -> None:
+def _draw(folder: Path, selection: Selection, ablation: dict[str, Any]) -> None:
     num_layers = selection.entropy_LF.shape[0]
     layers = draw_layers(selection.specific, selection.exclusive, num_layers, "Where each language's neurons sit")
     save_figure(layers, folder / "layers.png")
-    ablation = draw_matrix(
-        matrix.over_random_CC, matrix.corpora, matrix.corpora,
-        title="What switching off a language's neurons costs", unit=_CHANGE_UNIT,
-    )  # fmt: skip
-    save_figure(ablation, folder / "ablation.png")
+    save_figure(draw_ablation(ablation), folder / "ablation.png")
 
 
 def _refuse_other_folder(folder: Path) -> None:

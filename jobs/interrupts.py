@@ -39,8 +39,8 @@ class StopRequest:
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for taken, handler in before.items():
+                signal.signal(taken, handler)
 
     def _ask(self, number: int, _frame: FrameType | None) -> None:
         if self._signal is not None:

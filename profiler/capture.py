@@ -184,12 +184,11 @@ def _find_bias(products: list[tuple[Any, Tensor]], found: dict[int, Tensor]) -> 
         pre_BTF = args[0]
         for module, output in products:
             if output.untyped_storage().data_ptr() == pre_BTF.untyped_storage().data_ptr():
-                bias = getattr(module, "bias", None)
+                bias: Tensor | None = getattr(module, "bias", None)
                 # Gate and up may be the two halves of one product.
                 first = pre_BTF.storage_offset() - output.storage_offset()
-                has_bias = isinstance(bias, Tensor)
                 zeros_F = pre_BTF.new_zeros(site.num_neurons)
-                found[site.layer] = bias[first : first + site.num_neurons].clone() if has_bias else zeros_F
+                found[site.layer] = zeros_F if bias is None else bias[first : first + site.num_neurons].clone()
         products.clear()
 
     return hook

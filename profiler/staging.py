@@ -44,7 +44,7 @@ class _Stager:
         self._input_device = input_device
         self._devices = list(dict.fromkeys(devices))
         on_gpu = {device for device in (input_device, *devices) if device.type == "cuda"}
-        self._streams = {device: torch.cuda.Stream(device) for device in on_gpu}
+        self._streams = {device: torch.cuda.Stream(device) for device in on_gpu}  # type: ignore[no-untyped-call]
 
     def stage(self, batch: Batch) -> StagedBatch:
         """Begin to copy a batch."""

@@ -284,12 +284,12 @@ def _tokenised(texts: CorpusTexts, batch: list[Text], tokenizer: Any) -> Iterato
         if len(ids) != texts.tokens_D[found.number]:
             yield Text(found.number, None, f"is {len(ids)} tokens now and was {texts.tokens_D[found.number]}")
             continue
-        text, span_T2 = _universal_newlines(found.text, _closed_gaps(np.array(offsets, np.int64).reshape(-1, 2)))
+        text, span_T2 = universal_newlines(found.text, closed_gaps(np.array(offsets, np.int64).reshape(-1, 2)))
         first = 1 if texts.window_lines is None else first_line_of(texts.names[found.number])
         yield TokenText(found.number, text, np.array(ids, np.int64), span_T2, first)
 
 
-def _closed_gaps(span_T2: np.ndarray) -> np.ndarray:
+def closed_gaps(span_T2: np.ndarray) -> np.ndarray:
     """A token without characters gets those that no token has before it.
 
     Some tokenizers trim white space off their offsets, and leave nothing of a token that is all white space.
@@ -300,7 +300,7 @@ def _closed_gaps(span_T2: np.ndarray) -> np.ndarray:
     return np.stack([start_T, span_T2[:, 1]], axis=1)
 
 
-def _universal_newlines(text: str, span_T2: np.ndarray) -> tuple[str, np.ndarray]:
+def universal_newlines(text: str, span_T2: np.ndarray) -> tuple[str, np.ndarray]:
     """The text with every line break as "\\n", and the spans in it."""
     if "\r" not in text:
         return text, span_T2

@@ -88,10 +88,10 @@ def test_byte_tokens_that_split_a_character_share_it() -> None:
 
 
 def test_offsets_that_leave_out_white_space_get_it_back() -> None:
-    from neurotally.profiler.texts import _closed_gaps
+    from neurotally.profiler.texts import closed_gaps
 
     # "a", "\n\n" trimmed to nothing at its end, "b" trimmed of a leading space
-    assert _closed_gaps(np.array([[0, 0], [0, 1], [3, 3], [4, 5]])).tolist() == [[0, 0], [0, 1], [1, 3], [4, 5]]
+    assert closed_gaps(np.array([[0, 0], [0, 1], [3, 3], [4, 5]])).tolist() == [[0, 0], [0, 1], [1, 3], [4, 5]]
 
 
 def test_changed_and_missing_files_are_named_and_others_found(model_folder: Path, folder: Path, tmp_path: Path) -> None:

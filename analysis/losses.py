@@ -1,0 +1,188 @@
+"""What switching neurons off costs: differences of losses, with standard errors over documents.
+
+The loss of some tokens is a ratio over documents, Σ nats / Σ tokens, and so is a difference of two losses over the
+same documents: with d_i the difference of nats in document i and n_i its tokens,
+
+    R = Σ d_i / Σ n_i        SE(R)² = m/(m-1) · Σ (d_i - R n_i)² / (Σ n_i)²        over the m documents with n_i > 0
+
+the linearised ("delta method") error, paired by document. Accuracy likewise, with hits for nats. Of two or more
+random draws the mean is taken and their spread (standard deviation) told; the error of a change over random holds the
+draws fixed. Perplexity is exp(loss).
+
+Shapes: S sets, D documents, X classes of tokens, K concepts.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from neurotally.profiler import store
+
+FAMILY = "loss"
+CLASSES = ("match", "line", "file", "elsewhere")
+"""Of a concept: tokens in its matches, the rest of those lines, other tokens of the same files, other files."""
+
+
+class Ratio(NamedTuple):
+    """A ratio over documents and its standard error; NaN where there is none."""
+
+    value: float
+    error: float
+
+
+class Cell(NamedTuple):
+    """The tokens of one class in some documents."""
+
+    nats_SD: np.ndarray
+    hits_SD: np.ndarray
+    scored_D: np.ndarray
+
+    @property
+    def tokens(self) -> int:
+        """Scored tokens."""
+        return int(self.scored_D.sum())
+
+    @property
+    def documents(self) -> int:
+        """Documents with scored tokens."""
+        return int(np.count_nonzero(self.scored_D))
+
+
+class Change(NamedTuple):
+    """What switching a set off does to a cell, nats a token; and to accuracy, a share."""
+
+    change: Ratio
+    accuracy: Ratio
+    draws: list[float]
+    """The change by each random draw."""
+    over_random: Ratio
+    """Beyond the mean of the draws; NaN without draws."""
+
+    @property
+    def random(self) -> float:
+        """The mean of the draws; NaN without."""
+        return float(np.mean(self.draws)) if self.draws else np.nan
+
+    @property
+    def spread(self) -> float:
+        """The standard deviation of the draws; NaN for fewer than two."""
+        return float(np.std(self.draws, ddof=1)) if len(self.draws) > 1 else np.nan
+
+    @property
+    def over_random_error_with_draws(self) -> float:
+        """The error over random that also holds how uncertain the mean of the draws is; NaN for fewer than two."""
+        return float(np.hypot(self.over_random.error, self.spread / np.sqrt(max(1, len(self.draws)))))
+
+
+@dataclass(frozen=True, eq=False)
+class Losses:
+    """The group of a loss pass."""
+
+    corpora: list[str]
+    sets: list[dict[str, Any]]
+    """kind, of, draw, neurons, by_layer; the first is the baseline."""
+    concepts: list[str]
+    attributes: Mapping[str, Any]
+    model: Mapping[str, Any]
+    nats_SDX: np.ndarray
+    hits_SDX: np.ndarray
+    scored_DX: np.ndarray
+    has_concept_DK: np.ndarray
+    corpus_D: np.ndarray
+
+    def numbers(self, kind: str, of: str) -> list[int]:
+        """The sets of a kind that belong to the specific set `of`."""
+        return [number for number, one in enumerate(self.sets) if (one["kind"], one["of"]) == (kind, of)]
+
+    @property
+    def specific(self) -> list[str]:
+        """The names of the sets asked about."""
+        return [one["of"] for one in self.sets if one["kind"] == "specific"]
+
+    def cell(self, corpus: str | None = None, concept: str | None = None, kind: str = "") -> Cell:
+        """All tokens, or a concept's of one class; of all corpora, or of one."""
+        nats_SD, hits_SD, scored_D = self._class(concept, kind)
+        if corpus is None:
+            return Cell(nats_SD, hits_SD, scored_D)
+        here_D = self.corpus_D == self.corpora.index(corpus)
+        return Cell(nats_SD[:, here_D], hits_SD[:, here_D], scored_D[here_D])
+
+    def _class(self, concept: str | None, kind: str) -> Cell:
+        if concept is None:
+            return self._columns([0])
+        assert kind in CLASSES
+        at = self.concepts.index(concept)
+        match, line = 1 + 2 * at, 2 + 2 * at
+        if kind in ("match", "line"):
+            return self._columns([match if kind == "match" else line])
+        whole, has_D = self._columns([0]), self.has_concept_DK[:, at].astype(bool)
+        if kind == "elsewhere":
+            return Cell(*(values * ~has_D for values in whole))
+        rest = self._columns([match, line])
+        return Cell(*((values - less) * has_D for values, less in zip(whole, rest, strict=True)))
+
+    def _columns(self, columns: list[int]) -> Cell:
+        arrays = (self.nats_SDX, self.hits_SDX, self.scored_DX)
+        return Cell(*(array[..., columns].sum(axis=-1) for array in arrays))
+
+
+def read_losses(path: Path, name: str) -> Losses:
+    """Read the group `loss/NAME`; InputError where it isn't there."""
+    names = ["nats", "hits", "scored", "has_concept", "document_corpus"]
+    arrays = store.read_group(path, f"{FAMILY}/{name}", names)
+    attributes = store.group_attributes(path, f"{FAMILY}/{name}")
+    return Losses(
+        corpora=attributes["corpora"],
+        sets=attributes["sets"],
+        concepts=attributes["concepts"],
+        attributes=attributes,
+        model=store.store_attributes(path).get("model") or {},
+        nats_SDX=arrays["nats"],
+        hits_SDX=arrays["hits"].astype(np.int64),
+        scored_DX=arrays["scored"].astype(np.int64),
+        has_concept_DK=arrays["has_concept"],
+        corpus_D=arrays["document_corpus"],
+    )
+
+
+def ratio(difference_D: np.ndarray, tokens_D: np.ndarray) -> Ratio:
+    """Σ difference / Σ tokens over documents with tokens, and its linearised standard error."""
+    used_D = tokens_D > 0
+    total, number = float(tokens_D.sum()), int(np.count_nonzero(used_D))
+    if not number:
+        return Ratio(np.nan, np.nan)
+    value = float(difference_D[used_D].sum() / total)
+    if number < 2:
+        return Ratio(value, np.nan)
+    residual_m = difference_D[used_D] - value * tokens_D[used_D]
+    return Ratio(value, float(np.sqrt(number / (number - 1) * (residual_m**2).sum()) / total))
+
+
+def change(cell: Cell, number: int, randoms: Sequence[int] = ()) -> Change:
+    """What switching off set `number` does, beside the sets `randoms`."""
+    nats_SD, hits_SD, scored_D = cell
+    beyond_D = nats_SD[number] - nats_SD[list(randoms)].mean(axis=0) if randoms else np.full(len(scored_D), np.nan)
+    return Change(
+        change=ratio(nats_SD[number] - nats_SD[0], scored_D),
+        accuracy=ratio(hits_SD[number] - hits_SD[0], scored_D),
+        draws=[ratio(nats_SD[one] - nats_SD[0], scored_D).value for one in randoms],
+        over_random=ratio(beyond_D, scored_D),
+    )
+
+
+def difference(cell: Cell, number: int, other: int) -> Ratio:
+    """How much more set `number` costs than set `other`."""
+    return ratio(cell.nats_SD[number] - cell.nats_SD[other], cell.scored_D)
+
+
+def baseline(cell: Cell) -> tuple[float, float]:
+    """(loss, accuracy) with nothing switched off."""
+    return ratio(cell.nats_SD[0], cell.scored_D).value, ratio(cell.hits_SD[0], cell.scored_D).value
+
+
+def in_errors(value: Ratio) -> float:
+    """A value in standard errors; NaN where there is no error."""
+    return value.value / value.error if value.error > 0 else np.nan

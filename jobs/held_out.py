@@ -1,0 +1,114 @@
+"""Which documents of an evaluation corpus chose the neurons that are to be judged on it, by the hash of content.
+
+Neurons do best on the very text that they were chosen on. Two rules: the documents that a mask file names, whose
+triggers chose its keys, are refused; and where the whole of a store's corpora chose (LAPE), copies of their documents
+are left out and counted, since among thousands of files a copy or two is nothing unusual. `--force` keeps both.
+
+Where the store's documents are windows of lines, a file counts if one of its windows, and its name, chose.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from neurotally.jobs.plan import CorpusPlan
+from neurotally.profiler import store
+from neurotally.profiler.corpus import Status, read_documents
+from neurotally.profiler.errors import InputError
+from neurotally.profiler.windows import cut_windows, file_of, read_windows
+
+
+@dataclass(frozen=True)
+class Choosers:
+    """The documents that chose the neurons."""
+
+    sha256: frozenset[bytes]
+    names: frozenset[str]
+    """Of them, or of their files; looked at only where they are windows."""
+    window_lines: int | None
+    are_named: bool
+    """Whether a mask file names them, so that they are refused; else they are left out."""
+
+
+@dataclass(frozen=True)
+class UsedDocument:
+    """A document to evaluate on that is one of the choosers."""
+
+    corpus: str
+    name: str
+    sha256: bytes
+
+
+def profiled_documents(path: Path) -> Choosers:
+    """All documents that the store's corpora were counted over."""
+    hashes: set[bytes] = set()
+    names: set[str] = set()
+    window_lines = store_window_lines(path)
+    for corpus in store.committed_corpora(path):
+        arrays = store.read_arrays(path / "corpora" / corpus, ["document_hash", "document_status", "document_name"])
+        if "document_hash" not in arrays:  # imported counts
+            continue
+        is_counted_D = arrays["document_status"] == Status.COUNTED
+        hashes.update(bytes(row) for row in arrays["document_hash"][is_counted_D])
+        if window_lines is not None:
+            names.update(file_of(name) for name in arrays["document_name"][is_counted_D].tolist())
+    return Choosers(frozenset(hashes), frozenset(names), window_lines, are_named=False)
+
+
+def store_window_lines(path: Path) -> int | None:
+    """How many lines a document of the store has at most; None where they are whole files or there is no store."""
+    if not (path / "zarr.json").exists():
+        return None
+    lines: int | None = (store.store_attributes(path).get("config") or {}).get("window_lines")
+    return lines
+
+
+def find_used(plans: Sequence[CorpusPlan], choosers: Choosers) -> list[UsedDocument]:
+    """The documents among those to evaluate on that chose the neurons. Reads every one of them."""
+    if not choosers.sha256:
+        return []
+    windowed = choosers.window_lines is not None
+    return [used for plan in plans for used in (_used_files if windowed else _used_documents)(plan, choosers)]
+
+
+def refuse_or_leave_out(plans: Sequence[CorpusPlan], used: Sequence[UsedDocument], choosers: Choosers) -> None:
+    """Raise InputError if `used` may not be evaluated on, or if nothing is left of a corpus without them."""
+    if used and choosers.are_named:
+        raise InputError(
+            f"{used[0].name} of {used[0].corpus!r} is one of {len(used)} documents whose triggers chose the neurons; "
+            "evaluate on others, or use --force"
+        )
+    for plan in plans:
+        number = sum(document.corpus == plan.name for document in used)
+        if number == len(plan.manifest.names):
+            raise InputError(
+                f"all {number} documents of {plan.name!r} were profiled, and so chose the neurons; "
+                "evaluate on others, or use --force"
+            )
+
+
+def _used_documents(plan: CorpusPlan, choosers: Choosers) -> list[UsedDocument]:
+    manifest = plan.manifest
+    documents = read_documents(plan.source, manifest.names, manifest.sizes.tolist(), 0)
+    return [
+        UsedDocument(plan.name, name, document.sha256)
+        for name, document in zip(manifest.names, documents, strict=True)
+        if document.sha256 in choosers.sha256
+    ]
+
+
+def _used_files(plan: CorpusPlan, choosers: Choosers) -> list[UsedDocument]:
+    assert choosers.window_lines is not None
+    windows = cut_windows(plan.source, plan.manifest, choosers.window_lines).manifest
+    read = read_windows(plan.source, windows.names, windows.sizes.tolist())
+    files = {
+        file_of(name)
+        for name, window in zip(windows.names, read, strict=True)
+        if window.sha256 in choosers.sha256 and file_of(name) in choosers.names
+    }
+    index = np.flatnonzero([name in files for name in plan.manifest.names]).tolist()
+    names, sizes = [plan.manifest.names[i] for i in index], [int(plan.manifest.sizes[i]) for i in index]
+    documents = read_documents(plan.source, names, sizes, 0)
+    return [UsedDocument(plan.name, name, one.sha256) for name, one in zip(names, documents, strict=True)]

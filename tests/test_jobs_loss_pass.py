@@ -1,0 +1,308 @@
+"""The loss pass end to end: against edited weights, the same however it ran, and what it refuses."""
+
+import contextlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from neurotally.analysis.losses import read_losses
+from neurotally.analysis.losses_report import ablation_document
+from neurotally.analysis.places import read_concepts
+from neurotally.analysis.rule import Rule
+from neurotally.jobs import loss_commands
+from neurotally.jobs.ablation import ablation_request, mask_request
+from neurotally.jobs.interrupts import Interrupted
+from neurotally.jobs.loss_pass import measure_losses
+from neurotally.jobs.passes import PassRequest
+from neurotally.jobs.profile import ProfileRequest, profile
+from neurotally.jobs.progress import Progress
+from neurotally.jobs.worker import ModelConfig
+from neurotally.profiler import store
+from neurotally.profiler.errors import InputError
+
+QUIET = Progress(quiet=True)
+RULE = Rule(quantile=0.8, per_corpus=6)
+CONCEPTS = {"self": re.compile(r"self\.\w+", re.MULTILINE), "def": re.compile(r"^ *def \w+\(.*", re.MULTILINE)}
+
+
+@pytest.fixture
+def profiled(model_folder: Path, make_corpora: Callable[..., Path], tmp_path: Path) -> Path:
+    """A folder with a `store` of two corpora, what it was `profiled` on, and `heldout` files."""
+    sizes = {"c++": 12, "python": 15}
+    shutil.move(make_corpora(sizes, seed=0), tmp_path / "profiled")
+    request = ProfileRequest(ModelConfig(str(model_folder)), tmp_path / "store", tmp_path / "profiled", groups=2)
+    profile(request, QUIET)
+    shutil.move(make_corpora(sizes, seed=1), tmp_path / "heldout")
+    return tmp_path
+
+
+def run(folder: Path, model: Path, name: str = "ablate", workers: int | None = None) -> PassRequest:
+    return PassRequest(ModelConfig(str(model)), folder / "store", f"loss/{name}", workers)
+
+
+def ablate(folder: Path, model: Path, **options: Any) -> dict[str, Any]:
+    name, workers = options.pop("name", "ablate"), options.pop("workers", None)
+    corpora = options.pop("corpora", folder / "heldout")
+    chosen_by, progress = options.pop("chosen_by", RULE), options.pop("progress", QUIET)
+    request = ablation_request(
+        run(folder, model, name, workers), corpora, chosen_by, options.pop("draws", 2), **options
+    )
+    measure_losses(request, progress)
+    return ablation_document(read_losses(folder / "store", name))
+
+
+def write_mask(path: Path, specific: dict[str, Any], **more: Any) -> Path:
+    path.write_text(json.dumps({"model": None, "specific": specific, **more}))
+    return path
+
+
+def losses_of(model: Any, tokenizer: Any, path: Path) -> list[float]:
+    """The loss of every scored token of a file, in rows of 128 tokens."""
+    ids, nats = tokenizer(path.read_bytes().decode())["input_ids"], []
+    for start in range(0, len(ids), 128):
+        row = torch.tensor(ids[start : start + 128])
+        with torch.no_grad():
+            log_p = torch.log_softmax(model(input_ids=row[None]).logits[0].double(), -1)
+        nats += [-float(log_p[at, row[at + 1]]) for at in range(len(row) - 1)]
+    return nats
+
+
+def test_the_matrix_is_what_edited_weights_give(profiled: Path, model_folder: Path) -> None:
+    document = ablate(profiled, model_folder)
+    arrays = store.read_group(profiled / "store", "loss/ablate")
+    sets = store.group_attributes(profiled / "store", "loss/ablate")["sets"]
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    files = {name: [path for path in (profiled / "heldout" / name).rglob("*.py")] for name in ("c++", "python")}
+    for number, one in enumerate(sets):
+        model = AutoModelForCausalLM.from_pretrained(model_folder)
+        with torch.no_grad():
+            for layer, neuron in arrays["mask_neuron"][arrays["mask_set"] == number]:
+                model.model.layers[layer].mlp.down_proj.weight[:, neuron] = 0
+        loss_C = []
+        for paths in files.values():
+            nats = [value for path in paths for value in losses_of(model, tokenizer, path)]
+            loss_C.append(sum(nats) / len(nats))
+        if one["kind"] == "none":
+            np.testing.assert_allclose(document["baseline"], loss_C, rtol=1e-5)
+        elif one["kind"] == "specific":
+            row = document["corpora"].index(one["of"])
+            change_C = np.array(loss_C) - document["baseline"]
+            np.testing.assert_allclose(document["change"][row], change_C, atol=1e-5)
+        elif one["kind"] == "random":
+            row = document["corpora"].index(one["of"])
+            change_C = np.array(loss_C) - document["baseline"]
+            np.testing.assert_allclose(document["random_draws"][one["draw"]][row], change_C, atol=1e-5)
+    assert document["random_candidates"]["random"][0][0] is not None
+    assert len(arrays["document_name"]) == 27
+    assert arrays["scored"][:, 0].sum() == sum(document["tokens"])
+
+
+def test_token_classes_by_concept(profiled: Path, model_folder: Path) -> None:
+    neurons = write_mask(profiled / "m.json", {"self": [[0, 3], [1, 7]], "def": [[1, 7], [1, 9]]}, polysemantic=[])
+    measure_losses(
+        mask_request(run(profiled, model_folder, "mask"), profiled / "heldout", neurons, CONCEPTS, draws=1), QUIET
+    )
+    losses = read_losses(profiled / "store", "mask")
+    tokenizer, model = AutoTokenizer.from_pretrained(model_folder), AutoModelForCausalLM.from_pretrained(model_folder)
+    sums = {(concept, kind): [0.0, 0] for concept in CONCEPTS for kind in ("match", "line", "file", "elsewhere")}
+    for path in (profiled / "heldout").rglob("*.py"):
+        text = path.read_bytes().decode()
+        spans = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+        scored = [at for at in range(len(spans)) if at % 128]
+        nats = dict(zip(scored, losses_of(model, tokenizer, path), strict=True))
+        for concept, pattern in CONCEPTS.items():
+            matches = [match.span() for match in pattern.finditer(text)]
+            lines = [(text.rfind("\n", 0, start) + 1, (text + "\n").index("\n", end - 1) + 1) for start, end in matches]
+            for at in scored:
+                start, end = spans[at]
+                if any(first < end and start < last for first, last in matches):
+                    kind = "match"
+                elif any(first < end and start < last for first, last in lines):
+                    kind = "line"
+                else:
+                    kind = "file" if matches else "elsewhere"
+                sums[concept, kind][0] += nats[at]
+                sums[concept, kind][1] += 1
+    for (concept, kind), (nats_sum, tokens) in sums.items():
+        cell = losses.cell(None, concept, kind)
+        assert cell.tokens == tokens
+        assert cell.nats_SD[0].sum() == pytest.approx(nats_sum, rel=1e-5, abs=1e-5)
+    spared = [one for one in losses.sets if one["kind"] == "spared"]
+    assert [one["neurons"] for one in spared] == [1, 1]
+
+
+class Watched(Progress):
+    """Counts finished units, and stops the run like a signal after some."""
+
+    def __init__(self, stop_after: int | None = None):
+        super().__init__(quiet=True)
+        self.total = self.before = self.units = 0
+        self._stop_after = stop_after
+
+    @contextlib.contextmanager
+    def counting(self, description: str, what: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
+        self.total, self.before = total, done
+
+        def finished(_tokens: int) -> None:
+            self.units += 1
+            if self.units == self._stop_after:
+                raise Interrupted(15)
+
+        yield finished
+
+
+def test_the_same_however_it_ran(profiled: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neurotally.jobs.loss_pass.MAX_UNIT_BYTES", 3000)
+    ablate(profiled, model_folder, name="one")
+    with pytest.raises(Interrupted):
+        ablate(profiled, model_folder, name="two", progress=Watched(stop_after=3))
+    resumed = Watched()
+    ablate(profiled, model_folder, name="two", workers=2, progress=resumed)
+    assert resumed.before == 3
+    assert resumed.units == resumed.total - 3 > 3
+    one, two = (store.read_group(profiled / "store", f"loss/{name}") for name in ("one", "two"))
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+    again = Watched()
+    ablate(profiled, model_folder, name="two", progress=again)
+    assert again.units == again.total == 0  # it is there already
+    with pytest.raises(InputError, match="use another --name"):
+        ablate(profiled, model_folder, name="two", how="coefficient")
+
+
+def test_twelve_masks_on_twelve_corpora(
+    model_folder: Path, make_corpora: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"c{number:02}" for number in range(12)]
+    corpora = make_corpora(dict.fromkeys(names, 4))
+    neurons = write_mask(tmp_path / "m.json", {name: [[0, at], [1, 2 * at]] for at, name in enumerate(names)})
+    arguments = [
+        str(model_folder),
+        str(tmp_path / "s"),
+        "--neurons",
+        str(neurons),
+        "--corpora",
+        str(corpora),
+        "--draws",
+    ]
+    loss_commands.ablate.main([*arguments, "1", "--json"], standalone_mode=False)
+    document = json.loads(capsys.readouterr().out)
+    assert document["corpora"] == names
+    assert np.array(document["change"], float).shape == np.array(document["random"], float).shape == (12, 12)
+    assert np.isfinite(np.array(document["standard_error"], float)).all()
+
+
+def test_the_mean_of_the_store_is_put_in_place(profiled: Path, model_folder: Path) -> None:
+    document = ablate(profiled, model_folder, how="mean", draws=0)
+    arrays = store.read_group(profiled / "store", "loss/ablate")
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    profile_arrays = store.read_corpus(profiled / "store", "python")
+    mean_LF = profile_arrays["coefficient_sum"] / profile_arrays["tokens"].sum()
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    for layer in range(2):
+        entries = arrays["mask_neuron"][arrays["mask_set"] == 1]
+        index = entries[entries[:, 0] == layer, 1].tolist()
+        value = torch.from_numpy(mean_LF[layer][index]).float()
+
+        def put(_module: Any, args: Any, index: Any = index, value: Any = value) -> Any:
+            read = args[0].clone()
+            read[..., index] = value
+            return (read,)
+
+        model.model.layers[layer].mlp.down_proj.register_forward_pre_hook(put)
+    nats = [value for p in (profiled / "heldout/python").rglob("*.py") for value in losses_of(model, tokenizer, p)]
+    assert document["change"][0][1] == pytest.approx(sum(nats) / len(nats) - document["baseline"][1], abs=1e-5)
+
+
+def test_profiled_documents_are_left_out_and_counted(profiled: Path, model_folder: Path) -> None:
+    files = sorted((profiled / "profiled/python").rglob("*.py"))[:3]
+    for number, file in enumerate(files):
+        shutil.copy(file, profiled / "heldout/python" / f"renamed{number}.py")
+    document = ablate(profiled, model_folder, draws=0)
+    assert (document["left_out"], document["forced"], document["documents"]) == (3, 0, [12, 15])
+    forced = ablate(profiled, model_folder, draws=0, name="forced", force=True)
+    assert (forced["left_out"], forced["forced"], forced["documents"]) == (0, 3, [12, 18])
+    with pytest.raises(InputError, match=r"all 12 documents of 'c\+\+' were profiled"):
+        ablate(profiled, model_folder, corpora=profiled / "profiled", name="other")
+
+
+def test_documents_that_a_mask_names_are_refused(profiled: Path, model_folder: Path) -> None:
+    hashes = store.read_corpus(profiled / "store", "python")["document_hash"]
+    neurons = write_mask(
+        profiled / "m.json", {"x": [[0, 1]]}, trigger_documents={"python": [bytes(hashes[4]).hex()]}, trigger_names={}
+    )
+    request = mask_request(run(profiled, model_folder, "m"), profiled / "profiled", neurons, {}, draws=0)
+    with pytest.raises(InputError, match=r"one of 1 documents whose triggers chose the neurons; .*--force"):
+        measure_losses(request, QUIET)
+    measure_losses(mask_request(run(profiled, model_folder, "m"), profiled / "heldout", neurons, {}, draws=0), QUIET)
+    assert read_losses(profiled / "store", "m").specific == ["x"]
+
+
+def test_files_whose_windows_chose_are_refused(
+    model_folder: Path, make_corpora: Callable[..., Path], tmp_path: Path
+) -> None:
+    corpora = make_corpora({"python": 9})
+    request = ProfileRequest(ModelConfig(str(model_folder)), tmp_path / "store", corpora, groups=2, window_lines=5)
+    profile(request, QUIET)
+    arrays = store.read_corpus(tmp_path / "store", "python")
+    name, digest = str(arrays["document_name"][0]), bytes(arrays["document_hash"][0]).hex()
+    neurons = write_mask(
+        tmp_path / "m.json", {"x": [[0, 1]]}, trigger_documents={"python": [digest]},
+        trigger_names={"python": [name.partition("#")[0]]},
+    )  # fmt: skip
+    losses = mask_request(run(tmp_path, model_folder, "m"), corpora, neurons, {}, draws=0)
+    with pytest.raises(InputError, match=rf"{name.partition('#')[0]} of 'python' is one of 1 documents"):
+        measure_losses(losses, QUIET)
+
+
+@pytest.mark.parametrize(
+    ("specific", "more", "message"),
+    [
+        ({"x": [[2, 0]]}, {}, "has neuron 0 of layer 2"),
+        ({"x": [[0, 48]]}, {}, "has neuron 48 of layer 0"),
+        ({"x": [[0, 1]]}, {"model": {"id": "m", "fingerprint": "0"}}, "mask of another model"),
+        ({}, {}, "no set of neurons"),
+    ],
+    ids=["layer", "neuron", "model", "empty"],
+)
+@pytest.mark.parametrize("has_store", [True, False])
+def test_bad_masks_are_refused_in_one_line(
+    has_store: bool, specific: Any, more: Any, message: str, profiled: Path, model_folder: Path
+) -> None:
+    neurons = write_mask(profiled / "m.json", specific, **more)
+    where = profiled / ("store" if has_store else "new")
+    arguments = [str(model_folder), str(where), "--neurons", str(neurons), "--corpora", str(profiled / "heldout")]
+    for command in (loss_commands.mask, loss_commands.ablate):
+        with pytest.raises(InputError, match=message) as error:
+            command.main(arguments, standalone_mode=False)
+        assert "\n" not in str(error.value)
+
+
+def test_a_regular_expression_that_does_not_compile(profiled: Path, model_folder: Path) -> None:
+    neurons = write_mask(profiled / "m.json", {"x": [[0, 1]]})
+    (profiled / "bad.toml").write_text("[concepts]\nx = '('\n")
+    arguments = [str(model_folder), str(profiled / "store"), "--neurons", str(neurons), "--regex",
+                 str(profiled / "bad.toml"), "--corpora", str(profiled / "heldout")]  # fmt: skip
+    with pytest.raises(InputError, match="doesn't compile"):
+        loss_commands.mask.main(arguments, standalone_mode=False)
+    with pytest.raises(InputError, match="doesn't compile"):
+        read_concepts(profiled / "bad.toml")
+
+
+def test_corpora_that_only_one_side_has(profiled: Path, model_folder: Path) -> None:
+    notes: list[str] = []
+    shutil.move(profiled / "heldout/c++", profiled / "heldout/java")
+    document = ablate(profiled, model_folder, draws=0, note=notes.append)
+    assert document["corpora"] == ["python"]
+    assert any("c++" in note for note in notes)
+    assert any("java" in note for note in notes)
+    shutil.rmtree(profiled / "heldout/python")
+    with pytest.raises(InputError, match="has none of the corpora"):
+        ablate(profiled, model_folder, name="none")
