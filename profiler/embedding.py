@@ -1,0 +1,94 @@
+"""Embeddings of texts: one vector a text and layer, made of the residual stream.
+
+Layer 0 is what the first block reads (the token embeddings), layer l what block l leaves, and the last one the same
+after the model's final norm: Hugging Face's `hidden_states`, one more than there are blocks. With h_t the state at
+the t-th of a text's n tokens that count:
+
+    weighted   Σ t·h_t / Σ t,  t = 1 … n      the position-weighted mean of MEXA (arXiv 2410.05873)
+    last       h_n
+
+Sums are taken in float64. Each block's input is reduced where it is, as the model runs: no layer's states are kept.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neurotally.kernels.tally import PAD, SPECIAL
+from neurotally.profiler.batches import Batch, TokenRows, rectangles
+from neurotally.profiler.model import LoadedModel
+from neurotally.profiler.sites import decoder_layers
+
+BOS_RULES = ("counted", "read", "none")
+"""counted: the model reads a BOS and it counts, as in the papers; read: read, but not counted; none: not read."""
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Embeddings of N texts at every layer (one more than blocks), float32 [N, L, D]."""
+
+    weighted_NLD: np.ndarray
+    last_NLD: np.ndarray
+
+
+def embed_rows(
+    model: LoadedModel, rows: TokenRows, count_bos: bool, token_budget: int, attention_budget: int | None = None
+) -> Embeddings:
+    """The embeddings of texts laid out one a row, each with a token that counts, in the order of their numbers.
+
+    Texts are numbered from 0. Without `count_bos` a row's first token doesn't count if it is a special one. For the
+    budgets see `rectangles`.
+    """
+    shape = (len(rows.bounds_R2), model.facts.num_layers + 1, model.facts.width)
+    weighted_NLD, last_NLD = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    for batch in rectangles(rows, token_budget, attention_budget):
+        pooled_BL2D = _embed_batch(model, batch, count_bos).numpy()
+        numbers_B = batch.document_BT[:, 0]
+        weighted_NLD[numbers_B], last_NLD[numbers_B] = pooled_BL2D[:, :, 0], pooled_BL2D[:, :, 1]
+    return Embeddings(weighted_NLD, last_NLD)
+
+
+def position_weights(kind_BT: np.ndarray, count_bos: bool = True) -> np.ndarray:
+    """float64 [B, T]: the weight of each token in its row's mean; pads weigh nothing, wherever they are."""
+    counts_BT = kind_BT != PAD
+    if not count_bos:
+        counts_BT = counts_BT.copy()
+        counts_BT[:, 0] &= kind_BT[:, 0] != SPECIAL
+    position_BT = np.cumsum(counts_BT, axis=1) * counts_BT
+    weight_BT: np.ndarray = position_BT / position_BT.sum(axis=1, keepdims=True)
+    return weight_BT
+
+
+def _embed_batch(model: LoadedModel, batch: Batch, count_bos: bool) -> Tensor:
+    """float32 [B, L, 2, D] on the host: weighted mean and last token of each row at each layer."""
+    is_last_BT = np.zeros(batch.kind_BT.shape)
+    is_last_BT[np.arange(len(is_last_BT)), (batch.kind_BT != PAD).sum(axis=1) - 1] = 1
+    weight_B2T = torch.from_numpy(np.stack([position_weights(batch.kind_BT, count_bos), is_last_BT], axis=1))
+    weights: dict[torch.device, Tensor] = {}
+
+    def pool(hidden_BTD: Tensor) -> Tensor:
+        if hidden_BTD.device not in weights:
+            weights[hidden_BTD.device] = weight_B2T.to(hidden_BTD.device)
+        return (weights[hidden_BTD.device] @ hidden_BTD.double()).float()
+
+    pooled: dict[int, Tensor] = {}
+
+    def look_at(layer: int) -> Callable[..., None]:
+        def hook(_module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+            pooled[layer] = pool(args[0] if args else kwargs["hidden_states"])
+
+        return hook
+
+    blocks = decoder_layers(model.decoder, model.facts.num_layers)
+    handles = [block.register_forward_pre_hook(look_at(layer), with_kwargs=True) for layer, block in enumerate(blocks)]
+    try:
+        final_BTD = model.run_body(torch.from_numpy(batch.ids_BT))
+    finally:
+        for handle in handles:
+            handle.remove()
+    pooled[len(blocks)] = pool(final_BTD)
+    return torch.stack([pooled[layer].cpu() for layer in range(len(blocks) + 1)], dim=1)

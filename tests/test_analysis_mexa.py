@@ -1,0 +1,147 @@
+"""MEXA against a double loop over pairs, on vectors made to be close calls, and its document."""
+
+import json
+
+import numpy as np
+import pytest
+
+from neurotally.analysis.json_numbers import number
+from neurotally.analysis.mexa import Alignment, TextEmbeddings, mexa
+from neurotally.analysis.mexa_figures import draw_mexa, draw_mexa_matrix
+from neurotally.analysis.mexa_report import mexa_document, mexa_table
+from neurotally.profiler.errors import InputError
+
+
+def double_loop(vector_ND: np.ndarray, text_Cn: np.ndarray) -> np.ndarray:
+    """bool [C, C, n], from the formula, a pair at a time."""
+    num_languages, num_ids = text_Cn.shape
+    aligned_CCn = np.zeros((num_languages, num_languages, num_ids), bool)
+
+    def cosine(one: int, other: int) -> float:
+        u, v = vector_ND[one].astype(np.float64), vector_ND[other].astype(np.float64)
+        return float(u @ v / np.sqrt((u @ u) * (v @ v)))
+
+    for p in range(num_languages):
+        for q in range(num_languages):
+            for i in range(num_ids):
+                own = cosine(text_Cn[p, i], text_Cn[q, i])
+                rest = [cosine(text_Cn[p, i], text_Cn[q, j]) for j in range(num_ids) if j != i]
+                rest += [cosine(text_Cn[p, j], text_Cn[q, i]) for j in range(num_ids) if j != i]
+                aligned_CCn[p, q, i] = own - max(rest) >= 1e-12
+    return aligned_CCn
+
+
+def parallel_vectors(common: float, noise: float, width: int = 300) -> tuple[np.ndarray, np.ndarray]:
+    """(vectors [N, D], texts [C, n]) of 3 languages x 20 ids with duplicates within and across languages."""
+    rng = np.random.default_rng(0)
+    own_nD, all_D = rng.standard_normal((20, width)), rng.standard_normal(width)
+    vector_ND = np.concatenate([own_nD + noise * rng.standard_normal((20, width)) for _ in range(3)]) + common * all_D
+    text_Cn = np.arange(60).reshape(3, 20).copy()
+    text_Cn[1, 4:9] = text_Cn[0, 4:9]  # identical across languages
+    text_Cn[0, 2] = text_Cn[0, 7]  # a duplicate in one language
+    return (vector_ND * rng.uniform(0.1, 10, (60, 1))).astype(np.float32), text_Cn
+
+
+CASES = {
+    "far apart": (0, 1), "hard to tell": (0, 4), "nearly parallel": (30, 2), "only float64 can tell": (3000, 2),
+    "nearly equal": (30, 1e-4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("width", [1, 7, 300])
+def test_equals_a_double_loop(case: str, width: int) -> None:
+    vector_ND, text_Cn = parallel_vectors(*CASES[case], width)
+    found = mexa(vector_ND[None], text_Cn)
+    np.testing.assert_array_equal(found.aligned_LCCn[0], double_loop(vector_ND, text_Cn))
+
+
+def test_float32_alone_would_be_wrong() -> None:
+    """The cases above do need float64."""
+    vector_ND, text_Cn = parallel_vectors(*CASES["only float64 can tell"])
+    unit_ND = (vector_ND / np.linalg.norm(vector_ND.astype(float), axis=1, keepdims=True)).astype(np.float32)
+    cosine_nn = unit_ND[text_Cn[0]] @ unit_ND[text_Cn[2]].T
+    own_n = cosine_nn.diagonal().copy()
+    np.fill_diagonal(cosine_nn, -1)
+    in_float32_n = own_n > np.maximum(cosine_nn.max(axis=0), cosine_nn.max(axis=1))
+    assert (in_float32_n != mexa(vector_ND[None], text_Cn).aligned_LCCn[0, 0, 2]).any()
+
+
+def test_duplicates_tie() -> None:
+    vector_ND, text_Cn = np.eye(4, dtype=np.float32), np.array([[0, 1, 2, 3], [0, 1, 1, 3]])
+    aligned_LCCn = mexa(vector_ND[None], text_Cn).aligned_LCCn
+    assert aligned_LCCn[0].mean(axis=2).tolist() == [[1, 0.5], [0.5, 0.5]]
+    twice = np.concatenate([vector_ND, vector_ND[:1] * 3])  # another text, the same direction
+    assert mexa(twice[None], np.array([[0, 1, 2, 4]])).score_LCC[0, 0, 0] == 0.5
+
+
+@pytest.mark.parametrize(("gap", "aligned"), [(1e-11, True), (1e-13, False)])
+def test_a_difference_under_the_tie_is_none(gap: float, aligned: bool) -> None:
+    """c_00 = 1 and c_01 = cos(angle), which is gap less."""
+    angle = np.sqrt(2 * gap)
+    vector_ND = np.array([[1, 0], [1, angle]])
+    assert mexa(vector_ND[None], np.array([[0, 1]])).aligned_LCCn[0, 0, 0].tolist() == [aligned] * 2
+
+
+def test_lengths_do_not_matter_and_zero_vectors_have_cosine_zero() -> None:
+    vector_ND, text_Cn = parallel_vectors(0, 3)
+    by_length = 2.0 ** np.arange(-30, 30)[:, None]
+    np.testing.assert_array_equal(
+        mexa((vector_ND * by_length)[None], text_Cn).aligned_LCCn, mexa(vector_ND[None], text_Cn).aligned_LCCn
+    )
+    vector_ND[0] = 0
+    found = mexa(vector_ND[None], text_Cn)
+    assert not found.aligned_LCCn[0, 0, :, 0].any()
+    assert found.aligned_LCCn[0, 0, 0, 1]
+
+
+def test_one_id_is_too_few() -> None:
+    with pytest.raises(InputError, match="expected 2 ids or more, found 1"):
+        mexa(np.ones((1, 2, 3)), np.array([[0], [1]]))
+
+
+def embeddings() -> tuple[TextEmbeddings, Alignment]:
+    vector_ND, text_Cn = parallel_vectors(0, 3)
+    attributes = {"bos": "counted", "left_out": [{"id": "z", "language": "C", "reason": "too long"}], "missing": []}
+    found = TextEmbeddings(
+        ("C", "Java", "$x$"), tuple(map(str, range(20))), np.stack([vector_ND, vector_ND[::-1]]), text_Cn, "weighted",
+        attributes, {"id": "m", "fingerprint": "f"},
+    )  # fmt: skip
+    return found, mexa(found.vector_LND, text_Cn)
+
+
+def test_the_document() -> None:
+    of, found = embeddings()
+    document = json.loads(json.dumps(mexa_document(of, found, ["$x$"]), allow_nan=False))
+    expected = np.stack([double_loop(vector_ND, of.text_Cn) for vector_ND in of.vector_LND])
+    for p, pivot in enumerate(of.languages):
+        for q, name in enumerate(of.languages):
+            score_L = expected[:, p, q].mean(axis=1)
+            assert document["scores"][pivot][name] == score_L.tolist()
+            assert document["mean_over_layers"][pivot][name] == score_L.mean()
+            assert document["max_over_layers"][pivot][name] == score_L.max()
+            same_n = of.text_Cn[p] == of.text_Cn[q]
+            assert document["identical"][pivot][name] == same_n.mean()
+            different = [None, None] if same_n.all() else expected[:, p, q, ~same_n].mean(axis=1).tolist()
+            assert document["scores_of_different"][pivot][name] == different
+    scores = document["scores"]
+    assert document["with_self"]["C"] == np.mean([scores["C"]["C"], scores["C"]["Java"]], axis=0).tolist()
+    assert document["without_self"]["C"] == scores["C"]["Java"]
+    assert document["without_self"]["$x$"] == np.mean([scores["$x$"]["C"], scores["$x$"]["Java"]], axis=0).tolist()
+    assert document["identical"]["C"]["Java"] == number(0.25)
+    text = mexa_table(document)
+    for said in ("20 ids", "BOS: counted", "mean over the languages but $x$", "1 ids left out", "'z': too long"):
+        assert said in text, said
+    with pytest.raises(InputError, match="no language 'Perl' among"):
+        mexa_document(of, found, ["Perl"])
+
+
+def test_the_pictures() -> None:
+    of, found = embeddings()
+    document = mexa_document(of, found)
+    lines = [len(panel.lines) for panel in draw_mexa(document).axes if panel.get_visible()]
+    assert lines == [3] * 4
+    lines_of_pivot = draw_mexa(document).axes[1].lines
+    assert lines_of_pivot[1].get_ydata().tolist() == document["scores"]["C"]["Java"]
+    matrix = draw_mexa_matrix(document).axes[0].images[0].get_array()
+    assert matrix[0, 1] == document["mean_over_layers"]["C"]["Java"]
