@@ -4,7 +4,7 @@ A list's K entries are in no order; an entering candidate takes the place of its
 the last in the total order. So nothing is moved or sorted until the lists are read, and nothing waits for the device.
 In the body of a kernel: `o_` offsets, `m_` mask.
 """
-# mypy: disallow-untyped-defs=False, disallow-untyped-decorators=False, disallow-untyped-calls=False
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
 import torch
 import triton
@@ -44,12 +44,13 @@ def _offer(
         if tl.max(tl.max(may_enter_BF.to(tl.int32), 1), 0) != 0:
             has_changed = 1
             for row in range(first, tl.minimum(first + TILE_B, num_rows)):
-                o_row = row.to(tl.int64) * num_neurons + o_F
+                row_64 = tl.full((BLOCK_F,), 0, tl.int64) + row
+                o_row = row_64 * num_neurons + o_F
                 new_value = tl.load(row_value + o_row, mask=m_F, other=0.0)
                 may_enter = (new_value > bar_F) & (new_value >= last_F)
                 if tl.max(may_enter.to(tl.int32), 0) != 0:
                     column = tl.load(row_position + o_row, mask=may_enter, other=0)
-                    cell = row.to(tl.int64) * num_tokens + column
+                    cell = row_64 * num_tokens + column
                     new_document = tl.load(document + cell, mask=may_enter, other=-1)
                     new_position = tl.load(position + cell, mask=may_enter, other=-1)
 
@@ -102,4 +103,5 @@ def offer(
             value_BF, position_BF, document_BT, position_BT, bar_F, value_FK, document_FK, position_FK,
             *document_BT.shape, num_neurons,
             NUM_TRIGGERS=num_triggers, TILE_B=TILE_ROWS, BLOCK_F=block_neurons, BLOCK_K=block_triggers, num_warps=1,
+            enable_fp_fusion=False,
         )  # fmt: skip
