@@ -14,6 +14,7 @@ from types import FrameType
 import click
 
 from neurotally.jobs.keys import KEY_COMMANDS
+from neurotally.jobs.lens_commands import LENS_COMMANDS
 from neurotally.jobs.loss_commands import LOSS_COMMANDS
 from neurotally.jobs.output import COUNT, JSON_FLAG, OUT, PATH, show
 from neurotally.jobs.parallel_commands import PARALLEL_COMMANDS
@@ -193,7 +194,7 @@ def bench(
     show(document, benches.bench_table(document), as_json, out)
 
 
-for command in (*SET_COMMANDS, *KEY_COMMANDS, *LOSS_COMMANDS, *PARALLEL_COMMANDS, *REPORT_COMMANDS):
+for command in (*SET_COMMANDS, *KEY_COMMANDS, *LENS_COMMANDS, *LOSS_COMMANDS, *PARALLEL_COMMANDS, *REPORT_COMMANDS):
     cli.add_command(command)
 
 

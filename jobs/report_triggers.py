@@ -1,0 +1,86 @@
+"""The triggers of a report's neurons, with their texts: each corpus's documents are read and tokenised once."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from neurotally.analysis.places import WINDOW_LINES, find_line
+from neurotally.analysis.trigger_lists import TriggerLists, read_triggers
+from neurotally.jobs.key_texts import TextRequest
+from neurotally.profiler.errors import InputError
+from neurotally.profiler.texts import CorpusTexts, Text, TokenText, read_tokens
+
+Place = tuple[str, int, int]
+"""(corpus, layer, neuron)."""
+Entry = dict[str, Any]
+"""A trigger: document, line, column, position, token, coefficient, text, text_start, reason."""
+
+
+def gather_triggers(
+    request: TextRequest, neurons: Mapping[str, Sequence[tuple[int, int]]], top: int
+) -> tuple[dict[Place, list[Entry]], str]:
+    """The `top` largest triggers of each corpus's (layer, neuron), best first, each with its text or a reason.
+
+    Also, in one line, why there are none at all, or none with a text; "" if there are.
+    """
+    found: dict[Place, list[Entry]] = {}
+    try:
+        tokenizer, no_tokenizer = request.tokenizer(), ""
+    except InputError as error:
+        tokenizer, no_tokenizer = None, str(error)
+    for name, of_corpus in neurons.items():
+        if not of_corpus:
+            continue
+        try:
+            lists, texts = read_triggers(request.store, name), request.texts(name)
+        except InputError as error:
+            return {}, str(error)
+        found |= _of_corpus(lists, texts, of_corpus, top, tokenizer, no_tokenizer)
+    entries = [entry for of_neuron in found.values() for entry in of_neuron]
+    if not entries or any(entry["text"] is not None for entry in entries):
+        return found, ""
+    return found, f"No text was found, only where the triggers are: {no_tokenizer or entries[0]['reason']}"
+
+
+def _of_corpus(
+    lists: TriggerLists, texts: CorpusTexts, neurons: Sequence[tuple[int, int]], top: int, tokenizer: Any, reason: str
+) -> dict[Place, list[Entry]]:
+    entries: dict[int, list[Entry]] = {}
+    found: dict[Place, list[Entry]] = {}
+    for layer, neuron in neurons:
+        of_neuron = found[lists.corpus, layer, neuron] = []
+        for at in np.flatnonzero(lists.used_LFK[layer, neuron])[:top].tolist():
+            number = int(lists.document_LFK[layer, neuron, at])
+            entry: Entry = {
+                "corpus": lists.corpus, "document": texts.names[number], "line": None, "column": None,
+                "position": int(lists.position_LFK[layer, neuron, at]), "token": None,
+                "coefficient": float(lists.value_LFK[layer, neuron, at]), "text": None, "text_start": None,
+                "reason": reason,
+            }  # fmt: skip
+            of_neuron.append(entry)
+            entries.setdefault(number, []).append(entry)
+    for document in _documents(texts, sorted(entries), tokenizer):
+        for entry in entries[document.number]:
+            _fill(entry, document)
+    return found
+
+
+def _documents(texts: CorpusTexts, numbers: Sequence[int], tokenizer: Any) -> Iterator[TokenText | Text]:
+    if tokenizer is None:
+        return
+    documents = read_tokens(texts, numbers, tokenizer)
+    yield from tqdm(documents, texts.corpus, len(numbers), unit="documents", leave=False, disable=None)
+
+
+def _fill(entry: Entry, document: TokenText | Text) -> None:
+    if isinstance(document, Text):
+        entry["reason"] = document.reason
+        return
+    start, end = document.span_T2[entry["position"]].tolist()
+    line = find_line(document.text, start, end, WINDOW_LINES)
+    entry |= {
+        "line": document.first_line - 1 + line.line, "column": line.column, "token": line.token, "text": line.window,
+        "text_start": line.start, "reason": None,
+    }  # fmt: skip

@@ -1,0 +1,171 @@
+"""Layer agreement: how often a layer's own first token is the model's.
+
+    agreement of a layer = the share of positions n at which argmax E·o_n is the model's first token
+
+o is the FFN's output (what its down projection gives, bias included: what the block does with it afterwards isn't) or
+the residual stream after the block; raw, or after the model's final norm; E the output embedding, without the head's
+bias unless asked for. The model's first token is that of its true output. (arXiv 2407.04868 leaves open which; FFN
+output, raw, without bias is our reading of it.)
+
+A context is a whole document, or a fresh, truncated input: the last so many tokens or lines before the predicted token,
+positions counted from 0, no BOS; its reference is the first token for the same truncated input. Positions for these
+are drawn from those that leave room for the largest size that the document can hold, so that a document's sizes are
+compared at the same places; the draw depends on the document's hash and the seed alone.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neurotally.profiler.errors import InputError
+from neurotally.profiler.lens import Lens, Vectors, cache_parts, top_tokens
+
+VARIANTS = ("ffn-raw", "ffn-norm", "residual-raw", "residual-norm")
+CONTEXT_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+CONTEXT_LINES = (1, 5, 10, 20, 50)
+
+
+@dataclass(frozen=True)
+class Context:
+    """How much of a document the model sees."""
+
+    kind: str
+    """`document`, `tokens` or `lines`."""
+    size: int = 0
+
+    @property
+    def label(self) -> str:
+        """As people read it."""
+        if self.kind == "document":
+            return "document"
+        return f"{self.size} {self.kind if self.size > 1 else self.kind[:-1]}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """One truncated input: tokens `first` to `end` - 1 of its document; token `end` comes next."""
+
+    context: int
+    first: int
+    end: int
+
+
+@dataclass
+class AgreementCounts:
+    """Counts over positions. C contexts, A variants, L layers; they add up."""
+
+    agreed_CAL: np.ndarray
+    """int64: positions at which the layer's first token is the model's."""
+    gold_CAL: np.ndarray
+    """int64: at which it is the token that comes next."""
+    model_gold_C: np.ndarray
+    """int64: at which the model's first token is the one that comes next."""
+    positions_C: np.ndarray
+    """int64."""
+    gold_positions_C: np.ndarray
+    """int64: those with a token that comes next."""
+
+    @classmethod
+    def zeros(cls, contexts: int, variants: int, layers: int) -> "AgreementCounts":
+        """None yet."""
+        shape = (contexts, variants, layers)
+        return cls(*(np.zeros(size, np.int64) for size in (shape, shape, contexts, contexts, contexts)))
+
+    def add(self, read: "FirstTokens", context_N: np.ndarray, gold_N: np.ndarray) -> None:
+        """Add N positions; `gold_N` is -1 where no token comes next."""
+        contexts, variants, layers = self.agreed_CAL.shape
+        self.positions_C += np.bincount(context_N, minlength=contexts)
+        self.gold_positions_C += np.bincount(context_N[gold_N >= 0], minlength=contexts)
+        self.model_gold_C += np.bincount(context_N[read.model_N == gold_N], minlength=contexts)
+        for variant in range(variants):
+            for layer in range(layers):
+                first_N = read.layers_ALN[variant, layer]
+                self.agreed_CAL[:, variant, layer] += np.bincount(
+                    context_N[first_N == read.model_N], minlength=contexts
+                )
+                self.gold_CAL[:, variant, layer] += np.bincount(context_N[first_N == gold_N], minlength=contexts)
+
+
+@dataclass(frozen=True)
+class FirstTokens:
+    """The first tokens at N positions."""
+
+    model_N: np.ndarray
+    """int64: the model's own."""
+    layers_ALN: np.ndarray
+    """int64: each layer's, in each variant."""
+
+
+def read_first_tokens(lens: Lens, vectors: Vectors, variants: Sequence[str], head_bias: bool) -> FirstTokens:
+    """The first token of every layer in each variant, and the model's own."""
+
+    def firsts(vector_ND: Tensor, is_normed: bool) -> np.ndarray:
+        found = []
+        for part_nD in torch.split(vector_ND, lens.chunk):
+            part_nD = lens.normed(part_nD) if is_normed else part_nD
+            found += _first_of(lens.embedding_logits(part_nD, head_bias))
+        return torch.cat(found).cpu().numpy()
+
+    model_N = torch.cat(
+        [first for part in torch.split(vectors.final_ND, lens.chunk) for first in _first_of(lens.logits(part))]
+    )
+    by_variant = [
+        [
+            firsts(vector_ND, variant.endswith("-norm"))
+            for vector_ND in (vectors.ffn_LND if variant.startswith("ffn-") else vectors.residual_LND)
+        ]
+        for variant in variants
+    ]
+    return FirstTokens(model_N.cpu().numpy(), np.array(by_variant))
+
+
+def choose_places(
+    num_tokens: int, first_token: int, line_T: np.ndarray, contexts: Sequence[Context], positions: int, max_tokens: int,
+    key: tuple[int, ...],
+) -> Iterator[Place]:  # fmt: skip
+    """The truncated inputs of one document of T tokens; `line_T` is the line of each, ascending.
+
+    Tokens before `first_token` (a BOS) are never among them, nor is an input of more than `max_tokens`. `key`: of the
+    draw.
+    """
+    ends = np.arange(first_token + 1, num_tokens)
+    if not len(ends):
+        return
+    for kind in ("tokens", "lines"):
+        sized = [(number, context.size) for number, context in enumerate(contexts) if context.kind == kind]
+        # [sizes, ends]: the first token of each input, and whether there is room for it.
+        if kind == "tokens":
+            start = [ends - size for _, size in sized]
+            fits = [begin >= first_token for begin in start]
+        else:
+            last_line = line_T[ends - 1]
+            start = [np.maximum(np.searchsorted(line_T, last_line - size + 1), first_token) for _, size in sized]
+            fits = [last_line - line_T[first_token] + 1 >= size for _, size in sized]
+        fits = [room & (ends - begin <= max_tokens) for room, begin in zip(fits, start, strict=True)]
+        roomy = [index for index, room in enumerate(fits) if room.any()]
+        if not roomy:
+            continue
+        largest = max(roomy, key=lambda index: sized[index][1])
+        at = np.flatnonzero(fits[largest])
+        rng = np.random.default_rng(key)
+        for place in np.sort(rng.choice(at, min(positions, len(at)), replace=False)).tolist():
+            for (number, _), begin, room in zip(sized, start, fits, strict=True):
+                if room[place]:
+                    yield Place(number, int(begin[place]), int(ends[place]))
+
+
+def parse_variants(text: str) -> list[str]:
+    """`all`, or some of VARIANTS with commas between, in their order."""
+    names = list(VARIANTS) if text == "all" else [name.strip() for name in text.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in VARIANTS]:
+        raise InputError(f"--variants: {unknown[0]!r} is none of {', '.join(VARIANTS)}")
+    if not names:
+        raise InputError(f"--variants: expected all, or some of {', '.join(VARIANTS)}")
+    return [name for name in VARIANTS if name in names]
+
+
+def _first_of(logits_NV: Tensor) -> list[Tensor]:
+    return [top_tokens(part, 1)[:, 0] for (part,) in cache_parts(logits_NV)]

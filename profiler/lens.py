@@ -1,0 +1,294 @@
+"""The logit lens: what a layer's vector says about the next token, read with the model's own head.
+
+    lens(h) = head(norm(h)), h the residual stream after a block, norm the model's own final norm (at every layer)
+
+After the last block this is the model's own output, to the bit. `head` is all that the model does after its body: the
+output embedding, its bias, logit scaling, soft-capping. It isn't copied: the model's own forward runs with its body's
+result put in place. Norm, head and down projections are found by watching one short batch go through, and the
+result is compared with the model's logits; a model that differs is refused by name.
+
+Logits are made for as many vectors at a time as fit a byte budget: no [tokens, vocabulary] tensor of all positions, let
+alone of all layers, is ever held. Tokens of equal logits (the normal case in 16 bits) come in the order of their ids.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from neurotally.profiler.batches import Batch, TokenRows, rectangles
+from neurotally.profiler.errors import UnsupportedModelError
+from neurotally.profiler.model import LoadedModel
+from neurotally.profiler.sites import Site, decoder_layers
+from neurotally.profiler.verify import probe_ids
+
+TOP = 10
+"""Tokens kept of each layer and position."""
+_LOGIT_BYTES = 2**26
+"""What the float32 logits of one vocabulary product may take."""
+_CACHE_BYTES = 2**23
+"""What is read several times stays in a CPU's cache: at V = 50,000 in one piece, ranks took 7 times as long."""
+_VECTOR_BYTES = 2**30
+"""What the vectors of all layers of one rectangle may take."""
+_ATTENTION_BYTES = 2**30
+"""What attention scores of models without a fused path may take, one layer at a time."""
+_BLOCK = 64
+"""Logits are first compared by the largest of so many: at V = 50,000 a third of the time of `torch.topk`."""
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """What a model's body leaves at N chosen positions, layer by layer."""
+
+    residual_LND: list[Tensor]
+    """After each block; never normed."""
+    ffn_LND: list[Tensor]
+    """What each down projection gives, its bias included; empty if not asked for."""
+    final_ND: Tensor
+    """What the body gives: the last residual, normed."""
+
+
+class Lens:
+    """A model's final norm, head and down projections, found and verified."""
+
+    def __init__(self, model: LoadedModel):
+        self.model = model
+        self._layers = decoder_layers(model.decoder, len(model.sites))
+        self._head = model.model.get_output_embeddings()
+        if self._head is None or self._head.weight.is_meta:
+            raise UnsupportedModelError(f"{model.facts.id}: its output embedding can't be read")
+        ids_BT = probe_ids(model.model.get_input_embeddings().weight.shape[0])
+        self._tail = _final_modules(model, ids_BT)
+        self._down = _down_projections(model, ids_BT)
+        self._verify(ids_BT)
+
+    @property
+    def vocabulary(self) -> int:
+        """Logits a position."""
+        size: int = self._head.weight.shape[0]
+        return size
+
+    @property
+    def reads_raw(self) -> bool:
+        """Whether the output embedding is as wide as the residual stream (not in OPT-350m)."""
+        width: int = self._head.weight.shape[1]
+        return width == self.model.facts.width
+
+    @property
+    def chunk(self) -> int:
+        """Vectors of one vocabulary product."""
+        return max(1, _LOGIT_BYTES // (4 * self.vocabulary))
+
+    def vectors(self, ids_BT: Tensor, at_BT: Tensor, ffn: bool = False) -> Vectors:
+        """Run the body over a rectangle and keep the vectors at the positions of `at_BT` (bool, on the CPU)."""
+        shape = (*ids_BT.shape, -1)
+        residual_LND: list[Tensor] = []
+        ffn_LND: list[Tensor] = []
+
+        def keep(into: list[Tensor]) -> Any:
+            def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+                values = output if isinstance(output, Tensor) else output[0]
+                into.append(values.reshape(shape)[at_BT.to(values.device)])
+
+            return hook
+
+        handles = [layer.register_forward_hook(keep(residual_LND)) for layer in self._layers]
+        if ffn:
+            handles += [module.register_forward_hook(keep(ffn_LND)) for module in self._down]
+        try:
+            final_BTD = self.model.run_body(ids_BT)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return Vectors(residual_LND, ffn_LND, final_BTD[at_BT.to(final_BTD.device)])
+
+    def normed(self, vector_ND: Tensor) -> Tensor:
+        """The model's final norm of any layer's vectors."""
+        with torch.inference_mode():
+            for module in self._tail:
+                vector_ND = module(vector_ND.to(_device_of(module, vector_ND)))
+        return vector_ND
+
+    def logits(self, final_ND: Tensor) -> Tensor:
+        """float32 [N, V]: what the model makes of vectors as its body gives them. At most `chunk` of them."""
+        from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+        model, decoder = self.model.model, self.model.decoder
+        ids_N1 = torch.zeros(len(final_ND), 1, dtype=torch.long, device=model.get_input_embeddings().weight.device)
+        output = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=final_ND[:, None])
+        with torch.inference_mode(), _forward(decoder, lambda *args, **kwargs: output):
+            logits_NV: Tensor = model(input_ids=ids_N1, use_cache=False).logits[:, 0]
+        return logits_NV.float()
+
+    def embedding_logits(self, vector_ND: Tensor, bias: bool) -> Tensor:
+        """float32 [N, V]: vectors times the output embedding, with the head's bias or without. At most `chunk`."""
+        weight_VD = self._head.weight
+        with torch.inference_mode():
+            logits_NV = functional.linear(
+                vector_ND.to(weight_VD.device), weight_VD, getattr(self._head, "bias", None) if bias else None
+            )
+        return logits_NV.float()
+
+    def rectangles(self, rows: TokenRows, at_N: np.ndarray, token_budget: int) -> Iterator["Positions"]:
+        """Rectangles of rows with the chosen ones among their tokens; those without any are passed over.
+
+        `at_N`: bool, for each token of `rows`. The size depends on model, rows and budget alone.
+        """
+        facts = self.model.facts
+        # A position has two vectors a layer at most, of 4 bytes a number.
+        budget = max(1, min(token_budget, _VECTOR_BYTES // (8 * facts.num_layers * facts.width)))
+        attention_budget = None if facts.attention != "eager" else _ATTENTION_BYTES // (4 * facts.num_heads)
+        for batch in rectangles(rows, budget, attention_budget):
+            token_BT = np.searchsorted(rows.document_N, batch.document_BT) + batch.position_BT
+            at_BT = at_N[token_BT] & (batch.kind_BT != 0)
+            if at_BT.any():
+                yield Positions(batch, torch.from_numpy(at_BT), token_BT[at_BT])
+
+    def _verify(self, ids_BT: Tensor) -> None:
+        """Raise UnsupportedModelError where the last layer's lens isn't the model's own output."""
+        model = self.model.model
+        found = self.vectors(ids_BT, torch.ones(ids_BT.shape, dtype=torch.bool))
+        with torch.inference_mode():
+            ids_BT = ids_BT.to(model.get_input_embeddings().weight.device)
+            expected_NV = model(input_ids=ids_BT, use_cache=False).logits.float().flatten(0, 1)
+        lens_NV = self.logits(self.normed(found.residual_LND[-1]))
+        if not _agree(lens_NV, expected_NV.to(lens_NV.device), self.model.facts.dtype):
+            raise UnsupportedModelError(
+                f"{self.model.facts.id} ({self.model.facts.architecture}): norm and head after the last layer don't "
+                "give the model's own logits; the lens doesn't support this model"
+            )
+
+
+@dataclass(frozen=True)
+class Positions:
+    """A rectangle and n chosen positions in it."""
+
+    batch: Batch
+    at_BT: Tensor
+    """bool."""
+    token_n: np.ndarray
+    """int64: which token of the rows each position is, in the order of `Vectors`."""
+
+    @property
+    def ids_BT(self) -> Tensor:
+        """The rectangle's ids."""
+        return torch.from_numpy(self.batch.ids_BT)
+
+
+def top_tokens(logits_NV: Tensor, k: int) -> Tensor:
+    """int64 [N, k]: the ids of the k largest float32 logits, larger first; of equal ones the smaller id first."""
+    vocabulary = logits_NV.shape[1]
+    whole = vocabulary - vocabulary % _BLOCK
+    largest_NB = logits_NV[:, :whole].view(len(logits_NV), whole // _BLOCK, _BLOCK).amax(2)
+    if whole < vocabulary:
+        largest_NB = torch.cat([largest_NB, logits_NV[:, whole:].amax(1, keepdim=True)], 1)
+    # The k largest lie in the k blocks whose largest are largest.
+    block_N = _order(largest_NB, torch.arange(largest_NB.shape[1], device=logits_NV.device))
+    block_Nk = _place(block_N.topk(min(k, largest_NB.shape[1]), dim=1).values)
+    id_NC = (block_Nk[:, :, None] * _BLOCK + torch.arange(_BLOCK, device=logits_NV.device)).flatten(1)
+    order_NC = _order(logits_NV.gather(1, id_NC.clamp(max=vocabulary - 1)), id_NC)
+    order_NC = order_NC.masked_fill(id_NC >= vocabulary, torch.iinfo(torch.int64).min)
+    return _place(order_NC.topk(k, dim=1).values)
+
+
+def cache_parts(logits_NV: Tensor, *beside: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The logits, and what lies beside them, in parts of so few rows that a CPU's cache holds them."""
+    size = len(logits_NV) if logits_NV.is_cuda else max(1, _CACHE_BYTES // (4 * logits_NV.shape[1]))
+    return zip(*(torch.split(of, size) for of in (logits_NV, *beside)), strict=True)
+
+
+def _order(value_NC: Tensor, place_C: Tensor) -> Tensor:
+    """int64 numbers in the order of (value, then the smaller place)."""
+    bits = (value_NC + 0.0).view(torch.int32).long()  # + 0.0: no negative zero
+    return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)) << 32) | (0xFFFFFFFF - place_C)
+
+
+def _place(order: Tensor) -> Tensor:
+    return 0xFFFFFFFF - (order & 0xFFFFFFFF)
+
+
+def _final_modules(model: LoadedModel, ids_BT: Tensor) -> list[nn.Module]:
+    """What the decoder does after its last block: its final norm; none, or a projection too, in some OPT."""
+    layers = decoder_layers(model.decoder, len(model.sites))
+    called: list[nn.Module] = []
+    handles = [layers[-1].register_forward_hook(lambda *_: called.clear())]
+    for child in model.decoder.children():
+        if child is not layers:
+            handles.append(child.register_forward_hook(lambda module, *_: called.append(module)))
+    try:
+        model.run_body(ids_BT)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return called
+
+
+def _down_projections(model: LoadedModel, ids_BT: Tensor) -> list[nn.Module]:
+    """The module of each layer that reads its neurons' coefficients."""
+    coefficients: dict[int, Tensor] = {}
+    found: dict[int, nn.Module] = {}
+
+    def sink(site: Site, pre_BTF: Tensor, up_BTF: Tensor | None) -> Tensor:
+        activation_BTF = site.act(pre_BTF)
+        coefficients[site.layer] = activation_BTF if up_BTF is None else activation_BTF * up_BTF
+        return coefficients[site.layer]
+
+    def look_at_input(layer: int) -> Any:
+        def hook(module: nn.Module, args: tuple) -> None:
+            read = coefficients.get(layer)
+            if read is not None and args and isinstance(args[0], Tensor) and args[0].data_ptr() == read.data_ptr():
+                found.setdefault(layer, module)
+
+        return hook
+
+    handles = []
+    for site, block in zip(model.sites, decoder_layers(model.decoder, len(model.sites)), strict=True):
+        site.sink = sink
+        for module in block.modules():
+            weight = getattr(module, "weight", None)
+            if isinstance(weight, Tensor) and weight.dim() == 2:
+                handles.append(module.register_forward_pre_hook(look_at_input(site.layer)))
+    try:
+        model.run_body(ids_BT)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for site in model.sites:
+            site.sink = None
+    if missing := [site for site in model.sites if site.layer not in found]:
+        raise UnsupportedModelError(
+            f"layer {missing[0].layer} ({missing[0].name}): found no projection that reads its neurons"
+        )
+    return [found[site.layer] for site in model.sites]
+
+
+def _agree(lens_NV: Tensor, expected_NV: Tensor, dtype: str) -> bool:
+    """Equal to the bit on the CPU; on a GPU, where products may be cut otherwise, up to the dtype's rounding."""
+    if lens_NV.device.type == "cpu":
+        return torch.equal(lens_NV, expected_NV)
+    relative = 8 * torch.finfo(getattr(torch, dtype)).eps
+    return torch.allclose(lens_NV, expected_NV, rtol=relative, atol=relative * float(expected_NV.abs().max()))
+
+
+def _device_of(module: nn.Module, like: Tensor) -> torch.device:
+    parameter = next(module.parameters(), None)
+    return like.device if parameter is None or parameter.is_meta else parameter.device
+
+
+@contextmanager
+def _forward(module: nn.Module, replacement: Any) -> Iterator[None]:
+    """Within this context the module's forward is another one."""
+    before = module.__dict__.get("forward")
+    module.forward = replacement
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before

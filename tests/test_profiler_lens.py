@@ -1,0 +1,131 @@
+"""The lens of every family against the model's own logits, and its readings against a naive forward."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_profiler_sites import FAMILIES, loaded, tiny
+
+from neurotally.profiler.batches import lay_out
+from neurotally.profiler.errors import UnsupportedModelError
+from neurotally.profiler.lens import Lens, top_tokens
+from neurotally.profiler.lens_reading import SetColumns, read_layers, read_logits
+from neurotally.profiler.model import prepare_model
+
+# The last three scale their logits; Gemma 2 soft-caps them; CodeGen's, Phi's and GPT-J's heads have a bias.
+HEADS = [*FAMILIES, "granite", "cohere", "cohere2"]
+
+
+def random_ids(rows: int, width: int) -> torch.Tensor:
+    return torch.randint(2, 600, (rows, width), generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("family", HEADS)
+def test_the_last_layers_lens_is_the_models_own_output(family: str, tokenizer: Any) -> None:
+    ids_BT, bare = random_ids(3, 50), tiny(family)
+    with torch.no_grad():
+        if bare.get_output_embeddings().bias is not None:  # new ones are zero
+            bare.get_output_embeddings().bias.normal_()
+        expected_NV = bare(ids_BT, use_cache=False).logits.float().flatten(0, 1)
+    lens = Lens(prepare_model(bare, tokenizer, family, None, "float32"))
+    vectors = lens.vectors(ids_BT, torch.ones(ids_BT.shape, dtype=torch.bool))
+    assert torch.equal(lens.logits(lens.normed(vectors.residual_LND[-1])), expected_NV)
+    assert torch.equal(lens.logits(vectors.final_ND), expected_NV)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_residuals_are_the_models_hidden_states_and_ffn_outputs_those_of_a_hook(family: str, tokenizer: Any) -> None:
+    ids_BT, bare = random_ids(2, 40), tiny(family)
+    ffn: list[torch.Tensor] = []
+    for layer in range(2):
+        down = bare.get_decoder().get_submodule(FAMILIES[family][2].format(layer))
+        down.register_forward_hook(lambda _m, _a, output: ffn.append(output.reshape(2, 40, -1).clone()))
+    with torch.no_grad():
+        hidden = bare.get_decoder()(ids_BT, use_cache=False, output_hidden_states=True).hidden_states
+    at_BT = torch.rand(2, 40, generator=torch.Generator().manual_seed(1)) < 0.3
+    vectors = Lens(loaded(family, tokenizer)).vectors(ids_BT, at_BT, ffn=True)
+    assert torch.equal(vectors.residual_LND[0], hidden[1][at_BT])
+    assert torch.equal(vectors.final_ND, hidden[-1][at_BT])
+    for found, expected in zip(vectors.ffn_LND, ffn, strict=True):
+        assert torch.equal(found, expected[at_BT])
+
+
+def test_a_model_that_does_more_after_its_body_is_refused(tokenizer: Any) -> None:
+    model = tiny("llama")
+    forward = model.forward
+
+    def with_copying(input_ids: torch.Tensor, **options: Any) -> Any:
+        output = forward(input_ids=input_ids, **options)
+        output.logits = output.logits + torch.nn.functional.one_hot(input_ids, 600)
+        return output
+
+    model.forward = with_copying
+    with pytest.raises(UnsupportedModelError, match="don't give the model's own logits"):
+        Lens(prepare_model(model, tokenizer, "copying", None, "float32"))
+
+
+@pytest.mark.parametrize("vocabulary", [1, 10, 63, 64, 65, 1000, 50_000])
+@pytest.mark.parametrize("k", [1, 10])
+def test_top_tokens_are_in_the_order_of_logit_and_then_id(vocabulary: int, k: int) -> None:
+    k = min(k, vocabulary)
+    logits_NV = torch.randn(7, vocabulary, generator=torch.Generator().manual_seed(0)).round(decimals=1)
+    logits_NV[0] = -0.0
+    logits_NV[0, ::2] = 0.0
+    logits_NV[1] = -torch.inf
+    expected = torch.sort(logits_NV, dim=1, descending=True, stable=True).indices[:, :k]
+    assert torch.equal(top_tokens(logits_NV, k), expected)
+
+
+def test_readings_equal_their_formulas(tokenizer: Any) -> None:
+    rng = np.random.default_rng(0)
+    logits_NV = torch.from_numpy(rng.normal(size=(31, 977)) * 4).float()
+    gold_N = rng.integers(977, size=31)
+    sets = [np.sort(rng.choice(977, size, replace=False)) for size in (1, 40, 976)]
+    found = [
+        table.numpy() for table in read_logits(logits_NV, torch.from_numpy(gold_N)[:, None], SetColumns(sets, 977))
+    ]
+    ids, top, gold, rank, mass, mass_top, rank_top = found
+    for n, logits_V in enumerate(logits_NV.double().numpy()):
+        probability_V = np.exp(logits_V) / np.exp(logits_V).sum()
+        first = sorted(range(977), key=lambda token: -logits_V[token])[:10]
+        assert ids[n].tolist() == first
+        np.testing.assert_allclose(top[n], probability_V[first], rtol=1e-5)
+        np.testing.assert_allclose(gold[n], probability_V[gold_N[n]], rtol=1e-5)
+        assert rank[n] == 1 + sum(logit > logits_V[gold_N[n]] for logit in logits_V)
+        for number, members in enumerate(sets):
+            np.testing.assert_allclose(mass[n, number], probability_V[members].sum(), rtol=1e-5)
+            here = [place for place, token in enumerate(first, 1) if token in members]
+            np.testing.assert_allclose(mass_top[n, number], sum(probability_V[first[p - 1]] for p in here), rtol=1e-5)
+            assert rank_top[n, number] == min(here, default=11)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "codegen"])
+def test_rectangles_and_chunks_read_what_a_lone_forward_reads(
+    family: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neurotally.profiler.lens._LOGIT_BYTES", 4 * 600 * 13)
+    monkeypatch.setattr("neurotally.profiler.lens._CACHE_BYTES", 4 * 600 * 5)
+    rng = np.random.default_rng(2)
+    documents = [(n, rng.integers(2, 600, size=length).tolist()) for n, length in enumerate((63, 90, 7, 120, 1))]
+    rows = lay_out(documents, frozenset(), "documents", 128)
+    at_N, gold_N = rng.random(len(rows.ids_N)) < 0.4, rng.integers(600, size=len(rows.ids_N))
+    members = np.arange(17, 200)
+    lens = Lens(loaded(family, tokenizer))
+    bare = tiny(family)
+    seen = 0
+    for found in lens.rectangles(rows, at_N, 256):
+        vectors = lens.vectors(found.ids_BT, found.at_BT)
+        read = read_layers(lens, vectors, gold_N[found.token_n], SetColumns([members], 600))
+        for n, token in enumerate(found.token_n):
+            seen += 1
+            ids = documents[rows.document_N[token]][1][: rows.position_N[token] + 1]
+            assert found.batch.ids_BT[found.at_BT.numpy()][n] == ids[-1]
+            with torch.no_grad():
+                output = bare(torch.tensor([ids]), use_cache=False, output_hidden_states=True)
+                first = lens.logits(lens.normed(output.hidden_states[1][0, -1:]))
+            for layer, logits_V in enumerate((first[0].double(), output.logits[0, -1].double())):
+                probability_V = logits_V.softmax(0).numpy()
+                np.testing.assert_allclose(read.gold_probability_NL[n, layer], probability_V[gold_N[token]], rtol=2e-4)
+                np.testing.assert_allclose(read.mass_NLS[n, layer, 0], probability_V[members].sum(), rtol=2e-4)
+    assert seen == at_N.sum()
