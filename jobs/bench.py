@@ -28,7 +28,9 @@ from typing import Any
 import numpy as np
 import torch
 from tabulate import tabulate
+from torch import nn
 from tqdm import tqdm
+from transformers.activations import ACT2FN
 
 from neurotally.jobs.bench_models import flops_per_token, random_model
 from neurotally.jobs.bench_variants import Variant, variants_of
@@ -40,6 +42,8 @@ from neurotally.profiler.model import LoadedModel, load_model, resolve_device
 _DEFAULT_BATCH = {"cpu": (8, 512), "cuda": (16, 2048)}
 _COPY_BYTES = 2**28
 _MATRIX = {"cpu": 1024, "cuda": 8192}
+_ACTIVATIONS = ("silu", "relu", "relu2", "gelu", "gelu_pytorch_tanh")
+"""By transformers' names: those whose kernels are measured alone."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ def bench(request: BenchRequest, on_terminal: bool = True) -> dict[str, Any]:
     for name, times in seconds.items():
         if name != "bare":
             document[f"ratio_{name}"], document[f"ratio_{name}_se"] = _median_ratio(times, seconds["bare"])
-    document |= _kernel_bandwidth(model, rows, row_tokens)
+    document |= _kernels_alone(model, rows, row_tokens)
     if model.facts.device_type == "cuda":
         document["mfu"] = flops_per_token(model, row_tokens) * document["tokens_per_s"] / _matrix_rate(model)
     return document
@@ -103,12 +107,17 @@ def bench_table(document: dict[str, Any]) -> str:
     ]
     head = ["variant", "ms a batch", "ratio to bare", "± se", "tokens/s"]
     threads = f", {document['threads']} threads" if document["threads"] else ""
+    kernels = [
+        [name, one["gb_per_s"], one["bandwidth_share"], one["over_pytorch"]]
+        for name, one in document["kernels"].items()
+    ]
+    alone = ["kernel alone", "GB/s", "of a copy's rate", "time over PyTorch's"]
     lines = [
         f"{document['shape']}, {document['dtype']}, {document['rows']} x {document['row_tokens']} tokens, "
         f"{document['rounds']} rounds, {document['device']}{threads}",
         tabulate(rows, head, floatfmt=("", ",.2f", ".3f", ".3f", ",.0f"), missingval="-"),
-        f"kernel alone: {document['kernel_gb_per_s']:,.1f} GB/s, {document['kernel_bandwidth_share']:.0%} of a copy's "
-        f"{document['copy_gb_per_s']:,.1f} GB/s",
+        tabulate(kernels, alone, floatfmt=("", ",.1f", ".2f", ".2f")),
+        f"a copy: {document['copy_gb_per_s']:,.1f} GB/s",
     ]
     if "mfu" in document:
         lines.append(f"the whole pass: {document['mfu']:.0%} of the measured matrix-product rate")
@@ -175,8 +184,12 @@ def _random_batch(model: LoadedModel, rows: int, row_tokens: int) -> Batch:
     )
 
 
-def _kernel_bandwidth(model: LoadedModel, rows: int, row_tokens: int) -> dict[str, float]:
-    """Bytes that one layer's op reads and writes over its time, against a copy on the same device."""
+def _kernels_alone(model: LoadedModel, rows: int, row_tokens: int) -> dict[str, Any]:
+    """One layer's op by itself, for the model's activation and the common ones.
+
+    Its rate: the bytes it reads and writes over its time, against a copy on the same device; and its time over that
+    of PyTorch's activation and, in a gated FFN, product.
+    """
     device, neurons = model.site_devices[0], model.facts.num_neurons
     dtype = getattr(torch, model.facts.dtype)
     pre_BTF, up_BTF = (torch.randn(rows, row_tokens, neurons, dtype=dtype, device=device) for _ in range(2))
@@ -184,22 +197,34 @@ def _kernel_bandwidth(model: LoadedModel, rows: int, row_tokens: int) -> dict[st
     tally = LayerTally.empty(neurons, device)
     source = torch.empty(_COPY_BYTES, dtype=torch.uint8, device=device).random_()
     target = torch.empty_like(source)
-    act = model.sites[0].act
-
-    def op() -> object:
-        with torch.inference_mode():
-            if model.facts.gated:
-                return gated(act, pre_BTF, up_BTF, kind_BT, tally)
-            return plain(act, pre_BTF, kind_BT, tally)
-
-    op_s = _median_time(op, device.type)
-    copy_s = _median_time(lambda: target.copy_(source), device.type)
     op_bytes = (3 if model.facts.gated else 2) * pre_BTF.numel() * dtype.itemsize
-    op_rate, copy_rate = op_bytes / op_s, 2 * _COPY_BYTES / copy_s
+    copy_rate = 2 * _COPY_BYTES / _median_time(lambda: target.copy_(source), device.type)
+
+    def alone(act: nn.Module) -> dict[str, float]:
+        def op() -> object:
+            with torch.inference_mode():
+                if model.facts.gated:
+                    return gated(act, pre_BTF, up_BTF, kind_BT, tally)
+                return plain(act, pre_BTF, kind_BT, tally)
+
+        def pytorch() -> object:
+            with torch.inference_mode():
+                return act(pre_BTF) * up_BTF if model.facts.gated else act(pre_BTF)
+
+        op_s = _median_time(op, device.type)
+        rate = op_bytes / op_s
+        return {
+            "gb_per_s": rate / 1e9,
+            "bandwidth_share": rate / copy_rate,
+            "over_pytorch": op_s / _median_time(pytorch, device.type),
+        }
+
+    own = alone(model.sites[0].act)
     return {
-        "kernel_gb_per_s": op_rate / 1e9,
+        "kernel_gb_per_s": own["gb_per_s"],
         "copy_gb_per_s": copy_rate / 1e9,
-        "kernel_bandwidth_share": op_rate / copy_rate,
+        "kernel_bandwidth_share": own["bandwidth_share"],
+        "kernels": {name: alone(ACT2FN[name]) for name in _ACTIVATIONS},
     }
 
 

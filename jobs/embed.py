@@ -10,8 +10,7 @@
       id         string  (id)
 
 Two equal texts have one number, so that their embeddings are equal to the bit. A text that is longer than the model's
-context, or of which no token counts, takes its id out of all languages; `left_out` names it. Runs with as many CPU
-threads a worker have the same bits; with other numbers of them torch's activations may round a few elements otherwise.
+context, or of which no token counts, takes its id out of all languages; `left_out` names it.
 """
 
 import hashlib

@@ -1,17 +1,28 @@
-"""Activations as tables: a 16-bit dtype has 65,536 elements, so act(x) can be looked up.
+"""Activations on the CPU: the same bits for any number of threads, and as tables.
+
+A 16-bit dtype has 65,536 elements, so act(x) can be looked up.
 
 The table is made with the model's own module and kept only where the module is a function of the element
 alone, to the bit: PyTorch's vectorised and scalar loops differ for some activations (GELU tanh in bf16:
 -5.0625 gives -0 in one and -1.5e-7 in the other), and which of them an element gets depends on its place.
 """
 
+import math
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 NUM_ELEMENTS = 2**16
+_ALONE = 16384
+"""PyTorch gives a tensor of fewer elements to one thread."""
+_GRAIN = 32768
+"""And a thread no fewer than these, where there are so many."""
+_STEP = 64
+"""A whole number of steps of PyTorch's vectorised loops, of any dtype and instruction set."""
 _VECTOR_WIDTH = 1024
 _SCALAR_WIDTHS = {"AVX512": 63, "AVX2": 31}
 """Rows one element too short for a step of PyTorch's vectorised loops (two registers of 16-bit elements)."""
@@ -20,6 +31,41 @@ _SCALAR_WIDTH_ELSEWHERE = 15
 _Tables = dict[tuple[torch.dtype, bool], Tensor | None]
 _tables_by_module: WeakKeyDictionary[nn.Module, _Tables] = WeakKeyDictionary()
 _tables_by_state: dict[bytes, _Tables] = {}
+
+
+def activate(act: nn.Module, x: Tensor) -> Tensor:
+    """act(x) of an elementwise `act`, on the CPU to the bits that one thread gives, with any number of threads.
+
+    PyTorch deals a tensor's elements out to threads in equal runs, and computes the end of a run that isn't a whole
+    step of its vectorised loop by a scalar loop, which may round otherwise (SiLU in float32). So the runs are made to
+    end where a step ends, or a row of a tensor that isn't contiguous.
+    """
+    num_threads = torch.get_num_threads()
+    if x.device.type != "cpu" or num_threads == 1 or x.numel() < _ALONE:
+        return act(x)  # type: ignore[no-any-return]
+    parts = num_threads
+    if x.numel() < num_threads * _GRAIN:  # most activations leave some of them idle
+        busy = -(-x.numel() // _GRAIN)
+        parts = math.lcm(num_threads, busy, max(1, busy - 1))
+    runs, step = (x.view(-1), _STEP) if x.is_contiguous() else (x.flatten(0, -2), 1)
+    whole = len(runs) - len(runs) % (step * parts)
+    if whole == len(runs):
+        return act(x)  # type: ignore[no-any-return]
+    if step == 1 and len(runs) - whole == 1:  # a single row would be contiguous, and take another loop
+        whole -= parts
+    with _one_thread():
+        end = act(runs[max(whole, 0) :])
+    return torch.cat([act(runs[:whole]), end]).view(x.shape) if whole > 0 else end.view(x.shape)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def activation_table(act: nn.Module, dtype: torch.dtype, is_contiguous: bool) -> Tensor | None:
@@ -36,13 +82,8 @@ def activation_table(act: nn.Module, dtype: torch.dtype, is_contiguous: bool) ->
     key = (dtype, is_contiguous)
     if key not in tables:
         # A thousand tiny calls: a team of threads would meet at a thousand barriers, 8 ms each on a busy machine.
-        num_threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            with torch.inference_mode():
-                tables[key] = _make_table(act, dtype, is_contiguous)
-        finally:
-            torch.set_num_threads(num_threads)
+        with _one_thread(), torch.inference_mode():
+            tables[key] = _make_table(act, dtype, is_contiguous)
     return tables[key]
 
 

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from neurotally.kernels.activations import activation_table
+from neurotally.kernels.activations import activate, activation_table
 from neurotally.kernels.compiled import Job, Library, library
 
 PAD, TOKEN, SPECIAL = 0, 1, 2
@@ -115,7 +115,7 @@ def plain(
         from neurotally.kernels import triton_tally
 
         return triton_tally.tally(act, fc_BTF, None, kind_BT, tally, statistics)
-    activation_BTF = act(fc_BTF)
+    activation_BTF = activate(act, fc_BTF)
     return activation_BTF, tally_reference(fc_BTF, activation_BTF, activation_BTF, kind_BT, tally, statistics)
 
 
@@ -139,7 +139,7 @@ def gated(
         from neurotally.kernels import triton_tally
 
         return triton_tally.tally(act, gate_BTF, up_BTF, kind_BT, tally, statistics)
-    activation_BTF = act(gate_BTF)
+    activation_BTF = activate(act, gate_BTF)
     coefficient_BTF = activation_BTF * up_BTF
     return coefficient_BTF, tally_reference(gate_BTF, activation_BTF, coefficient_BTF, kind_BT, tally, statistics)
 
@@ -248,7 +248,7 @@ def _tally_compiled(
     if dtype.itemsize == 2 and pre_BTF.stride(-1) == 1:
         table = activation_table(act, dtype, pre_BTF.is_contiguous())
     if table is None:
-        activation_BTF = act(pre_BTF)
+        activation_BTF = activate(act, pre_BTF)
         if activation_BTF.dtype != dtype or activation_BTF.shape != pre_BTF.shape:
             coefficient_BTF = activation_BTF if up_BTF is None else activation_BTF * up_BTF
             return coefficient_BTF, tally_reference(

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from neurotally.kernels import tally
+from neurotally.kernels.activations import activate
 from neurotally.profiler.batches import Batch
 from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.model import LoadedModel
@@ -208,7 +209,7 @@ def _replacing(
     def sink(site: Site, pre_BTF: Tensor, up_BTF: Tensor | None) -> Tensor:
         if how.startswith("weights"):
             pre_BTF = replaced(pre_BTF)
-        activation_BTF: Tensor = site.act(pre_BTF)
+        activation_BTF: Tensor = activate(site.act, pre_BTF)
         if how == "activation":
             activation_BTF = replaced(activation_BTF)
         coefficient_BTF = activation_BTF if up_BTF is None else activation_BTF * up_BTF

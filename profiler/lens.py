@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from neurotally.kernels.activations import activate
 from neurotally.profiler.batches import Batch, TokenRows, rectangles
 from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.model import LoadedModel
@@ -234,7 +235,7 @@ def _down_projections(model: LoadedModel, ids_BT: Tensor) -> list[nn.Module]:
     found: dict[int, nn.Module] = {}
 
     def sink(site: Site, pre_BTF: Tensor, up_BTF: Tensor | None) -> Tensor:
-        activation_BTF = site.act(pre_BTF)
+        activation_BTF = activate(site.act, pre_BTF)
         coefficients[site.layer] = activation_BTF if up_BTF is None else activation_BTF * up_BTF
         return coefficients[site.layer]
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2CLS
 
+from neurotally.kernels.activations import activate
 from neurotally.profiler.errors import UnsupportedModelError
 
 _ACTIVATION_CLASSES = tuple(
@@ -45,7 +46,7 @@ class Site(nn.Module):
     def forward(self, pre_BTF: Tensor) -> Any:
         """act(pre), or what the sink makes of it if there is one; in a gated FFN an object that waits for `up`."""
         if self.sink is None:
-            return self.act(pre_BTF)
+            return activate(self.act, pre_BTF)
         return _AwaitsUp(self, pre_BTF) if self.gated else self.sink(self, pre_BTF, None)
 
 

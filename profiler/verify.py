@@ -88,7 +88,7 @@ class _BareRun:
         handles = []
         layers = decoder_layers(self._model.decoder, len(self._model.sites))
         for site, layer in zip(self._model.sites, layers, strict=True):
-            handles.append(site.act.register_forward_hook(self._keep_pre(site.layer)))
+            handles.append(site.register_forward_hook(self._keep_pre(site.layer)))
             for module in layer.modules():
                 weight = getattr(module, "weight", None)
                 if isinstance(weight, Tensor) and weight.dim() == 2:

@@ -1,0 +1,44 @@
+"""`neurotally bench` on a tiny shape: every variant runs, and the document says what was measured."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from neurotally.jobs.cli import _main
+
+VARIANTS = {"bare", "bare_again", "head", "eager_counts", "eager_everything", "counts", "moments", "full"}
+
+
+@pytest.fixture(params=["llama", "gpt_neox"])
+def shape(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    config = {
+        "model_type": request.param, "vocab_size": 300, "hidden_size": 32, "intermediate_size": 96,
+        "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 64,
+    }  # fmt: skip
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    return path
+
+
+def test_every_variant_is_measured(shape: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["bench", "--shape", str(shape), "--layers", "2", "--rows", "2", "--row-tokens", "32", "--rounds", "3"]
+    assert _main([*arguments, "--csv", str(tmp_path / "results.csv"), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["seconds"].keys() >= VARIANTS
+    assert all(seconds > 0 for seconds in document["seconds"].values())
+    for name in VARIANTS - {"bare"}:
+        assert document[f"ratio_{name}"] > 0
+        assert document[f"ratio_{name}_se"] >= 0
+    assert (document["rows"], document["row_tokens"], document["dtype"]) == (2, 32, "bfloat16")
+    assert document["tokens_per_s"] == pytest.approx(64 / document["seconds"]["full"])
+    assert document["kernels"].keys() == {"silu", "relu", "relu2", "gelu", "gelu_pytorch_tanh"}
+    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert {row["variant"] for row in rows} == document["seconds"].keys()
+    assert {row["variant"]: float(row["seconds"]) for row in rows} == document["seconds"]
+
+
+def test_a_row_beyond_the_context_is_refused(shape: Path, capsys: pytest.CaptureFixture) -> None:
+    assert _main(["bench", "--shape", str(shape), "--row-tokens", "65"]) == 2
+    assert "--row-tokens 65: the model takes at most 64" in capsys.readouterr().err
