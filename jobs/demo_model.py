@@ -22,6 +22,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from neurotally.profiler.errors import InputError
+from neurotally.profiler.model import quiet_transformers
 
 STEPS = 600
 ROW_TOKENS = 256
@@ -74,7 +75,8 @@ def train(train_dir: Path, model_dir: Path, steps: int = STEPS, seed: int = 0, p
     losses = _optimise(model, _deal(rows, np.random.default_rng(seed)), steps, progress)
     unfinished = model_dir.with_name(f".{model_dir.name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)
-    model.save_pretrained(unfinished)
+    with quiet_transformers():
+        model.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
     unfinished.rename(model_dir)
     return Trained(model.num_parameters(), losses)

@@ -10,7 +10,7 @@ import torch
 
 from neurotally.jobs.worker import ModelConfig
 from neurotally.profiler.errors import InputError, first_line
-from neurotally.profiler.model import split_revision
+from neurotally.profiler.model import quiet_transformers, split_revision
 
 
 def untrained_model(model: ModelConfig, seed: int, folder: Path) -> ModelConfig:
@@ -43,5 +43,6 @@ def _write(model: ModelConfig, seed: int, folder: Path) -> None:
         fresh = AutoModelForCausalLM.from_config(
             config, dtype=config.dtype or torch.float32, trust_remote_code=model.trust_remote_code
         )
-    fresh.save_pretrained(folder)
+    with quiet_transformers():
+        fresh.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

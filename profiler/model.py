@@ -91,7 +91,7 @@ def load_model(spec: str, device: str = "auto", dtype: str = "auto", trust_remot
     model_id, revision = split_revision(spec)
     _check_folder(model_id)
     device_type = resolve_device(device)
-    with _quiet_transformers():
+    with quiet_transformers():
         common = {"revision": revision, "trust_remote_code": trust_remote_code}
         config = _try_load(model_id, "model config", lambda: AutoConfig.from_pretrained(model_id, **common))
         _refuse_other_kinds(config, model_id)
@@ -301,7 +301,7 @@ def _device_map(config: Any, dtype: torch.dtype) -> Any:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keep loading bars and notices off stderr, where our own progress is."""
     from transformers.utils import logging as transformers_logging
 

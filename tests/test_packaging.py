@@ -78,3 +78,9 @@ def test_transformers_imports_from_the_root_beside_hugging_faces_kernels() -> No
     code = "import kernels, transformers; from transformers import LlamaForCausalLM; print(kernels.__file__)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "site-packages" in result.stdout
+
+
+def test_the_readmes_table_is_made_from_the_results() -> None:
+    made = subprocess.run([sys.executable, ROOT / "tests/bench/results_table.py"], capture_output=True, text=True)
+    assert made.stdout.strip() in (ROOT / "README.md").read_text()
+    assert made.stdout.count("\n") > 3
