@@ -93,6 +93,7 @@ def run_pass(request: PassRequest, make_plan: Callable[[ModelFacts, Path], Plan]
             if _is_committed(request.store, request.group):
                 attributes = store.group_attributes(request.store, request.group)
                 _refuse_other(request, identity, attributes["identity"])
+                shutil.rmtree(_run_folder(request), ignore_errors=True)  # of a run that died before it tidied up
                 return attributes
             return _Run(request, plan, identity, engine, progress).run()
         finally:
@@ -106,7 +107,7 @@ class _Run:
         self._identity = identity
         self._engine = engine
         self._progress = progress
-        self._folder = request.store / RUN_FOLDER / "passes" / quote(request.group, safe="")
+        self._folder = _run_folder(request)
         self._tokens = 0
         self._model_s = 0.0
 
@@ -181,6 +182,10 @@ class _Run:
         store.publish(self._request.store, self._request.group, finished)
         shutil.rmtree(self._folder)
         return attributes
+
+
+def _run_folder(request: PassRequest) -> Path:
+    return request.store / RUN_FOLDER / "passes" / quote(request.group, safe="")
 
 
 def _is_committed(path: Path, group: str) -> bool:
