@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from neurotally.jobs.lens_pass import FAMILY, halving
+from neurotally.jobs.lens_pass import FAMILY
 from neurotally.jobs.passes import PassRequest, PassResult, Plan, run_pass
 from neurotally.jobs.plan import CorpusPlan, find_corpora, list_corpus
 from neurotally.jobs.profile import TOKEN_BUDGET
@@ -31,6 +31,7 @@ from neurotally.profiler.batches import lay_out
 from neurotally.profiler.corpus import Status, read_documents
 from neurotally.profiler.errors import InputError, UnsupportedModelError
 from neurotally.profiler.lens import Lens
+from neurotally.profiler.memory import halving
 from neurotally.profiler.model import LoadedModel, ModelFacts
 
 __all__ = ["FAMILY", "AgreementRequest", "agreement"]
@@ -137,7 +138,9 @@ class AgreementWorker:
     def compute(self, prepared: PreparedDocuments, hint: np.ndarray | None = None) -> PassResult:
         """Run the model over whole documents and over the truncated inputs."""
         start = time.perf_counter()
-        counts, tokens = halving(self._job.token_budget, lambda budget: self._count(prepared, budget))
+        (counts, tokens), _ = halving(
+            self._job.token_budget, lambda budget: self._count(prepared, budget), "a single row doesn't fit in memory"
+        )
         arrays = {
             "agreed": counts.agreed_CAL,
             "gold": counts.gold_CAL,

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from neurotally.jobs.passes import PassRequest, PassResult, Plan, run_pass
 from neurotally.jobs.profile import TOKEN_BUDGET
@@ -30,6 +29,7 @@ from neurotally.profiler import store
 from neurotally.profiler.batches import TokenRows, lay_out
 from neurotally.profiler.embedding import BOS_RULES, Embeddings, embed_rows
 from neurotally.profiler.errors import InputError
+from neurotally.profiler.memory import halving
 from neurotally.profiler.model import LoadedModel, ModelFacts
 from neurotally.profiler.parallel import ParallelTexts
 
@@ -47,8 +47,6 @@ SCHEMA: Mapping[str, store.ArraySpec] = {
 _TASK_TEXTS = 64
 """At 8B size a text's embeddings are 1 MB."""
 _TASK_CHARACTERS = 2**16
-_ATTENTION_BYTES = 2**30
-"""What attention scores of models without a fused path may take, one layer at a time."""
 _POOLED_BYTES = 2**28
 """What the float64 copy of a layer's states may take."""
 
@@ -136,18 +134,12 @@ class Embedder:
 
     def _embeddings(self, rows: TokenRows) -> tuple[Embeddings, int]:
         """Out of memory begins the task again with half the token budget, a row at least."""
-        facts, budget = self._model.facts, self._job.token_budget
-        attention_budget = None if facts.attention != "eager" else _ATTENTION_BYTES // (4 * facts.num_heads)
-        for restarts in range(budget.bit_length()):
-            try:
-                counted = self._job.bos == "counted"
-                return embed_rows(self._model, rows, counted, budget >> restarts, attention_budget), restarts
-            except RuntimeError as error:
-                if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-                    raise
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-        raise MemoryError("a single text doesn't fit in memory")
+        counted = self._job.bos == "counted"
+        return halving(
+            self._job.token_budget,
+            lambda budget: embed_rows(self._model, rows, counted, budget, self._model.facts.attention_budget),
+            "a single text doesn't fit in memory",
+        )
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,12 @@ Layers are counted from 0, after the first block.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import torch
 
 from neurotally.jobs.passes import PassRequest, PassResult, Plan, run_pass
 from neurotally.jobs.profile import TOKEN_BUDGET
@@ -41,6 +40,7 @@ from neurotally.profiler.batches import lay_out
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.lens import TOP, Lens
 from neurotally.profiler.lens_reading import Readings, SetColumns, read_layers
+from neurotally.profiler.memory import halving
 from neurotally.profiler.model import LoadedModel, ModelFacts
 from neurotally.profiler.parallel import ParallelTexts
 from neurotally.profiler.prompts import PromptTokens, build_prompt, read_few_shot, tokenise_prompts
@@ -81,8 +81,6 @@ SCHEMA: Mapping[str, store.ArraySpec] = {
     "member_token": store.ArraySpec("uint32", ("member",), _NONE),
     "control_token": store.ArraySpec("uint32", ("member",), _NONE),
 }
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -160,8 +158,10 @@ class LensWorker:
         start = time.perf_counter()
         task, prompts = prepared
         status = np.array([self._status(prompt) for prompt in prompts], np.uint8)
-        read: dict[str, np.ndarray] = halving(
-            self._job.token_budget, lambda budget: self._read(prompts, status == COUNTED, budget)
+        read, _ = halving(
+            self._job.token_budget,
+            lambda budget: self._read(prompts, status == COUNTED, budget),
+            "a single row doesn't fit in memory",
         )
         arrays: dict[str, np.ndarray] = {
             "prompt_status": status,
@@ -271,19 +271,6 @@ def directed_pairs(text: str, languages: Sequence[str]) -> list[tuple[str, str]]
     if not names:
         raise InputError("--pairs: expected `all` or SOURCE-TARGET,...")
     return [by_name[name] for name in names]
-
-
-def halving(token_budget: int, compute: Callable[[int], T]) -> T:
-    """What `compute` gives for the token budget, or for the first half of it that fits in memory."""
-    for halvings in range(token_budget.bit_length()):
-        try:
-            return compute(token_budget >> halvings)
-        except RuntimeError as error:
-            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-                raise
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-    raise MemoryError("a single row doesn't fit in memory")
 
 
 def _few_shot_lines(folder: Path, pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:

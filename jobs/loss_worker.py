@@ -20,9 +20,6 @@ from neurotally.profiler.loss import LossReader
 from neurotally.profiler.model import LoadedModel
 from neurotally.profiler.token_classes import classify
 
-_ATTENTION_BYTES = 2**30
-"""What attention scores of models without a fused path may take, one layer at a time."""
-
 
 @dataclass(frozen=True, eq=False)
 class LossConfig:
@@ -107,10 +104,8 @@ class LossWorker:
         shape = (num_documents, prepared.class_NX.shape[1])
         nats_SnX, hits_SnX = np.zeros((num_sets, *shape)), np.zeros((num_sets, *shape), np.int64)
         scored_nX = np.zeros(shape, np.int64)
-        facts = self._model.facts
-        attention_budget = None if facts.attention != "eager" else _ATTENTION_BYTES // (4 * facts.num_heads)
         values = self._replacements(prepared.task.corpus)
-        for batch in rectangles(prepared.rows, self._config.token_budget, attention_budget):
+        for batch in rectangles(prepared.rows, self._config.token_budget, self._model.facts.attention_budget):
             for index, neurons in enumerate(self._by_layer):
                 with switched_off(self._model, neurons, self._config.how, values):
                     losses = self._reader.read(batch)

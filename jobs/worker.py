@@ -9,18 +9,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from neurotally.profiler.batches import TokenRows, lay_out, rectangles
 from neurotally.profiler.capture import NeuronReader
 from neurotally.profiler.corpus import Document, Source, Status, read_documents
 from neurotally.profiler.distinct import DistinctRecorder
+from neurotally.profiler.memory import halving
 from neurotally.profiler.model import LoadedModel
 from neurotally.profiler.neurons import NeuronRecorder, UnitNeurons
 from neurotally.profiler.windows import read_windows
-
-_ATTENTION_BYTES = 2**30
-"""What attention scores of models without a fused path may take, one layer at a time."""
 
 
 @dataclass(frozen=True)
@@ -182,27 +179,16 @@ class Worker:
         self, rows: TokenRows, bar_LF: np.ndarray | None, repeats: np.ndarray | None
     ) -> tuple[UnitNeurons, int]:
         facts = self.model.facts
-        budget = self.config.token_budget
-        attention_budget = None if facts.attention != "eager" else _ATTENTION_BYTES // (4 * facts.num_heads)
-        for restarts in range(budget.bit_length()):
+
+        def tally(budget: int) -> UnitNeurons:
             into = (facts.num_neurons, self.model.site_devices, self.config.triggers, bar_LF)
             recorder = NeuronRecorder(*into) if repeats is None else DistinctRecorder(*into, repeats)
-            reader = NeuronReader(self.model, recorder)
-            try:
-                reader.tally(rectangles(rows, budget >> restarts, attention_budget))
-                return recorder.result(), restarts
-            except RuntimeError as error:
-                if not _is_out_of_memory(error):
-                    raise
-            del recorder, reader
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-        raise MemoryError(f"a single row of {self.config.row_tokens} tokens doesn't fit in memory; lower --row-tokens")
+            NeuronReader(self.model, recorder).tally(rectangles(rows, budget, facts.attention_budget))
+            return recorder.result()
+
+        failure = f"a single row of {self.config.row_tokens} tokens doesn't fit in memory; lower --row-tokens"
+        return halving(self.config.token_budget, tally, failure)
 
 
 def _final_status(document: Document, ids: list[int]) -> Status:
     return Status.EMPTY if document.status is Status.COUNTED and not ids else document.status
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

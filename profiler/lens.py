@@ -36,8 +36,6 @@ _CACHE_BYTES = 2**23
 """What is read several times stays in a CPU's cache: at V = 50,000 in one piece, ranks took 7 times as long."""
 _VECTOR_BYTES = 2**30
 """What the vectors of all layers of one rectangle may take."""
-_ATTENTION_BYTES = 2**30
-"""What attention scores of models without a fused path may take, one layer at a time."""
 _BLOCK = 64
 """Logits are first compared by the largest of so many: at V = 50,000 a third of the time of `torch.topk`."""
 
@@ -143,8 +141,7 @@ class Lens:
         facts = self.model.facts
         # A position has two vectors a layer at most, of 4 bytes a number.
         budget = max(1, min(token_budget, _VECTOR_BYTES // (8 * facts.num_layers * facts.width)))
-        attention_budget = None if facts.attention != "eager" else _ATTENTION_BYTES // (4 * facts.num_heads)
-        for batch in rectangles(rows, budget, attention_budget):
+        for batch in rectangles(rows, budget, facts.attention_budget):
             token_BT = np.searchsorted(rows.document_N, batch.document_BT) + batch.position_BT
             at_BT = at_N[token_BT] & (batch.kind_BT != 0)
             if at_BT.any():

@@ -22,6 +22,8 @@ from neurotally.profiler.sites import Site, decoder_layers, install_sites
 
 DTYPES = ("auto", "bfloat16", "float32")
 DEVICES = ("auto", "cpu", "cuda")
+_ATTENTION_BYTES = 2**30
+"""What attention scores of models without a fused path may take, one layer at a time."""
 _SAMPLE = 256
 _DEFAULT_ROW_TOKENS = 2048
 _UNLIMITED = 2**31 - 1
@@ -58,6 +60,11 @@ class ModelFacts:
     """The default: min(2048, the context the model was made for)."""
     max_row_tokens: int
     """Longer rows are refused."""
+
+    @property
+    def attention_budget(self) -> int | None:
+        """Rows x width² that a rectangle may have; None where attention holds no scores of that size."""
+        return None if self.attention != "eager" else _ATTENTION_BYTES // (4 * self.num_heads)
 
     def to_json(self) -> dict[str, Any]:
         """As a plain dictionary."""

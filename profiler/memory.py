@@ -1,0 +1,26 @@
+"""When a batch doesn't fit in memory: begin again with half the token budget."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+def halving(token_budget: int, compute: Callable[[int], T], failure: str) -> tuple[T, int]:
+    """What `compute` gives for the token budget, halved until it fits, and how often it was halved.
+
+    `compute` begins from nothing each time, so that nothing is counted twice. Raises MemoryError(`failure`) where a
+    single token doesn't fit.
+    """
+    for halvings in range(token_budget.bit_length()):
+        try:
+            return compute(token_budget >> halvings), halvings
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
+        # Out here the error is gone, and with it the frames that held the batch.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    raise MemoryError(failure)
