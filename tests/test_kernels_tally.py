@@ -74,9 +74,9 @@ def run(
 
 
 def bare(act: nn.Module, pre_BTF: Tensor, up_BTF: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(activation, coefficient) as the model computes them."""
+    """(activation, coefficient) as the model computes them on one thread: with more, PyTorch's own bits may differ."""
     pre_BTF = pre_BTF.clone() if getattr(act, "inplace", False) else pre_BTF
-    with torch.no_grad():
+    with torch.no_grad(), threads(1):
         activation_BTF = act(pre_BTF)
         return activation_BTF, activation_BTF if up_BTF is None else activation_BTF * up_BTF
 
