@@ -43,11 +43,17 @@ def activate(act: nn.Module, x: Tensor) -> Tensor:
     num_threads = torch.get_num_threads()
     if x.device.type != "cpu" or num_threads == 1 or x.numel() < _ALONE:
         return act(x)  # type: ignore[no-any-return]
+    if x.is_contiguous():
+        runs, step = x.view(-1), _STEP
+    elif _is_in_rows(x):
+        runs, step = x.flatten(0, -2), 1
+    else:
+        with _one_thread():
+            return act(x)  # type: ignore[no-any-return]
     parts = num_threads
     if x.numel() < num_threads * _GRAIN:  # most activations leave some of them idle
         busy = -(-x.numel() // _GRAIN)
         parts = math.lcm(num_threads, busy, max(1, busy - 1))
-    runs, step = (x.view(-1), _STEP) if x.is_contiguous() else (x.flatten(0, -2), 1)
     whole = len(runs) - len(runs) % (step * parts)
     if whole == len(runs):
         return act(x)  # type: ignore[no-any-return]
@@ -56,6 +62,12 @@ def activate(act: nn.Module, x: Tensor) -> Tensor:
     with _one_thread():
         end = act(runs[max(whole, 0) :])
     return torch.cat([act(runs[:whole]), end]).view(x.shape) if whole > 0 else end.view(x.shape)
+
+
+def _is_in_rows(x: Tensor) -> bool:
+    """Contiguous rows at equal distances, as the halves of a fused projection; not so a transposed tensor."""
+    row_strides = [x.stride(-2) * math.prod(x.shape[dim + 1 : -1]) for dim in range(x.ndim - 1)]
+    return x.stride(-1) == 1 and list(x.stride()[:-1]) == row_strides
 
 
 @contextmanager

@@ -25,7 +25,11 @@ def half_of_a_fused_product(shape: tuple[int, ...], dtype: torch.dtype) -> Tenso
     return contiguous((*shape[:-1], 2 * shape[-1]), dtype)[..., : shape[-1]]
 
 
-@pytest.mark.parametrize("make", [contiguous, half_of_a_fused_product])
+def transposed(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return contiguous((*shape[:-2], shape[-1], shape[-2]), dtype).mT
+
+
+@pytest.mark.parametrize("make", [contiguous, half_of_a_fused_product, transposed])
 @pytest.mark.parametrize("shape", [(911, 1408), (7, 333, 176), (2, 1, 40000), (1, 2, 32769), (1, 5, 3)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["silu", "gelu", "gelu_pytorch_tanh", "gelu_new", "relu2"])
