@@ -16,7 +16,20 @@ import click
 from neurotally.jobs.keys import KEY_COMMANDS
 from neurotally.jobs.lens_commands import LENS_COMMANDS
 from neurotally.jobs.loss_commands import LOSS_COMMANDS
-from neurotally.jobs.output import COUNT, JSON_FLAG, OUT, PATH, show
+from neurotally.jobs.options import (
+    CORPORA,
+    CORPUS,
+    COUNT,
+    JSON_FLAG,
+    MAX_FILES,
+    MODEL,
+    OUT,
+    PATH,
+    STORE,
+    RunOptions,
+    run_options,
+)  # fmt: skip
+from neurotally.jobs.output import show
 from neurotally.jobs.parallel_commands import PARALLEL_COMMANDS
 from neurotally.jobs.report_command import REPORT_COMMANDS
 from neurotally.jobs.sets import SET_COMMANDS
@@ -57,25 +70,11 @@ def demo(folder: Path, workers: int, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("model", metavar="MODEL[@REVISION]")
-@click.argument("store", type=PATH)
-@click.option("--corpora", type=PATH, metavar="DIR", help="A folder with one subfolder per corpus.")
-@click.option(
-    "--corpus",
-    multiple=True,
-    metavar="NAME=SOURCE",
-    help="SOURCE: DIR, DIR::GLOB, FILE.jsonl[::COLUMN], FILE.parquet[::COLUMN] or hf:NAME[/CONFIG][::COLUMN].",
-)
-@click.option("--workers", type=COUNT, help="Default: one per GPU, else 1. More than one run as Ray actors.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "bfloat16", "float32"]),
-    default="auto",
-    show_default=True,
-    help="auto: the checkpoint's on a GPU, float32 on the CPU.",
-)
-@click.option("--max-files", type=COUNT, metavar="N", help="The first N documents of each corpus, in hash order.")
+@MODEL
+@STORE
+@CORPORA
+@CORPUS
+@MAX_FILES
 @click.option("--row-tokens", type=COUNT, metavar="T", help="Default: min(2048, the model's original context).")
 @click.option("--document-tokens", type=COUNT, metavar="N", help="Keep the first N tokens of each document.")
 @click.option(
@@ -97,14 +96,12 @@ def demo(folder: Path, workers: int, as_json: bool) -> None:
 @click.option("--keep-texts", is_flag=True, help="Keep the texts in the store too, compressed; for `triggers`.")
 @click.option("--window-lines", type=COUNT, metavar="N", help="Documents are windows of N lines of a file.")
 @click.option("--random-init", type=click.IntRange(min=0), metavar="SEED", help="Fresh weights: keys to test against.")
-@click.option("--address", metavar="RAY", help="Join the Ray cluster at this address (its nodes see the same files).")
-@click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model. Only if you trust it.")
+@run_options
 @JSON_FLAG
 def profile(
-    model: str, store: Path, corpora: Path | None, corpus: tuple[str, ...], workers: int | None, device: str,
-    dtype: str, max_files: int | None, row_tokens: int | None, document_tokens: int | None, layout: str,
-    triggers: int, groups: int, keep_texts: bool, window_lines: int | None, random_init: int | None,
-    address: str | None, trust_remote_code: bool, as_json: bool,
+    model: str, store: Path, corpora: Path | None, corpus: tuple[str, ...], max_files: int | None,
+    row_tokens: int | None, document_tokens: int | None, layout: str, triggers: int, groups: int, keep_texts: bool,
+    window_lines: int | None, random_init: int | None, run: RunOptions, as_json: bool,
 ) -> None:  # fmt: skip
     """Run MODEL over corpora and keep, for every feed-forward neuron, what it does.
 
@@ -117,20 +114,19 @@ def profile(
     from neurotally.jobs.profile import ProfileRequest
     from neurotally.jobs.profile import profile as run_profile
     from neurotally.jobs.progress import Progress
-    from neurotally.jobs.worker import ModelConfig
 
     request = ProfileRequest(
-        model=ModelConfig(model, device, dtype, trust_remote_code), store=store, corpora=corpora, corpus=corpus,
-        workers=workers, max_files=max_files, row_tokens=row_tokens, document_tokens=document_tokens,
-        layout=layout, triggers=triggers, groups=groups, address=address, window_lines=window_lines,
-        keep_texts=keep_texts, random_init=random_init,
+        model=run.config(model), store=store, corpora=corpora, corpus=corpus, workers=run.workers,
+        max_files=max_files, row_tokens=row_tokens, document_tokens=document_tokens, layout=layout,
+        triggers=triggers, groups=groups, address=run.address, window_lines=window_lines, keep_texts=keep_texts,
+        random_init=random_init,
     )  # fmt: skip
     report = run_profile(request, Progress())
     show(report.to_json(), report.text(store), as_json)
 
 
 @cli.command()
-@click.argument("store", type=PATH)
+@STORE
 @JSON_FLAG
 def status(store: Path, as_json: bool) -> None:
     """How far a store is, also while a run goes on.
@@ -146,7 +142,7 @@ def status(store: Path, as_json: bool) -> None:
 
 
 @cli.command(name="import")
-@click.argument("store", type=PATH)
+@STORE
 @click.argument("files", nargs=-1, required=True, metavar="NAME=FILE...")
 def import_(store: Path, files: tuple[str, ...]) -> None:
     """Make a store of published counts: torch files with {"n": int, "over_zero": int [layers, neurons]}.

@@ -1,12 +1,15 @@
 """The commands about keys as memories: triggers, patterns, concepts. They read stores and texts and run no model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from re import Pattern
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from neurotally.jobs.output import COUNT, FIGURE, JSON_FLAG, OUT, PATH, draw, show
+from neurotally.jobs.options import COUNT, FIGURE, JSON_FLAG, OUT, PATH, STORE, TextOptions, as_one, text_options
+from neurotally.jobs.output import draw, show
 from neurotally.profiler.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,43 +21,65 @@ SAMPLED_PLACES = 20_000
 """Random positions of each corpus for what chance gives: a rate of 1 % is then known to 0.07 %."""
 
 _CORPUS = click.option("--corpus", multiple=True, metavar="NAME", help="Only this corpus; as often as you like.")
-_ALPHA = click.option("--alpha", type=click.FloatRange(0, 1, min_open=True), default=0.05, show_default=True,
-                      help="The share of false ones among the keys that pass.")  # fmt: skip
-_SEED = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of random positions.")
-_NULL = click.option("--null", "nulls", type=PATH, multiple=True, metavar="STORE",
-                     help="A profile of the same corpora made with --random-init; may be repeated.")  # fmt: skip
-_BY_LAYER = click.option("--by-layer", is_flag=True, help="Test a key against its own layer's null keys alone.")
-_WINDOW = click.option("--window", type=COUNT, default=5, show_default=True, metavar="LINES",
-                       help="The lines around a trigger, its own in the middle.")  # fmt: skip
-_INSIDE = click.option("--inside", is_flag=True, help="The trigger token itself must lie in the concept's match.")
+_WINDOW = click.option(
+    "--window",
+    type=COUNT,
+    default=5,
+    show_default=True,
+    metavar="LINES",
+    help="The lines around a trigger, its own in the middle.",
+)
 
 
-def _text_options(command: Callable[..., None]) -> Callable[..., None]:
-    """--corpora, --corpus-source, --model, --trust-remote-code: where texts and tokenizer are."""
-    for option in (
-        click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the tokenizer."),
-        click.option("--model", metavar="MODEL[@REVISION]", help="Where the tokenizer is, if it has moved."),
-        click.option("--corpus-source", multiple=True, metavar="NAME=SOURCE",
-                     help="Where one corpus is now; as `profile --corpus` takes it."),
-        click.option("--corpora", type=PATH, metavar="DIR", help="Where the corpora are, if they have moved."),
-    ):  # fmt: skip
-        command = option(command)
-    return command
+@dataclass(frozen=True)
+class TestOptions:
+    """What a key's triggers are compared with, and how."""
+
+    nulls: tuple[Path, ...]
+    window: int
+    inside: bool
+    alpha: float
+    by_layer: bool
+    seed: int
+
+
+_test_options = as_one(
+    "test",
+    TestOptions,
+    click.option(
+        "--null",
+        "nulls",
+        type=PATH,
+        multiple=True,
+        metavar="STORE",
+        help="A profile of the same corpora made with --random-init; may be repeated.",
+    ),
+    _WINDOW,
+    click.option("--inside", is_flag=True, help="The trigger token itself must lie in the concept's match."),
+    click.option(
+        "--alpha",
+        type=click.FloatRange(0, 1, min_open=True),
+        default=0.05,
+        show_default=True,
+        help="The share of false ones among the keys that pass.",
+    ),
+    click.option("--by-layer", is_flag=True, help="Test a key against its own layer's null keys alone."),
+    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of random positions."),
+)
 
 
 @click.command()
-@click.argument("store", type=PATH)
+@STORE
 @click.argument("layer", type=click.IntRange(min=0))
 @click.argument("neuron", type=click.IntRange(min=0))
 @_CORPUS
 @click.option("--top", type=COUNT, metavar="N", help="The N largest of each corpus; default: all in the store.")
 @_WINDOW
-@_text_options
+@text_options
 @OUT
 @JSON_FLAG
 def triggers(store: Path, layer: int, neuron: int, corpus: tuple[str, ...], top: int | None, window: int,
-             corpora: Path | None, corpus_source: tuple[str, ...], model: str | None, trust_remote_code: bool,
-             out: Path | None, as_json: bool) -> None:  # fmt: skip
+             texts: TextOptions, out: Path | None, as_json: bool) -> None:  # fmt: skip
     """What triggers one key: the places where its coefficient is largest, with file and line.
 
     Texts come from the store (profile --keep-texts), from --corpora or --corpus-source, or from where they were; each
@@ -65,9 +90,9 @@ def triggers(store: Path, layer: int, neuron: int, corpus: tuple[str, ...], top:
       neurotally triggers llama.store 17 4242 --corpus python --top 5
     """
     from neurotally.analysis.trigger_lists import corpora_with_triggers, read_triggers
-    from neurotally.jobs.key_texts import TextRequest, trigger_entries
+    from neurotally.jobs.key_texts import trigger_entries
 
-    request = TextRequest(store, corpora, corpus_source, model, trust_remote_code)
+    request = texts.request(store)
     tokenizer, entries = None, []
     for name in corpora_with_triggers(store, corpus):
         lists = read_triggers(store, name)
@@ -85,24 +110,17 @@ def triggers(store: Path, layer: int, neuron: int, corpus: tuple[str, ...], top:
 
 
 @click.command()
-@click.argument("store", type=PATH)
-@_NULL
+@STORE
 @click.option("--regex", type=PATH, metavar="FILE.toml", help="[concepts] NAME = 'regular expression' lines.")
 @_CORPUS
-@_WINDOW
-@_INSIDE
-@_ALPHA
-@_BY_LAYER
-@_SEED
-@_text_options
+@_test_options
+@text_options
 @click.option("--archive", type=PATH, metavar="FILE.npz", help="Counts and p-values of all keys.")
 @FIGURE
 @OUT
 @JSON_FLAG
-def patterns(store: Path, nulls: tuple[Path, ...], regex: Path | None, corpus: tuple[str, ...], window: int,
-             inside: bool, alpha: float, by_layer: bool, seed: int, corpora: Path | None,
-             corpus_source: tuple[str, ...], model: str | None, trust_remote_code: bool, archive: Path | None,
-             figure: Path | None, out: Path | None, as_json: bool) -> None:  # fmt: skip
+def patterns(store: Path, regex: Path | None, corpus: tuple[str, ...], test: TestOptions, texts: TextOptions,
+             archive: Path | None, figure: Path | None, out: Path | None, as_json: bool) -> None:  # fmt: skip
     """What the triggers of every key have in common, layer by layer, beside what chance gives.
 
     The same last token, two or three; keywords, names, literals, comments, operators; your regular expressions.
@@ -114,14 +132,11 @@ def patterns(store: Path, nulls: tuple[Path, ...], regex: Path | None, corpus: t
     from neurotally.analysis.pattern_figures import draw_patterns
     from neurotally.analysis.patterns_report import patterns_document, patterns_table, save_key_patterns
     from neurotally.analysis.places import read_concepts
-    from neurotally.jobs.key_texts import TextRequest
 
     concepts = {} if regex is None else read_concepts(regex)
-    request = TextRequest(store, corpora, corpus_source, model, trust_remote_code)
-    looked_up = _patterns(request, nulls, concepts, corpus, window, inside, alpha, by_layer, seed)
-    found = [result for _, result in looked_up]
-    settings = _settings(store, nulls, alpha, by_layer, window, inside)
-    document = patterns_document(found, {name: regex.pattern for name, regex in concepts.items()}, settings)
+    found = [result for _, result in _patterns(texts.request(store), concepts, corpus, test)]
+    sources = {name: expression.pattern for name, expression in concepts.items()}
+    document = patterns_document(found, sources, _settings(store, test))
     if archive is not None:
         save_key_patterns(found, archive)
     draw(figure, draw_patterns, document)
@@ -129,25 +144,18 @@ def patterns(store: Path, nulls: tuple[Path, ...], regex: Path | None, corpus: t
 
 
 @click.command()
-@click.argument("store", type=PATH)
+@STORE
 @click.option("--regex", type=PATH, metavar="FILE.toml", required=True,
               help="[concepts] NAME = 'regular expression' lines.")  # fmt: skip
-@_NULL
 @click.option("--min-matches", type=COUNT, metavar="N", help="So many of a key's K triggers; default: K / 4.")
 @_CORPUS
-@_WINDOW
-@_INSIDE
-@_ALPHA
-@_BY_LAYER
-@_SEED
-@_text_options
+@_test_options
+@text_options
 @FIGURE
 @OUT
 @JSON_FLAG
-def concepts(store: Path, regex: Path, nulls: tuple[Path, ...], min_matches: int | None, corpus: tuple[str, ...],
-             window: int, inside: bool, alpha: float, by_layer: bool, seed: int, corpora: Path | None,
-             corpus_source: tuple[str, ...], model: str | None, trust_remote_code: bool, figure: Path | None,
-             out: Path | None, as_json: bool) -> None:  # fmt: skip
+def concepts(store: Path, regex: Path, min_matches: int | None, corpus: tuple[str, ...], test: TestOptions,
+             texts: TextOptions, figure: Path | None, out: Path | None, as_json: bool) -> None:  # fmt: skip
     """The keys of each concept: those whose triggers match its regular expression, more than null keys' do.
 
     The JSON document is a mask file; it also names the documents that chose the keys.
@@ -160,27 +168,24 @@ def concepts(store: Path, regex: Path, nulls: tuple[Path, ...], min_matches: int
     from neurotally.analysis.pattern_figures import draw_concepts
     from neurotally.analysis.places import read_concepts
     from neurotally.analysis.trigger_lists import read_triggers
-    from neurotally.jobs.key_texts import TextRequest
     from neurotally.profiler.windows import file_of
 
     expressions = read_concepts(regex)
-    request = TextRequest(store, corpora, corpus_source, model, trust_remote_code)
-    looked_up = _patterns(request, nulls, expressions, corpus, window, inside, alpha, by_layer, seed, kinds=False)
     by_corpus = [
         CorpusConcepts(
-            triggers=read_triggers(store, texts.corpus),
+            triggers=read_triggers(store, of.corpus),
             counts=result.counts,
             chance=result.chance,
             null=result.null,
             missing=result.missing,
-            names=texts.names if texts.window_lines is None else [file_of(name) for name in texts.names],
-            sha256_D32=texts.sha256_D32,
+            names=of.names if of.window_lines is None else [file_of(name) for name in of.names],
+            sha256_D32=of.sha256_D32,
         )
-        for texts, result in looked_up
+        for of, result in _patterns(texts.request(store), expressions, corpus, test, kinds=False)
     ]
     at_least = min_matches or max(1, by_corpus[0].triggers.value_LFK.shape[-1] // 4)
-    found = [find_concept(name, by_corpus, at_least, alpha, by_layer) for name in expressions]
-    settings = {**_settings(store, nulls, alpha, by_layer, window, inside), "min_matches": at_least}
+    found = [find_concept(name, by_corpus, at_least, test.alpha, test.by_layer) for name in expressions]
+    settings = {**_settings(store, test), "min_matches": at_least}
     sources = {name: expression.pattern for name, expression in expressions.items()}
     document = concepts_document(by_corpus, found, sources, settings)
     draw(figure, draw_concepts, document)
@@ -188,8 +193,8 @@ def concepts(store: Path, regex: Path, nulls: tuple[Path, ...], min_matches: int
 
 
 def _patterns(
-    request: "TextRequest", nulls: tuple[Path, ...], concepts: Any, wanted: tuple[str, ...], window: int, inside: bool,
-    alpha: float, by_layer: bool, seed: int, kinds: bool = True,
+    request: "TextRequest", concepts: Mapping[str, Pattern[str]], wanted: tuple[str, ...], test: TestOptions,
+    kinds: bool = True,
 ) -> "Iterator[tuple[CorpusTexts, CorpusPatterns]]":  # fmt: skip
     """The patterns of every corpus, one after the other: only one corpus's triggers are held at a time."""
     import numpy as np
@@ -201,14 +206,16 @@ def _patterns(
 
     tokenizer = None
     for name in corpora_with_triggers(request.store, wanted):
-        lists, null_lists = read_triggers(request.store, name), read_nulls(request.store, nulls, name)
+        lists, null_lists = read_triggers(request.store, name), read_nulls(request.store, test.nulls, name)
         tokenizer = tokenizer or request.tokenizer()
         texts = request.texts(name)
-        sampled = sample_places(texts, SAMPLED_PLACES, seed)
+        sampled = sample_places(texts, SAMPLED_PLACES, test.seed)
         every = [one.places() for one in (lists, *null_lists)] + [sampled]
         document_P, position_P = np.unique(np.concatenate([np.stack(pair) for pair in every], axis=1), axis=1)
         lexer = find_lexer(name, texts.names) if kinds else None
-        places = read_places(texts, tokenizer, PlaceReader(lexer, concepts, window, inside), document_P, position_P)
+        places = read_places(
+            texts, tokenizer, PlaceReader(lexer, concepts, test.window, test.inside), document_P, position_P
+        )
         if not places.found_P.any():
             first, reason = next(iter(places.missing.items()))
             raise InputError(
@@ -216,22 +223,23 @@ def _patterns(
             )
         at = places.index(*sampled)
         label = None if lexer is None else lexer.name
-        yield texts, corpus_patterns(lists, places, at[at >= 0], null_lists, label, alpha, seed, by_layer)
+        yield (
+            texts,
+            corpus_patterns(lists, places, at[at >= 0], null_lists, label, test.alpha, test.seed, test.by_layer),
+        )
 
 
-def _settings(
-    store: Path, nulls: tuple[Path, ...], alpha: float, by_layer: bool, window: int, inside: bool
-) -> dict[str, Any]:
+def _settings(store: Path, test: TestOptions) -> dict[str, Any]:
     from neurotally.jobs.key_texts import model_name
     from neurotally.profiler.store import store_attributes
 
     return {
         "model": model_name(store),
-        "null": [model_name(null) for null in nulls],
-        "alpha": alpha,
-        "by_layer_tests": by_layer,
-        "window_lines": window,
-        "inside": inside,
+        "null": [model_name(null) for null in test.nulls],
+        "alpha": test.alpha,
+        "by_layer_tests": test.by_layer,
+        "window_lines": test.window,
+        "inside": test.inside,
         "triggers": store_attributes(store)["config"]["triggers"],
     }
 

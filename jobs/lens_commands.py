@@ -1,34 +1,31 @@
 """The commands about what layers predict: lens, agreement. They run the model, then show what the store holds."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from neurotally.jobs.output import COUNT, FIGURE, JSON_FLAG, OUT, PATH, draw, show
+from neurotally.jobs.options import (
+    CORPORA,
+    CORPUS,
+    COUNT,
+    FIGURE,
+    JSON_FLAG,
+    MAX_FILES,
+    MODEL,
+    OUT,
+    PATH,
+    STORE,
+    RunOptions,
+    name_option,
+    run_options,
+)  # fmt: skip
+from neurotally.jobs.output import draw, show
 from neurotally.profiler.errors import InputError
-
-if TYPE_CHECKING:
-    from neurotally.jobs.passes import PassRequest
-
-
-def _run_options(command: Callable[..., None]) -> Callable[..., None]:
-    """--workers, --device, --dtype, --trust-remote-code: how the model is run."""
-    for option in (
-        click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model."),
-        click.option("--dtype", type=click.Choice(["auto", "bfloat16", "float32"]), default="auto", show_default=True,
-                     help="auto: the checkpoint's on a GPU, float32 on the CPU."),
-        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
-        click.option("--workers", type=COUNT, help="Default: one per GPU, else 1. More than one run as Ray actors."),
-    ):  # fmt: skip
-        command = option(command)
-    return command
 
 
 @click.command()
-@click.argument("model", metavar="MODEL[@REVISION]")
-@click.argument("store", type=PATH)
+@MODEL
+@STORE
 @click.option("--parallel", type=PATH, required=True, metavar="DIR", help="A parallel corpus, as `embed` reads it.")
 @click.option("--few-shot", type=PATH, required=True, metavar="DIR", help="LANGUAGE_fewshot.txt files, lower case.")
 @click.option("--pairs", default="all", show_default=True, metavar="all|A-B,...", help="Directed: source-target.")
@@ -36,16 +33,15 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--keywords", type=PATH, metavar="DIR", help="A .json file for each language: name, keywords, builtins.")
 @click.option("--english", type=PATH, metavar="FILE", help="English words, one a line.")
 @click.option("--paper", is_flag=True, help="The reference's double BOS, clean-up of spaces and last positions.")
-@click.option("--name", default="translation", show_default=True, help="Of the result in the store.")
-@_run_options
+@name_option("translation")
+@run_options
 @click.option("--prompt", metavar="N|A-B/ID", help="With --figure: layers by tokens of this prompt.")
 @FIGURE
 @OUT
 @JSON_FLAG
 def lens(model: str, store: Path, parallel: Path, few_shot: Path, pairs: str, limit: int, keywords: Path | None,
-         english: Path | None, paper: bool, name: str, workers: int | None, device: str, dtype: str,
-         trust_remote_code: bool, prompt: str | None, figure: Path | None, out: Path | None,
-         as_json: bool) -> None:  # fmt: skip
+         english: Path | None, paper: bool, name: str, run: RunOptions, prompt: str | None,
+         figure: Path | None, out: Path | None, as_json: bool) -> None:  # fmt: skip
     """What each layer would say next: the logit lens over few-shot translation (arXiv 2506.01074).
 
     For every layer and position the first tokens, the gold token, and how probable keywords and English words are.
@@ -58,7 +54,7 @@ def lens(model: str, store: Path, parallel: Path, few_shot: Path, pairs: str, li
     """
     from neurotally.analysis.lens import lens_document, lens_table, read_lens, read_prompt
     from neurotally.analysis.lens_figures import draw_lens, draw_prompt
-    from neurotally.jobs.lens_pass import FAMILY, LensRequest
+    from neurotally.jobs.lens_pass import LensRequest
     from neurotally.jobs.lens_pass import lens as run_lens
     from neurotally.jobs.progress import Progress
     from neurotally.profiler.parallel import read_parallel
@@ -67,7 +63,7 @@ def lens(model: str, store: Path, parallel: Path, few_shot: Path, pairs: str, li
     if prompt is not None and figure is None:
         raise InputError("--prompt: expected --figure FILE.png with it")
     request = LensRequest(
-        run=_pass_request(model, store, f"{FAMILY}/{name}", workers, device, dtype, trust_remote_code),
+        run=run.request(model, store, "lens", name),
         parallel=read_parallel(parallel, limit),
         few_shot=few_shot,
         pairs=pairs,
@@ -85,10 +81,10 @@ def lens(model: str, store: Path, parallel: Path, few_shot: Path, pairs: str, li
 
 
 @click.command()
-@click.argument("model", metavar="MODEL[@REVISION]")
-@click.argument("store", type=PATH)
-@click.option("--corpora", type=PATH, metavar="DIR", help="A folder with one subfolder per corpus.")
-@click.option("--corpus", multiple=True, metavar="NAME=SOURCE", help="As `profile --corpus` takes it.")
+@MODEL
+@STORE
+@CORPORA
+@CORPUS
 @click.option(
     "--variants",
     default="all",
@@ -112,18 +108,18 @@ def lens(model: str, store: Path, parallel: Path, few_shot: Path, pairs: str, li
     show_default=True,
     help="Drawn in each document, for truncated inputs.",
 )
-@click.option("--max-files", type=COUNT, metavar="N", help="The first N documents of each corpus, in hash order.")
+@MAX_FILES
 @click.option("--head-bias", is_flag=True, help="Add the output embedding's bias, where there is one.")
-@click.option("--name", default="agreement", show_default=True, help="Of the result in the store.")
-@_run_options
+@name_option("agreement")
+@run_options
 @click.option("--context-figure", type=PATH, metavar="FILE.png", help="Draw layers by context sizes.")
 @FIGURE
 @OUT
 @JSON_FLAG
 def agreement(model: str, store: Path, corpora: Path | None, corpus: tuple[str, ...], variants: str,
               context_sizes: str, lines: str, positions: int, max_files: int | None, head_bias: bool, name: str,
-              workers: int | None, device: str, dtype: str, trust_remote_code: bool, context_figure: Path | None,
-              figure: Path | None, out: Path | None, as_json: bool) -> None:  # fmt: skip
+              run: RunOptions, context_figure: Path | None, figure: Path | None, out: Path | None,
+              as_json: bool) -> None:  # fmt: skip
     """How often each layer's own first token is the model's (arXiv 2407.04868), by layer and by context size.
 
     The same command goes on where it stopped.
@@ -135,13 +131,13 @@ def agreement(model: str, store: Path, corpora: Path | None, corpus: tuple[str, 
     """
     from neurotally.analysis.agreement import agreement_document, agreement_table
     from neurotally.analysis.lens_figures import draw_agreement, draw_contexts
-    from neurotally.jobs.agreement_pass import FAMILY, AgreementRequest
+    from neurotally.jobs.agreement_pass import AgreementRequest
     from neurotally.jobs.agreement_pass import agreement as run_agreement
     from neurotally.jobs.progress import Progress
     from neurotally.profiler.agreement import parse_variants
 
     request = AgreementRequest(
-        run=_pass_request(model, store, f"{FAMILY}/{name}", workers, device, dtype, trust_remote_code),
+        run=run.request(model, store, "lens", name),
         corpora=corpora,
         corpus=corpus,
         variants=parse_variants(variants),
@@ -164,18 +160,6 @@ def _sizes(text: str, option: str) -> list[int]:
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise InputError(f"{option} {text!r}: expected whole numbers above 0 with commas between, or none")
     return [int(part) for part in parts]
-
-
-def _pass_request(
-    model: str, store: Path, group: str, workers: int | None, device: str, dtype: str, trust_remote_code: bool
-) -> "PassRequest":
-    from neurotally.jobs.passes import PassRequest
-    from neurotally.jobs.worker import ModelConfig
-
-    name = group.partition("/")[2]
-    if not name or "/" in name or name.startswith((".", "_")):
-        raise InputError(f"--name {name!r}: expected a name without '/' that begins with a letter or digit")
-    return PassRequest(ModelConfig(model, device, dtype, trust_remote_code), store, group, workers)
 
 
 LENS_COMMANDS = (lens, agreement)

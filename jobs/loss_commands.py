@@ -2,11 +2,23 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
-from neurotally.jobs.output import COUNT, FIGURE, JSON_FLAG, OUT, PATH, draw, show
+from neurotally.jobs.options import (
+    COUNT,
+    FIGURE,
+    JSON_FLAG,
+    MAX_FILES,
+    MODEL,
+    OUT,
+    PATH,
+    STORE,
+    RunOptions,
+    name_option,
+    run_options,
+)  # fmt: skip
+from neurotally.jobs.output import draw, show
 
 _WAYS = ("activation", "coefficient", "weights", "weights-no-bias", "mean")
 _DRAWS = 3
@@ -20,14 +32,10 @@ def _pass_options(name: str) -> Callable[[Callable[..., None]], Callable[..., No
             JSON_FLAG,
             OUT,
             FIGURE,
-            click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model."),
-            click.option("--address", metavar="RAY", help="Join the Ray cluster at this address."),
-            click.option("--dtype", type=click.Choice(["auto", "bfloat16", "float32"]), default="auto"),
-            click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto"),
-            click.option("--workers", type=COUNT, help="Default: one per GPU, else 1."),
-            click.option("--name", default=name, show_default=True, help="Of the result in the store: loss/NAME."),
+            run_options,
+            name_option(name),
             click.option("--force", is_flag=True, help="Evaluate on documents that chose the neurons, too."),
-            click.option("--max-files", type=COUNT, metavar="N", help="The first N documents of each corpus."),
+            MAX_FILES,
             click.option("--draws", type=click.IntRange(min=0), default=_DRAWS, show_default=True,
                          help="Random sets of each kind, for every set."),
             click.option("--how", type=click.Choice(_WAYS), default="activation", show_default=True,
@@ -43,8 +51,8 @@ def _pass_options(name: str) -> Callable[[Callable[..., None]], Callable[..., No
 
 
 @click.command()
-@click.argument("model", metavar="MODEL[@REVISION]")
-@click.argument("store", type=PATH)
+@MODEL
+@STORE
 @click.option("--neurons", type=PATH, metavar="FILE.json", help="A mask file instead of the store's own selection.")
 @click.option("--per-corpus", type=COUNT, metavar="N", default=400, show_default=True,
               help="LAPE's balanced selection; for another one: `lape --out`, and --neurons.")  # fmt: skip
@@ -52,8 +60,8 @@ def _pass_options(name: str) -> Callable[[Callable[..., None]], Callable[..., No
 @_pass_options("ablate")
 def ablate(
     model: str, store: Path, neurons: Path | None, per_corpus: int, quantile: float, corpora: Path, how: str,
-    draws: int, max_files: int | None, force: bool, name: str, workers: int | None, device: str, dtype: str,
-    address: str | None, trust_remote_code: bool, figure: Path | None, out: Path | None, as_json: bool,
+    draws: int, max_files: int | None, force: bool, name: str, run: RunOptions, figure: Path | None,
+    out: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """What switching off each corpus's neurons (LAPE) costs every corpus, on held-out files in DIR.
 
@@ -73,11 +81,10 @@ def ablate(
     from neurotally.jobs.progress import Progress
 
     progress = Progress()
-    run = _run(model, device, dtype, trust_remote_code, store, name, workers, address)
     rule = Rule(quantile, "balanced", per_corpus)
     request = ablation_request(
-        run, corpora, rule if neurons is None else neurons, draws, how, max_files=max_files, force=force,
-        note=progress.note,
+        run.request(model, store, "loss", name), corpora, rule if neurons is None else neurons, draws, how,
+        max_files=max_files, force=force, note=progress.note,
     )  # fmt: skip
     measure_losses(request, progress)
     document = ablation_document(read_losses(store, name))
@@ -86,16 +93,16 @@ def ablate(
 
 
 @click.command()
-@click.argument("model", metavar="MODEL[@REVISION]")
-@click.argument("store", type=PATH)
+@MODEL
+@STORE
 @click.option("--neurons", type=PATH, metavar="FILE.json", required=True,
               help="Named sets of neurons, as `lape --out` and `concepts --out` write them.")  # fmt: skip
 @click.option("--regex", type=PATH, metavar="FILE.toml", help="[concepts] NAME = 'regular expression' lines.")
 @_pass_options("mask")
 def mask(
     model: str, store: Path, neurons: Path, regex: Path | None, corpora: Path, how: str, draws: int,
-    max_files: int | None, force: bool, name: str, workers: int | None, device: str, dtype: str, address: str | None,
-    trust_remote_code: bool, figure: Path | None, out: Path | None, as_json: bool,
+    max_files: int | None, force: bool, name: str, run: RunOptions, figure: Path | None, out: Path | None,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """What switching off named sets of neurons costs: loss, perplexity and top-1 accuracy on held-out files in DIR.
 
@@ -115,27 +122,14 @@ def mask(
     from neurotally.jobs.loss_pass import measure_losses
     from neurotally.jobs.progress import Progress
 
-    run = _run(model, device, dtype, trust_remote_code, store, name, workers, address)
     concepts = {} if regex is None else read_concepts(regex)
-    request = mask_request(run, corpora, neurons, concepts, draws, how, max_files, force)
+    request = mask_request(
+        run.request(model, store, "loss", name), corpora, neurons, concepts, draws, how, max_files, force
+    )
     measure_losses(request, Progress())
     document = mask_document(read_losses(store, name))
     draw(figure, draw_mask, document)
     show(document, mask_table(document), as_json, out)
-
-
-def _run(
-    model: str, device: str, dtype: str, trust_remote_code: bool, store: Path, name: str, workers: int | None,
-    address: str | None,
-) -> Any:  # fmt: skip
-    from neurotally.analysis.losses import FAMILY
-    from neurotally.jobs.passes import PassRequest
-    from neurotally.jobs.worker import ModelConfig
-    from neurotally.profiler.corpus import check_names
-
-    check_names([name])
-    config = ModelConfig(model, device, dtype, trust_remote_code)
-    return PassRequest(config, store, f"{FAMILY}/{name}", workers, address)
 
 
 LOSS_COMMANDS = (mask, ablate)

@@ -8,12 +8,6 @@ from typing import Any
 
 import click
 
-PATH = click.Path(path_type=Path)
-COUNT = click.IntRange(min=1)
-JSON_FLAG = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-OUT = click.option("--out", type=PATH, metavar="FILE.json", help="Write the JSON document there.")
-FIGURE = click.option("--figure", type=PATH, metavar="FILE.png", help="Draw it (.png, .pdf or .svg).")
-
 
 def show(document: Any, text: str, as_json: bool, out: Path | None = None) -> None:
     """Print a document as JSON or as text; `out` gets the JSON."""

@@ -5,14 +5,26 @@ from typing import Literal
 
 import click
 
-from neurotally.jobs.output import COUNT, FIGURE, JSON_FLAG, OUT, PATH, draw, show
+from neurotally.jobs.options import (
+    COUNT,
+    FIGURE,
+    JSON_FLAG,
+    MODEL,
+    OUT,
+    PATH,
+    STORE,
+    RunOptions,
+    name_option,
+    run_options,
+)  # fmt: skip
+from neurotally.jobs.output import draw, show
 
-_NAME = click.option("--name", default="parallel", show_default=True, help="Of the embeddings in the store.")
+_NAME = name_option("parallel")
 
 
 @click.command()
-@click.argument("model", metavar="MODEL[@REVISION]")
-@click.argument("store", type=PATH)
+@MODEL
+@STORE
 @click.option(
     "--parallel",
     type=PATH,
@@ -37,22 +49,11 @@ _NAME = click.option("--name", default="parallel", show_default=True, help="Of t
     help="counted: as in the paper. read: the model reads it, the mean leaves it out. none: not read.",
 )
 @_NAME
-@click.option("--workers", type=COUNT, help="Default: one per GPU, else 1. More than one run as Ray actors.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "bfloat16", "float32"]),
-    default="auto",
-    show_default=True,
-    help="auto: the checkpoint's on a GPU, float32 on the CPU. The paper's: float32.",
-)
-@click.option("--address", metavar="RAY", help="Join the Ray cluster at this address.")
-@click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model. Only if you trust it.")
+@run_options
 @OUT
 @JSON_FLAG
 def embed(model: str, store: Path, parallel: Path, limit: int | None, common: bool, field: tuple[str, ...], bos: str,
-          name: str, workers: int | None, device: str, dtype: str, address: str | None, trust_remote_code: bool,
-          out: Path | None, as_json: bool) -> None:  # fmt: skip
+          name: str, run: RunOptions, out: Path | None, as_json: bool) -> None:  # fmt: skip
     """Embed a parallel corpus at every layer: the position-weighted mean and the last token of each text.
 
     The same command goes on where it stopped. Texts longer than the model's context are left out, in all languages,
@@ -64,23 +65,17 @@ def embed(model: str, store: Path, parallel: Path, limit: int | None, common: bo
     """
     from neurotally.jobs.embed import embed as run_embed
     from neurotally.jobs.embed import embed_report, embed_text
-    from neurotally.jobs.passes import PassRequest
     from neurotally.jobs.progress import Progress
-    from neurotally.jobs.worker import ModelConfig
-    from neurotally.profiler.corpus import check_names
     from neurotally.profiler.parallel import read_parallel
 
-    check_names([name])
-    texts = read_parallel(parallel, limit, common, field)
-    group = f"embeddings/{name}"
-    run_embed(PassRequest(ModelConfig(model, device, dtype, trust_remote_code), store, group, workers, address),
-              texts, bos, Progress())  # fmt: skip
-    report = embed_report(store, group)
+    request = run.request(model, store, "embeddings", name)
+    run_embed(request, read_parallel(parallel, limit, common, field), bos, Progress())
+    report = embed_report(store, request.group)
     show(report, embed_text(report, store), as_json, out)
 
 
 @click.command()
-@click.argument("store", type=PATH)
+@STORE
 @_NAME
 @click.option(
     "--embedding",

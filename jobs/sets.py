@@ -1,41 +1,23 @@
 """The commands about sets of neurons: lape, stability, sweep, profiles, compare. They read stores and load no torch."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import click
 
-from neurotally.jobs.output import COUNT, FIGURE, JSON_FLAG, OUT, PATH, draw, show
-
-Select = Literal["balanced", "top"]
-
-
-def _rule_options(command: Callable[..., None]) -> Callable[..., None]:
-    """--select, --per-corpus, --top-rate, --quantile, --figure, --out, --json: what every command about sets takes."""
-    for option in (
-        JSON_FLAG,
-        OUT,
-        FIGURE,
-        click.option("--quantile", type=click.FloatRange(0, 1), default=0.95, show_default=True,
-                     help="The bar: a neuron's activation rate must exceed this quantile of all rates."),
-        click.option("--top-rate", type=click.FloatRange(0, 1), default=0.01, show_default=True,
-                     help="With top: share of all neurons."),
-        click.option("--per-corpus", type=COUNT, metavar="N", default=400, show_default=True, help="With balanced."),
-        click.option("--select", type=click.Choice(["balanced", "top"]), default="balanced", show_default=True,
-                     help="balanced: as many for each corpus. top: the lowest entropies over all."),
-    ):  # fmt: skip
-        command = option(command)
-    return command
+from neurotally.jobs.options import COUNT, FIGURE, JSON_FLAG, OUT, PATH, STORE, RuleOptions, rule_options
+from neurotally.jobs.output import draw, show
 
 
 @click.command()
-@click.argument("store", type=PATH)
-@_rule_options
+@STORE
+@rule_options
 @click.option("--error-bars", is_flag=True, help="Intervals for every specific neuron, from the groups in the store.")
 @click.option("--archive", type=PATH, metavar="FILE.npz", help="With --error-bars: those of all neurons.")
-def lape(store: Path, select: Select, per_corpus: int, top_rate: float, quantile: float, out: Path | None,
-         figure: Path | None, as_json: bool, error_bars: bool, archive: Path | None) -> None:  # fmt: skip
+@FIGURE
+@OUT
+@JSON_FLAG
+def lape(store: Path, chosen_by: RuleOptions, error_bars: bool, archive: Path | None, figure: Path | None,
+         out: Path | None, as_json: bool) -> None:  # fmt: skip
     """Find the neurons that are specific to each corpus (LAPE, arXiv 2402.16438, as in arXiv 2506.01074).
 
     \b
@@ -48,10 +30,9 @@ def lape(store: Path, select: Select, per_corpus: int, top_rate: float, quantile
     from neurotally.analysis.jackknife import save_error_bars
     from neurotally.analysis.jackknife_report import error_bars_document, error_bars_table
     from neurotally.analysis.lape_report import lape_document, lape_table
-    from neurotally.analysis.rule import Rule
     from neurotally.analysis.set_figures import draw_error_bars
 
-    rule = Rule(quantile, select, per_corpus, top_rate)
+    rule = chosen_by.rule()
     groups = read_group_counts(store) if error_bars else None
     counts = groups.total() if groups else read_counts(store)
     selection = rule.choose(counts)
@@ -69,13 +50,16 @@ def lape(store: Path, select: Select, per_corpus: int, top_rate: float, quantile
 
 
 @click.command()
-@click.argument("store", type=PATH)
-@_rule_options
+@STORE
+@rule_options
 @click.option("--samples", type=COUNT, default=20, show_default=True, help="Half-samples; an even number.")
 @click.option("--orders", type=COUNT, default=6, show_default=True, help="Orders for the curve; an even number.")
 @click.option("--seed", type=int, default=0, show_default=True)
-def stability(store: Path, select: Select, per_corpus: int, top_rate: float, quantile: float, out: Path | None,
-              figure: Path | None, as_json: bool, samples: int, orders: int, seed: int) -> None:  # fmt: skip
+@FIGURE
+@OUT
+@JSON_FLAG
+def stability(store: Path, chosen_by: RuleOptions, samples: int, orders: int, seed: int, figure: Path | None,
+              out: Path | None, as_json: bool) -> None:  # fmt: skip
     """Which of LAPE's neurons would other text of the same kind choose, and how much text is enough?
 
     \b
@@ -83,20 +67,19 @@ def stability(store: Path, select: Select, per_corpus: int, top_rate: float, qua
       neurotally stability llama.store --figure stability.png
     """
     from neurotally.analysis.counts import read_group_counts
-    from neurotally.analysis.rule import Rule
     from neurotally.analysis.set_figures import draw_stability
     from neurotally.analysis.stability import stability as resample
     from neurotally.analysis.stability_report import stability_document, stability_table
 
     groups = read_group_counts(store)
-    found = resample(groups, Rule(quantile, select, per_corpus, top_rate), samples, orders, seed)
+    found = resample(groups, chosen_by.rule(), samples, orders, seed)
     document = stability_document(groups, found)
     draw(figure, draw_stability, document)
     show(document, stability_table(groups, found), as_json, out)
 
 
 @click.command()
-@click.argument("store", type=PATH)
+@STORE
 @click.option(
     "--quantile", type=click.FloatRange(0, 1), multiple=True, metavar="Q", help="Default: 0.9 0.925 0.95 0.975 0.99"
 )
@@ -128,11 +111,14 @@ def sweep(store: Path, quantile: tuple[float, ...], per_corpus: tuple[int, ...],
 
 
 @click.command()
-@click.argument("store", type=PATH)
-@_rule_options
+@STORE
+@rule_options
 @click.option("--overlap-figure", type=PATH, metavar="FILE.png", help="Draw the overlap of every two corpora.")
-def profiles(store: Path, select: Select, per_corpus: int, top_rate: float, quantile: float, out: Path | None,
-             figure: Path | None, as_json: bool, overlap_figure: Path | None) -> None:  # fmt: skip
+@FIGURE
+@OUT
+@JSON_FLAG
+def profiles(store: Path, chosen_by: RuleOptions, overlap_figure: Path | None, figure: Path | None,
+             out: Path | None, as_json: bool) -> None:  # fmt: skip
     """Where each corpus's neurons sit, layer by layer, and which corpora share them.
 
     \b
@@ -141,10 +127,9 @@ def profiles(store: Path, select: Select, per_corpus: int, top_rate: float, quan
     """
     from neurotally.analysis.counts import read_counts
     from neurotally.analysis.profiles import profiles_document, profiles_table
-    from neurotally.analysis.rule import Rule
     from neurotally.analysis.set_figures import draw_overlap, draw_profiles
 
-    counts, rule = read_counts(store), Rule(quantile, select, per_corpus, top_rate)
+    counts, rule = read_counts(store), chosen_by.rule()
     selection = rule.choose(counts)
     document = profiles_document(counts, rule, selection)
     draw(figure, draw_profiles, document)
@@ -153,11 +138,14 @@ def profiles(store: Path, select: Select, per_corpus: int, top_rate: float, quan
 
 
 @click.command()
-@click.argument("store", type=PATH)
+@STORE
 @click.argument("other", type=PATH, metavar="STORE")
-@_rule_options
-def compare(store: Path, other: Path, select: Select, per_corpus: int, top_rate: float, quantile: float,
-            out: Path | None, figure: Path | None, as_json: bool) -> None:  # fmt: skip
+@rule_options
+@FIGURE
+@OUT
+@JSON_FLAG
+def compare(store: Path, other: Path, chosen_by: RuleOptions, figure: Path | None, out: Path | None,
+            as_json: bool) -> None:  # fmt: skip
     """Two stores side by side: do their neurons sit in the same places? Only corpora that both have.
 
     \b
@@ -167,12 +155,11 @@ def compare(store: Path, other: Path, select: Select, per_corpus: int, top_rate:
     from neurotally.analysis.compare import compare as side_by_side
     from neurotally.analysis.compare import compare_document, compare_table, store_labels
     from neurotally.analysis.counts import read_counts
-    from neurotally.analysis.rule import Rule
     from neurotally.analysis.set_figures import draw_compare
 
     counts = [read_counts(path) for path in (store, other)]
     labels = store_labels(counts, [str(store), str(other)])
-    found = side_by_side(counts, labels, Rule(quantile, select, per_corpus, top_rate))
+    found = side_by_side(counts, labels, chosen_by.rule())
     document = compare_document(found)
     draw(figure, draw_compare, document)
     show(document, compare_table(found), as_json, out)

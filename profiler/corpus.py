@@ -86,15 +86,15 @@ class Manifest:
         return digest.hexdigest()
 
 
-def check_names(names: Sequence[str]) -> None:
+def check_names(names: Sequence[str], what: str = "corpus name") -> None:
     """Refuse names that can't be a folder in every store, or that differ only in case."""
     for name in names:
         if not 1 <= len(name) <= _MAX_NAME_CHARACTERS or len(name.encode()) > _MAX_NAME_BYTES:
-            raise InputError(f"corpus name {name[:40]!r}…: expected 1 to 100 characters and at most 255 bytes")
+            raise InputError(f"{what} {name[:40]!r}…: expected 1 to 100 characters and at most 255 bytes")
         if any(character in "/=" or not character.isprintable() for character in name):
-            raise InputError(f"corpus name {name!r}: '/', '=' and control characters aren't allowed")
+            raise InputError(f"{what} {name!r}: '/', '=' and control characters aren't allowed")
         if name.startswith((".", "__")) or name == "zarr.json":
-            raise InputError(f"corpus name {name!r}: it may not start with '.' or '__', nor be 'zarr.json'")
+            raise InputError(f"{what} {name!r}: it may not start with '.' or '__', nor be 'zarr.json'")
     folded: dict[str, str] = {}
     for name in names:
         other = folded.setdefault(name.casefold(), name)

@@ -9,6 +9,22 @@ from typing import Any
 import pytest
 import torch
 
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command line: its exit status, stdout and stderr."""
+    from neurotally.jobs.cli import _main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = _main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
 
 def make_tokenizer(vocabulary: int = 600, bos: bool = True) -> Any:
     """A byte-level BPE tokenizer trained on a few files of the standard library."""

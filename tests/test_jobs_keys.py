@@ -13,22 +13,10 @@ from reference import HookCount, corpus_order, everything
 from test_profiler_texts import FILES, line_and_column
 from transformers import AutoTokenizer
 
-from neurotally.jobs.cli import _main
 from neurotally.profiler import store
 
 Run = Callable[..., tuple[int, str, str]]
 TOP = 4
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = _main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

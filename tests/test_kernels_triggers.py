@@ -8,11 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sorted_triggers import as_list, sorted_triggers
 
 from neurotally.kernels import triggers as kernels
 from neurotally.kernels.compiled import library
 from neurotally.kernels.tally import RowMaxima
-from neurotally.kernels.triggers import LayerTriggers, Triggers, top_triggers
+from neurotally.kernels.triggers import LayerTriggers, top_triggers
 
 NUM_NEURONS = 3
 PATHS = ("compiled", "reference")
@@ -47,25 +48,6 @@ def offer(triggers: LayerTriggers, rows: list) -> None:
     triggers.add(RowMaxima(value_BF, position_BF), document_BT, position_BT)
 
 
-def brute_force(rows: list, num_triggers: int, bar: list[float]) -> list[tuple[int, float, int, int]]:
-    """(neuron, value, document, position): a document's best, the best documents, by sorting everything."""
-    expected = []
-    for neuron in range(NUM_NEURONS):
-        best: dict[int, tuple[float, int, int]] = {}
-        for document, first, cells in rows:
-            value, column = cells[neuron]
-            if value > bar[neuron]:
-                key = (-value, document, first + column)
-                best[document] = min(best.get(document, key), key)
-        ranked = sorted(best.values())[:num_triggers]
-        expected += [(neuron, -value, document, position) for value, document, position in ranked]
-    return expected
-
-
-def as_list(triggers: Triggers) -> list[tuple]:
-    return list(zip(*(column.tolist() for column in triggers), strict=True))
-
-
 @pytest.mark.parametrize("kernel_path", PATHS)
 @given(
     rows=ROWS,
@@ -90,7 +72,7 @@ def test_any_order_and_split_gives_the_sorted_list(
             offer(triggers, offered[:size])
             offered = offered[size:]
         best = triggers.best()
-    assert as_list(best) == brute_force(rows, num_triggers, bar or [0.0] * NUM_NEURONS)
+    assert as_list(best) == sorted_triggers(rows, num_triggers, bar or [0.0] * NUM_NEURONS)
     assert [column.dtype for column in best] == [torch.int64, torch.float32, torch.int64, torch.int64]
 
 
@@ -154,4 +136,4 @@ def test_merging_lists_is_like_offering_all_to_one() -> None:
         for index, part in enumerate(parts):
             offer(part, rows[index::3])
         merged = top_triggers([part.best() for part in parts], 4)
-    assert as_list(merged) == as_list(whole.best()) == brute_force(rows, 4, [0.0] * 3)
+    assert as_list(merged) == as_list(whole.best()) == sorted_triggers(rows, 4, [0.0] * 3)

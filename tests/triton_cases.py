@@ -14,11 +14,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sorted_triggers import as_list, sorted_triggers
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from neurotally.kernels.tally import PAD, SPECIAL, TOKEN, LayerTally, RowMaxima, Statistics, tally_reference
-from neurotally.kernels.triggers import Triggers, _TritonLists
+from neurotally.kernels.triggers import _TritonLists
 
 ON_GPU = torch.cuda.is_available()
 if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":
@@ -404,25 +405,6 @@ def offer(lists: _TritonLists, rows: list) -> None:
     lists.add(RowMaxima(value_BF.to(DEVICE), position_BF.to(DEVICE)), document_BT.to(DEVICE), position_BT.to(DEVICE))
 
 
-def brute_force(rows: list, num_triggers: int, bar: list[float]) -> list[tuple[int, float, int, int]]:
-    """(neuron, value, document, position): a document's best, the best documents, by sorting everything."""
-    expected = []
-    for neuron in range(len(bar)):
-        best: dict[int, tuple[float, int, int]] = {}
-        for document, first, cells in rows:
-            value, column = cells[neuron]
-            if value > bar[neuron]:
-                key = (-value, document, first + column)
-                best[document] = min(best.get(document, key), key)
-        ranked = sorted(best.values())[:num_triggers]
-        expected += [(neuron, -value, document, position) for value, document, position in ranked]
-    return expected
-
-
-def as_list(triggers: Triggers) -> list[tuple]:
-    return list(zip(*(column.tolist() for column in triggers), strict=True))
-
-
 @given(
     rows=ROWS,
     num_triggers=st.integers(1, 5),
@@ -442,7 +424,7 @@ def test_any_order_and_split_gives_the_sorted_list(
         offer(lists, offered[:size])
         offered = offered[size:]
     best = lists.best()
-    assert as_list(best) == brute_force(rows, num_triggers, bar)
+    assert as_list(best) == sorted_triggers(rows, num_triggers, bar)
     assert [column.dtype for column in best] == [torch.int64, torch.float32, torch.int64, torch.int64]
 
 
@@ -466,7 +448,7 @@ def test_many_neurons(num_triggers: int) -> None:
         ]
         offer(lists, rows)
         every += rows
-    assert as_list(lists.best()) == brute_force(every, num_triggers, [0.0] * num_neurons)
+    assert as_list(lists.best()) == sorted_triggers(every, num_triggers, [0.0] * num_neurons)
 
 
 def test_lists_can_be_read_at_any_time() -> None:

@@ -1,0 +1,23 @@
+"""The reference for triggers: everything sorted, in plain Python."""
+
+from neurotally.kernels.triggers import Triggers
+
+
+def sorted_triggers(rows: list, num_triggers: int, bar: list[float]) -> list[tuple[int, float, int, int]]:
+    """(neuron, value, document, position): a document's best, the best documents, by sorting everything."""
+    expected = []
+    for neuron in range(len(bar)):
+        best: dict[int, tuple[float, int, int]] = {}
+        for document, first, cells in rows:
+            value, column = cells[neuron]
+            if value > bar[neuron]:
+                key = (-value, document, first + column)
+                best[document] = min(best.get(document, key), key)
+        ranked = sorted(best.values())[:num_triggers]
+        expected += [(neuron, -value, document, position) for value, document, position in ranked]
+    return expected
+
+
+def as_list(triggers: Triggers) -> list[tuple[int, float, int, int]]:
+    """Triggers as the reference spells them."""
+    return list(zip(*(column.tolist() for column in triggers), strict=True))
