@@ -13,10 +13,10 @@ from types import FrameType
 
 import click
 
-from neurotally.jobs.keys import KEY_COMMANDS
-from neurotally.jobs.lens_commands import LENS_COMMANDS
-from neurotally.jobs.loss_commands import LOSS_COMMANDS
-from neurotally.jobs.options import (
+from neurotally.jobs.commands.keys import KEY_COMMANDS
+from neurotally.jobs.commands.layers import LENS_COMMANDS
+from neurotally.jobs.commands.masking import LOSS_COMMANDS
+from neurotally.jobs.commands.options import (
     CORPORA,
     CORPUS,
     COUNT,
@@ -29,10 +29,10 @@ from neurotally.jobs.options import (
     RunOptions,
     run_options,
 )  # fmt: skip
-from neurotally.jobs.output import show
-from neurotally.jobs.parallel_commands import PARALLEL_COMMANDS
-from neurotally.jobs.report_command import REPORT_COMMANDS
-from neurotally.jobs.sets import SET_COMMANDS
+from neurotally.jobs.commands.output import show
+from neurotally.jobs.commands.parallel import PARALLEL_COMMANDS
+from neurotally.jobs.commands.report import REPORT_COMMANDS
+from neurotally.jobs.commands.sets import SET_COMMANDS
 from neurotally.profiler.errors import InputError
 
 
@@ -62,7 +62,7 @@ def demo(folder: Path, workers: int, as_json: bool) -> None:
     Example:
       neurotally demo
     """
-    from neurotally.jobs.demo import demo as run_demo
+    from neurotally.jobs.demo.run import demo as run_demo
     from neurotally.jobs.progress import Progress
 
     result = run_demo(folder, workers, Progress())
@@ -181,13 +181,14 @@ def bench(
     Example:
       neurotally bench --shape llama-34m
     """
-    from neurotally.jobs import bench as benches
+    from neurotally.jobs.bench.measure import BenchRequest, append_csv, bench_table
+    from neurotally.jobs.bench.measure import bench as measure
 
-    request = benches.BenchRequest(model, shape, layers, rows, row_tokens, dtype, device, rounds)
-    document = benches.bench(request, on_terminal=sys.stderr.isatty())
+    request = BenchRequest(model, shape, layers, rows, row_tokens, dtype, device, rounds)
+    document = measure(request, on_terminal=sys.stderr.isatty())
     if csv_file is not None:
-        benches.append_csv(document, csv_file)
-    show(document, benches.bench_table(document), as_json, out)
+        append_csv(document, csv_file)
+    show(document, bench_table(document), as_json, out)
 
 
 for command in (*SET_COMMANDS, *KEY_COMMANDS, *LENS_COMMANDS, *LOSS_COMMANDS, *PARALLEL_COMMANDS, *REPORT_COMMANDS):

@@ -128,7 +128,7 @@ def failed_task(task: Task, failures: int, error: BaseException) -> JobError:
 
 def make_engine(model: ModelConfig, workers: int | None, session_file: Path, address: str | None = None) -> Engine:
     """In this process for one worker, on Ray for more or for a cluster. `workers` None: one a GPU, else 1."""
-    if workers is None and model.device != "cpu":
+    if workers is None and address is None and model.device != "cpu":
         import torch
 
         workers = torch.cuda.device_count()
@@ -136,4 +136,4 @@ def make_engine(model: ModelConfig, workers: int | None, session_file: Path, add
         return InProcessEngine(model)
     from neurotally.jobs.ray_engine import RayEngine
 
-    return RayEngine(model, max(1, workers or 1), session_file, address)
+    return RayEngine(model, workers, session_file, address)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from neurotally.analysis.places import PlaceReader, Places, find_line
-from neurotally.analysis.trigger_lists import TriggerLists, read_triggers
+from neurotally.analysis.keys.places import PlaceReader, Places, find_line
+from neurotally.analysis.keys.trigger_lists import TriggerLists, read_triggers
 from neurotally.jobs.plan import find_corpora, first_difference, list_corpus
 from neurotally.profiler import store
 from neurotally.profiler.corpus import Source, Status, parse_source

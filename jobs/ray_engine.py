@@ -11,6 +11,7 @@ import os
 import threading
 import uuid
 from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,16 +71,15 @@ class _Actor:
 
 
 class RayEngine:
-    """`num_workers` actors on this machine, or on the cluster at `address`.
+    """`num_workers` actors on this machine, or on the cluster at `address`; None: one a GPU, else 1.
 
     `session_file` remembers a Ray that we started on this machine while it runs: what a killed run left of it
     is ended by the next.
     """
 
-    def __init__(self, model: ModelConfig, num_workers: int, session_file: Path, address: str | None = None):
-        self.num_workers = num_workers
+    def __init__(self, model: ModelConfig, num_workers: int | None, session_file: Path, address: str | None = None):
+        device = resolve_device(model.device) if address is None else model.device
         self._model = model
-        self._device = resolve_device(model.device) if address is None else model.device
         self._job: Job | None = None
         self._facts: ModelFacts | None = None
         self._actors: list[_Actor] = []
@@ -90,7 +90,11 @@ class RayEngine:
         self._put_hint: tuple[np.ndarray | None, Any] = (None, None)
         self._session_file = session_file
         _connect(address, session_file)
-        self._cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        num_gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+        self._device = device if device != "auto" else "cuda" if num_gpus else "cpu"
+        self.num_workers = num_workers or (max(1, num_gpus) if self._device == "cuda" else 1)
+        self._cores = _cores_each(nodes, self.num_workers, self._device)
 
     def start(self) -> ModelFacts:
         """Start the actors and load the model on each of them."""
@@ -152,8 +156,7 @@ class RayEngine:
         self._session_file.unlink(missing_ok=True)
 
     def _new_handle(self) -> Any:
-        cores = self._cores / self.num_workers
-        gpus = 1 if self._device == "cuda" else 0
+        cores, gpus = self._cores, 1 if self._device == "cuda" else 0
         remote = ray.remote(num_cpus=cores if cores < 1 else int(cores), num_gpus=gpus, max_concurrency=_IN_FLIGHT)
         return remote(_ActorWorker).remote(self._model, max(1, int(cores)))
 
@@ -197,6 +200,16 @@ class RayEngine:
             _get(dead.handle.configure.remote(self._job))
         self._waiting.extendleft(reversed(tasks))
         self._hand_out()
+
+
+def _cores_each(nodes: Sequence[Mapping[str, float]], num_workers: int, device: str) -> float:
+    """The cores of an actor, so that every node has room for its share of them."""
+    if device == "cuda" and any(node.get("GPU") for node in nodes):
+        nodes = [node for node in nodes if node.get("GPU")]
+        actors = [min(num_workers, int(node["GPU"])) for node in nodes]
+    else:
+        actors = [-(-num_workers // len(nodes))] * len(nodes)
+    return min(node.get("CPU", 1) / number for node, number in zip(nodes, actors, strict=True))
 
 
 def _connect(address: str | None, session_file: Path) -> None:

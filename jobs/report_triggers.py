@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from neurotally.analysis.places import WINDOW_LINES, find_line
-from neurotally.analysis.trigger_lists import TriggerLists, read_triggers
+from neurotally.analysis.keys.places import WINDOW_LINES, find_line
+from neurotally.analysis.keys.trigger_lists import TriggerLists, read_triggers
 from neurotally.jobs.key_texts import TextRequest
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.texts import CorpusTexts, Text, TokenText, read_tokens

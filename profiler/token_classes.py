@@ -16,8 +16,6 @@ import numpy as np
 
 from neurotally.profiler.texts import closed_gaps, universal_newlines
 
-CLASSES = ("match", "line", "file", "elsewhere")
-
 
 def classify(text: str, offsets: Sequence[tuple[int, int]], concepts: Mapping[str, Pattern[str]]) -> np.ndarray:
     """bool [T, S, 2]: which of a text's T tokens are in a match of each of S concepts, and which on its lines.

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from neurotally.analysis.counts import GroupCounts
+from neurotally.analysis.languages.counts import GroupCounts
 
 NAMES = ("c", "english", "go", "html", "python", "rust")
 

@@ -8,12 +8,18 @@ import numpy as np
 import pytest
 from scipy.stats import false_discovery_control
 
-from neurotally.analysis.concepts import CorpusConcepts, concepts_document, concepts_table, find_concept, polysemantic
-from neurotally.analysis.masks import read_mask
-from neurotally.analysis.pattern_figures import draw_concepts
-from neurotally.analysis.patterns import KeyCounts, Statistic
-from neurotally.analysis.places import read_concepts
-from neurotally.analysis.trigger_lists import TriggerLists
+from neurotally.analysis.figures.patterns import draw_concepts
+from neurotally.analysis.keys.concepts import (
+    CorpusConcepts,
+    concepts_document,
+    concepts_table,
+    find_concept,
+    polysemantic,
+)
+from neurotally.analysis.keys.patterns import KeyCounts, Statistic
+from neurotally.analysis.keys.places import read_concepts
+from neurotally.analysis.keys.trigger_lists import TriggerLists
+from neurotally.analysis.masking.masks import read_mask
 from neurotally.profiler.errors import InputError
 
 NAMES = ("main", "numpy", "absent")

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from neurotally.analysis.counts import CorpusCounts, read_counts, unfinished_corpora
-from neurotally.analysis.lape import lape
-from neurotally.analysis.lape_report import lape_document, lape_table
-from neurotally.analysis.masks import read_mask
+from neurotally.analysis.languages.counts import CorpusCounts, read_counts, unfinished_corpora
+from neurotally.analysis.languages.lape import lape
+from neurotally.analysis.languages.lape_report import lape_document, lape_table
+from neurotally.analysis.masking.masks import read_mask
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 
@@ -183,10 +183,12 @@ def test_table_of_few_layers(num_layers: int) -> None:
     assert all(share == "-" or 99 <= sum(map(int, share.split("/"))) <= 101 for share in shares)
 
 
-@pytest.mark.parametrize("module", ["counts", "figures", "lape", "lape_report", "masks"])
-def test_analysis_loads_no_torch_ray_transformers_or_pyplot(module: str) -> None:
+def test_analysis_loads_no_torch_ray_transformers_or_pyplot() -> None:
+    root = Path(__file__).parent.parent
+    files = [path.relative_to(root).with_suffix("") for path in (root / "analysis").rglob("*.py")]
+    modules = [".".join(("neurotally", *path.parts)).removesuffix(".__init__") for path in files]
     code = (
-        f"import sys, neurotally.analysis.{module}\n"
+        f"import sys, {', '.join(modules)}\n"
         "print([name for name in ('torch', 'ray', 'transformers', 'matplotlib.pyplot') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

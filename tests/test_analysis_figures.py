@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from neurotally.analysis.figures import draw_layers, draw_matrix, save_figure
+from neurotally.analysis.figures.charts import draw_layers, draw_matrix, save_figure
 
 NAMES = ["C#", "C++", "c", "$cuda_1$", "english", "a name that is much longer than its panel", *"ghijklm"]
 

@@ -11,10 +11,10 @@ from group_counts import made_up_groups, of_arrays
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neurotally.analysis.counts import GroupCounts
-from neurotally.analysis.jackknife import ErrorBars, error_bars, save_error_bars
-from neurotally.analysis.jackknife_report import error_bars_document, error_bars_table
-from neurotally.analysis.rule import Rule
+from neurotally.analysis.languages.counts import GroupCounts
+from neurotally.analysis.languages.jackknife import ErrorBars, error_bars, save_error_bars
+from neurotally.analysis.languages.jackknife_report import error_bars_document, error_bars_table
+from neurotally.analysis.languages.rule import Rule
 from neurotally.profiler.errors import InputError
 
 T9 = 2.262157

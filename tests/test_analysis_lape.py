@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neurotally.analysis.lape import Selection, bar_rank, lape, layer_counts
+from neurotally.analysis.languages.lape import Selection, bar_rank, lape, layer_counts
 from neurotally.profiler.errors import InputError
 
 NAMES = ("c", "english", "go", "html", "python")
@@ -266,7 +266,7 @@ def test_any_integer_will_do(dtype: type) -> None:
 def test_blocks_of_neurons_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     active_CLF, tokens_C = counts()
     whole = lape(active_CLF, tokens_C, NAMES, quantile=0.3)
-    monkeypatch.setattr("neurotally.analysis.lape._BLOCK", 63)
+    monkeypatch.setattr("neurotally.analysis.languages.lape._BLOCK", 63)
     assert (lape(active_CLF, tokens_C, NAMES, quantile=0.3).entropy_LF == whole.entropy_LF).all()
 
 

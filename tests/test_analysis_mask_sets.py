@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from neurotally.analysis.counts import CorpusCounts
-from neurotally.analysis.lape import lape
-from neurotally.analysis.mask_sets import candidate_neurons, mask_sets, read_origin, shared_neurons
+from neurotally.analysis.languages.counts import CorpusCounts
+from neurotally.analysis.languages.lape import lape
+from neurotally.analysis.masking.mask_sets import candidate_neurons, mask_sets, read_origin, shared_neurons
 from neurotally.profiler.errors import InputError
 
 A = np.array([[0, 1], [0, 2], [2, 5]])

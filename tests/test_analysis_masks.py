@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neurotally.analysis.lape import layer_counts
-from neurotally.analysis.masks import random_like, read_mask
+from neurotally.analysis.languages.lape import layer_counts
+from neurotally.analysis.masking.masks import random_like, read_mask
 from neurotally.profiler.errors import InputError
 
 GOOD = {"model": {"id": "org/model", "fingerprint": "f1"}, "specific": {"c": [[3, 0], [0, 99]], "html": []}}

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from neurotally.analysis.figures.mexa import draw_mexa, draw_mexa_matrix
 from neurotally.analysis.json_numbers import number
-from neurotally.analysis.mexa import Alignment, TextEmbeddings, mexa
-from neurotally.analysis.mexa_figures import draw_mexa, draw_mexa_matrix
-from neurotally.analysis.mexa_report import mexa_document, mexa_table
+from neurotally.analysis.layers.mexa import Alignment, TextEmbeddings, mexa
+from neurotally.analysis.layers.mexa_report import mexa_document, mexa_table
 from neurotally.profiler.errors import InputError
 
 

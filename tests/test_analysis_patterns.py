@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from scipy.stats import false_discovery_control
 
-from neurotally.analysis.null_test import corrected, empirical_p, needed
-from neurotally.analysis.pattern_figures import draw_patterns
-from neurotally.analysis.patterns import KeyCounts, Statistic, corpus_patterns, count_keys, key_p
-from neurotally.analysis.patterns_report import patterns_document, patterns_table, save_key_patterns
-from neurotally.analysis.places import KINDS, PlaceReader, Places, find_lexer
-from neurotally.analysis.trigger_lists import TriggerLists, first_in_row
+from neurotally.analysis.figures.patterns import draw_patterns
+from neurotally.analysis.keys.null_test import corrected, empirical_p, needed
+from neurotally.analysis.keys.patterns import KeyCounts, Statistic, corpus_patterns, count_keys, key_p
+from neurotally.analysis.keys.patterns_report import patterns_document, patterns_table, save_key_patterns
+from neurotally.analysis.keys.places import KINDS, PlaceReader, Places, find_lexer
+from neurotally.analysis.keys.trigger_lists import TriggerLists, first_in_row
 
 SOURCE = """import os  # a comment
 def f(x, y):
@@ -137,7 +137,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     places = read([SOURCE, SOURCE + "x"])
     index = np.random.default_rng(1).integers(-1, len(places.key_P), (50, 7))
     whole = count_keys(places, index)
-    monkeypatch.setattr("neurotally.analysis.patterns._BLOCK", 7)
+    monkeypatch.setattr("neurotally.analysis.keys.patterns._BLOCK", 7)
     assert (count_keys(places, index).count_S == whole.count_S).all()
 
 

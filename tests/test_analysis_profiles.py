@@ -12,7 +12,7 @@ from group_counts import made_up_groups
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neurotally.analysis.compare import (
+from neurotally.analysis.languages.compare import (
     compare,
     compare_document,
     compare_table,
@@ -20,11 +20,11 @@ from neurotally.analysis.compare import (
     profile_overlaps,
     store_labels,
 )
-from neurotally.analysis.lape import lape
+from neurotally.analysis.languages.lape import lape
+from neurotally.analysis.languages.profiles import profiles, profiles_document, profiles_table
+from neurotally.analysis.languages.rule import Rule
+from neurotally.analysis.languages.sweep import sweep, sweep_document, sweep_table
 from neurotally.analysis.overlap import agreement, contained, is_member, jaccard, num_common, safe_divide
-from neurotally.analysis.profiles import profiles, profiles_document, profiles_table
-from neurotally.analysis.rule import Rule
-from neurotally.analysis.sweep import sweep, sweep_document, sweep_table
 from neurotally.profiler.errors import InputError
 
 RULE = Rule(per_corpus=40)

@@ -18,18 +18,21 @@ from click.testing import CliRunner
 from test_analysis_losses import make_losses
 from transformers import AutoTokenizer
 
-from neurotally.analysis.counts import read_counts, read_group_counts
-from neurotally.analysis.jackknife import error_bars
-from neurotally.analysis.lape import lape
-from neurotally.analysis.report import build_report
-from neurotally.analysis.report_neurons import most_specific
-from neurotally.analysis.report_parts import inline_svg, real, visible
-from neurotally.analysis.report_sections import read_material
-from neurotally.analysis.rule import Rule
-from neurotally.jobs import agreement_pass, embed, lens_pass, loss_pass
+from neurotally.analysis.languages.counts import read_counts, read_group_counts
+from neurotally.analysis.languages.jackknife import error_bars
+from neurotally.analysis.languages.lape import lape
+from neurotally.analysis.languages.rule import Rule
+from neurotally.analysis.report.neurons import most_specific
+from neurotally.analysis.report.page import build_report
+from neurotally.analysis.report.parts import inline_svg, real, visible
+from neurotally.analysis.report.sections import read_material
+from neurotally.jobs.commands.report import report
+from neurotally.jobs.passes import agreement as agreement_pass
+from neurotally.jobs.passes import embed
+from neurotally.jobs.passes import lens as lens_pass
+from neurotally.jobs.passes import loss as loss_pass
 from neurotally.jobs.profile import ProfileRequest, profile
 from neurotally.jobs.progress import Progress
-from neurotally.jobs.report_command import report
 from neurotally.jobs.worker import ModelConfig
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError

@@ -8,15 +8,8 @@ import numpy as np
 import pytest
 from group_counts import made_up_groups
 
-from neurotally.analysis.compare import compare, compare_document
-from neurotally.analysis.counts import GroupCounts
-from neurotally.analysis.figures import save_figure
-from neurotally.analysis.jackknife import error_bars
-from neurotally.analysis.jackknife_report import error_bars_document
-from neurotally.analysis.lape_report import lape_document
-from neurotally.analysis.profiles import profiles_document
-from neurotally.analysis.rule import Rule
-from neurotally.analysis.set_figures import (
+from neurotally.analysis.figures.charts import save_figure
+from neurotally.analysis.figures.sets import (
     draw_compare,
     draw_error_bars,
     draw_overlap,
@@ -24,9 +17,16 @@ from neurotally.analysis.set_figures import (
     draw_stability,
     draw_sweep,
 )
-from neurotally.analysis.stability import stability
-from neurotally.analysis.stability_report import stability_document
-from neurotally.analysis.sweep import sweep, sweep_document
+from neurotally.analysis.languages.compare import compare, compare_document
+from neurotally.analysis.languages.counts import GroupCounts
+from neurotally.analysis.languages.jackknife import error_bars
+from neurotally.analysis.languages.jackknife_report import error_bars_document
+from neurotally.analysis.languages.lape_report import lape_document
+from neurotally.analysis.languages.profiles import profiles_document
+from neurotally.analysis.languages.rule import Rule
+from neurotally.analysis.languages.stability import stability
+from neurotally.analysis.languages.stability_report import stability_document
+from neurotally.analysis.languages.sweep import sweep, sweep_document
 
 RULE = Rule(per_corpus=20)
 SIZES = [pytest.param(2, 4, id="2 corpora, 4 layers"), pytest.param(6, 80, id="6 corpora, 80 layers")]

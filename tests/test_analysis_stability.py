@@ -10,11 +10,11 @@ from group_counts import made_up_groups
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neurotally.analysis.counts import GroupCounts
-from neurotally.analysis.lape import lape
-from neurotally.analysis.rule import Rule
-from neurotally.analysis.stability import draw_orders, stability
-from neurotally.analysis.stability_report import enough, stability_document, stability_table
+from neurotally.analysis.languages.counts import GroupCounts
+from neurotally.analysis.languages.lape import lape
+from neurotally.analysis.languages.rule import Rule
+from neurotally.analysis.languages.stability import draw_orders, stability
+from neurotally.analysis.languages.stability_report import enough, stability_document, stability_table
 from neurotally.profiler.errors import InputError
 
 RULE = Rule(per_corpus=15)

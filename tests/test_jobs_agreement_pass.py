@@ -15,10 +15,10 @@ from reference import corpus_order
 from test_profiler_sites import FAMILIES, tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from neurotally.analysis.agreement import agreement_document
-from neurotally.jobs.agreement_pass import AgreementRequest, agreement
-from neurotally.jobs.lens_commands import agreement as agreement_command
-from neurotally.jobs.passes import PassRequest
+from neurotally.analysis.layers.agreement import agreement_document
+from neurotally.jobs.commands.layers import agreement as agreement_command
+from neurotally.jobs.passes.agreement import AgreementRequest, agreement
+from neurotally.jobs.passes.run import PassRequest
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.worker import ModelConfig
 from neurotally.profiler import store
@@ -171,7 +171,7 @@ def test_a_documents_sizes_are_compared_at_the_same_places() -> None:
 def test_goes_on_where_it_stopped_to_the_same_bits(
     make_corpora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from neurotally.jobs import agreement_pass
+    from neurotally.jobs.passes import agreement as agreement_pass
 
     corpora, folder = make_corpora({"go": 12, "python": 12}), save("llama", tmp_path / "model")
     options: dict[str, Any] = {"token_sizes": (5, 20), "line_sizes": (2,)}

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from neurotally.jobs.cli import cli
-from neurotally.jobs.options import RuleOptions, RunOptions, TextOptions
+from neurotally.jobs.commands.options import RuleOptions, RunOptions, TextOptions
 from neurotally.profiler import store
 
 Run = Callable[..., tuple[int, str, str]]

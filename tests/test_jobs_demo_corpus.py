@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from neurotally.jobs import demo_corpus
-from neurotally.jobs.demo_corpus import Gathered, Root, gather, installed_roots
+from neurotally.jobs.demo import corpus as demo_corpus
+from neurotally.jobs.demo.corpus import Gathered, Root, gather, installed_roots
 from neurotally.profiler.errors import InputError
 
 SIDES = ("train", "heldout", "evaluation")

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from neurotally.jobs import demo_model
-from neurotally.jobs.demo_model import ROW_TOKENS, VOCABULARY, Trained, heldout_loss, train
+from neurotally.jobs.demo import model as demo_model
+from neurotally.jobs.demo.model import ROW_TOKENS, VOCABULARY, Trained, heldout_loss, train
 from neurotally.profiler.errors import InputError
 
 STEPS = 12
@@ -93,7 +93,7 @@ def test_loss_counts_every_token_but_pads(trained: tuple[Path, Trained]) -> None
 
 def test_same_seed_gives_the_same_files(text: Path, trained: tuple[Path, Trained], tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; import torch; from neurotally.jobs.demo_model import train; "
+        "import sys; from pathlib import Path; import torch; from neurotally.jobs.demo.model import train; "
         "torch.set_num_threads(int(sys.argv[3])); "
         f"train(Path(sys.argv[1]), Path(sys.argv[2]), steps={STEPS}, progress=False)"
     )  # another process: other string hashes, other memory

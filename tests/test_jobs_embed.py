@@ -11,11 +11,11 @@ from click.testing import CliRunner
 from test_analysis_mexa import double_loop
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from neurotally.jobs import embed as embedding
-from neurotally.jobs.embed import embed
+from neurotally.jobs.commands.parallel import PARALLEL_COMMANDS
 from neurotally.jobs.engines import JobError
-from neurotally.jobs.parallel_commands import PARALLEL_COMMANDS
-from neurotally.jobs.passes import PassRequest
+from neurotally.jobs.passes import embed as embedding
+from neurotally.jobs.passes.embed import embed
+from neurotally.jobs.passes.run import PassRequest
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.worker import ModelConfig
 from neurotally.profiler import store

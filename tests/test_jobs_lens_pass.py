@@ -12,11 +12,11 @@ import torch
 from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from neurotally.analysis.lens import lens_document, lens_table, read_lens, read_prompt
-from neurotally.jobs import demo_model
-from neurotally.jobs.lens_commands import lens as lens_command
-from neurotally.jobs.lens_pass import STATUS, LensRequest, directed_pairs, lens
-from neurotally.jobs.passes import PassRequest
+from neurotally.analysis.layers.lens import lens_document, lens_table, read_lens, read_prompt
+from neurotally.jobs.commands.layers import lens as lens_command
+from neurotally.jobs.demo import model as demo_model
+from neurotally.jobs.passes.lens import STATUS, LensRequest, directed_pairs, lens
+from neurotally.jobs.passes.run import PassRequest
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.worker import ModelConfig
 from neurotally.profiler import store
@@ -175,7 +175,7 @@ def check_means(
 def test_goes_on_where_it_stopped_and_on_two_workers_to_the_same_bits(
     trained: Path, done: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from neurotally.jobs import lens_pass
+    from neurotally.jobs.passes import lens as lens_pass
 
     compute: Callable[..., Any] = lens_pass.LensWorker.compute
     calls = []

@@ -13,20 +13,21 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from neurotally.analysis.losses import read_losses
-from neurotally.analysis.losses_report import ablation_document
-from neurotally.analysis.places import read_concepts
-from neurotally.analysis.rule import Rule
-from neurotally.jobs import loss_commands
-from neurotally.jobs.ablation import ablation_request, mask_request
+from neurotally.analysis.keys.places import read_concepts
+from neurotally.analysis.languages.rule import Rule
+from neurotally.analysis.masking.losses import read_losses
+from neurotally.analysis.masking.losses_report import ablation_document
+from neurotally.jobs.commands import masking as loss_commands
 from neurotally.jobs.interrupts import Interrupted
-from neurotally.jobs.loss_pass import measure_losses
-from neurotally.jobs.passes import PassRequest
+from neurotally.jobs.passes.ablation import ablation_request, mask_request
+from neurotally.jobs.passes.loss import measure_losses
+from neurotally.jobs.passes.run import PassRequest
 from neurotally.jobs.profile import ProfileRequest, profile
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.worker import ModelConfig
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
+from neurotally.profiler.loss import LossReader
 
 QUIET = Progress(quiet=True)
 RULE = Rule(quantile=0.8, per_corpus=6)
@@ -160,7 +161,7 @@ class Watched(Progress):
 
 
 def test_the_same_however_it_ran(profiled: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("neurotally.jobs.loss_pass.MAX_UNIT_BYTES", 3000)
+    monkeypatch.setattr("neurotally.jobs.passes.loss.MAX_UNIT_BYTES", 3000)
     ablate(profiled, model_folder, name="one")
     with pytest.raises(Interrupted):
         ablate(profiled, model_folder, name="two", progress=Watched(stop_after=3))
@@ -175,6 +176,24 @@ def test_the_same_however_it_ran(profiled: Path, model_folder: Path, monkeypatch
     assert again.units == again.total == 0  # it is there already
     with pytest.raises(InputError, match="use another --name"):
         ablate(profiled, model_folder, name="two", how="coefficient")
+
+
+def test_out_of_memory_halves_the_batch(profiled: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = ablate(profiled, model_folder)
+    read, refused = LossReader.read, []
+
+    def short_of_memory(reader: LossReader, batch: Any) -> Any:
+        if batch.ids_BT.size > 512:
+            refused.append(batch.ids_BT.size)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return read(reader, batch)
+
+    monkeypatch.setattr(LossReader, "read", short_of_memory)
+    halved = ablate(profiled, model_folder, name="halved")
+    assert refused
+    assert halved["tokens"] == whole["tokens"]
+    for key in ("baseline", "change"):
+        np.testing.assert_allclose(halved[key], whole[key], rtol=0, atol=1e-6)
 
 
 def test_twelve_masks_on_twelve_corpora(

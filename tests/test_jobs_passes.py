@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from neurotally.jobs.engines import JobError
-from neurotally.jobs.passes import PassRequest, PassResult, Plan, run_pass
+from neurotally.jobs.passes.run import PassRequest, PassResult, Plan, run_pass
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.status import status
 from neurotally.jobs.worker import ModelConfig

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ray.cluster_utils import Cluster
 from reference import HookCount, check_sums, corpus_order, everything, top
 from transformers import AutoTokenizer
 
@@ -118,6 +119,18 @@ def test_any_number_of_workers_gives_the_same_bits(
     for workers in (1, 2, 3):
         run(model_folder, tmp_path / f"s{workers}", corpora, workers=workers, layout=layout)
     assert everything(tmp_path / "s1") == everything(tmp_path / "s2") == everything(tmp_path / "s3")
+
+
+def test_a_ray_cluster_of_two_nodes_gives_the_same_bits(model_folder: Path, make_corpora: Any, tmp_path: Path) -> None:
+    corpora = make_corpora({"python": 20})
+    run(model_folder, tmp_path / "here", corpora)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=2)
+        run(model_folder, tmp_path / "there", corpora, workers=3, address=cluster.address)
+    finally:
+        cluster.shutdown()
+    assert everything(tmp_path / "here") == everything(tmp_path / "there")
 
 
 def test_the_token_budget_and_the_cut_into_units_change_no_count(

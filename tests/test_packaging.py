@@ -1,6 +1,7 @@
 """The layout: what may import what, and why `kernels/` has no __init__.py."""
 
 import ast
+import configparser
 import subprocess
 import sys
 from pathlib import Path
@@ -25,13 +26,21 @@ def imports(path: Path) -> set[str]:
 
 
 def files(folder: str) -> list[Path]:
-    return sorted((ROOT / folder).glob("*.py"))
+    return sorted((ROOT / folder).rglob("*.py"))
 
 
 def test_kernels_has_no_init() -> None:
     # With one, `python` started here would import our folder for Hugging Face's `kernels` distribution, and
     # `from transformers import LlamaForCausalLM` would die; Ray workers put the working folder on sys.path too.
     assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_every_folder_is_installed() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    folders = {path.parent.relative_to(ROOT) for folder in FOLDERS for path in files(folder)}
+    names = {".".join(("neurotally", *folder.parts)) for folder in folders}
+    assert set(config["options"]["packages"].split()) == names
 
 
 ALLOWED = {"kernels": {"kernels"}, "profiler": {"kernels", "profiler"}, "analysis": {"analysis", "profiler"}}
@@ -65,7 +74,7 @@ def test_kernels_import_torch_and_triton_only() -> None:
     [
         ("neurotally.jobs.cli", ("torch", "ray", "transformers", "zarr")),
         ("neurotally.profiler.store", ("torch", "ray", "transformers")),
-        ("neurotally.analysis.lape", ("torch", "ray", "transformers")),
+        ("neurotally.analysis.languages.lape", ("torch", "ray", "transformers")),
         ("neurotally.jobs.profile", ("ray",)),
     ],
 )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import make_tokenizer
 
-from neurotally.analysis.places import find_line
+from neurotally.analysis.keys.places import find_line
 from neurotally.jobs.profile import ProfileRequest, profile
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.worker import ModelConfig

@@ -28,10 +28,10 @@ from typing import Any
 
 import numpy as np
 
-from neurotally.analysis.counts import GroupCounts, read_group_counts
-from neurotally.analysis.jackknife import error_bars
-from neurotally.analysis.jackknife_report import error_bars_document
-from neurotally.analysis.rule import Rule
+from neurotally.analysis.languages.counts import GroupCounts, read_group_counts
+from neurotally.analysis.languages.jackknife import error_bars
+from neurotally.analysis.languages.jackknife_report import error_bars_document
+from neurotally.analysis.languages.rule import Rule
 from neurotally.profiler import store
 
 PROBABILITIES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)

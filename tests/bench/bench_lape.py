@@ -19,7 +19,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from neurotally.analysis.lape import Select, lape
+from neurotally.analysis.languages.lape import Select, lape
 
 SHAPES = {"GPT-2": (12, 3072), "Llama-3.1-8B": (32, 14336), "Llama-2-70B": (80, 28672)}
 TOKENS = 100_000_000

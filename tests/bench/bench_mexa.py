@@ -13,7 +13,7 @@ import time
 import click
 import numpy as np
 
-from neurotally.analysis.mexa import mexa
+from neurotally.analysis.layers.mexa import mexa
 
 
 @click.command()

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from neurotally.analysis.mexa import mexa, read_embeddings
-from neurotally.jobs.embed import embed
-from neurotally.jobs.passes import PassRequest
+from neurotally.analysis.layers.mexa import mexa, read_embeddings
+from neurotally.jobs.passes.embed import embed
+from neurotally.jobs.passes.run import PassRequest
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.worker import ModelConfig
 from neurotally.profiler.parallel import ParallelTexts, read_parallel

@@ -1,0 +1,1 @@
+"""Keys as memories: what the triggers of a key have in common."""

@@ -1,0 +1,242 @@
+"""Concepts: the keys whose triggers match a named regular expression, more than null keys do.
+
+A key belongs to a concept if, over some corpus, at least `min_matches` of its triggers have the concept in the lines
+around, identical contexts counted once, and, where there are null keys, if that count passes the test against them
+(`null_test`), corrected over all keys of all corpora looked at. A key of two or more concepts is *polysemantic*.
+
+The document is a mask file (`analysis.masking.masks`): `specific` holds the keys of each concept. It also names the
+documents whose triggers chose the keys, `trigger_documents` by SHA-256 and `trigger_names`: text to measure masks on
+must be other text.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from neurotally.analysis.keys.null_test import corrected, needed
+from neurotally.analysis.keys.patterns import KeyCounts, fewest_contexts, key_p
+from neurotally.analysis.keys.trigger_lists import TriggerLists
+from neurotally.analysis.overlap import pairwise_common, pairwise_jaccard
+from neurotally.analysis.text_table import text_table
+
+CONCEPTS_SCHEMA = 1
+_STRONGEST = 10
+
+
+@dataclass(frozen=True, eq=False)
+class CorpusConcepts:
+    """What the concepts are chosen from, of one corpus."""
+
+    triggers: TriggerLists
+    counts: KeyCounts
+    chance: KeyCounts
+    null: KeyCounts | None
+    missing: Mapping[str, str]
+    names: Sequence[str]
+    """Of all documents; of their files where documents are windows of lines."""
+    sha256_D32: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class ConceptKeys:
+    """The keys of one concept. C corpora."""
+
+    name: str
+    matches_CLF: np.ndarray
+    """int32: matching triggers, identical contexts once."""
+    at_least_CLF: np.ndarray
+    """bool: at least `min_matches` of them."""
+    p_CLF: np.ndarray | None
+    """float64, corrected over the keys of all corpora in which the concept occurs; None without null keys."""
+    passes_CLF: np.ndarray | None
+    """bool: p is at most alpha."""
+    chosen_CLF: np.ndarray
+    """bool: at least so many, and the test passed where there is one."""
+    null_share_C: np.ndarray
+    """float64: share of null keys with at least `min_matches`; NaN without null keys."""
+
+    @property
+    def neurons(self) -> np.ndarray:
+        """int64 [n, 2] of (layer, neuron), ascending: chosen over some corpus."""
+        return np.argwhere(self.chosen_CLF.any(axis=0))
+
+
+def find_concept(
+    name: str, corpora: Sequence[CorpusConcepts], min_matches: int, alpha: float, by_layer: bool = False
+) -> ConceptKeys:
+    """The keys of a concept that all of `corpora` were searched for."""
+    only = [_one(corpus.counts, _column(corpus.counts, name)) for corpus in corpora]
+    nulls = [None if c.null is None else _one(c.null, _column(c.null, name)) for c in corpora]
+    matches_CLF = np.stack([counts.count_S[0] for counts in only])
+    at_least_CLF = matches_CLF >= min_matches
+    p_CLF = None
+    if nulls[0] is not None:
+        p_CLF = np.ones(matches_CLF.shape)
+        for number, (counts, null) in enumerate(zip(only, nulls, strict=True)):
+            assert null is not None
+            few = fewest_contexts(corpora[number].triggers.value_LFK.shape[-1])
+            p_CLF[number] = key_p(counts, null, few, by_layer)[0]
+        occurs_C = np.array([_occurs(corpus, name) for corpus in corpora])
+        p_CLF[occurs_C] = corrected(p_CLF[occurs_C])
+    passes_CLF = None if p_CLF is None else p_CLF <= alpha
+    return ConceptKeys(
+        name=name,
+        matches_CLF=matches_CLF,
+        at_least_CLF=at_least_CLF,
+        p_CLF=p_CLF,
+        passes_CLF=passes_CLF,
+        chosen_CLF=at_least_CLF if passes_CLF is None else at_least_CLF & passes_CLF,
+        null_share_C=np.array([np.nan if n is None else (n.count_S[0] >= min_matches).mean() for n in nulls]),
+    )
+
+
+def polysemantic(concepts: Sequence[ConceptKeys]) -> list[tuple[int, int, list[str]]]:
+    """(layer, neuron, names of its concepts) of every key that has two or more."""
+    serves_SLF = np.stack([concept.chosen_CLF.any(axis=0) for concept in concepts])
+    return [
+        (layer, neuron, [concepts[at].name for at in np.flatnonzero(serves_SLF[:, layer, neuron]).tolist()])
+        for layer, neuron in np.argwhere(serves_SLF.sum(axis=0) >= 2).tolist()
+    ]
+
+
+def concepts_document(
+    corpora: Sequence[CorpusConcepts],
+    concepts: Sequence[ConceptKeys],
+    patterns: Mapping[str, str],
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The document of `concepts --json` and `--out`.
+
+    `settings`: model, null, min_matches, alpha, by_layer_tests, window_lines, inside.
+    """
+    names = [corpus.triggers.corpus for corpus in corpora]
+    _, num_layers, num_neurons = concepts[0].matches_CLF.shape
+    common_SS = pairwise_common({concept.name: concept.neurons for concept in concepts})
+    chosen_CLF = np.any([concept.chosen_CLF for concept in concepts], axis=0)
+    documents = {
+        name: _documents(corpus, chosen_LF) for name, corpus, chosen_LF in zip(names, corpora, chosen_CLF, strict=True)
+    }
+    num_null = 0 if corpora[0].null is None else corpora[0].null.distinct.size
+    one_test = num_null // num_layers if settings["by_layer_tests"] else num_null
+    return {
+        "schema": CONCEPTS_SCHEMA,
+        **settings,
+        "corpora": names,
+        "concepts": dict(patterns),
+        "layers": num_layers,
+        "neurons": num_neurons,
+        "triggers": corpora[0].triggers.value_LFK.shape[-1],
+        "null_keys": num_null,
+        "needed": needed(chosen_CLF.size, one_test, settings["alpha"]) if num_null else None,
+        "specific": {concept.name: concept.neurons.tolist() for concept in concepts},
+        "by_layer": {one.name: one.chosen_CLF.any(axis=0).sum(axis=1).tolist() for one in concepts},
+        "by_corpus": {one.name: _by_corpus(one, corpora) for one in concepts},
+        "strongest": {concept.name: _strongest(concept, corpora) for concept in concepts},
+        "overlap": {"common": common_SS.tolist(), "jaccard": pairwise_jaccard(common_SS).tolist()},
+        "polysemantic": [list(entry) for entry in polysemantic(concepts)],
+        "trigger_documents": {
+            name: sorted({bytes(corpus.sha256_D32[number]).hex() for number in documents[name]})
+            for name, corpus in zip(names, corpora, strict=True)
+        },
+        "trigger_names": {
+            name: sorted({corpus.names[number] for number in documents[name]})
+            for name, corpus in zip(names, corpora, strict=True)
+        },
+        "missing": {name: dict(corpus.missing) for name, corpus in zip(names, corpora, strict=True) if corpus.missing},
+    }
+
+
+def concepts_table(document: Mapping[str, Any]) -> str:
+    """The document as text: one row a concept and corpus, what concepts share, and what limits the test."""
+    at_least = f">= {document['min_matches']}"
+    header = ("concept", "corpus", "base rate", at_least, "of null keys", "test passed", "keys")
+    rows = []
+    for concept, by_corpus in document["by_corpus"].items():
+        for corpus, found in by_corpus.items():
+            rows.append([
+                concept, corpus, _percent(found["chance"]), f"{found['at_least']:,}", _percent(found["null_share"]),
+                "-" if found["passing"] is None else f"{found['passing']:,}", f"{found['keys']:,}",
+            ])  # fmt: skip
+    lines = [text_table(header, rows), ""]
+    lines += [f"{concept}: {len(neurons):,} keys over all corpora" for concept, neurons in document["specific"].items()]
+    if document["polysemantic"]:
+        lines.append(f"{len(document['polysemantic']):,} keys serve two or more concepts")
+    return "\n".join([*lines, *_notes(document)])
+
+
+def _notes(document: Mapping[str, Any]) -> list[str]:
+    triggers, alpha = document["triggers"], document["alpha"]
+    notes = [f"base rate: of random positions; keys: at least {document['min_matches']} of {triggers} triggers match"]
+    if document["null_keys"]:
+        notes.append(
+            f"and the test against {document['null_keys']:,} null keys passes at {alpha:g}, corrected over all keys; "
+            f"with so few, only {document['needed']:,} or more keys can pass together"
+        )
+    else:
+        notes.append("not tested: give --null STORE, a profile of the same corpora made with --random-init")
+    return notes + [
+        f"{corpus}: {name} is left out: {reason}"
+        for corpus, documents in document["missing"].items()
+        for name, reason in list(documents.items())[:5]
+    ]
+
+
+def _by_corpus(concept: ConceptKeys, corpora: Sequence[CorpusConcepts]) -> dict[str, Any]:
+    found = {}
+    for number, corpus in enumerate(corpora):
+        chance = _one(corpus.chance, _column(corpus.chance, concept.name)).share(0, 1)
+        found[corpus.triggers.corpus] = {
+            "chance": float(np.nanmean(chance)) if np.isfinite(chance).any() else None,
+            "at_least": int(concept.at_least_CLF[number].sum()),
+            "null_share": float(concept.null_share_C[number]),
+            "passing": None if concept.passes_CLF is None else int(concept.passes_CLF[number].sum()),
+            "keys": int(concept.chosen_CLF[number].sum()),
+            "most": int(concept.matches_CLF[number].max(initial=0)),
+        }
+    return found
+
+
+def _strongest(concept: ConceptKeys, corpora: Sequence[CorpusConcepts]) -> list[dict[str, Any]]:
+    """The keys with the most matches."""
+    order = np.argsort(-concept.matches_CLF, axis=None, kind="stable")[:_STRONGEST]
+    entries = []
+    for at in zip(*np.unravel_index(order, concept.matches_CLF.shape), strict=True):
+        number, layer, neuron = (int(index) for index in at)
+        entries.append({
+            "corpus": corpora[number].triggers.corpus, "layer": layer, "neuron": neuron,
+            "matches": int(concept.matches_CLF[at]), "contexts": int(corpora[number].counts.distinct[layer, neuron]),
+            "p": None if concept.p_CLF is None else float(concept.p_CLF[at]),
+        })  # fmt: skip
+    return [entry for entry in entries if entry["matches"]]
+
+
+def _occurs(corpus: CorpusConcepts, name: str) -> bool:
+    """Whether the concept was found at any place looked at; where it wasn't there is nothing to test."""
+    every = [corpus.counts, corpus.chance] + ([] if corpus.null is None else [corpus.null])
+    return any(bool(counts.count_S[_column(counts, name)].any()) for counts in every)
+
+
+def _documents(corpus: CorpusConcepts, chosen_LF: np.ndarray) -> list[int]:
+    """The documents in the trigger lists of the chosen keys."""
+    used = corpus.triggers.used_LFK & chosen_LF[:, :, None]
+    numbers: list[int] = np.unique(corpus.triggers.document_LFK[used]).tolist()
+    return numbers
+
+
+def _column(counts: KeyCounts, name: str) -> int:
+    return next(
+        at
+        for at, statistic in enumerate(counts.statistics)
+        if statistic.family == "concepts" and statistic.name == name
+    )
+
+
+def _one(counts: KeyCounts, statistic: int) -> KeyCounts:
+    """The counts of one statistic alone."""
+    return KeyCounts((counts.statistics[statistic],), counts.distinct, counts.count_S[statistic : statistic + 1])
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None or share != share else f"{100 * share:.2f} %"

@@ -1,0 +1,167 @@
+"""What `neurotally patterns` says: one JSON document, and the same as a table.
+
+    {"schema": 1, "model", "null": [model, ...], "null_keys", "alpha", "by_layer_tests", "window_lines", "inside",
+     "layers", "neurons", "triggers", "concepts": {name: regular expression}, "corpora": {name: {
+        "lexer", "min_contexts", "keys", "triggers", "found", "copies", "missing": {document: reason},
+        "keys_by_layer": [n], "shallow_by_layer": [share] | null, "abstract_by_layer": [share] | null,
+        "ngrams" | "kinds" | "concepts": {name: {
+            "by_layer": [mean share of a key's contexts], "null_by_layer": likewise | null, "chance", "chance_sd",
+            "passing_by_layer": [keys] | null, "passing": keys | null,
+            "strongest": [{"layer", "neuron", "count", "contexts", "p"}, ...]}}}}}
+
+Means are over the keys with at least `min_contexts` distinct contexts; `keys_by_layer` says how many. The arrays of
+all keys are in `--archive FILE.npz`.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neurotally.analysis.keys.patterns import CorpusPatterns, KeyCounts
+from neurotally.analysis.text_table import percent, text_table
+
+PATTERNS_SCHEMA = 1
+FAMILIES = ("ngrams", "kinds", "concepts")
+_STRONGEST = 10
+_LISTED_MISSING = 5
+
+
+def patterns_document(
+    corpora: Sequence[CorpusPatterns], patterns: Mapping[str, str], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The document of `patterns --json` and `--out`.
+
+    `settings`: model, null, alpha, by_layer_tests, window_lines, inside, triggers.
+    """
+    num_layers, num_neurons = corpora[0].counts.distinct.shape
+    return {
+        "schema": PATTERNS_SCHEMA,
+        **settings,
+        "null_keys": 0 if corpora[0].null is None else corpora[0].null.distinct.size,
+        "concepts": dict(patterns),
+        "layers": num_layers,
+        "neurons": num_neurons,
+        "corpora": {corpus.corpus: _corpus(corpus) for corpus in corpora},
+    }
+
+
+def patterns_table(document: Mapping[str, Any]) -> str:
+    """The document as text: for each corpus, mean shares in the lower, middle and upper layers, beside chance."""
+    blocks = []
+    runs = np.array_split(np.arange(document["layers"]), min(3, document["layers"]))
+    for name, corpus in document["corpora"].items():
+        spans = [f"layers {run[0]}-{run[-1]}" if len(run) > 1 else f"layer {run[0]}" for run in runs]
+        header = (name, *spans, "chance", "null", "keys passing")
+        rows = [_row(statistic, found, runs) for family in FAMILIES for statistic, found in corpus[family].items()]
+        blocks.append("\n".join([text_table(header, rows), *_notes(corpus, document)]))
+    note = (
+        "shares of a key's distinct contexts, mean over keys; chance: of random positions, null: of an untrained model"
+    )
+    if not document["null_keys"]:
+        note += "; not tested: give --null STORE, a profile of the same corpora made with --random-init"
+    return "\n\n".join([*blocks, note])
+
+
+def save_key_patterns(corpora: Sequence[CorpusPatterns], path: Path) -> None:
+    """Write the counts and p-values of all keys: an .npz of arrays named CORPUS/count/FAMILY/NAME and so on."""
+    arrays = {}
+    for corpus in corpora:
+        arrays[f"{corpus.corpus}/contexts"] = corpus.counts.distinct
+        for number, (family, name) in enumerate(corpus.counts.statistics):
+            arrays[f"{corpus.corpus}/count/{family}/{name}"] = corpus.counts.count_S[number]
+            if corpus.p_SLF is not None:
+                arrays[f"{corpus.corpus}/p/{family}/{name}"] = corpus.p_SLF[number]
+    np.savez_compressed(path, allow_pickle=False, **arrays)
+
+
+def _corpus(corpus: CorpusPatterns) -> dict[str, Any]:
+    enough_LF = corpus.counts.distinct >= corpus.min_contexts
+    families: dict[str, dict[str, Any]] = {family: {} for family in FAMILIES}
+    for number, (family, name) in enumerate(corpus.counts.statistics):
+        families[family][name] = _statistic(corpus, number)
+    return {
+        "lexer": corpus.lexer,
+        "min_contexts": corpus.min_contexts,
+        "keys": int(enough_LF.sum()),
+        "triggers": corpus.num_triggers,
+        "found": corpus.num_found,
+        "copies": corpus.num_copies,
+        "missing": corpus.missing,
+        "keys_by_layer": enough_LF.sum(axis=1).tolist(),
+        "shallow_by_layer": _layer_shares(corpus.shallow_LF),
+        "abstract_by_layer": _layer_shares(corpus.abstract_LF),
+        **families,
+    }
+
+
+def _statistic(corpus: CorpusPatterns, number: int) -> dict[str, Any]:
+    chance = corpus.chance.share(number, 1)
+    passes_LF = None if corpus.p_SLF is None else corpus.p_SLF[number] <= corpus.alpha
+    return {
+        "by_layer": _layer_means(corpus.counts, number, corpus.min_contexts),
+        "null_by_layer": None if corpus.null is None else _layer_means(corpus.null, number, corpus.min_contexts),
+        "chance": float(np.nanmean(chance)) if np.isfinite(chance).any() else None,
+        "chance_sd": float(np.nanstd(chance)) if np.isfinite(chance).any() else None,
+        "passing_by_layer": None if passes_LF is None else passes_LF.sum(axis=1).tolist(),
+        "passing": None if passes_LF is None else int(passes_LF.sum()),
+        "strongest": _strongest(corpus, number),
+    }
+
+
+def _layer_means(counts: KeyCounts, number: int, min_contexts: int) -> list[float | None]:
+    """Mean share of each layer's keys; None for a layer without any."""
+    share_LF = counts.share(number, min_contexts)
+    return [float(np.nanmean(share_F)) if np.isfinite(share_F).any() else None for share_F in share_LF]
+
+
+def _layer_shares(passes_LF: np.ndarray | None) -> list[float] | None:
+    return None if passes_LF is None else passes_LF.mean(axis=1).tolist()
+
+
+def _strongest(corpus: CorpusPatterns, number: int) -> list[dict[str, Any]]:
+    """The keys with the highest count, then the lower layer."""
+    count_LF = np.where(corpus.counts.distinct >= corpus.min_contexts, corpus.counts.count_S[number], 0)
+    entries = []
+    for at in np.argsort(-count_LF, axis=None, kind="stable")[:_STRONGEST].tolist():
+        layer, neuron = divmod(at, count_LF.shape[1])
+        if count_LF[layer, neuron]:
+            entries.append({
+                "layer": layer, "neuron": neuron, "count": int(count_LF[layer, neuron]),
+                "contexts": int(corpus.counts.distinct[layer, neuron]),
+                "p": None if corpus.p_SLF is None else float(corpus.p_SLF[number, layer, neuron]),
+            })  # fmt: skip
+    return entries
+
+
+def _row(name: str, found: Mapping[str, Any], runs: Sequence[np.ndarray]) -> list[str]:
+    means = [_mean([found["by_layer"][layer] for layer in run]) for run in runs]
+    null = None if found["null_by_layer"] is None else _mean(found["null_by_layer"])
+    passing = "-" if found["passing"] is None else f"{found['passing']:,}"
+    return [name, *map(percent, means), percent(found["chance"]), percent(null), passing]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _notes(corpus: Mapping[str, Any], document: Mapping[str, Any]) -> list[str]:
+    keys = document["layers"] * document["neurons"]
+    notes = [
+        f"{corpus['keys']:,} of {keys:,} keys have {corpus['min_contexts']} distinct contexts or more; "
+        f"{corpus['found']:,} of {corpus['triggers']:,} triggers found in their texts"
+    ]
+    if corpus["shallow_by_layer"] is not None:
+        shallow, abstract = (100 * float(np.mean(corpus[name])) for name in ("shallow_by_layer", "abstract_by_layer"))
+        notes.append(
+            f"more than null keys at {document['alpha']:g}: {shallow:.1f} % shallow, {abstract:.1f} % abstract"
+        )
+    if corpus["lexer"] is None:
+        notes.append("no lexer is known for this corpus: no kinds of tokens")
+    missing = list(corpus["missing"].items())
+    notes += [f"left out: {name} ({reason})" for name, reason in missing[:_LISTED_MISSING]]
+    if len(missing) > _LISTED_MISSING:
+        notes.append(f"left out: {len(missing) - _LISTED_MISSING:,} more, named in the JSON document")
+    return notes

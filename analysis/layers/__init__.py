@@ -1,0 +1,1 @@
+"""What each layer holds: MEXA, the logit lens, agreement with the output."""

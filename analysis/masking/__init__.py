@@ -1,0 +1,1 @@
+"""Neurons switched off: mask files, controls, and what they cost."""

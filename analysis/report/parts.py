@@ -1,0 +1,259 @@
+"""What a report's page is made of: sections of facts, notes, tables, matrices, pictures and neurons, as plain data.
+
+`page.html` draws each part by its `kind`. Texts are plain strings: the template escapes them, and only
+`inline_svg` makes markup. A section is made by a builder, which gives None where the store lacks what it is about.
+"""
+
+import io
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib import rc_context
+
+_COLOUR = re.compile(r"#([0-9a-f]{6})\b")
+_REFERENCE = re.compile(r"url\(#")
+_HIDDEN = [*range(0x200B, 0x2010), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFEFF]
+_VISIBLE = {code: chr(0x2400 + code) for code in range(32) if code not in (9, 10)} | {0x7F: "␡"}
+_VISIBLE |= {code: f"‹U+{code:04X}›" for code in _HIDDEN}
+"""Control characters, and those that turn the direction of text or don't show, made visible."""
+_HREF = "{http://www.w3.org/1999/xlink}href"
+
+
+class Cell(NamedTuple):
+    """What stands in a table, and what it is sorted by (None: last)."""
+
+    text: str
+    value: float | str | None
+    is_row_head: bool = False
+
+    @property
+    def is_number(self) -> bool:
+        """Numbers stand to the right."""
+        return not isinstance(self.value, str)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Names and their values."""
+
+    kind: ClassVar[str] = "facts"
+    title: str
+    rows: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Notes:
+    """Remarks, one a line."""
+
+    kind: ClassVar[str] = "notes"
+    lines: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under a header, sortable; the first column names the row."""
+
+    kind: ClassVar[str] = "table"
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    is_folded: bool = False
+    """Shown when asked for."""
+    is_searchable: bool = False
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix whose cells are coloured by their shade: 0 to 1, or -1 (cold) to 1 (hot); None is blank."""
+
+    kind: ClassVar[str] = "matrix"
+    caption: str
+    corner: str
+    rows: Sequence[str]
+    columns: Sequence[str]
+    texts: Sequence[Sequence[str]]
+    shades: Sequence[Sequence[float | None]]
+    is_signed: bool = False
+    is_folded: bool = False
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An SVG in the page, with what it shows in words."""
+
+    kind: ClassVar[str] = "picture"
+    svg: Markup
+    caption: str
+    title: str = ""
+    is_folded: bool = False
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """One trigger to read: the text before the token, the token, the text after it; or why there is no text."""
+
+    coefficient: str
+    place: str
+    token: str | None
+    before: str = ""
+    after: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Neuron:
+    """A neuron's row, and its triggers."""
+
+    anchor: str
+    corpus: str
+    cells: Sequence[Cell]
+    tokens: Sequence[tuple[str, int]]
+    """The tokens of its triggers, and how many of them each is."""
+    triggers: Sequence[Trigger]
+    no_triggers: str = ""
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """Neurons with their triggers, searchable and sortable."""
+
+    kind: ClassVar[str] = "neurons"
+    caption: str
+    header: Sequence[str]
+    corpora: Sequence[str]
+    neurons: Sequence[Neuron]
+
+
+Part = Facts | Notes | Table | Matrix | Picture | Neurons
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page with a heading of its own."""
+
+    anchor: str
+    title: str
+    lead: str
+    """What the reader sees here, in a sentence or two."""
+    parts: Sequence[Part] = field(default_factory=tuple)
+
+
+def visible(text: str) -> str:
+    """The text with its control and direction characters spelled out; line breaks and tabs stay."""
+    return text.translate(_VISIBLE)
+
+
+def word(text: str) -> Cell:
+    """A cell of text."""
+    return Cell(text, text)
+
+
+def row_head(text: str) -> Cell:
+    """The cell that names its row."""
+    return Cell(text, text, is_row_head=True)
+
+
+def count(number: int) -> Cell:
+    """A cell of a whole number."""
+    return Cell(f"{number:,}", number)
+
+
+def real(value: float | None, form: str = ".4f", half: float | None = None) -> Cell:
+    """A cell of a number, and half of its interval; a dash where there is none."""
+    if value is None or not math.isfinite(value):
+        return Cell("–", None)
+    text = format(value, form)
+    if half is not None and math.isfinite(half):
+        text += f" ± {format(half, form.lstrip('+'))}"
+    return Cell(text.replace("-", "−"), value)
+
+
+def square_matrix(
+    caption: str, corner: str, names: Sequence[str], share_RC: np.ndarray, texts: Sequence[Sequence[str]]
+) -> Matrix:
+    """A square matrix of values from 0, coloured up to the largest off the diagonal; the diagonal is blank."""
+    off_RC = np.where(np.eye(len(names), dtype=bool), np.nan, share_RC)
+    most = float(np.max(off_RC, initial=0, where=np.isfinite(off_RC))) or 1.0
+    return Matrix(caption, corner, names, names, texts, _shades(off_RC / most))
+
+
+def share_matrix(
+    caption: str, corner: str, rows: Sequence[str], columns: Sequence[str], share_RC: np.ndarray
+) -> Matrix:
+    """A folded matrix of shares, as percentages."""
+    texts = [[f"{100 * share:.0f} %" if math.isfinite(share) else "–" for share in row] for row in share_RC.tolist()]
+    return Matrix(caption, corner, rows, columns, texts, _shades(share_RC), is_folded=True)
+
+
+def signed_matrix(
+    caption: str,
+    corner: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float | None]] | np.ndarray,
+    form: str = "+.3f",
+    errors: Sequence[Sequence[float | None]] | None = None,
+) -> Matrix:
+    """A matrix of values around 0, with their errors if given, coloured up to the value farthest from 0."""
+    value_RC = np.array(values, dtype=np.float64).reshape(len(rows), len(columns))
+    most = float(np.max(np.abs(value_RC), initial=0, where=np.isfinite(value_RC))) or 1.0
+    error_RC = np.full(value_RC.shape, np.nan) if errors is None else np.array(errors, dtype=np.float64)
+    texts = [
+        [real(value, form, error).text for value, error in zip(*of, strict=True)]
+        for of in zip(value_RC.tolist(), error_RC.tolist(), strict=True)
+    ]
+    return Matrix(caption, corner, rows, columns, texts, _shades(value_RC / most), is_signed=True)
+
+
+def draw_inline(
+    draw: Callable[[Mapping[str, Any]], Any], document: Mapping[str, Any], anchor: str, caption: str, **options: Any
+) -> Picture:
+    """The picture of a document; `anchor` tells its elements from other pictures'."""
+    return Picture(inline_svg(draw(document), anchor, caption), caption, **options)
+
+
+def inline_svg(figure: Any, anchor: str, label: str) -> Markup:
+    """A matplotlib figure as an <svg> of the page: text as text, colours as variables that a dark page can change.
+
+    A colour #rrggbb becomes var(--c-rrggbb, #rrggbb); `page.css` has the dark ones.
+    """
+    buffer = io.BytesIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": anchor}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    root = ElementTree.fromstring(buffer.getvalue())
+    width = float(root.attrib["width"].removesuffix("pt"))
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag.endswith(("}style", "}metadata")):
+                parent.remove(child)
+    for element in root.iter():
+        _into_page(element, anchor)
+    for name in ("width", "height", "version"):
+        root.attrib.pop(name, None)
+    root.attrib |= {"role": "img", "aria-label": label, "style": f"--natural:{width:.0f}pt"}
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
+
+
+def _into_page(element: Any, anchor: str) -> None:
+    """Without namespaces, with ids of its own, its colours as variables."""
+    element.tag = element.tag.rpartition("}")[2]
+    if _HREF in element.attrib:
+        target = element.attrib.pop(_HREF)
+        element.attrib["href"] = f"#{anchor}-{target[1:]}" if target.startswith("#") else target
+    for name, value in list(element.attrib.items()):
+        if name == "id":
+            value = f"{anchor}-{value}"
+        elif name == "style":
+            value = _COLOUR.sub(r"var(--c-\1,#\1)", value)
+        element.attrib[name] = _REFERENCE.sub(f"url(#{anchor}-", value)
+
+
+def _shades(share_RC: np.ndarray) -> list[list[float | None]]:
+    return [[round(value, 3) if math.isfinite(value) else None for value in row] for row in share_RC.tolist()]

@@ -1,0 +1,253 @@
+"""The sections of a report about what other passes left in the store: ablation and masks, MEXA, lens, layer agreement.
+
+Each builder gives a section a group of its family; none where the store has no such group.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from neurotally.analysis.figures.lens import draw_agreement, draw_lens
+from neurotally.analysis.figures.mexa import draw_mexa
+from neurotally.analysis.layers.agreement import agreement_document
+from neurotally.analysis.layers.lens import lens_document, read_lens
+from neurotally.analysis.layers.mexa import mexa, read_embeddings
+from neurotally.analysis.layers.mexa_report import mexa_document
+from neurotally.analysis.masking.losses import FAMILY as LOSSES
+from neurotally.analysis.masking.losses import Losses, read_losses
+from neurotally.analysis.masking.losses_report import ablation_document, mask_document
+from neurotally.analysis.report.parts import (
+    Cell,
+    Matrix,
+    Notes,
+    Part,
+    Section,
+    Table,
+    count,
+    draw_inline,
+    real,
+    row_head,
+    share_matrix,
+    signed_matrix,
+    square_matrix,
+    word,
+)
+from neurotally.analysis.report.sections import Material
+from neurotally.profiler import store
+
+_OWN = "Rows: the neurons switched off; columns: the text; framed: a corpus's own."
+
+
+def ablations(material: Material) -> Iterator[Section]:
+    """What switching neurons off costs, as `ablate` and `mask` measured it."""
+    for name in store.committed(material.store, LOSSES):
+        losses = read_losses(material.store, name)
+        is_square = not losses.concepts and set(losses.specific) <= set(losses.corpora)
+        yield _ablation(losses, name) if is_square else _mask(losses, name)
+
+
+def alignments(material: Material) -> Iterator[Section]:
+    """MEXA of every embedded parallel corpus."""
+    for name in store.committed(material.store, "embeddings"):
+        embeddings = read_embeddings(material.store, name)
+        document = mexa_document(embeddings, mexa(embeddings.vector_LND, embeddings.text_Cn))
+        yield _alignment(document, name)
+
+
+def lenses(material: Material) -> Iterator[Section]:
+    """The logit lens over few-shot translation."""
+    for name in store.committed(material.store, "lens"):
+        if "paper" in store.group_attributes(material.store, f"lens/{name}"):
+            yield _lens(lens_document(read_lens(material.store, name)), name)
+
+
+def agreements(material: Material) -> Iterator[Section]:
+    """How often each layer's first token is the model's."""
+    for name in store.committed(material.store, "lens"):
+        if "head_bias" in store.group_attributes(material.store, f"lens/{name}"):
+            yield _agreement(agreement_document(material.store, name), name)
+
+
+def _ablation(losses: Losses, name: str) -> Section:
+    document = ablation_document(losses)
+    names = document["corpora"]
+    rows = [
+        [row_head(corpus), count(document["documents"][at]), count(document["tokens"][at]),
+         count(document["neurons"][corpus]), real(document["baseline"][at], ".3f"),
+         real(document["perplexity"][at], ".2f"), real(document["change"][at][at], "+.4f"),
+         real(document["change_over_random"][at][at], "+.4f"), real(document["in_standard_errors"][at][at], "+.1f")]
+        for at, corpus in enumerate(names)
+    ]  # fmt: skip
+    header = ("corpus", "documents", "tokens", "neurons off", "loss", "perplexity", "own change", "over random",
+              "in standard errors")  # fmt: skip
+    parts: list[Part] = [Table("Held-out text, and what its own neurons are worth to it", header, rows)]
+    change = "Change of the loss ± its standard error, nats a token"
+    parts.append(_losses_matrix(change, names, document["change"], "+.4f", document["standard_error"]))
+    if document["draws"]:
+        over = f"Change over {document['draws']} draws of random neurons of the same layers ± its standard error"
+        error = document["change_over_random_standard_error"]
+        parts.append(_losses_matrix(over, names, document["change_over_random"], "+.4f", error))
+        parts.append(_losses_matrix("The same in standard errors", names, document["in_standard_errors"], "+.1f"))
+    if document["random_candidates"]:
+        over_candidates = document["random_candidates"]["in_standard_errors"]
+        caption = "Change over random neurons above LAPE's bar, in standard errors"
+        parts.append(_losses_matrix(caption, names, over_candidates, "+.1f"))
+    parts.append(Notes([_OWN, *_loss_notes(document)]))
+    lead = "How much worse the model reads each corpus when another's, or its own, specific neurons are switched off."
+    return Section(f"loss-{name}", _titled("Ablation", name, "ablate"), lead, parts)
+
+
+def _mask(losses: Losses, name: str) -> Section:
+    document = mask_document(losses)
+    header = ("switched off", "on", "tokens", "perplexity", "change", "random", "over random", "in standard errors")
+    rows = []
+    for label, effect in document["effects"].items():
+        for where, base, one in _effects(document["baseline"], effect):
+            rows.append([
+                row_head(label), word(where), count(base["tokens"]), real(base["perplexity"], ".2f"),
+                real(one["change"], "+.4f", one["standard_error"]), real(one["random"], "+.4f", one["random_spread"]),
+                real(one["change_over_random"], "+.4f", one["change_over_random_standard_error"]),
+                real(one["in_standard_errors"], "+.1f"),
+            ])  # fmt: skip
+    table = Table("Change of the loss, nats a token", header, rows, is_searchable=True)
+    lead = "How much worse the model reads text, and the tokens of each concept, with named sets of neurons off."
+    return Section(f"loss-{name}", _titled("Masked neurons", name, "mask"), lead, [table, Notes(_loss_notes(document))])
+
+
+def _alignment(document: Mapping[str, Any], name: str) -> Section:
+    languages = document["languages"]
+    header = ("pivot", "mean over layers", "largest", "at layer")
+    rows = [[row_head(pivot), *_peak(document["without_self"][pivot])] for pivot in languages]
+    parts: list[Part] = [
+        Table("By pivot: the mean over the other languages", header, rows),
+        _pairs("Share of ids aligned, mean over layers; rows: pivots", document, "mean_over_layers"),
+        draw_inline(draw_mexa, document, f"mexa-{name}", "Share of ids aligned by layer, for every pivot"),
+        _pairs("Share of ids whose two texts are byte-identical, and so aligned whatever the model does", document,
+               "identical"),
+    ]  # fmt: skip
+    notes = [f"id {one['id']} left out: {one['reason']}" for one in document["left_out"][:20]]
+    if document["missing"]:
+        notes.append(f"{len(document['missing']):,} ids aren't in every language, the first {document['missing'][0]}")
+    lead = (
+        f"MEXA: the share of {document['ids']:,} ids whose texts in two languages are nearer to each other than to any "
+        f"other id's ({document['embedding']} embeddings, BOS {document['bos']})."
+    )
+    title = _titled("Alignment of languages (MEXA)", name, "parallel")
+    parts += [Notes(notes)] if notes else []
+    return Section(f"embeddings-{name}", title, lead, parts)
+
+
+def _lens(document: Mapping[str, Any], name: str) -> Section:
+    last = document["layers"] - 1
+    header = ("pair", "snippets", "positions", "gold p, mean over layers", "in the last", "gold rank in the last",
+              "among the first 10")  # fmt: skip
+    rows = [
+        [row_head(pair), count(of["snippets"]), count(of["positions"]), real(_mean(of["gold_probability"]), ".4f"),
+         real(of["gold_probability"][last], ".4f"), real(of["gold_rank"][last], ",.1f"),
+         real(of["gold_top10"][last], ".3f")]
+        for pair, of in [*document["pairs"].items(), ("all pairs", document["all"])]
+    ]  # fmt: skip
+    parts: list[Part] = [
+        draw_inline(draw_lens, document, f"lens-{name}",
+                    "The gold token's probability and rank, and each token set's probability, layer by layer"),
+        Table("The next token that the translation has, by pair", header, rows, is_searchable=len(rows) > 20),
+    ]  # fmt: skip
+    if document["sets"]:
+        found = document["all"]["sets"]
+        columns = ("set", "tokens", "largest probability", "at layer", "as many random tokens there")
+        sets = [[row_head(of), count(document["sets"][of]["tokens"]), *_largest(found[of])] for of in found]
+        parts.append(Table("Token sets: where the model's own next token leans to each most", columns, sets))
+    notes = [f"No set {of}: none of its {n} entries is one token." for of, n in document["empty_sets"].items()]
+    skipped = Counter({reason: 0 for reasons in document["skipped"].values() for reason in reasons})
+    for reasons in document["skipped"].values():
+        skipped.update({reason: len(ids) for reason, ids in reasons.items()})
+    notes += [f"Skipped: {number:,} prompts ({reason})." for reason, number in skipped.items()]
+    notes += ["Made with --paper: the reference's quirks are kept."] if document["paper"] else []
+    lead = "What every layer would say, if it were the last, while the model translates code by example."
+    parts += [Notes(notes)] if notes else []
+    return Section(f"lens-{name}", _titled("Logit lens", name, "translation"), lead, parts)
+
+
+def _agreement(document: Mapping[str, Any], name: str) -> Section:
+    header = ("corpus", "what is read", "positions", "mean over layers", "in the last", "50 % from layer", "90 % from")
+    rows = [
+        [row_head(corpus), word(variant), count(of["positions"][0]), real(_mean(of["agreement"][variant][0]), ".3f"),
+         real(of["agreement"][variant][0][-1], ".3f"), real(of["first_50"][variant][0], ",d"),
+         real(of["first_90"][variant][0], ",d")]
+        for corpus, of in document["corpora"].items()
+        for variant in document["variants"]
+    ]  # fmt: skip
+    parts: list[Part] = [
+        draw_inline(draw_agreement, document, f"agreement-{name}",
+                    "Agreement by layer over whole documents; dotted, with the token that comes next"),
+        Table("Agreement over whole documents", header, rows),
+    ]  # fmt: skip
+    layers = [str(layer) for layer in range(document["layers"])]
+    contexts = [context["label"] for context in document["contexts"]]
+    for corpus, of in document["corpora"].items():
+        for variant in document["variants"]:
+            share_CL = np.array(of["agreement"][variant], np.float64).reshape(len(contexts), len(layers))
+            caption = f"{corpus}, {variant}: agreement by context (rows) and layer (columns)"
+            parts.append(share_matrix(caption, "context", contexts, layers, share_CL))
+    notes = [f"Left out, beyond the model's context: {context}." for context in document["left_out"]]
+    lead = "At how many positions the first token that a layer would say is the one that the whole model says."
+    parts += [Notes(notes)] if notes else []
+    return Section(f"lens-{name}", _titled("Layer agreement", name, "agreement"), lead, parts)
+
+
+def _mean(values: list[float | None]) -> float:
+    return float(np.mean(np.array(values, np.float64)))
+
+
+def _largest(of_set: Mapping[str, Any]) -> list[Cell]:
+    mass_L = np.array(of_set["mass"], np.float64)
+    if not np.isfinite(mass_L).any():
+        return [Cell("–", None)] * 3
+    layer = int(np.nanargmax(mass_L))
+    return [real(float(mass_L[layer])), count(layer), real(of_set["control"]["mass"][layer])]
+
+
+def _titled(title: str, name: str, usual: str) -> str:
+    return title if name == usual else f"{title}: {name}"
+
+
+def _losses_matrix(caption: str, names: list[str], values: Any, form: str, errors: Any = None) -> Matrix:
+    return signed_matrix(caption, "switched off", names, names, values, form, errors)
+
+
+def _loss_notes(document: Mapping[str, Any]) -> list[str]:
+    notes = [f"Neurons are switched off by their {document['how']}; errors are over documents, paired."]
+    if document["left_out"]:
+        notes.append(f"{document['left_out']:,} documents that chose the neurons are left out.")
+    if document["forced"]:
+        notes.append(f"{document['forced']:,} documents that chose the neurons are in: the changes flatter.")
+    return notes
+
+
+def _effects(
+    baseline: Mapping[str, Any], effect: Mapping[str, Any]
+) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
+    """Where, its baseline and the effect there: by corpus, then by concept and class."""
+    for corpus, one in effect["corpora"].items():
+        yield corpus, baseline["corpora"][corpus], one
+    for concept, classes in effect["concepts"].items():
+        for where, one in classes.items():
+            yield f"{concept}: {where}", baseline["concepts"][concept][where], one
+
+
+def _peak(by_layer: list[float | None]) -> list[Cell]:
+    score_L = np.array(by_layer, np.float64)
+    if not np.isfinite(score_L).all():
+        return [Cell("–", None)] * 3
+    best = int(score_L.argmax())
+    return [real(float(score_L.mean()), ".3f"), real(float(score_L[best]), ".3f"), count(best)]
+
+
+def _pairs(caption: str, document: Mapping[str, Any], key: str) -> Matrix:
+    languages = document["languages"]
+    share_CC = np.array([[document[key][pivot][name] for name in languages] for pivot in languages], np.float64)
+    texts = [[f"{100 * share:.0f} %" if math.isfinite(share) else "–" for share in row] for row in share_CC.tolist()]
+    return square_matrix(caption, "pivot", languages, share_CC, texts)

@@ -1,0 +1,1 @@
+"""`neurotally bench`."""

@@ -1,0 +1,288 @@
+"""`neurotally bench`: what the statistics cost, as a ratio to the same model's bare forward pass.
+
+All variants run in one process on one batch; every round runs each of them once, in an order shuffled anew, and
+gives one ratio a variant to the bare body of the same round. Reported is the median ratio with the standard
+error of a median, 1.2533 · sd / √rounds. `bare again` is the bare body once more: what it differs from 1 by is the
+noise of the machine.
+
+    bare, bare_again      the model's body as Hugging Face runs it; nothing of ours in it
+    head                  with its LM head
+    eager_counts          with the papers' chain on every activation: (act.float() > 0).sum over tokens
+    eager_everything      with plain hooks that compute all of our statistics in eager PyTorch
+    nnsight_counts        the papers' chain through nnsight, where it is installed
+    counts, moments, full neurotally: counts only; and moments and extremes; and K = 32 triggers
+"""
+
+import csv
+import platform
+import random
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tabulate import tabulate
+from torch import nn
+from tqdm import tqdm
+from transformers.activations import ACT2FN
+
+from neurotally.jobs.bench.models import flops_per_token, random_model
+from neurotally.jobs.bench.variants import Variant, variants_of
+from neurotally.kernels.tally import TOKEN, LayerTally, gated, plain
+from neurotally.profiler.batches import Batch
+from neurotally.profiler.errors import InputError
+from neurotally.profiler.model import LoadedModel, load_model, resolve_device
+
+_DEFAULT_BATCH = {"cpu": (8, 512), "cuda": (16, 2048)}
+_COPY_BYTES = 2**28
+_MATRIX = {"cpu": 1024, "cuda": 8192}
+_ACTIVATIONS = ("silu", "relu", "relu2", "gelu", "gelu_pytorch_tanh")
+"""By transformers' names: those whose kernels are measured alone."""
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """What to measure."""
+
+    model: str | None = None
+    """A hub id or folder; or else"""
+    shape: str | None = None
+    """a name of SHAPES or a config.json."""
+    layers: int | None = None
+    """Cut the shape to so many."""
+    rows: int | None = None
+    row_tokens: int | None = None
+    dtype: str = "bfloat16"
+    device: str = "auto"
+    rounds: int = 30
+
+
+def bench(request: BenchRequest, on_terminal: bool = True) -> dict[str, Any]:
+    """Measure; returns the document of `bench --json`."""
+    model, shape = _load(request)
+    rows, row_tokens = _batch_shape(request, model)
+    batch = _random_batch(model, rows, row_tokens)
+    variants = variants_of(model, batch)
+    seconds = _run_rounds(variants, request.rounds, model.facts.device_type, on_terminal)
+    document: dict[str, Any] = {
+        "device": _device_name(model.facts.device_type),
+        "threads": torch.get_num_threads() if model.facts.device_type == "cpu" else None,
+        "shape": shape,
+        "dtype": model.facts.dtype,
+        "attention": model.facts.attention,
+        "rows": rows,
+        "row_tokens": row_tokens,
+        "rounds": request.rounds,
+        "seconds": {name: statistics.median(times) for name, times in seconds.items()},
+        "tokens_per_s": rows * row_tokens / statistics.median(seconds["full"]),
+        "versions": _versions(),
+        "commit": _commit(),
+    }
+    for name, times in seconds.items():
+        if name != "bare":
+            document[f"ratio_{name}"], document[f"ratio_{name}_se"] = _median_ratio(times, seconds["bare"])
+    document |= _kernels_alone(model, rows, row_tokens)
+    if model.facts.device_type == "cuda":
+        document["mfu"] = flops_per_token(model, row_tokens) * document["tokens_per_s"] / _matrix_rate(model)
+    return document
+
+
+def bench_table(document: dict[str, Any]) -> str:
+    """The same for people."""
+    rows = [
+        [
+            name,
+            1e3 * seconds,
+            document.get(f"ratio_{name}"),
+            document.get(f"ratio_{name}_se"),
+            document["rows"] * document["row_tokens"] / seconds,
+        ]
+        for name, seconds in document["seconds"].items()
+    ]
+    head = ["variant", "ms a batch", "ratio to bare", "± se", "tokens/s"]
+    threads = f", {document['threads']} threads" if document["threads"] else ""
+    kernels = [
+        [name, one["gb_per_s"], one["bandwidth_share"], one["over_pytorch"]]
+        for name, one in document["kernels"].items()
+    ]
+    alone = ["kernel alone", "GB/s", "of a copy's rate", "time over PyTorch's"]
+    lines = [
+        f"{document['shape']}, {document['dtype']}, {document['rows']} x {document['row_tokens']} tokens, "
+        f"{document['rounds']} rounds, {document['device']}{threads}",
+        tabulate(rows, head, floatfmt=("", ",.2f", ".3f", ".3f", ",.0f"), missingval="-"),
+        tabulate(kernels, alone, floatfmt=("", ",.1f", ".2f", ".2f")),
+        f"a copy: {document['copy_gb_per_s']:,.1f} GB/s",
+    ]
+    if "mfu" in document:
+        lines.append(f"the whole pass: {document['mfu']:.0%} of the measured matrix-product rate")
+    return "\n".join(lines)
+
+
+def append_csv(document: dict[str, Any], path: Path) -> None:
+    """Add a row per variant to a table of results."""
+    fixed = ("device", "threads", "shape", "dtype", "rows", "row_tokens", "rounds", "commit")
+    is_new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file)
+        if is_new:
+            writer.writerow([*fixed, "versions", "variant", "seconds", "ratio", "ratio_se"])
+        versions = " ".join(f"{name}={number}" for name, number in document["versions"].items())
+        for name, seconds in document["seconds"].items():
+            ratio, error = (document.get(f"ratio_{name}{suffix}", "") for suffix in ("", "_se"))
+            writer.writerow([*(document[key] for key in fixed), versions, name, seconds, ratio, error])
+
+
+def _run_rounds(
+    variants: dict[str, Variant], rounds: int, device_type: str, on_terminal: bool
+) -> dict[str, list[float]]:
+    """Seconds by variant, one a round; two rounds first that don't count."""
+    shuffler = random.Random(0)
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for number in tqdm(range(-2, rounds), desc="rounds", leave=False, disable=not on_terminal):
+        names = list(variants)
+        shuffler.shuffle(names)
+        for name in names:
+            run, state = variants[name]
+            with state:
+                elapsed = _time(run, device_type)
+            if number >= 0:
+                seconds[name].append(elapsed)
+    return seconds
+
+
+def _time(run: Callable[[], object], device_type: str) -> float:
+    if device_type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if device_type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _median_ratio(times: list[float], bare: list[float]) -> tuple[float, float]:
+    ratios = [ours / theirs for ours, theirs in zip(times, bare, strict=True)]
+    spread = statistics.stdev(ratios) if len(ratios) > 1 else float("nan")
+    return statistics.median(ratios), 1.2533 * spread / len(ratios) ** 0.5
+
+
+def _random_batch(model: LoadedModel, rows: int, row_tokens: int) -> Batch:
+    rng = np.random.default_rng(0)
+    vocabulary = model.model.get_input_embeddings().weight.shape[0]
+    shape = (rows, row_tokens)
+    return Batch(
+        ids_BT=rng.integers(0, vocabulary, shape),
+        kind_BT=np.full(shape, TOKEN, np.uint8),
+        document_BT=np.repeat(np.arange(rows, dtype=np.int32)[:, None], row_tokens, axis=1),
+        position_BT=np.repeat(np.arange(row_tokens, dtype=np.int32)[None], rows, axis=0),
+    )
+
+
+def _kernels_alone(model: LoadedModel, rows: int, row_tokens: int) -> dict[str, Any]:
+    """One layer's op by itself, for the model's activation and the common ones.
+
+    Its rate: the bytes it reads and writes over its time, against a copy on the same device; and its time over that
+    of PyTorch's activation and, in a gated FFN, product.
+    """
+    device, neurons = model.site_devices[0], model.facts.num_neurons
+    dtype = getattr(torch, model.facts.dtype)
+    pre_BTF, up_BTF = (torch.randn(rows, row_tokens, neurons, dtype=dtype, device=device) for _ in range(2))
+    kind_BT = torch.full((rows, row_tokens), TOKEN, dtype=torch.uint8, device=device)
+    tally = LayerTally.empty(neurons, device)
+    source = torch.empty(_COPY_BYTES, dtype=torch.uint8, device=device).random_()
+    target = torch.empty_like(source)
+    op_bytes = (3 if model.facts.gated else 2) * pre_BTF.numel() * dtype.itemsize
+    copy_rate = 2 * _COPY_BYTES / _median_time(lambda: target.copy_(source), device.type)
+
+    def alone(act: nn.Module) -> dict[str, float]:
+        def op() -> object:
+            with torch.inference_mode():
+                if model.facts.gated:
+                    return gated(act, pre_BTF, up_BTF, kind_BT, tally)
+                return plain(act, pre_BTF, kind_BT, tally)
+
+        def pytorch() -> object:
+            with torch.inference_mode():
+                return act(pre_BTF) * up_BTF if model.facts.gated else act(pre_BTF)
+
+        op_s = _median_time(op, device.type)
+        rate = op_bytes / op_s
+        return {
+            "gb_per_s": rate / 1e9,
+            "bandwidth_share": rate / copy_rate,
+            "over_pytorch": op_s / _median_time(pytorch, device.type),
+        }
+
+    own = alone(model.sites[0].act)
+    return {
+        "kernel_gb_per_s": own["gb_per_s"],
+        "copy_gb_per_s": copy_rate / 1e9,
+        "kernel_bandwidth_share": own["bandwidth_share"],
+        "kernels": {name: alone(ACT2FN[name]) for name in _ACTIVATIONS},
+    }
+
+
+def _matrix_rate(model: LoadedModel) -> float:
+    """Floating-point operations a second of one large matrix product in the model's dtype."""
+    size, device = _MATRIX[model.facts.device_type], model.site_devices[0]
+    a, b = (torch.randn(size, size, dtype=getattr(torch, model.facts.dtype), device=device) for _ in range(2))
+    return float(2 * size**3 / _median_time(lambda: a @ b, device.type))
+
+
+def _median_time(run: Callable[[], object], device_type: str, repeats: int = 15) -> float:
+    for _ in range(3):
+        run()
+    return statistics.median(_time(run, device_type) for _ in range(repeats))
+
+
+def _load(request: BenchRequest) -> tuple[LoadedModel, str]:
+    if (request.model is None) == (request.shape is None):
+        raise InputError("bench: name a MODEL or a --shape, one of them")
+    if request.model is not None:
+        if request.layers is not None:
+            raise InputError("--layers cuts a --shape; a MODEL is measured whole")
+        return load_model(request.model, request.device, request.dtype), request.model
+    assert request.shape is not None
+    return random_model(request.shape, request.layers, request.dtype, resolve_device(request.device))
+
+
+def _batch_shape(request: BenchRequest, model: LoadedModel) -> tuple[int, int]:
+    rows, row_tokens = _DEFAULT_BATCH[model.facts.device_type]
+    rows, row_tokens = request.rows or rows, request.row_tokens or min(row_tokens, model.facts.max_row_tokens)
+    if row_tokens > model.facts.max_row_tokens:
+        raise InputError(f"--row-tokens {row_tokens}: the model takes at most {model.facts.max_row_tokens}")
+    return rows, row_tokens
+
+
+def _device_name(device_type: str) -> str:
+    if device_type == "cuda":
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in ("torch", "transformers", "triton"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,165 @@
+"""The commands about what layers predict: lens, agreement. They run the model, then show what the store holds."""
+
+from pathlib import Path
+
+import click
+
+from neurotally.jobs.commands.options import (
+    CORPORA,
+    CORPUS,
+    COUNT,
+    FIGURE,
+    JSON_FLAG,
+    MAX_FILES,
+    MODEL,
+    OUT,
+    PATH,
+    STORE,
+    RunOptions,
+    name_option,
+    run_options,
+)  # fmt: skip
+from neurotally.jobs.commands.output import draw, show
+from neurotally.profiler.errors import InputError
+
+
+@click.command()
+@MODEL
+@STORE
+@click.option("--parallel", type=PATH, required=True, metavar="DIR", help="A parallel corpus, as `embed` reads it.")
+@click.option("--few-shot", type=PATH, required=True, metavar="DIR", help="LANGUAGE_fewshot.txt files, lower case.")
+@click.option("--pairs", default="all", show_default=True, metavar="all|A-B,...", help="Directed: source-target.")
+@click.option("--limit", type=COUNT, default=100, show_default=True, help="The first so many ids.")
+@click.option("--keywords", type=PATH, metavar="DIR", help="A .json file for each language: name, keywords, builtins.")
+@click.option("--english", type=PATH, metavar="FILE", help="English words, one a line.")
+@click.option("--paper", is_flag=True, help="The reference's double BOS, clean-up of spaces and last positions.")
+@name_option("translation")
+@run_options
+@click.option("--prompt", metavar="N|A-B/ID", help="With --figure: layers by tokens of this prompt.")
+@FIGURE
+@OUT
+@JSON_FLAG
+def lens(model: str, store: Path, parallel: Path, few_shot: Path, pairs: str, limit: int, keywords: Path | None,
+         english: Path | None, paper: bool, name: str, run: RunOptions, prompt: str | None,
+         figure: Path | None, out: Path | None, as_json: bool) -> None:  # fmt: skip
+    """What each layer would say next: the logit lens over few-shot translation (arXiv 2506.01074).
+
+    For every layer and position the first tokens, the gold token, and how probable keywords and English words are.
+    The same command goes on where it stopped.
+
+    \b
+    Example:
+      neurotally lens meta-llama/Llama-3.1-8B llama.store --parallel snippets.zip --few-shot prompts/ \\
+          --keywords keywords/ --figure lens.png
+    """
+    from neurotally.analysis.figures.lens import draw_lens, draw_prompt
+    from neurotally.analysis.layers.lens import lens_document, lens_table, read_lens, read_prompt
+    from neurotally.jobs.passes.lens import LensRequest
+    from neurotally.jobs.passes.lens import lens as run_lens
+    from neurotally.jobs.progress import Progress
+    from neurotally.profiler.parallel import read_parallel
+    from neurotally.profiler.token_sets import read_keywords, read_words
+
+    if prompt is not None and figure is None:
+        raise InputError("--prompt: expected --figure FILE.png with it")
+    request = LensRequest(
+        run=run.request(model, store, "lens", name),
+        parallel=read_parallel(parallel, limit),
+        few_shot=few_shot,
+        pairs=pairs,
+        keywords=None if keywords is None else read_keywords(keywords),
+        english=None if english is None else read_words(english),
+        paper=paper,
+    )
+    run_lens(request, Progress())
+    document = lens_document(read_lens(store, name))
+    if prompt is None:
+        draw(figure, draw_lens, document)
+    else:
+        draw(figure, draw_prompt, read_prompt(store, name, prompt))
+    show(document, lens_table(document), as_json, out)
+
+
+@click.command()
+@MODEL
+@STORE
+@CORPORA
+@CORPUS
+@click.option(
+    "--variants",
+    default="all",
+    show_default=True,
+    metavar="all|V,...",
+    help="Of ffn-raw (the paper's), ffn-norm, residual-raw, residual-norm.",
+)
+@click.option(
+    "--context-sizes",
+    metavar="N,...",
+    default="1,2,5,10,20,50,100,200,500,1000",
+    show_default=True,
+    help="Truncated inputs of so many tokens; none: no such inputs.",
+)
+@click.option("--lines", metavar="N,...", default="1,5,10,20,50", show_default=True, help="Of so many lines; or none.")
+@click.option(
+    "--positions",
+    type=COUNT,
+    metavar="N",
+    default=4,
+    show_default=True,
+    help="Drawn in each document, for truncated inputs.",
+)
+@MAX_FILES
+@click.option("--head-bias", is_flag=True, help="Add the output embedding's bias, where there is one.")
+@name_option("agreement")
+@run_options
+@click.option("--context-figure", type=PATH, metavar="FILE.png", help="Draw layers by context sizes.")
+@FIGURE
+@OUT
+@JSON_FLAG
+def agreement(model: str, store: Path, corpora: Path | None, corpus: tuple[str, ...], variants: str,
+              context_sizes: str, lines: str, positions: int, max_files: int | None, head_bias: bool, name: str,
+              run: RunOptions, context_figure: Path | None, figure: Path | None, out: Path | None,
+              as_json: bool) -> None:  # fmt: skip
+    """How often each layer's own first token is the model's (arXiv 2407.04868), by layer and by context size.
+
+    The same command goes on where it stopped.
+
+    \b
+    Example:
+      neurotally agreement NinedayWang/PolyCoder-2.7B polycoder.store --corpora sources/ --max-files 200 \\
+          --figure agreement.png --context-figure contexts.png
+    """
+    from neurotally.analysis.figures.lens import draw_agreement, draw_contexts
+    from neurotally.analysis.layers.agreement import agreement_document, agreement_table
+    from neurotally.jobs.passes.agreement import AgreementRequest
+    from neurotally.jobs.passes.agreement import agreement as run_agreement
+    from neurotally.jobs.progress import Progress
+    from neurotally.profiler.agreement import parse_variants
+
+    request = AgreementRequest(
+        run=run.request(model, store, "lens", name),
+        corpora=corpora,
+        corpus=corpus,
+        variants=parse_variants(variants),
+        token_sizes=_sizes(context_sizes, "--context-sizes"),
+        line_sizes=_sizes(lines, "--lines"),
+        positions=positions,
+        max_files=max_files,
+        head_bias=head_bias,
+    )
+    run_agreement(request, Progress())
+    document = agreement_document(store, name)
+    draw(figure, draw_agreement, document)
+    draw(context_figure, draw_contexts, document)
+    show(document, agreement_table(document), as_json, out)
+
+
+def _sizes(text: str, option: str) -> list[int]:
+    """Whole numbers above 0 with commas between; none of them for `none`."""
+    parts = [] if text == "none" else [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise InputError(f"{option} {text!r}: expected whole numbers above 0 with commas between, or none")
+    return [int(part) for part in parts]
+
+
+LENS_COMMANDS = (lens, agreement)

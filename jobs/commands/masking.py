@@ -1,0 +1,135 @@
+"""The commands that switch neurons off and measure what it costs: ablate (LAPE's), mask (any)."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from neurotally.jobs.commands.options import (
+    COUNT,
+    FIGURE,
+    JSON_FLAG,
+    MAX_FILES,
+    MODEL,
+    OUT,
+    PATH,
+    STORE,
+    RunOptions,
+    name_option,
+    run_options,
+)  # fmt: skip
+from neurotally.jobs.commands.output import draw, show
+
+_WAYS = ("activation", "coefficient", "weights", "weights-no-bias", "mean")
+_DRAWS = 3
+
+
+def _pass_options(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """What both commands take: corpora, how, draws, where to run, what to print. `name`: the group's default."""
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        for option in (
+            JSON_FLAG,
+            OUT,
+            FIGURE,
+            run_options,
+            name_option(name),
+            click.option("--force", is_flag=True, help="Evaluate on documents that chose the neurons, too."),
+            MAX_FILES,
+            click.option("--draws", type=click.IntRange(min=0), default=_DRAWS, show_default=True,
+                         help="Random sets of each kind, for every set."),
+            click.option("--how", type=click.Choice(_WAYS), default="activation", show_default=True,
+                         help="Set the activation or the coefficient to 0, zero the key's weights with or without its "
+                              "bias, or put the corpus's mean coefficient in its place."),
+            click.option("--corpora", type=PATH, metavar="DIR", required=True,
+                         help="Held-out files: one subfolder per corpus."),
+        ):  # fmt: skip
+            command = option(command)
+        return command
+
+    return add
+
+
+@click.command()
+@MODEL
+@STORE
+@click.option("--neurons", type=PATH, metavar="FILE.json", help="A mask file instead of the store's own selection.")
+@click.option("--per-corpus", type=COUNT, metavar="N", default=400, show_default=True,
+              help="LAPE's balanced selection; for another one: `lape --out`, and --neurons.")  # fmt: skip
+@click.option("--quantile", type=click.FloatRange(0, 1), default=0.95, show_default=True, help="The bar.")
+@_pass_options("ablate")
+def ablate(
+    model: str, store: Path, neurons: Path | None, per_corpus: int, quantile: float, corpora: Path, how: str,
+    draws: int, max_files: int | None, force: bool, name: str, run: RunOptions, figure: Path | None,
+    out: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """What switching off each corpus's neurons (LAPE) costs every corpus, on held-out files in DIR.
+
+    Beside as many random neurons of the same layers, and as many random ones above LAPE's bar. Documents of the store
+    are left out of DIR, and counted. The same command goes on where it stopped.
+
+    \b
+    Example:
+      neurotally ablate codellama/CodeLlama-7b-hf llama.store --corpora heldout/ --figure ablation.png
+    """
+    from neurotally.analysis.figures.losses import draw_ablation
+    from neurotally.analysis.languages.rule import Rule
+    from neurotally.analysis.masking.losses import read_losses
+    from neurotally.analysis.masking.losses_report import ablation_document, ablation_table
+    from neurotally.jobs.passes.ablation import ablation_request
+    from neurotally.jobs.passes.loss import measure_losses
+    from neurotally.jobs.progress import Progress
+
+    progress = Progress()
+    rule = Rule(quantile, "balanced", per_corpus)
+    request = ablation_request(
+        run.request(model, store, "loss", name), corpora, rule if neurons is None else neurons, draws, how,
+        max_files=max_files, force=force, note=progress.note,
+    )  # fmt: skip
+    measure_losses(request, progress)
+    document = ablation_document(read_losses(store, name))
+    draw(figure, draw_ablation, document)
+    show(document, ablation_table(document), as_json, out)
+
+
+@click.command()
+@MODEL
+@STORE
+@click.option("--neurons", type=PATH, metavar="FILE.json", required=True,
+              help="Named sets of neurons, as `lape --out` and `concepts --out` write them.")  # fmt: skip
+@click.option("--regex", type=PATH, metavar="FILE.toml", help="[concepts] NAME = 'regular expression' lines.")
+@_pass_options("mask")
+def mask(
+    model: str, store: Path, neurons: Path, regex: Path | None, corpora: Path, how: str, draws: int,
+    max_files: int | None, force: bool, name: str, run: RunOptions, figure: Path | None, out: Path | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """What switching off named sets of neurons costs: loss, perplexity and top-1 accuracy on held-out files in DIR.
+
+    With --regex apart for tokens in each concept's matches, the rest of their lines, other tokens of the same files,
+    and files without it. Beside as many random neurons of the same layers. Files whose triggers chose the neurons are
+    refused. The same command goes on where it stopped.
+
+    \b
+    Example:
+      neurotally mask llama/ llama.store --neurons concepts.json --regex concepts.toml --corpora heldout/
+    """
+    from neurotally.analysis.figures.losses import draw_mask
+    from neurotally.analysis.keys.places import read_concepts
+    from neurotally.analysis.masking.losses import read_losses
+    from neurotally.analysis.masking.losses_report import mask_document, mask_table
+    from neurotally.jobs.passes.ablation import mask_request
+    from neurotally.jobs.passes.loss import measure_losses
+    from neurotally.jobs.progress import Progress
+
+    concepts = {} if regex is None else read_concepts(regex)
+    request = mask_request(
+        run.request(model, store, "loss", name), corpora, neurons, concepts, draws, how, max_files, force
+    )
+    measure_losses(request, Progress())
+    document = mask_document(read_losses(store, name))
+    draw(figure, draw_mask, document)
+    show(document, mask_table(document), as_json, out)
+
+
+LOSS_COMMANDS = (mask, ablate)

@@ -1,0 +1,180 @@
+"""Options that several commands share, each written once; a group of them reaches a command as one argument."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+if TYPE_CHECKING:
+    from neurotally.analysis.languages.rule import Rule
+    from neurotally.jobs.key_texts import TextRequest
+    from neurotally.jobs.passes.run import PassRequest
+    from neurotally.jobs.worker import ModelConfig
+
+PATH = click.Path(path_type=Path)
+COUNT = click.IntRange(min=1)
+MODEL = click.argument("model", metavar="MODEL[@REVISION]")
+STORE = click.argument("store", type=PATH)
+CORPORA = click.option("--corpora", type=PATH, metavar="DIR", help="A folder with one subfolder per corpus.")
+CORPUS = click.option(
+    "--corpus",
+    multiple=True,
+    metavar="NAME=SOURCE",
+    help="SOURCE: DIR, DIR::GLOB, FILE.jsonl[::COLUMN], FILE.parquet[::COLUMN] or hf:NAME[/CONFIG][::COLUMN].",
+)
+MAX_FILES = click.option(
+    "--max-files", type=COUNT, metavar="N", help="The first N documents of each corpus, in hash order."
+)
+JSON_FLAG = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+OUT = click.option("--out", type=PATH, metavar="FILE.json", help="Write the JSON document there.")
+FIGURE = click.option("--figure", type=PATH, metavar="FILE.png", help="Draw it (.png, .pdf or .svg).")
+
+Command = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How the model is run."""
+
+    workers: int | None
+    device: str
+    dtype: str
+    address: str | None
+    trust_remote_code: bool
+
+    def config(self, model: str) -> "ModelConfig":
+        """The model to load."""
+        from neurotally.jobs.worker import ModelConfig
+
+        return ModelConfig(model, self.device, self.dtype, self.trust_remote_code)
+
+    def request(
+        self, model: str, store: Path, family: Literal["embeddings", "lens", "loss"], name: str
+    ) -> "PassRequest":
+        """A pass whose result goes to STORE/FAMILY/NAME; an InputError where `name` can't be a folder's."""
+        from neurotally.jobs.passes.run import PassRequest
+        from neurotally.profiler.corpus import check_names
+
+        check_names([name], "--name")
+        return PassRequest(self.config(model), store, f"{family}/{name}", self.workers, self.address)
+
+
+@dataclass(frozen=True)
+class RuleOptions:
+    """How LAPE chooses."""
+
+    select: Literal["balanced", "top"]
+    per_corpus: int
+    top_rate: float
+    quantile: float
+
+    def rule(self) -> "Rule":
+        """The same, to choose with."""
+        from neurotally.analysis.languages.rule import Rule
+
+        return Rule(self.quantile, self.select, self.per_corpus, self.top_rate)
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """Where a store's texts and its tokenizer are."""
+
+    corpora: Path | None
+    corpus_source: tuple[str, ...]
+    model: str | None
+    trust_remote_code: bool
+
+    def request(self, store: Path) -> "TextRequest":
+        """The same, to read the texts of `store` with."""
+        from neurotally.jobs.key_texts import TextRequest
+
+        return TextRequest(store, self.corpora, self.corpus_source, self.model, self.trust_remote_code)
+
+
+def as_one(argument: str, group: type, *options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """A decorator that adds `options`; their values reach the command as a `group`, its argument `argument`."""
+    names = [field.name for field in fields(group)]
+
+    def decorate(command: Command) -> Command:
+        @wraps(command)
+        def with_group(**values: Any) -> None:
+            own = {name: values.pop(name) for name in names}
+            command(**values, **{argument: group(**own)})
+
+        decorated: Command = with_group
+        for option in reversed(options):
+            decorated = option(decorated)
+        return decorated
+
+    return decorate
+
+
+run_options = as_one(
+    "run",
+    RunOptions,
+    click.option("--workers", type=COUNT, help="Default: one per GPU, else 1. More than one run as Ray actors."),
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
+    click.option(
+        "--dtype",
+        type=click.Choice(["auto", "bfloat16", "float32"]),
+        default="auto",
+        show_default=True,
+        help="auto: the checkpoint's on a GPU, float32 on the CPU.",
+    ),
+    click.option(
+        "--address", metavar="RAY", help="Join the Ray cluster at this address (its nodes see the same files)."
+    ),
+    click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model. Only if you trust it."),
+)
+"""The argument `run`, a RunOptions."""
+
+rule_options = as_one(
+    "chosen_by",
+    RuleOptions,
+    click.option(
+        "--select",
+        type=click.Choice(["balanced", "top"]),
+        default="balanced",
+        show_default=True,
+        help="LAPE's choice. balanced: as many for each corpus. top: the lowest entropies over all.",
+    ),
+    click.option("--per-corpus", type=COUNT, metavar="N", default=400, show_default=True, help="With balanced."),
+    click.option(
+        "--top-rate",
+        type=click.FloatRange(0, 1),
+        default=0.01,
+        show_default=True,
+        help="With top: share of all neurons.",
+    ),
+    click.option(
+        "--quantile",
+        type=click.FloatRange(0, 1),
+        default=0.95,
+        show_default=True,
+        help="The bar: a neuron's activation rate must exceed this quantile of all rates.",
+    ),
+)
+"""The argument `chosen_by`, a RuleOptions."""
+
+text_options = as_one(
+    "texts",
+    TextOptions,
+    click.option("--corpora", type=PATH, metavar="DIR", help="Where the corpora are, if they have moved."),
+    click.option(
+        "--corpus-source",
+        multiple=True,
+        metavar="NAME=SOURCE",
+        help="Where one corpus is now; as `profile --corpus` takes it.",
+    ),
+    click.option("--model", metavar="MODEL[@REVISION]", help="Where the tokenizer is, if it has moved."),
+    click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the tokenizer."),
+)
+"""The argument `texts`, a TextOptions."""
+
+
+def name_option(default: str) -> Callable[[Command], Command]:
+    """--name, of what a pass leaves in the store."""
+    return click.option("--name", default=default, show_default=True, help="Of the result in the store.")

@@ -1,0 +1,168 @@
+"""The commands about sets of neurons: lape, stability, sweep, profiles, compare. They read stores and load no torch."""
+
+from pathlib import Path
+
+import click
+
+from neurotally.jobs.commands.options import COUNT, FIGURE, JSON_FLAG, OUT, PATH, STORE, RuleOptions, rule_options
+from neurotally.jobs.commands.output import draw, show
+
+
+@click.command()
+@STORE
+@rule_options
+@click.option("--error-bars", is_flag=True, help="Intervals for every specific neuron, from the groups in the store.")
+@click.option("--archive", type=PATH, metavar="FILE.npz", help="With --error-bars: those of all neurons.")
+@FIGURE
+@OUT
+@JSON_FLAG
+def lape(store: Path, chosen_by: RuleOptions, error_bars: bool, archive: Path | None, figure: Path | None,
+         out: Path | None, as_json: bool) -> None:  # fmt: skip
+    """Find the neurons that are specific to each corpus (LAPE, arXiv 2402.16438, as in arXiv 2506.01074).
+
+    \b
+    Example:
+      neurotally lape llama.store --out neurons.json --error-bars
+    """
+    from neurotally.analysis.figures.charts import draw_layers
+    from neurotally.analysis.figures.sets import draw_error_bars
+    from neurotally.analysis.languages.counts import read_counts, read_group_counts
+    from neurotally.analysis.languages.jackknife import error_bars as jackknife
+    from neurotally.analysis.languages.jackknife import save_error_bars
+    from neurotally.analysis.languages.jackknife_report import error_bars_document, error_bars_table
+    from neurotally.analysis.languages.lape_report import lape_document, lape_table
+
+    rule = chosen_by.rule()
+    groups = read_group_counts(store) if error_bars else None
+    counts = groups.total() if groups else read_counts(store)
+    selection = rule.choose(counts)
+    document, text = lape_document(counts, selection), lape_table(counts, selection)
+    if groups:
+        bars = jackknife(groups)
+        document["error_bars"] = error_bars_document(bars, selection)
+        text += "\n\n" + error_bars_table(bars, selection)
+        if archive is not None:
+            save_error_bars(bars, archive)
+        draw(figure, draw_error_bars, document)
+    else:
+        draw(figure, lambda of: draw_layers(of["specific"], of["exclusive"], of["layers"]), document)
+    show(document, text, as_json, out)
+
+
+@click.command()
+@STORE
+@rule_options
+@click.option("--samples", type=COUNT, default=20, show_default=True, help="Half-samples; an even number.")
+@click.option("--orders", type=COUNT, default=6, show_default=True, help="Orders for the curve; an even number.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@FIGURE
+@OUT
+@JSON_FLAG
+def stability(store: Path, chosen_by: RuleOptions, samples: int, orders: int, seed: int, figure: Path | None,
+              out: Path | None, as_json: bool) -> None:  # fmt: skip
+    """Which of LAPE's neurons would other text of the same kind choose, and how much text is enough?
+
+    \b
+    Example:
+      neurotally stability llama.store --figure stability.png
+    """
+    from neurotally.analysis.figures.sets import draw_stability
+    from neurotally.analysis.languages.counts import read_group_counts
+    from neurotally.analysis.languages.stability import stability as resample
+    from neurotally.analysis.languages.stability_report import stability_document, stability_table
+
+    groups = read_group_counts(store)
+    found = resample(groups, chosen_by.rule(), samples, orders, seed)
+    document = stability_document(groups, found)
+    draw(figure, draw_stability, document)
+    show(document, stability_table(groups, found), as_json, out)
+
+
+@click.command()
+@STORE
+@click.option(
+    "--quantile", type=click.FloatRange(0, 1), multiple=True, metavar="Q", help="Default: 0.9 0.925 0.95 0.975 0.99"
+)
+@click.option("--per-corpus", type=COUNT, multiple=True, metavar="N", help="Default: 100 200 400 800 1600")
+@click.option("--top-rate", type=click.FloatRange(0, 1), multiple=True, metavar="R", help="Default: 0.0025 ... 0.04")
+@FIGURE
+@OUT
+@JSON_FLAG
+def sweep(store: Path, quantile: tuple[float, ...], per_corpus: tuple[int, ...], top_rate: tuple[float, ...],
+          figure: Path | None, out: Path | None, as_json: bool) -> None:  # fmt: skip
+    """LAPE at every setting of a grid: set sizes, overlaps, profiles by layer.
+
+    Give --quantile, --per-corpus and --top-rate as often as you like.
+
+    \b
+    Example:
+      neurotally sweep llama.store --quantile 0.95 --per-corpus 200 --per-corpus 400
+    """
+    from neurotally.analysis.figures.sets import draw_sweep
+    from neurotally.analysis.languages.counts import read_counts
+    from neurotally.analysis.languages.sweep import PER_CORPUS, QUANTILES, sweep_document, sweep_table
+    from neurotally.analysis.languages.sweep import sweep as run
+
+    counts = read_counts(store)
+    found = run(counts, quantile or QUANTILES, per_corpus or PER_CORPUS, top_rate or None)
+    document = sweep_document(counts, found)
+    draw(figure, draw_sweep, document)
+    show(document, sweep_table(counts, found), as_json, out)
+
+
+@click.command()
+@STORE
+@rule_options
+@click.option("--overlap-figure", type=PATH, metavar="FILE.png", help="Draw the overlap of every two corpora.")
+@FIGURE
+@OUT
+@JSON_FLAG
+def profiles(store: Path, chosen_by: RuleOptions, overlap_figure: Path | None, figure: Path | None,
+             out: Path | None, as_json: bool) -> None:  # fmt: skip
+    """Where each corpus's neurons sit, layer by layer, and which corpora share them.
+
+    \b
+    Example:
+      neurotally profiles llama.store --figure profiles.png --overlap-figure overlap.png
+    """
+    from neurotally.analysis.figures.sets import draw_overlap, draw_profiles
+    from neurotally.analysis.languages.counts import read_counts
+    from neurotally.analysis.languages.profiles import profiles_document, profiles_table
+
+    counts, rule = read_counts(store), chosen_by.rule()
+    selection = rule.choose(counts)
+    document = profiles_document(counts, rule, selection)
+    draw(figure, draw_profiles, document)
+    draw(overlap_figure, lambda of: draw_overlap(of["corpora"], of["overlap"]), document)
+    show(document, profiles_table(counts, rule, selection), as_json, out)
+
+
+@click.command()
+@STORE
+@click.argument("other", type=PATH, metavar="STORE")
+@rule_options
+@FIGURE
+@OUT
+@JSON_FLAG
+def compare(store: Path, other: Path, chosen_by: RuleOptions, figure: Path | None, out: Path | None,
+            as_json: bool) -> None:  # fmt: skip
+    """Two stores side by side: do their neurons sit in the same places? Only corpora that both have.
+
+    \b
+    Example:
+      neurotally compare codellama.store llama.store --figure compare.png
+    """
+    from neurotally.analysis.figures.sets import draw_compare
+    from neurotally.analysis.languages.compare import compare as side_by_side
+    from neurotally.analysis.languages.compare import compare_document, compare_table, store_labels
+    from neurotally.analysis.languages.counts import read_counts
+
+    counts = [read_counts(path) for path in (store, other)]
+    labels = store_labels(counts, [str(store), str(other)])
+    found = side_by_side(counts, labels, chosen_by.rule())
+    document = compare_document(found)
+    draw(figure, draw_compare, document)
+    show(document, compare_table(found), as_json, out)
+
+
+SET_COMMANDS = (lape, stability, sweep, profiles, compare)

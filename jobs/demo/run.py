@@ -1,0 +1,131 @@
+"""`neurotally demo`: the whole way once, in under three minutes on a laptop, with nothing but what is installed.
+
+    DIR/corpus/{train,heldout,evaluation}/LANGUAGE/   source code found on this machine
+    DIR/model/                                        a small Llama, trained on `train`
+    DIR/store/                                        its neurons over `heldout`
+    DIR/lape.json                                     each language's neurons
+    DIR/ablation.json                                 what switching them off costs, on `evaluation`
+    DIR/layers.png, DIR/ablation.png                  pictures of both
+
+Every step that has left its result is skipped, so the same command goes on where it stopped. Neurons are chosen
+on `heldout` and judged on `evaluation`: the same files for both would flatter them.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from neurotally.analysis.figures.charts import draw_layers, save_figure
+from neurotally.analysis.figures.losses import draw_ablation
+from neurotally.analysis.languages.counts import read_counts
+from neurotally.analysis.languages.lape import Selection
+from neurotally.analysis.languages.lape_report import lape_document, lape_table
+from neurotally.analysis.languages.rule import Rule
+from neurotally.analysis.masking.losses import read_losses
+from neurotally.analysis.masking.losses_report import ablation_document
+from neurotally.analysis.text_table import text_table
+from neurotally.jobs.demo.corpus import gather
+from neurotally.jobs.demo.model import train
+from neurotally.jobs.passes.ablation import ablation_request
+from neurotally.jobs.passes.loss import measure_losses
+from neurotally.jobs.passes.run import PassRequest
+from neurotally.jobs.profile import ProfileRequest, profile
+from neurotally.jobs.progress import Progress
+from neurotally.jobs.worker import ModelConfig
+from neurotally.profiler.errors import InputError
+from neurotally.profiler.store import replace_json
+
+RULE = Rule(quantile=0.9, per_corpus=100)
+"""4 % of the model's 2,560 neurons a language, from a lower bar than `lape`'s own: a model trained for a minute has
+few neurons that fire often, and 40 of them cost its languages little more than random ones do."""
+EVALUATION_FILES, EVALUATION_FILE_TOKENS = 12, 600
+"""Of each language, for every cell of the matrix."""
+RANDOM_DRAWS = 2
+_GROUP = "loss/ablate"
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo found."""
+
+    folder: Path
+    selection: Selection
+    ablation: dict[str, Any]
+    """The document of `ablate`."""
+    lape_text: str
+
+    def text(self) -> str:
+        """For people: both tables, where everything lies and what to type next."""
+        corpora, over_random = self.ablation["corpora"], self.ablation["change_over_random"]
+        errors = self.ablation["in_standard_errors"]
+        rows = [
+            [name, *(f"{value:+.3f}" for value in row), f"{errors[index][index]:+.1f}"]
+            for index, (name, row) in enumerate(zip(corpora, over_random, strict=True))
+        ]
+        table = text_table(("switched off", *corpora, "own in errors"), rows)
+        hits = sum(row.index(max(row)) == index for index, row in enumerate(over_random))
+        store = self.folder / "store"
+        return (
+            f"{self.lape_text}\n\n"
+            f"What switching them off costs on other files, beyond as many random neurons in the same layers\n"
+            f"(nats per token; mean of {RANDOM_DRAWS} draws; standard errors over files):\n{table}\n"
+            f"{hits} of {len(corpora)} languages lose most themselves.\n\n"
+            f"Pictures:  {self.folder / 'layers.png'}, {self.folder / 'ablation.png'}\n"
+            f"Store:     {store}, to open with xarray.open_zarr({str(store)!r}, group='corpora/python')\n"
+            f"Next:      neurotally lape {store} --select top\n"
+            f"           neurotally profile MODEL my.store --corpora FOLDER    # your model, your code"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As a plain dictionary."""
+        return {"folder": str(self.folder), "ablation": self.ablation}
+
+
+def demo(folder: Path, workers: int, progress: Progress) -> DemoResult:
+    """Run what is still to do in `folder`, and read what is there."""
+    _refuse_other_folder(folder)
+    if not (folder / "corpus").exists():
+        progress.note("1/5 gathering source code on this machine …")
+        gather(folder / "corpus", progress=progress.on_terminal)
+    if not (folder / "model").exists():
+        progress.note("2/5 training a small Llama on it, about a minute …")
+        train(folder / "corpus" / "train", folder / "model", progress=progress.on_terminal)
+    progress.note(f"3/5 profiling its neurons over held-out files on {workers} workers …")
+    model = ModelConfig(str(folder / "model"), device="cpu", dtype="float32")
+    request = ProfileRequest(model, folder / "store", corpora=folder / "corpus" / "heldout", workers=workers)
+    profile(request, progress)
+    progress.note("4/5 finding each language's neurons, switching them off …")
+    counts = read_counts(folder / "store")
+    selection = RULE.choose(counts)
+    replace_json(folder / "lape.json", lape_document(counts, selection))
+    ablation = _ablation(folder, model, progress)
+    progress.note("5/5 drawing …")
+    _draw(folder, selection, ablation)
+    return DemoResult(folder, selection, ablation, lape_table(counts, selection))
+
+
+def _ablation(folder: Path, model: ModelConfig, progress: Progress) -> dict[str, Any]:
+    request = ablation_request(
+        PassRequest(model, folder / "store", _GROUP), folder / "corpus" / "evaluation", RULE, RANDOM_DRAWS,
+        candidate_draws=0, max_files=EVALUATION_FILES, document_tokens=EVALUATION_FILE_TOKENS, note=progress.note,
+    )  # fmt: skip
+    measure_losses(request, progress)
+    document = ablation_document(read_losses(folder / "store", "ablate"))
+    replace_json(folder / "ablation.json", document)
+    return document
+
+
+def _draw(folder: Path, selection: Selection, ablation: dict[str, Any]) -> None:
+    num_layers = selection.entropy_LF.shape[0]
+    layers = draw_layers(selection.specific, selection.exclusive, num_layers, "Where each language's neurons sit")
+    save_figure(layers, folder / "layers.png")
+    save_figure(draw_ablation(ablation), folder / "ablation.png")
+
+
+def _refuse_other_folder(folder: Path) -> None:
+    ours = {"corpus", "model", "store", "lape.json", "ablation.json", "layers.png", "ablation.png"}
+    ours |= {".corpus.partial", ".model.partial"}
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file, expected a folder for the demo")
+    if folder.is_dir() and (others := {path.name for path in folder.iterdir()} - ours):
+        raise InputError(f"{folder} holds other things ({sorted(others)[0]}); name a new folder: neurotally demo DIR")

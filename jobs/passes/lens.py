@@ -1,0 +1,401 @@
+"""The pass behind `neurotally lens`: the logit lens over few-shot translation prompts of a parallel corpus.
+
+    STORE/lens/NAME/   attrs: pairs, sets, empty_sets, paper, skipped; identity as in `passes`
+      by prompt (prompt), in the order of the pairs and, in each, of the ids
+        prompt_id, prompt_source, prompt_target   string, and uint16 numbers of languages
+        prompt_status                             uint8: 0 counted, 1 longer than the context, 2 no target token
+        prompt_tokens, prompt_positions           uint32: tokens of the prompt, positions that were read
+        prompt_gold_probability, prompt_gold_rank, prompt_gold_top, prompt_gold_probability_top, prompt_gold_rank_top
+            float32 (prompt, layer): means over positions; _top counts the first 10 tokens alone, and gold_top is the
+            share of positions whose gold token is among them
+        prompt_mass, prompt_mass_top, prompt_rank_top, prompt_hit    float32 (prompt, layer, set): likewise; hit: the
+            share of positions with a token of the set among the first 10
+        control_mass, control_mass_top, control_rank_top, control_hit    the same of each set's random control
+      by position (position), in the order of the prompts
+        position_prompt, gold_index, gold_id, input_id    uint32: the prompt; which of its tokens is predicted; its id;
+            the token before it
+        top_id, top_probability   uint32, float32 (position, layer, rank)
+        gold_probability, gold_rank   float32, uint32 (position, layer)
+        mass   float32 (position, layer, set): over the full softmax
+      language, set, token    string: names; what each token of the vocabulary spells
+      member_set, member_token, control_token    uint16, uint32 (member): the tokens of each set and of its control
+
+Layers are counted from 0, after the first block.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neurotally.jobs.passes.run import PassRequest, PassResult, Plan, run_pass
+from neurotally.jobs.profile import TOKEN_BUDGET
+from neurotally.jobs.progress import Progress
+from neurotally.profiler import store
+from neurotally.profiler.batches import lay_out
+from neurotally.profiler.errors import InputError
+from neurotally.profiler.lens import TOP, Lens
+from neurotally.profiler.lens_reading import Readings, SetColumns, read_layers
+from neurotally.profiler.memory import halving
+from neurotally.profiler.model import LoadedModel, ModelFacts
+from neurotally.profiler.parallel import ParallelTexts
+from neurotally.profiler.prompts import PromptTokens, build_prompt, read_few_shot, tokenise_prompts
+from neurotally.profiler.texts import load_tokenizer
+from neurotally.profiler.token_sets import TokenSets, find_token_sets
+
+FAMILY = "lens"
+COUNTED, TOO_LONG, NO_TARGET = range(3)
+STATUS = ("counted", "longer than the context", "no target token")
+_TASK_PROMPTS = 25
+_NONE = 2**32 - 1
+_PROMPT_LAYER, _PROMPT_SET = ("prompt", "layer"), ("prompt", "layer", "set")
+_GOLD_MEANS = ("gold_probability", "gold_rank", "gold_top", "gold_probability_top", "gold_rank_top")
+_SET_MEANS = ("mass", "mass_top", "rank_top", "hit")
+SCHEMA: Mapping[str, store.ArraySpec] = {
+    "prompt_id": store.ArraySpec("string", ("prompt",), ""),
+    "prompt_source": store.ArraySpec("uint16", ("prompt",), 2**16 - 1),
+    "prompt_target": store.ArraySpec("uint16", ("prompt",), 2**16 - 1),
+    "prompt_status": store.ArraySpec("uint8", ("prompt",), 255),
+    "prompt_tokens": store.ArraySpec("uint32", ("prompt",), _NONE),
+    "prompt_positions": store.ArraySpec("uint32", ("prompt",), _NONE),
+    **{f"prompt_{name}": store.ArraySpec("float32", _PROMPT_LAYER, np.nan) for name in _GOLD_MEANS},
+    **{f"prompt_{name}": store.ArraySpec("float32", _PROMPT_SET, np.nan) for name in _SET_MEANS},
+    **{f"control_{name}": store.ArraySpec("float32", _PROMPT_SET, np.nan) for name in _SET_MEANS},
+    "position_prompt": store.ArraySpec("uint32", ("position",), _NONE),
+    "gold_index": store.ArraySpec("uint32", ("position",), _NONE),
+    "gold_id": store.ArraySpec("uint32", ("position",), _NONE),
+    "input_id": store.ArraySpec("uint32", ("position",), _NONE),
+    "top_id": store.ArraySpec("uint32", ("position", "layer", "rank"), _NONE),
+    "top_probability": store.ArraySpec("float32", ("position", "layer", "rank"), np.nan),
+    "gold_probability": store.ArraySpec("float32", ("position", "layer"), np.nan),
+    "gold_rank": store.ArraySpec("uint32", ("position", "layer"), _NONE),
+    "mass": store.ArraySpec("float32", ("position", "layer", "set"), np.nan),
+    "language": store.ArraySpec("string", ("language",), ""),
+    "set": store.ArraySpec("string", ("set",), ""),
+    "token": store.ArraySpec("string", ("token",), ""),
+    "member_set": store.ArraySpec("uint16", ("member",), 2**16 - 1),
+    "member_token": store.ArraySpec("uint32", ("member",), _NONE),
+    "control_token": store.ArraySpec("uint32", ("member",), _NONE),
+}
+
+
+@dataclass(frozen=True)
+class LensRequest:
+    """What `neurotally lens` was asked for."""
+
+    run: PassRequest
+    parallel: ParallelTexts
+    few_shot: Path
+    """A folder of LANGUAGE_fewshot.txt."""
+    pairs: str = "all"
+    """`all` directed pairs, or A-B,C-D,..."""
+    keywords: Mapping[str, Sequence[str]] | None = None
+    english: Sequence[str] | None = None
+    paper: bool = False
+
+
+@dataclass(frozen=True)
+class PromptTask:
+    """Some snippets of one directed pair."""
+
+    source: str
+    target: str
+    first: int
+    """Number of its first snippet in the pair."""
+    snippets: tuple[str, ...]
+    translations: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """What tells it from the pass's other tasks."""
+        return f"{self.source}\0{self.target}\0{self.first}"
+
+    def __str__(self) -> str:
+        return f"prompts {self.first} to {self.first + len(self.snippets) - 1} of {self.source}-{self.target}"
+
+
+@dataclass(frozen=True)
+class LensJob:
+    """The config of the pass."""
+
+    few_shot: Mapping[str, Sequence[str]]
+    """Lines by language."""
+    set_ids: tuple[np.ndarray, ...]
+    """The sets' tokens, then those of their controls."""
+    paper: bool
+    token_budget: int
+    """Cells of a rectangle."""
+
+    def bind(self, model: LoadedModel) -> "LensWorker":
+        """The pass on a loaded model."""
+        return LensWorker(model, self)
+
+
+class LensWorker:
+    """The pass on a loaded model: pure functions of (config, task)."""
+
+    def __init__(self, model: LoadedModel, job: LensJob):
+        self._model = model
+        self._job = job
+        self._lens = Lens(model)
+        self._columns = SetColumns(job.set_ids, self._lens.vocabulary)
+
+    def prepare(self, task: PromptTask) -> tuple[PromptTask, list[PromptTokens]]:
+        """Build and tokenise the prompts."""
+        source_lines, target_lines = (self._job.few_shot[language] for language in (task.source, task.target))
+        prompts = [
+            build_prompt(task.source, task.target, source_lines, target_lines, snippet, translation)
+            for snippet, translation in zip(task.snippets, task.translations, strict=True)
+        ]
+        return task, tokenise_prompts(self._model.tokenizer, prompts, self._model.special_ids, self._job.paper)
+
+    def compute(self, prepared: tuple[PromptTask, list[PromptTokens]], hint: np.ndarray | None = None) -> PassResult:
+        """Run the model over a task's prompts; those that can't be read have no positions."""
+        start = time.perf_counter()
+        task, prompts = prepared
+        status = np.array([self._status(prompt) for prompt in prompts], np.uint8)
+        read, _ = halving(
+            self._job.token_budget,
+            lambda budget: self._read(prompts, status == COUNTED, budget),
+            "a single row doesn't fit in memory",
+        )
+        arrays: dict[str, np.ndarray] = {
+            "prompt_status": status,
+            "prompt_tokens": np.array([len(prompt.ids) for prompt in prompts], np.uint32),
+            **read,
+        }
+        tokens = sum(len(row.ids) for prompt in prompts for row in prompt.rows)
+        return PassResult(task.key, arrays, tokens, time.perf_counter() - start)
+
+    def _status(self, prompt: PromptTokens) -> int:
+        if not prompt.rows:
+            return NO_TARGET
+        return TOO_LONG if prompt.longest_row > self._model.facts.max_row_tokens else COUNTED
+
+    def _read(self, prompts: list[PromptTokens], counted_n: np.ndarray, budget: int) -> dict[str, np.ndarray]:
+        """The arrays by position, and the means by prompt."""
+        rows = [(number, row) for number, prompt in enumerate(prompts) if counted_n[number] for row in prompt.rows]
+        # By token of the rows: which token of the prompt is predicted there; -1: none.
+        gold_T = np.full(sum(len(row.ids) for _, row in rows), -1, np.int64)
+        lengths = np.array([len(row.ids) for _, row in rows], np.int64)
+        prompt_T = np.repeat(np.array([number for number, _ in rows], np.int64), lengths)
+        start = 0
+        for _, row in rows:
+            gold_T[start + np.array(row.positions)] = row.gold
+            start += len(row.ids)
+        laid_out = lay_out(
+            [(number, row.ids) for number, (_, row) in enumerate(rows)], self._model.special_ids, "documents",
+            self._model.facts.max_row_tokens,
+        )  # fmt: skip
+        tokens, readings = [], []
+        for found in self._lens.rectangles(laid_out, gold_T >= 0, budget):
+            gold_n = np.array([prompts[prompt_T[token]].ids[gold_T[token]] for token in found.token_n], np.int64)
+            vectors = self._lens.vectors(found.ids_BT, found.at_BT)
+            readings.append(read_layers(self._lens, vectors, gold_n, self._columns))
+            tokens.append(found.token_n)
+        token_N = np.concatenate([np.empty(0, np.int64), *tokens])
+        order_N = np.lexsort((gold_T[token_N], prompt_T[token_N]))
+        token_N = token_N[order_N]
+        prompt_N, index_N = prompt_T[token_N], gold_T[token_N]
+        read = _joined(readings, order_N, self._shape)
+        gold_id = [prompts[number].ids[index] for number, index in zip(prompt_N, index_N, strict=True)]
+        return {
+            "prompt_positions": np.bincount(prompt_N, minlength=len(prompts)).astype(np.uint32),
+            "gold_index": index_N.astype(np.uint32),
+            "gold_id": np.array(gold_id, np.uint32),
+            "input_id": laid_out.ids_N[token_N].astype(np.uint32),
+            "top_id": read.top_id_NLK,
+            "top_probability": read.top_probability_NLK,
+            "gold_probability": read.gold_probability_NL,
+            "gold_rank": read.gold_rank_NL,
+            "mass": read.mass_NLS[:, :, : self._num_sets],
+            **self._means(read, prompt_N, len(prompts)),
+        }
+
+    @property
+    def _num_sets(self) -> int:
+        return len(self._job.set_ids) // 2
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        return self._model.facts.num_layers, min(TOP, self._lens.vocabulary), len(self._job.set_ids)
+
+    def _means(self, read: Readings, prompt_N: np.ndarray, num_prompts: int) -> dict[str, np.ndarray]:
+        is_top_NL = read.gold_rank_NL <= TOP
+        by_gold = (
+            read.gold_probability_NL, read.gold_rank_NL, is_top_NL, np.where(is_top_NL, read.gold_probability_NL, 0),
+            np.where(is_top_NL, read.gold_rank_NL, TOP + 1),
+        )  # fmt: skip
+        by_set = (read.mass_NLS, read.mass_top_NLS, read.rank_top_NLS, read.rank_top_NLS <= TOP)
+        means = {
+            f"prompt_{name}": _means_by(values, prompt_N, num_prompts)
+            for name, values in zip(_GOLD_MEANS, by_gold, strict=True)
+        }
+        for name, values_NLS in zip(_SET_MEANS, by_set, strict=True):
+            mean = _means_by(values_NLS, prompt_N, num_prompts)
+            means[f"prompt_{name}"] = mean[:, :, : self._num_sets]
+            means[f"control_{name}"] = mean[:, :, self._num_sets :]
+        return means
+
+
+def lens(request: LensRequest, progress: Progress) -> dict[str, Any]:
+    """Bring the store to hold the lens asked for; returns the group's attributes."""
+    pairs = directed_pairs(request.pairs, request.parallel.languages)
+    few_shot = _few_shot_lines(request.few_shot, pairs)
+
+    def make_plan(facts: ModelFacts, path: Path) -> Plan:
+        tokenizer = load_tokenizer(path, request.run.model.spec, request.run.model.trust_remote_code)
+        sets = find_token_sets(tokenizer, request.keywords or {}, request.english)
+        for name, entries in sets.empty.items():
+            progress.note(f"warning: no set {name!r}: none of its {entries} entries is one token of this tokenizer")
+        return _plan(request, facts, pairs, few_shot, sets)
+
+    return run_pass(request.run, make_plan, progress)
+
+
+def directed_pairs(text: str, languages: Sequence[str]) -> list[tuple[str, str]]:
+    """The pairs that `all`, or a list such as `Python-Java,C-C++`, names; an InputError where it isn't clear."""
+    every = [(source, target) for source in languages for target in languages if source != target]
+    if text == "all":
+        if not every:
+            raise InputError(f"--pairs all: the parallel corpus has one language, {languages[0]!r}; expected two")
+        return every
+    by_name = {f"{source}-{target}": (source, target) for source, target in every}
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if unknown := [name for name in names if name not in by_name]:
+        raise InputError(f"--pairs: {unknown[0]!r} is no SOURCE-TARGET of {', '.join(languages)}")
+    if not names:
+        raise InputError("--pairs: expected `all` or SOURCE-TARGET,...")
+    return [by_name[name] for name in names]
+
+
+def _few_shot_lines(folder: Path, pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
+    lines = {
+        language: read_few_shot(folder, language) for language in sorted({name for pair in pairs for name in pair})
+    }
+    for source, target in pairs:
+        if len(lines[source]) != len(lines[target]):
+            raise InputError(
+                f"few-shot lines: {source!r} has {len(lines[source])}, {target!r} {len(lines[target])}; expected pairs"
+            )
+    return lines
+
+
+def _tasks(request: LensRequest, pairs: Sequence[tuple[str, str]]) -> Iterator[PromptTask]:
+    texts, ids = request.parallel.texts, request.parallel.ids
+    for source, target in pairs:
+        for first in range(0, len(ids), _TASK_PROMPTS):
+            some = ids[first : first + _TASK_PROMPTS]
+            yield PromptTask(source, target, first, tuple(texts[source][id_] for id_ in some),
+                             tuple(texts[target][id_] for id_ in some))  # fmt: skip
+
+
+def _plan(
+    request: LensRequest, facts: ModelFacts, pairs: Sequence[tuple[str, str]], few_shot: dict[str, list[str]],
+    sets: TokenSets,
+) -> Plan:  # fmt: skip
+    budget = TOKEN_BUDGET.get(facts.device_type, TOKEN_BUDGET["cpu"])
+    set_ids = tuple(one.ids for one in sets.sets) + tuple(one.control_ids for one in sets.sets)
+    job = LensJob(few_shot, set_ids, request.paper, budget)
+    identity = {
+        "parallel": request.parallel.sha256,
+        "pairs": [f"{source}-{target}" for source, target in pairs],
+        "ids": len(request.parallel.ids),
+        "few_shot": few_shot,
+        "paper": request.paper,
+        "sets": sets.names,
+        "tokens_of_sets": sets.sha256,
+        "token_budget": budget,
+    }
+
+    def assemble(parts: list[dict[str, np.ndarray]]) -> tuple[store.Arrays, dict[str, Any]]:
+        return _assemble(request, facts, pairs, sets, parts)
+
+    return Plan(job, list(_tasks(request, pairs)), identity, assemble, SCHEMA, "task")
+
+
+def _assemble(
+    request: LensRequest, facts: ModelFacts, pairs: Sequence[tuple[str, str]], sets: TokenSets,
+    parts: list[dict[str, np.ndarray]],
+) -> tuple[store.Arrays, dict[str, Any]]:  # fmt: skip
+    languages = sorted({name for pair in pairs for name in pair})
+    ids = request.parallel.ids
+    names = [name for name in SCHEMA if name in parts[0]]
+    arrays = {name: np.concatenate([part.pop(name) for part in parts]) for name in names}
+    if not (arrays["prompt_status"] == COUNTED).any():
+        raise InputError(
+            f"no prompt can be read: {_reasons(arrays['prompt_status'])}; the shortest has "
+            f"{arrays['prompt_tokens'].min()} tokens, the model's context {facts.max_row_tokens}"
+        )
+    number = {language: place for place, language in enumerate(languages)}
+    arrays |= {
+        "prompt_id": _strings(list(ids) * len(pairs)),
+        "prompt_source": np.repeat(np.array([number[source] for source, _ in pairs], np.uint16), len(ids)),
+        "prompt_target": np.repeat(np.array([number[target] for _, target in pairs], np.uint16), len(ids)),
+        "position_prompt": np.repeat(np.arange(len(ids) * len(pairs), dtype=np.uint32), arrays["prompt_positions"]),
+        "language": _strings(languages),
+        "set": _strings(sets.names),
+        "token": _strings(sets.spelling),
+        "member_set": np.repeat(np.arange(len(sets.sets), dtype=np.uint16), [len(one.ids) for one in sets.sets]),
+        "member_token": _joined_ids([one.ids for one in sets.sets]),
+        "control_token": _joined_ids([one.control_ids for one in sets.sets]),
+    }
+    attributes = {
+        "pairs": [list(pair) for pair in pairs],
+        "sets": {one.name: {"entries": one.entries, "single": one.single, "tokens": len(one.ids)} for one in sets.sets},
+        "empty_sets": dict(sets.empty),
+        "paper": request.paper,
+        "skipped": _skipped(arrays["prompt_status"], ids, pairs),
+    }
+    return arrays, attributes
+
+
+def _skipped(status_P: np.ndarray, ids: Sequence[str], pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """{pair: {reason: [ids]}} of the prompts that weren't read."""
+    skipped: dict[str, dict[str, list[str]]] = {}
+    for at in np.flatnonzero(status_P != COUNTED).tolist():
+        pair, id_ = divmod(at, len(ids))
+        skipped.setdefault("-".join(pairs[pair]), {}).setdefault(STATUS[status_P[at]], []).append(ids[id_])
+    return skipped
+
+
+def _reasons(status_P: np.ndarray) -> str:
+    return ", ".join(f"{int((status_P == code).sum())} {STATUS[code]}" for code in np.unique(status_P).tolist())
+
+
+def _joined(readings: Sequence[Readings], order_N: np.ndarray, shape: tuple[int, int, int]) -> Readings:
+    if readings:
+        tables = [
+            np.concatenate([getattr(one, name) for one in readings])[order_N] for name in Readings.__dataclass_fields__
+        ]
+        return Readings(*tables)
+    layers, top, sets = shape
+    return Readings(
+        np.empty((0, layers, top), np.uint32), np.empty((0, layers, top), np.float32),
+        np.empty((0, layers), np.float32), np.empty((0, layers), np.uint32), np.empty((0, layers, sets), np.float32),
+        np.empty((0, layers, sets), np.float32), np.empty((0, layers, sets), np.uint8),
+    )  # fmt: skip
+
+
+def _means_by(values: np.ndarray, prompt_N: np.ndarray, num_prompts: int) -> np.ndarray:
+    """float32: the mean over each prompt's positions, summed in float64; NaN where there is none."""
+    is_of_PN = np.arange(num_prompts)[:, None] == prompt_N
+    flat_NX = values.reshape(len(values), math.prod(values.shape[1:]))
+    sums = (is_of_PN.astype(np.float64) @ flat_NX).reshape(num_prompts, *values.shape[1:])
+    count = np.bincount(prompt_N, minlength=num_prompts).reshape(-1, *[1] * (values.ndim - 1))
+    mean: np.ndarray = np.divide(sums, count, out=np.full_like(sums, np.nan), where=count > 0).astype(np.float32)
+    return mean
+
+
+def _strings(values: Sequence[str]) -> np.ndarray:
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
+
+
+def _joined_ids(ids: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.empty(0, np.int64), *ids]).astype(np.uint32)

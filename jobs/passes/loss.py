@@ -1,0 +1,210 @@
+"""The loss pass: next-token losses over evaluation corpora, with each of several sets of neurons switched off.
+
+A task is a unit of one corpus. It is read and tokenised once and run once for every distinct set, so that all sets
+share one load of the model and one reading of the text. By set, document and class of tokens the group keeps sums
+only, from which `analysis.masking.losses` makes differences and their standard errors.
+
+    nats     float64 [set, document, class]    Σ of losses, see `profiler.loss`
+    hits     uint32  [set, document, class]    tokens that the model thinks likeliest
+    scored   uint32  [document, class]         tokens scored
+
+Classes: "all", and for every concept NAME "NAME/match" and "NAME/line" (see `profiler.token_classes`); the other two
+classes of a concept are what is left of "all" in the documents where `has_concept` is 1, or 0.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from re import Pattern
+from typing import Any
+
+import numpy as np
+
+from neurotally.analysis.masking.mask_sets import MaskSet
+from neurotally.jobs.passes.held_out import Choosers, UsedDocument, find_used, refuse_or_leave_out
+from neurotally.jobs.passes.loss_worker import LossConfig
+from neurotally.jobs.passes.run import PassRequest, Plan, run_pass
+from neurotally.jobs.plan import CorpusPlan, find_corpora, list_corpus, stored_names
+from neurotally.jobs.profile import TOKEN_BUDGET
+from neurotally.jobs.progress import Progress
+from neurotally.jobs.worker import Task
+from neurotally.profiler import store
+from neurotally.profiler.errors import InputError
+from neurotally.profiler.model import ModelFacts
+
+MAX_UNIT_BYTES = 2**16
+"""A unit is run once for every set: kept small, so that little is lost when a run stops."""
+
+_SET, _DOCUMENT, _CLASS = ("set",), ("document",), ("class",)
+SCHEMA: Mapping[str, store.ArraySpec] = {
+    "nats": store.ArraySpec("float64", (*_SET, *_DOCUMENT, *_CLASS), np.nan),
+    "hits": store.ArraySpec("uint32", (*_SET, *_DOCUMENT, *_CLASS), 2**32 - 1),
+    "scored": store.ArraySpec("uint32", (*_DOCUMENT, *_CLASS), 2**32 - 1),
+    "has_concept": store.ArraySpec("uint8", (*_DOCUMENT, "concept"), 255),
+    "document_name": store.ArraySpec("string", _DOCUMENT, ""),
+    "document_corpus": store.ArraySpec("uint16", _DOCUMENT, 2**16 - 1),
+    "document_hash": store.ArraySpec("uint8", (*_DOCUMENT, "sha256"), 0),
+    "document_status": store.ArraySpec("uint8", _DOCUMENT, 255),
+    "document_tokens": store.ArraySpec("uint32", _DOCUMENT, 2**32 - 1),
+    "mask_set": store.ArraySpec("uint32", ("entry",), 2**32 - 1),
+    "mask_neuron": store.ArraySpec("int32", ("entry", "pair"), -1),
+}
+_AXIS = {"nats": 1, "hits": 1}
+"""Along which documents lie; along the first in all other arrays."""
+
+
+@dataclass(frozen=True)
+class LossRequest:
+    """What a loss pass was asked for."""
+
+    run: PassRequest
+    sources: Mapping[str, str]
+    """SOURCE of each evaluation corpus, by name, as `find_corpora` gives them."""
+    make_sets: Callable[[ModelFacts], list[MaskSet]]
+    choosers: Choosers
+    how: str = "activation"
+    concepts: Mapping[str, Pattern[str]] = field(default_factory=dict)
+    max_files: int | None = None
+    document_tokens: int | None = None
+    force: bool = False
+    """Keep documents that chose the neurons."""
+    described: Mapping[str, Any] = field(default_factory=dict)
+    """Further attributes of the group: how the neurons were chosen."""
+
+
+def measure_losses(request: LossRequest, progress: Progress) -> None:
+    """Bring the store to hold the pass's group. Raises as `run_pass` does."""
+    run_pass(request.run, lambda facts, path: _make_plan(request, facts, path, progress), progress)
+
+
+def check_sources(folder: Path | None, named: Sequence[str] = ()) -> dict[str, str]:
+    """The evaluation corpora that a command names; InputError where one isn't there."""
+    sources = find_corpora(folder, named)
+    if lost := [text for text in sources.values() if not text.startswith("hf:") and not _exists(text)]:
+        raise InputError(f"no such corpus: {lost[0]}")
+    return sources
+
+
+def class_names(concepts: Sequence[str]) -> list[str]:
+    """The names of the classes, in the order of the arrays."""
+    return ["all", *(f"{name}/{kind}" for name in concepts for kind in ("match", "line"))]
+
+
+@dataclass(frozen=True, eq=False)
+class _LossPlan:
+    """A pass as it will run."""
+
+    request: LossRequest
+    facts: ModelFacts
+    corpora: list[CorpusPlan]
+    sets: list[MaskSet]
+    used: list[UsedDocument]
+    config: LossConfig
+    which_S: list[int]
+    """Of each set its place among the distinct ones."""
+
+    @cached_property
+    def tasks(self) -> list[Task]:
+        """The units of all corpora, in order."""
+        return [plan.task(unit) for plan in self.corpora for unit in plan.units(MAX_UNIT_BYTES, 1)]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides a bit of the result."""
+        config = self.config
+        digest = _digest([(one.kind, one.of, one.draw, one.neurons_n2) for one in self.sets])
+        return {
+            "corpora": {plan.name: plan.identity for plan in self.corpora},
+            "sets": [f"{one.kind} {one.of} {one.draw}".strip() for one in self.sets],
+            "neurons": digest,
+            "how": config.how,
+            "means": _digest(sorted(config.mean_LF.items())) if config.mean_LF else None,
+            "concepts": {name: pattern.pattern for name, pattern in config.concepts.items()},
+            "left_out": sorted(one.hex() for one in config.left_out),
+            "row_tokens": config.row_tokens,
+            "document_tokens": config.document_tokens,
+            "token_budget": config.token_budget,
+            "max_unit_bytes": MAX_UNIT_BYTES,
+            "attention": self.facts.attention,
+        }
+
+    def assemble(self, parts: list[dict[str, np.ndarray]]) -> tuple[store.Arrays, dict[str, Any]]:
+        """The group's arrays and attributes."""
+        arrays = {name: np.concatenate([part[name] for part in parts], axis=_AXIS.get(name, 0)) for name in parts[0]}
+        for name in _AXIS:
+            arrays[name] = arrays[name][self.which_S]
+        number_S = [len(one.neurons_n2) for one in self.sets]
+        number_C = [len(plan.manifest.names) for plan in self.corpora]
+        arrays |= {
+            "document_name": np.concatenate([stored_names(plan.manifest) for plan in self.corpora]),
+            "document_corpus": np.repeat(np.arange(len(self.corpora)), number_C),
+            "mask_set": np.repeat(np.arange(len(self.sets)), number_S),
+            "mask_neuron": np.concatenate([one.neurons_n2 for one in self.sets]),
+        }
+        return arrays, {
+            "corpora": [plan.name for plan in self.corpora],
+            "sets": [one.to_json(self.facts.num_layers) for one in self.sets],
+            "concepts": list(self.config.concepts),
+            "classes": class_names(list(self.config.concepts)),
+            "used_documents": [[one.corpus, one.name] for one in self.used],
+            "forced": self.request.force,
+            "described": dict(self.request.described),
+        }
+
+
+def _make_plan(request: LossRequest, facts: ModelFacts, path: Path, progress: Progress) -> Plan:
+    with progress.listing(len(request.sources)) as on_corpus:
+        plans = []
+        for name, source in request.sources.items():
+            plans.append(list_corpus(name, source, request.max_files, path))
+            on_corpus(name)
+    sets = request.make_sets(facts)
+    used = find_used(plans, request.choosers)
+    if not request.force:
+        refuse_or_leave_out(plans, used, request.choosers)
+    if used:
+        kept = "evaluated on all the same" if request.force else "left out"
+        progress.note(f"{len(used)} documents chose the neurons and are {kept}: {used[0].corpus}: {used[0].name} …")
+    distinct = {one.neurons_n2.tobytes(): one.neurons_n2 for one in sets}
+    keys = list(distinct)
+    row_tokens = (store.store_attributes(path).get("config") or {}).get("row_tokens") or facts.row_tokens
+    config = LossConfig(
+        row_tokens=row_tokens,
+        document_tokens=request.document_tokens,
+        token_budget=max(TOKEN_BUDGET[facts.device_type], row_tokens),
+        how=request.how,
+        neurons=tuple(distinct.values()),
+        concepts=request.concepts,
+        mean_LF=_means(path, [plan.name for plan in plans]) if request.how == "mean" else {},
+        left_out=frozenset() if request.force else frozenset(one.sha256 for one in used),
+    )
+    which_S = [keys.index(one.neurons_n2.tobytes()) for one in sets]
+    plan = _LossPlan(request, facts, plans, sets, used, config, which_S)
+    return Plan(config, plan.tasks, plan.identity, plan.assemble, SCHEMA, "unit")
+
+
+def _means(path: Path, corpora: Sequence[str]) -> dict[str, np.ndarray]:
+    """float64 [L, F] by corpus: the mean coefficient over it, or over all corpora of the store where it lacks this."""
+    sums, tokens = {}, {}
+    for name in store.committed_corpora(path):
+        arrays = store.read_corpus(path, name, ["coefficient_sum", "tokens"])
+        sums[name], tokens[name] = arrays["coefficient_sum"], int(arrays["tokens"].sum())
+    if not sum(tokens.values()):
+        raise InputError(f"--how mean: {path} has no corpus yet to take means from; run `neurotally profile` first")
+    overall_LF = np.sum(list(sums.values()), axis=0) / sum(tokens.values())
+    return {name: sums[name] / tokens[name] if tokens.get(name) else overall_LF for name in corpora}
+
+
+def _digest(entries: Sequence[Sequence[Any]]) -> str:
+    """SHA-256 over the parts of each entry; arrays by their bytes."""
+    digest = hashlib.sha256()
+    for entry in entries:
+        for part in entry:
+            digest.update(part.tobytes() if isinstance(part, np.ndarray) else f"{part}\0".encode())
+    return digest.hexdigest()
+
+
+def _exists(source_text: str) -> bool:
+    return Path(source_text.partition("::")[0]).expanduser().exists()

@@ -1,0 +1,184 @@
+"""What a worker does in the loss pass: every set of neurons switched off in turn over a unit.
+
+A pure function of (config, unit), like `jobs.worker`: the composition of batches depends on nothing else.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from re import Pattern
+from typing import Any
+
+import numpy as np
+
+from neurotally.jobs.passes.run import PassResult
+from neurotally.jobs.worker import Task
+from neurotally.profiler.batches import Batch, TokenRows, lay_out, rectangles
+from neurotally.profiler.capture import replacements, switched_off
+from neurotally.profiler.corpus import Status, read_documents
+from neurotally.profiler.loss import LossReader
+from neurotally.profiler.memory import halving
+from neurotally.profiler.model import LoadedModel
+from neurotally.profiler.token_classes import classify
+
+
+@dataclass(frozen=True, eq=False)
+class LossConfig:
+    """What decides the losses of a unit, beside the model."""
+
+    row_tokens: int
+    document_tokens: int | None
+    token_budget: int
+    how: str
+    neurons: tuple[np.ndarray, ...]
+    """The distinct sets: int64 [n, 2]."""
+    concepts: Mapping[str, Pattern[str]]
+    mean_LF: Mapping[str, np.ndarray]
+    """By corpus, for `mean`: what coefficients are replaced by."""
+    left_out: frozenset[bytes]
+    """SHA-256 of documents that aren't evaluated on."""
+
+    def bind(self, model: LoadedModel) -> "LossWorker":
+        """The pass on a loaded model."""
+        return LossWorker(model, self)
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedTexts:
+    """A unit's n documents, read and tokenised; N tokens, X classes."""
+
+    task: Task
+    rows: TokenRows
+    start_n: np.ndarray
+    """Where each document's tokens begin."""
+    class_NX: np.ndarray
+    """bool."""
+    has_concept_nS: np.ndarray
+    """bool."""
+    status_n: np.ndarray
+    sha256_n32: np.ndarray
+    tokens_n: np.ndarray
+
+
+class LossWorker:
+    """A loaded model and the config of the pass."""
+
+    def __init__(self, model: LoadedModel, config: LossConfig):
+        self._model = model
+        self._config = config
+        self._reader = LossReader(model)
+        self._by_layer = [by_layer(neurons_n2) for neurons_n2 in config.neurons]
+        self._values: dict[str, Any] = {}
+
+    def prepare(self, task: Task) -> PreparedTexts:
+        """Read and tokenise a unit, and tell its tokens' classes."""
+        config = self._config
+        documents = list(read_documents(task.source, task.names, task.sizes, task.offset))
+        texts = [None if one.sha256 in config.left_out else one.text for one in documents]
+        tokenised = iter(self._tokenise([text for text in texts if text is not None]))
+        nothing = np.zeros((0, len(config.concepts), 2), bool)
+        found = [([], nothing) if text is None else next(tokenised) for text in texts]
+        class_NS2 = np.concatenate([class_TS2 for _, class_TS2 in found])
+        numbered = [(task.first + number, ids) for number, (ids, _) in enumerate(found) if ids]
+        tokens_n = np.array([len(ids) for ids, _ in found], np.int64)
+        return PreparedTexts(
+            task=task,
+            rows=lay_out(numbered, self._model.special_ids, "documents", config.row_tokens),
+            start_n=np.cumsum(tokens_n) - tokens_n,
+            class_NX=np.c_[np.ones(len(class_NS2), bool), class_NS2.reshape(len(class_NS2), -1)],
+            has_concept_nS=np.array([class_TS2[:, :, 0].any(axis=0) for _, class_TS2 in found], bool),
+            status_n=np.array(
+                [
+                    Status.EMPTY if text is not None and not ids else one.status
+                    for one, text, (ids, _) in zip(documents, texts, found, strict=True)
+                ],
+                np.uint8,
+            ),
+            sha256_n32=np.frombuffer(b"".join(one.sha256 for one in documents), np.uint8).reshape(-1, 32),
+            tokens_n=tokens_n,
+        )
+
+    def compute(self, prepared: PreparedTexts, hint: np.ndarray | None = None) -> PassResult:
+        """Run every set over a prepared unit."""
+        start = time.perf_counter()
+        sums, _ = halving(
+            self._config.token_budget, lambda budget: self._sums(prepared, budget), "a single row doesn't fit in memory"
+        )
+        arrays = {
+            **sums,
+            "has_concept": prepared.has_concept_nS,
+            "document_status": prepared.status_n,
+            "document_hash": prepared.sha256_n32,
+            "document_tokens": prepared.tokens_n,
+        }
+        tokens = len(self._by_layer) * len(prepared.rows.ids_N)
+        return PassResult(prepared.task.key, arrays, tokens, time.perf_counter() - start)
+
+    def _sums(self, prepared: PreparedTexts, token_budget: int) -> dict[str, np.ndarray]:
+        """nats float64 [S, n, X], hits int64 [S, n, X], scored int64 [n, X], for the S sets."""
+        num_sets, num_documents = len(self._by_layer), len(prepared.tokens_n)
+        shape = (num_documents, prepared.class_NX.shape[1])
+        nats_SnX, hits_SnX = np.zeros((num_sets, *shape)), np.zeros((num_sets, *shape), np.int64)
+        scored_nX = np.zeros(shape, np.int64)
+        values = self._replacements(prepared.task.corpus)
+        for batch in rectangles(prepared.rows, token_budget, self._model.facts.attention_budget):
+            for index, neurons in enumerate(self._by_layer):
+                with switched_off(self._model, neurons, self._config.how, values):
+                    losses = self._reader.read(batch)
+                at = _Places(prepared, batch, losses.row_N, losses.column_N)
+                nats_SnX[index] += at.sums(losses.nats_N)
+                hits_SnX[index] += at.sums(losses.is_hit_N).astype(np.int64)
+            scored_nX += at.sums(np.ones(len(losses.row_N))).astype(np.int64)
+        return {"nats": nats_SnX, "hits": hits_SnX, "scored": scored_nX}
+
+    def _replacements(self, corpus: str) -> Any:
+        if corpus not in self._values:
+            self._values[corpus] = replacements(self._model, self._config.how, self._config.mean_LF.get(corpus))
+        return self._values[corpus]
+
+    def _tokenise(self, texts: list[str]) -> list[tuple[list[int], np.ndarray]]:
+        """Of each text its ids, and bool [T, S, 2]: its tokens' classes."""
+        if not texts:
+            return []
+        config, cut = self._config, {}
+        if config.document_tokens is not None:
+            cut = {"truncation": True, "max_length": config.document_tokens}
+        encoded = self._model.tokenizer(
+            texts, return_attention_mask=False, return_token_type_ids=False, verbose=False,
+            return_offsets_mapping=bool(config.concepts), **cut,
+        )  # fmt: skip
+        if not config.concepts:
+            return [(ids, np.zeros((len(ids), 0, 2), bool)) for ids in encoded["input_ids"]]
+        offsets = encoded["offset_mapping"]
+        return [
+            (ids, classify(text, spans, config.concepts))
+            for text, ids, spans in zip(texts, encoded["input_ids"], offsets, strict=True)
+        ]
+
+
+class _Places:
+    """Where the scored tokens of a batch belong: to which document, and to which classes."""
+
+    def __init__(self, prepared: PreparedTexts, batch: Batch, row_N: np.ndarray, column_N: np.ndarray):
+        self._document_N = batch.document_BT[row_N, column_N] - prepared.task.first
+        place_N = prepared.start_n[self._document_N] + batch.position_BT[row_N, column_N]
+        self._class_NX = prepared.class_NX[place_N]
+        self._num_documents = len(prepared.tokens_n)
+
+    def sums(self, value_N: np.ndarray) -> np.ndarray:
+        """float64 [n, X]: summed by document and class."""
+        return np.stack(
+            [
+                np.bincount(self._document_N[in_class_N], value_N[in_class_N], self._num_documents)
+                for in_class_N in self._class_NX.T
+            ],
+            axis=1,
+        )
+
+
+def by_layer(neurons_n2: np.ndarray) -> dict[int, list[int]]:
+    """Neuron numbers by layer."""
+    layers: dict[int, list[int]] = {}
+    for layer, neuron in neurons_n2.tolist():
+        layers.setdefault(layer, []).append(neuron)
+    return layers
