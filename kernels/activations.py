@@ -8,7 +8,6 @@ alone, to the bit: PyTorch's vectorised and scalar loops differ for some activat
 """
 
 import math
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from weakref import WeakKeyDictionary
@@ -30,7 +29,6 @@ _SCALAR_WIDTH_ELSEWHERE = 15
 
 _Tables = dict[tuple[torch.dtype, bool], Tensor | None]
 _tables_by_module: WeakKeyDictionary[nn.Module, _Tables] = WeakKeyDictionary()
-_tables_by_state: dict[bytes, _Tables] = {}
 
 
 def activate(act: nn.Module, x: Tensor) -> Tensor:
@@ -85,26 +83,16 @@ def activation_table(act: nn.Module, dtype: torch.dtype, is_contiguous: bool) ->
 
     For inputs that are contiguous, or whose rows are (the halves of a fused projection): PyTorch has a loop
     for each. None where no table can stand in for the module: it has parameters or buffers, mixes elements,
-    draws random numbers, changes the dtype, or depends on an element's place. Made once for modules of equal
-    state, in 4 to 40 ms; a module must not change afterwards.
+    draws random numbers, changes the dtype, or depends on an element's place. Made once for each module, in 4 to
+    40 ms; a module must not change afterwards.
     """
-    tables = _tables_by_module.get(act)
-    if tables is None:
-        tables = _tables_by_module[act] = _tables_of_state(act)
+    tables = _tables_by_module.setdefault(act, {})
     key = (dtype, is_contiguous)
     if key not in tables:
         # A thousand tiny calls: a team of threads would meet at a thousand barriers, 8 ms each on a busy machine.
         with _one_thread(), torch.inference_mode():
             tables[key] = _make_table(act, dtype, is_contiguous)
     return tables[key]
-
-
-def _tables_of_state(act: nn.Module) -> _Tables:
-    """The tables of modules just like this one: those of a model's other layers."""
-    try:
-        return _tables_by_state.setdefault(pickle.dumps(act), {})
-    except (pickle.PicklingError, AttributeError, TypeError):  # a lambda or a local class in it
-        return {}
 
 
 def _make_table(act: nn.Module, dtype: torch.dtype, is_contiguous: bool) -> Tensor | None:

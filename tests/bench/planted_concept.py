@@ -4,7 +4,7 @@
 
 CORPORA holds folders `python`, `java` and `go` of real code. For each seed, other files of it are laid out to train
 on, to profile and to evaluate on, and calls of a library that doesn't exist are written into 3 % of the Python files
-(of those to evaluate on, into half: they choose nothing). Then, as a user would: a small model is trained the demo's
+(of those to evaluate on, into 40 %: they choose nothing). Then, as a user would: a small model is trained the demo's
 way, profiled together with untrained copies of its architecture, and `concepts`, `mask` and `patterns` do the rest.
 Everything stays in OUT/SEED; what is there is kept. One JSON line last: by seed and threshold, and over the seeds.
 """
@@ -26,12 +26,12 @@ from neurotally.jobs.demo.model import heldout_loss, train
 
 LANGUAGES = ("go", "java", "python")
 PLANTED_SHARE = 0.03
-EVALUATED_SHARE = 0.5
+EVALUATED_SHARE = 0.4
 FILES = {"train": 900, "profiled": 600, "evaluation": 60}
 """Of each language."""
 FILE_BYTES = range(1_000, 9_000)
-CALLS = range(16, 33)
-"""In a planted file."""
+CALLS = range(8, 33)
+"""In a planted file: drawn from the upper half, as far as it has statements to put them between."""
 LIBRARY = "quillmark"
 TEMPLATES = (
     "{library}.open_ledger({name}, mode='append')",
@@ -156,8 +156,8 @@ def plant(text: str, rng: random.Random) -> str | None:
         if not isinstance(statement, ast.FunctionDef | ast.ClassDef)
     }
     names = sorted({node.id for node in nodes if isinstance(node, ast.Name)})
-    number = rng.choice(CALLS)
-    if len(statements) < number:
+    number = min(rng.choice(CALLS[len(CALLS) // 2 :]), len(statements))
+    if number < CALLS.start:
         return None
     lines = text.split("\n")
     for line, column in sorted(rng.sample(sorted(statements), number), reverse=True):
