@@ -7,6 +7,7 @@ alone, to the bit: PyTorch's vectorised and scalar loops differ for some activat
 -5.0625 gives -0 in one and -1.5e-7 in the other), and which of them an element gets depends on its place.
 """
 
+import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ _SCALAR_WIDTH_ELSEWHERE = 15
 
 _Tables = dict[tuple[torch.dtype, bool], Tensor | None]
 _tables_by_module: WeakKeyDictionary[nn.Module, _Tables] = WeakKeyDictionary()
+_tables_by_content: dict[bytes, Tensor] = {}
 
 
 def activate(act: nn.Module, x: Tensor) -> Tensor:
@@ -91,8 +93,14 @@ def activation_table(act: nn.Module, dtype: torch.dtype, is_contiguous: bool) ->
     if key not in tables:
         # A thousand tiny calls: a team of threads would meet at a thousand barriers, 8 ms each on a busy machine.
         with _one_thread(), torch.inference_mode():
-            tables[key] = _make_table(act, dtype, is_contiguous)
+            table = _make_table(act, dtype, is_contiguous)
+        tables[key] = None if table is None else _shared(table)
     return tables[key]
+
+
+def _shared(table_N: Tensor) -> Tensor:
+    """The first table of this content: one for a model's layers, so that it stays in the cache."""
+    return _tables_by_content.setdefault(hashlib.sha256(table_N.numpy()).digest(), table_N)
 
 
 def _make_table(act: nn.Module, dtype: torch.dtype, is_contiguous: bool) -> Tensor | None:
