@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 from tabulate import tabulate
 
 
@@ -9,6 +10,17 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """The rows under their header, in plain columns; cells are taken as they are."""
     sides = ("left", *["right"] * (len(header) - 1))
     return tabulate(rows, header, tablefmt="plain", disable_numparse=True, colalign=sides if rows else None)
+
+
+def layer_runs(num_layers: int, most: int) -> dict[str, np.ndarray]:
+    """The layers in up to `most` runs of nearly one length, from the first, by what a column calls them."""
+    runs = np.array_split(np.arange(num_layers), min(most, num_layers))
+    return {f"layers {run[0]}-{run[-1]}" if len(run) > 1 else f"layer {run[0]}": run for run in runs}
+
+
+def decimals(value: float, number: int) -> str:
+    """A value with so many decimals; a dash for NaN."""
+    return "-" if np.isnan(value) else f"{value:.{number}f}"
 
 
 def percent(share: float | None) -> str:

@@ -14,8 +14,9 @@ from types import FrameType
 import click
 
 from neurotally.jobs.commands.keys import KEY_COMMANDS
-from neurotally.jobs.commands.layers import LENS_COMMANDS
-from neurotally.jobs.commands.masking import LOSS_COMMANDS
+from neurotally.jobs.commands.languages import LANGUAGE_COMMANDS
+from neurotally.jobs.commands.layers import LAYER_COMMANDS
+from neurotally.jobs.commands.masking import MASKING_COMMANDS
 from neurotally.jobs.commands.options import (
     CORPORA,
     CORPUS,
@@ -30,13 +31,19 @@ from neurotally.jobs.commands.options import (
     run_options,
 )  # fmt: skip
 from neurotally.jobs.commands.output import show
-from neurotally.jobs.commands.parallel import PARALLEL_COMMANDS
 from neurotally.jobs.commands.report import REPORT_COMMANDS
-from neurotally.jobs.commands.sets import SET_COMMANDS
 from neurotally.profiler.errors import InputError
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class _InOrder(click.Group):
+    """Lists commands as they were added, not by the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Their names."""
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="neurotally")
 def cli() -> None:
     """What the feed-forward neurons of code language models do.
@@ -48,9 +55,9 @@ def cli() -> None:
     """
 
 
-@cli.command()
+@cli.command(short_help="The whole way once, on this machine's own code")
 @click.argument("folder", type=PATH, metavar="[DIR]", default="neurotally-demo")
-@click.option("--workers", type=COUNT, default=2, show_default=True)
+@click.option("--workers", type=COUNT, default=2, show_default=True, help="Ray actors that profile.")
 @JSON_FLAG
 def demo(folder: Path, workers: int, as_json: bool) -> None:
     """The whole way once, on this machine's own source code, in under three minutes. DIR: neurotally-demo.
@@ -69,7 +76,7 @@ def demo(folder: Path, workers: int, as_json: bool) -> None:
     show(result.to_json(), result.text(), as_json)
 
 
-@cli.command()
+@cli.command(short_help="What every neuron does on your corpora")
 @MODEL
 @STORE
 @CORPORA
@@ -84,7 +91,8 @@ def demo(folder: Path, workers: int, as_json: bool) -> None:
     show_default=True,
     help="documents: each in rows of its own. concat: run together and cut every T tokens, as in the papers.",
 )
-@click.option("--triggers", type=click.IntRange(0, 1024), metavar="K", default=32, show_default=True)
+@click.option("--triggers", type=click.IntRange(0, 1024), metavar="K", default=32, show_default=True,
+              help="Keep the K places where a neuron's coefficient is largest, one a document.")  # fmt: skip
 @click.option(
     "--groups",
     type=click.IntRange(1, 65535),
@@ -95,7 +103,12 @@ def demo(folder: Path, workers: int, as_json: bool) -> None:
 )
 @click.option("--keep-texts", is_flag=True, help="Keep the texts in the store too, compressed; for `triggers`.")
 @click.option("--window-lines", type=COUNT, metavar="N", help="Documents are windows of N lines of a file.")
-@click.option("--random-init", type=click.IntRange(min=0), metavar="SEED", help="Fresh weights: keys to test against.")
+@click.option(
+    "--random-init",
+    type=click.IntRange(min=0),
+    metavar="SEED",
+    help="Profile the architecture with fresh weights instead: for `patterns --null`.",
+)
 @run_options
 @JSON_FLAG
 def profile(
@@ -125,7 +138,7 @@ def profile(
     show(report.to_json(), report.text(store), as_json)
 
 
-@cli.command()
+@cli.command(short_help="How far a store is")
 @STORE
 @JSON_FLAG
 def status(store: Path, as_json: bool) -> None:
@@ -141,7 +154,7 @@ def status(store: Path, as_json: bool) -> None:
     show(document, statuses.status_text(document), as_json)
 
 
-@cli.command(name="import")
+@cli.command(name="import", short_help="A store of published counts")
 @STORE
 @click.argument("files", nargs=-1, required=True, metavar="NAME=FILE...")
 def import_(store: Path, files: tuple[str, ...]) -> None:
@@ -157,7 +170,7 @@ def import_(store: Path, files: tuple[str, ...]) -> None:
         click.echo(f"{name}: {tokens:,} tokens, {layers} layers x {neurons} neurons")
 
 
-@cli.command()
+@click.command(short_help="What the statistics cost in time")
 @click.argument("model", required=False)
 @click.option(
     "--shape", metavar="NAME|FILE", help="A known shape such as llama-3.1-8b, or a config.json; random weights."
@@ -167,7 +180,8 @@ def import_(store: Path, files: tuple[str, ...]) -> None:
 @click.option("--row-tokens", type=COUNT, help="Default: 512 on the CPU, 2048 on a GPU.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), default="bfloat16", show_default=True)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--rounds", type=click.IntRange(min=2), default=30, show_default=True)
+@click.option("--rounds", type=click.IntRange(min=2), default=30, show_default=True,
+              help="Every variant once in each, in shuffled order.")  # fmt: skip
 @click.option("--csv", "csv_file", type=PATH, metavar="FILE", help="Add a row per variant to a table.")
 @OUT
 @JSON_FLAG
@@ -191,7 +205,7 @@ def bench(
     show(document, bench_table(document), as_json, out)
 
 
-for command in (*SET_COMMANDS, *KEY_COMMANDS, *LENS_COMMANDS, *LOSS_COMMANDS, *PARALLEL_COMMANDS, *REPORT_COMMANDS):
+for command in (*LANGUAGE_COMMANDS, *KEY_COMMANDS, *MASKING_COMMANDS, *LAYER_COMMANDS, *REPORT_COMMANDS, bench):
     cli.add_command(command)
 
 

@@ -6,6 +6,7 @@ with `weights_only`, so that it can run nothing.
 
 import hashlib
 import pickle
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from neurotally.jobs.plan import RUN_FOLDER
+from neurotally.jobs.store_writer import writer_lock
 from neurotally.profiler import store
 from neurotally.profiler.corpus import check_names
 from neurotally.profiler.errors import InputError, first_line
@@ -33,9 +34,10 @@ def import_counts(path: Path, named_files: Sequence[str]) -> dict[str, tuple[int
         files[name] = Path(file)
     check_names(list(files))
     counts = {name: _read_counts(file) for name, file in files.items()}
-    _open(path, list(files), {tuple(active.shape) for _, active in counts.values()})
-    for name, (tokens, active_LF) in counts.items():
-        _write(path, name, files[name], tokens, active_LF)
+    with writer_lock(path):
+        _open(path, list(files), {tuple(active.shape) for _, active in counts.values()})
+        for name, (tokens, active_LF) in counts.items():
+            _write(path, name, files[name], tokens, active_LF)
     return {name: (tokens, *active_LF.shape) for name, (tokens, active_LF) in counts.items()}  # type: ignore[misc]
 
 
@@ -72,7 +74,8 @@ def _open(path: Path, names: list[str], shapes: set[tuple[int, ...]]) -> None:
 
 
 def _write(path: Path, name: str, file: Path, tokens: int, active_LF: np.ndarray) -> None:
-    fresh = path / RUN_FOLDER / "import" / name
+    fresh = path / store.RUN_FOLDER / "import" / name
+    shutil.rmtree(fresh, ignore_errors=True)  # of an import that was killed
     fresh.parent.mkdir(parents=True, exist_ok=True)
     attributes = {
         "source": "import",

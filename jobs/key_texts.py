@@ -1,6 +1,7 @@
 """What stands behind the keys of a store: its corpora's texts and tokens, looked up for the commands about keys."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from neurotally.analysis.keys.places import PlaceReader, Places, find_line
+from neurotally.analysis.keys.places import PlaceReader, Places
 from neurotally.analysis.keys.trigger_lists import TriggerLists, read_triggers
 from neurotally.jobs.plan import find_corpora, first_difference, list_corpus
 from neurotally.profiler import store
 from neurotally.profiler.corpus import Source, Status, parse_source
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.texts import CorpusTexts, TokenText, corpus_texts, load_tokenizer, read_tokens
+from neurotally.profiler.texts import CorpusTexts, Text, TokenText, corpus_texts, load_tokenizer, read_tokens
+from neurotally.profiler.windows import file_of
 
 _SAME_CONFIG = ("layout", "row_tokens", "document_tokens", "window_lines", "triggers")
 
@@ -53,49 +55,53 @@ class TextRequest:
         return parse_source(f"{text}::{selector}" if selector and "::" not in text else text)
 
 
-def trigger_entries(
-    texts: CorpusTexts, triggers: TriggerLists, layer: int, neuron: int, top: int | None, tokenizer: Any, lines: int
-) -> list[dict[str, Any]]:
-    """A key's triggers, best first, each with its text; those without one have a `reason`."""
-    at = np.flatnonzero(triggers.used_LFK[layer, neuron])[:top]
-    document_N, position_N = (of[layer, neuron, at] for of in (triggers.document_LFK, triggers.position_LFK))
-    found = {one.number: one for one in read_tokens(texts, np.unique(document_N).tolist(), tokenizer)}
-    value_N = triggers.value_LFK[layer, neuron, at]
-    entries = []
-    for number, position, value in zip(document_N.tolist(), position_N.tolist(), value_N.tolist(), strict=True):
-        entry: dict[str, Any] = {"corpus": texts.corpus, "document": texts.names[number], "line": None, "column": None,
-                                 "position": position, "token": None, "coefficient": value, "text": None}  # fmt: skip
-        document = found[number]
-        if isinstance(document, TokenText):
-            start, end = document.span_T2[position].tolist()
-            line = find_line(document.text, start, end, lines)
-            before = document.first_line - 1
-            entry |= {
-                "line": before + line.line, "column": line.column, "token": line.token, "text": line.window,
-                "text_line": before + line.window_line, "text_start": line.start, "reason": None,
-            }  # fmt: skip
-        else:
-            entry |= {"text_line": None, "text_start": None, "reason": document.reason}
-        entries.append(entry)
-    return entries
-
-
 def read_places(
     texts: CorpusTexts, tokenizer: Any, reader: PlaceReader, document_P: np.ndarray, position_P: np.ndarray
 ) -> Places:
-    """What stands at places (each once, ascending): every document is read and tokenised once."""
+    """What stands at places (each once, ascending): every document is read and tokenised once.
+
+    Where documents are windows of lines, so are the others of their files, since a file is lexed as a whole.
+    """
     numbers, starts = np.unique(document_P, return_index=True)
     position_by_document = dict(zip(numbers.tolist(), np.split(position_P, starts[1:]), strict=True))
-    special_ids = tokenizer.all_special_ids
-    documents = read_tokens(texts, numbers.tolist(), tokenizer)
-    for document in tqdm(documents, texts.corpus, len(numbers), unit="documents", leave=False, disable=None):
-        position = position_by_document[document.number]
-        if isinstance(document, TokenText):
-            reader.add(document.number, document.text, document.ids_T, document.span_T2, position, special_ids)
-        else:
-            name = texts.names[document.number]
-            reader.add_missing(document.number, position, name, document.reason or "")
+    by_file = texts.window_lines is not None
+
+    def file_of_document(number: int) -> str | int:
+        return file_of(texts.names[number]) if by_file else number
+
+    if by_file:
+        files = {file_of_document(number) for number in numbers.tolist()}
+        numbers = np.flatnonzero([file_of_document(number) in files for number in range(len(texts.names))])
+    documents = iter(
+        tqdm(
+            read_tokens(texts, numbers.tolist(), tokenizer), texts.corpus, len(numbers), unit="documents", leave=False,
+            disable=None,
+        )
+    )  # fmt: skip
+    for _, of_file in itertools.groupby(documents, lambda document: file_of_document(document.number)):
+        _read_file(reader, list(of_file), texts.names, position_by_document, tokenizer.all_special_ids)
     return reader.places()
+
+
+def _read_file(
+    reader: PlaceReader,
+    documents: Sequence[TokenText | Text],
+    names: Sequence[str],
+    position_by_document: Mapping[int, np.ndarray],
+    special_ids: Sequence[int],
+) -> None:
+    """All documents of one file; those without places only say what comes before the others."""
+    file = reader.lex("".join(document.text for document in documents if isinstance(document, TokenText)))
+    first_character = 0
+    for document in documents:
+        position_P = position_by_document.get(document.number)
+        if isinstance(document, TokenText):
+            if position_P is not None:
+                reader.add(document.number, document.text, document.ids_T, document.span_T2, position_P, special_ids,
+                           file, first_character)  # fmt: skip
+            first_character += len(document.text)
+        elif position_P is not None:
+            reader.add_missing(document.number, position_P, names[document.number], document.reason or "")
 
 
 def sample_places(texts: CorpusTexts, number: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -110,6 +116,10 @@ def sample_places(texts: CorpusTexts, number: int, seed: int) -> tuple[np.ndarra
 
 def read_nulls(path: Path, nulls: Sequence[Path], corpus: str) -> list[TriggerLists]:
     """The trigger lists of null stores over the very documents of the store's corpus; InputError if they differ."""
+    fingerprints = [(store.store_attributes(null).get("model") or {}).get("fingerprint") for null in nulls]
+    for number, null in enumerate(nulls):
+        if fingerprints[number] in fingerprints[:number]:
+            raise InputError(f"--null {null} has the keys of another --null: profile with another --random-init SEED")
     return [_read_null(path, null, corpus) for null in nulls]
 
 
@@ -123,8 +133,8 @@ def _read_null(path: Path, null: Path, corpus: str) -> TriggerLists:
     ours, theirs = store.store_attributes(path), store.store_attributes(null)
     if corpus not in store.committed_corpora(null):
         raise InputError(f"--null {null} has no corpus {corpus!r}: profile the same corpora with it")
-    if (ours.get("model") or {}).get("fingerprint") == (theirs.get("model") or {}).get("fingerprint"):
-        raise InputError(f"--null {null} is of the same model; expected one made with --random-init SEED")
+    if (theirs.get("model") or {}).get("random_init") is None:
+        raise InputError(f"--null {null} is of a trained model; expected a profile made with --random-init SEED")
     shape = {key: (ours.get("model") or {}).get(key) for key in ("num_layers", "num_neurons")}
     config = {key: (ours.get("config") or {}).get(key) for key in _SAME_CONFIG}
     tokenizer = {"fingerprint": (ours.get("tokenizer") or {}).get("fingerprint")}

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from neurotally.jobs.plan import RUN_FOLDER, CorpusPlan, changed_document, first_difference, stored_names
+from neurotally.jobs.plan import CorpusPlan, changed_document, first_difference, stored_names
 from neurotally.jobs.worker import PassConfig, UnitResult
 from neurotally.profiler import store
 from neurotally.profiler.corpus import Status
@@ -32,7 +32,7 @@ _LISTED_SKIPS = 1000
 
 def run_folder(store_path: Path, corpus: str) -> Path:
     """Where the working state of an unfinished corpus lies."""
-    return store_path / RUN_FOLDER / "corpora" / corpus
+    return store_path / store.RUN_FOLDER / "corpora" / corpus
 
 
 class Ledger:

@@ -16,10 +16,9 @@ import numpy as np
 from neurotally.jobs.worker import Task
 from neurotally.profiler.corpus import Manifest, Source, check_names, list_documents, parse_source
 from neurotally.profiler.errors import InputError
+from neurotally.profiler.store import RUN_FOLDER
 from neurotally.profiler.streaming import spool_dataset
 from neurotally.profiler.units import Unit, cut_units
-
-RUN_FOLDER = ".run"
 
 
 @dataclass(frozen=True)

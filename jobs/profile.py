@@ -5,7 +5,6 @@ checkpointed survives any end of the process; the same command goes on from ther
 """
 
 import contextlib
-import platform
 import shutil
 import time
 from dataclasses import asdict, dataclass, field, replace
@@ -15,12 +14,12 @@ from typing import Any
 from neurotally.jobs.engines import Engine, make_engine
 from neurotally.jobs.interrupts import StopRequest
 from neurotally.jobs.ledger import Ledger, refuse_changed_corpus, run_folder
-from neurotally.jobs.plan import RUN_FOLDER, CorpusPlan, find_corpora, list_corpus
+from neurotally.jobs.plan import CorpusPlan, find_corpora, list_corpus
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.store_writer import open_store, versions, writer_lock
 from neurotally.jobs.untrained import untrained_model
 from neurotally.jobs.window_plan import plan_windows
-from neurotally.jobs.worker import ModelConfig, PassConfig, UnitResult
+from neurotally.jobs.worker import TOKEN_BUDGET, ModelConfig, PassConfig, UnitResult
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model import ModelFacts, load_model
@@ -28,7 +27,6 @@ from neurotally.profiler.model import ModelFacts, load_model
 DEFAULT_GROUPS = 10
 DEFAULT_TRIGGERS = 32
 MAX_UNIT_BYTES = 2 * 2**20
-TOKEN_BUDGET = {"cpu": 4096, "cuda": 32768}
 CHECKPOINT_EVERY_S = 60.0
 _SHOWN_SKIPS = 5
 
@@ -93,7 +91,7 @@ class RunReport:
         """For people: what is in the store now, and where the time went."""
         if not self.corpora:
             return f"{path} is complete: it has all corpora asked for. Next: neurotally lape {path}"
-        lines = [f"warning: {warning}" for warning in self.warnings]
+        lines = []
         for name, corpus in self.corpora.items():
             skipped = ", ".join(f"{count} {reason}" for reason, count in corpus["skipped"].items()) or "none"
             lines.append(
@@ -128,7 +126,7 @@ def profile(request: ProfileRequest, progress: Progress) -> RunReport:
                 on_corpus(name)
         if request.random_init is None:
             return _run(request, plans, progress)
-        fresh = untrained_model(request.model, request.random_init, request.store / RUN_FOLDER)
+        fresh = untrained_model(request.model, request.random_init, request.store / store.RUN_FOLDER)
         report = _run(replace(request, model=fresh), plans, progress, request.model.spec)
         shutil.rmtree(fresh.spec)
         return report
@@ -148,30 +146,33 @@ def _run(
     if not todo:
         model = request.model
         facts = load_model(model.spec, model.device, model.dtype, model.trust_remote_code).facts
-        _open_store(request, _named(facts, untrained, request), report)
+        _open_store(request, _named(facts, untrained, request), report, progress)
         return report
-    engine = make_engine(request.model, request.workers, request.store / RUN_FOLDER / "ray", request.address)
+    engine = make_engine(request.model, request.workers, request.store / store.RUN_FOLDER / "ray", request.address)
     try:
         with progress.loading(request.model.spec):
             facts = engine.start()
-        config = _open_store(request, _named(facts, untrained, request), report)
+        config = _open_store(request, _named(facts, untrained, request), report, progress)
         engine.configure(config)
         report.workers = engine.num_workers
         ledgers = [Ledger(request.store, plan, config, facts.num_layers, facts.num_neurons) for plan in todo]
-        _Drive(request.store, engine, ledgers, progress, report).run()
+        _Drive(request.store, engine, facts.device, ledgers, progress, report).run()
     finally:
         engine.close()
     with contextlib.suppress(OSError):
-        (request.store / RUN_FOLDER / "corpora").rmdir()
+        (request.store / store.RUN_FOLDER / "corpora").rmdir()
     return report
 
 
 class _Drive:
     """Hands out units, adds results in order, checkpoints and commits."""
 
-    def __init__(self, path: Path, engine: Engine, ledgers: list[Ledger], progress: Progress, report: RunReport):
+    def __init__(
+        self, path: Path, engine: Engine, device: str, ledgers: list[Ledger], progress: Progress, report: RunReport
+    ):
         self._path = path
         self._engine = engine
+        self._device = device
         self._ledgers = {ledger.plan.name: ledger for ledger in ledgers}
         self._progress = progress
         self._report = report
@@ -238,7 +239,7 @@ class _Drive:
         start = time.perf_counter()
         facts = {
             "versions": versions(),
-            "device": platform.processor() or platform.machine(),
+            "device": self._device,
             "started": self._started_at,
             "finished": time.time(),
             "workers": self._engine.num_workers,
@@ -261,7 +262,7 @@ class _Drive:
         self._report.write_s += time.perf_counter() - start
 
 
-def _open_store(request: ProfileRequest, facts: ModelFacts, report: RunReport) -> PassConfig:
+def _open_store(request: ProfileRequest, facts: ModelFacts, report: RunReport, progress: Progress) -> PassConfig:
     """Make the store, or check that it is one of this model and config. Returns the pass's config."""
     row_tokens = request.row_tokens or facts.row_tokens
     if row_tokens > facts.max_row_tokens:
@@ -279,6 +280,8 @@ def _open_store(request: ProfileRequest, facts: ModelFacts, report: RunReport) -
     )
     identity = {"dtype": facts.dtype, "device_type": facts.device_type, "attention": facts.attention}
     report.warnings += open_store(request.store, facts, {**identity, **config.to_json()})
+    for warning in report.warnings:
+        progress.note(f"warning: {warning}")
     return config
 
 
@@ -286,7 +289,9 @@ def _named(facts: ModelFacts, untrained: str | None, request: ProfileRequest) ->
     """The facts under a name that says that the weights are fresh."""
     if untrained is None:
         return facts
-    return replace(facts, id=f"{untrained} with random weights, seed {request.random_init}")
+    return replace(
+        facts, id=f"{untrained} with random weights, seed {request.random_init}", random_init=request.random_init
+    )
 
 
 def _remove_leftovers(path: Path) -> None:

@@ -13,8 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from neurotally.jobs.ledger import Ledger
-from neurotally.jobs.plan import RUN_FOLDER
-from neurotally.profiler.store import replace_json
+from neurotally.profiler.store import RUN_FOLDER, replace_json
 from neurotally.profiler.units import Unit
 
 _LINE_EVERY_S = 30.0

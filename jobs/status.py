@@ -7,14 +7,13 @@ from urllib.parse import unquote
 
 import filelock
 
-from neurotally.jobs.plan import RUN_FOLDER
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 
 
 def status(path: Path) -> dict[str, Any]:
     """The document of `neurotally status --json`. Raises InputError where there is no store."""
-    run = path / RUN_FOLDER
+    run = path / store.RUN_FOLDER
     if not run.is_dir() or (path / "zarr.json").exists():
         store.store_attributes(path)  # says what is wrong with it
     is_running = _is_locked(run / "lock")

@@ -9,14 +9,14 @@ from typing import Any
 
 import filelock
 
-from neurotally.jobs.plan import RUN_FOLDER, first_difference
+from neurotally.jobs.plan import first_difference
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model import ModelFacts
 
 _LOCK_WAIT_S = 3.0
 _VERSIONED = ("neurotally", "torch", "transformers", "tokenizers", "numpy", "zarr", "triton")
-_RUN_FACTS = ("tokenizer_fingerprint", "dtype", "device_type", "attention", "row_tokens", "max_row_tokens")
+_RUN_FACTS = ("tokenizer_fingerprint", "dtype", "device_type", "device", "attention", "row_tokens", "max_row_tokens")
 """What `ModelFacts` says beyond the weights."""
 
 
@@ -71,13 +71,13 @@ def writer_lock(path: Path) -> Iterator[None]:
     if (
         path.is_dir()
         and any(path.iterdir())
-        and not ({"zarr.json", RUN_FOLDER} & {entry.name for entry in path.iterdir()})
+        and not ({"zarr.json", store.RUN_FOLDER} & {entry.name for entry in path.iterdir()})
     ):
         raise InputError(f"{path} is a folder with other things in it, expected a store or a new folder")
     if (path / "zarr.json").exists():
         store.store_attributes(path)
-    (path / RUN_FOLDER).mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path / RUN_FOLDER / "lock", timeout=_LOCK_WAIT_S)
+    (path / store.RUN_FOLDER).mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path / store.RUN_FOLDER / "lock", timeout=_LOCK_WAIT_S)
     try:
         with lock:
             yield

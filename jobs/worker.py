@@ -19,6 +19,9 @@ from neurotally.profiler.model import LoadedModel
 from neurotally.profiler.neurons import NeuronRecorder, UnitNeurons
 from neurotally.profiler.windows import read_windows
 
+TOKEN_BUDGET = {"cpu": 4096, "cuda": 32768}
+"""Cells of a rectangle, by type of device."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:

@@ -100,7 +100,7 @@ def activation_table(act: nn.Module, dtype: torch.dtype, is_contiguous: bool) ->
 
 def _shared(table_N: Tensor) -> Tensor:
     """The first table of this content: one for a model's layers, so that it stays in the cache."""
-    return _tables_by_content.setdefault(hashlib.sha256(table_N.numpy()).digest(), table_N)
+    return _tables_by_content.setdefault(hashlib.sha256(table_N.numpy().tobytes()).digest(), table_N)
 
 
 def _make_table(act: nn.Module, dtype: torch.dtype, is_contiguous: bool) -> Tensor | None:

@@ -24,8 +24,6 @@ from neurotally.profiler.errors import InputError
 from neurotally.profiler.lens import Lens, Vectors, cache_parts, top_tokens
 
 VARIANTS = ("ffn-raw", "ffn-norm", "residual-raw", "residual-norm")
-CONTEXT_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-CONTEXT_LINES = (1, 5, 10, 20, 50)
 
 
 @dataclass(frozen=True)

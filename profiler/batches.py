@@ -54,7 +54,9 @@ class Batch:
 def lay_out(
     documents: Sequence[tuple[int, Sequence[int]]], special_ids: frozenset[int], layout: str, row_tokens: int
 ) -> TokenRows:
-    """Lay out documents, given as (number in the corpus, token ids) in corpus order."""
+    """Lay out documents, given as (number in the corpus, token ids) in corpus order; one of LAYOUTS."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout {layout!r}: expected one of {', '.join(LAYOUTS)}")
     lengths = np.array([len(ids) for _, ids in documents], dtype=np.int64)
     flat = [np.asarray(ids, dtype=np.int64) for _, ids in documents]
     ids_N = np.concatenate(flat) if flat else np.empty(0, np.int64)

@@ -120,6 +120,8 @@ def switched_off(
 
     `value_LF[layer]` [F]: what they become; see `replacements`. Weights are never touched.
     """
+    if how not in WAYS:
+        raise ValueError(f"how {how!r}: expected one of {', '.join(WAYS)}")
     sinks = {layer: _replacing(model, layer, indices, how, value_LF) for layer, indices in neurons.items()}
     try:
         for layer, sink in sinks.items():

@@ -2,17 +2,16 @@
 
     lens(h) = head(norm(h)), h the residual stream after a block, norm the model's own final norm (at every layer)
 
-After the last block this is the model's own output, to the bit. `head` is all that the model does after its body: the
-output embedding, its bias, logit scaling, soft-capping. It isn't copied: the model's own forward runs with its body's
-result put in place. Norm, head and down projections are found by watching one short batch go through, and the
-result is compared with the model's logits; a model that differs is refused by name.
+After the last block this is the model's own output, to the bit. `head` is all that the model does after its body (the
+module `head`): the output embedding, its bias, logit scaling, soft-capping. Norm and down projections are found by
+watching one short batch go through, and the result is compared with the model's logits; a model that differs is
+refused by name.
 
 Logits are made for as many vectors at a time as fit a byte budget: no [tokens, vocabulary] tensor of all positions, let
 alone of all layers, is ever held. Tokens of equal logits (the normal case in 16 bits) come in the order of their ids.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +23,7 @@ from torch.nn import functional
 from neurotally.kernels.activations import activate
 from neurotally.profiler.batches import Batch, TokenRows, rectangles
 from neurotally.profiler.errors import UnsupportedModelError
+from neurotally.profiler.head import head_logits, of_many_rows
 from neurotally.profiler.model import LoadedModel
 from neurotally.profiler.sites import Site, decoder_layers
 from neurotally.profiler.verify import probe_ids
@@ -109,29 +109,21 @@ class Lens:
     def normed(self, vector_ND: Tensor) -> Tensor:
         """The model's final norm of any layer's vectors."""
         with torch.inference_mode():
-            for module in self._tail:
-                vector_ND = module(vector_ND.to(_device_of(module, vector_ND)))
+            for module in self._tail:  # a projection among them in some OPT
+                vector_ND = of_many_rows(module, vector_ND.to(_device_of(module, vector_ND)))
         return vector_ND
 
     def logits(self, final_ND: Tensor) -> Tensor:
         """float32 [N, V]: what the model makes of vectors as its body gives them. At most `chunk` of them."""
-        from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
-
-        model, decoder = self.model.model, self.model.decoder
-        ids_N1 = torch.zeros(len(final_ND), 1, dtype=torch.long, device=model.get_input_embeddings().weight.device)
-        output = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=final_ND[:, None])
-        with torch.inference_mode(), _forward(decoder, lambda *args, **kwargs: output):
-            logits_NV: Tensor = model(input_ids=ids_N1, use_cache=False).logits[:, 0]
-        return logits_NV.float()
+        return head_logits(self.model, final_ND).float()
 
     def embedding_logits(self, vector_ND: Tensor, bias: bool) -> Tensor:
         """float32 [N, V]: vectors times the output embedding, with the head's bias or without. At most `chunk`."""
         weight_VD = self._head.weight
+        bias_V = getattr(self._head, "bias", None) if bias else None
         with torch.inference_mode():
-            logits_NV = functional.linear(
-                vector_ND.to(weight_VD.device), weight_VD, getattr(self._head, "bias", None) if bias else None
-            )
-        return logits_NV.float()
+            vector_ND = vector_ND.to(weight_VD.device)
+            return of_many_rows(lambda rows_ND: functional.linear(rows_ND, weight_VD, bias_V), vector_ND).float()
 
     def rectangles(self, rows: TokenRows, at_N: np.ndarray, token_budget: int) -> Iterator["Positions"]:
         """Rectangles of rows with the chosen ones among their tokens; those without any are passed over.
@@ -276,17 +268,3 @@ def _agree(lens_NV: Tensor, expected_NV: Tensor, dtype: str) -> bool:
 def _device_of(module: nn.Module, like: Tensor) -> torch.device:
     parameter = next(module.parameters(), None)
     return like.device if parameter is None or parameter.is_meta else parameter.device
-
-
-@contextmanager
-def _forward(module: nn.Module, replacement: Any) -> Iterator[None]:
-    """Within this context the module's forward is another one."""
-    before = module.__dict__.get("forward")
-    module.forward = replacement
-    try:
-        yield
-    finally:
-        if before is None:
-            del module.forward
-        else:
-            module.forward = before

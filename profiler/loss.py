@@ -4,22 +4,19 @@ The loss of a token is -ln p(token | the tokens before it in its row), in nats; 
 likeliest (the first of equals). The first token of a row has nothing before it and isn't scored.
 
 The body runs over the whole rectangle; the head, by far the widest layer, over some tokens at a time, so that there
-are never more logits than a byte budget allows. It is the model's own code that turns hidden states into logits:
-what it does beside the product (a bias, soft caps, scales) is in.
+are never more logits than a byte budget allows (see `head`).
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from neurotally.kernels.tally import PAD
 from neurotally.profiler.batches import MIN_RECTANGLE_TOKENS, Batch
 from neurotally.profiler.errors import UnsupportedModelError
+from neurotally.profiler.head import head_logits
 from neurotally.profiler.model import LoadedModel
 from neurotally.profiler.verify import probe_ids
 
@@ -62,20 +59,8 @@ class LossReader:
         return TokenLosses(row_N, before_N + 1, nats_N, is_hit_N)
 
     def _parts(self, num_tokens: int) -> list[np.ndarray]:
-        """Which tokens go through the head together: 64 at least, repeated if there are fewer."""
-        if not num_tokens:
-            return []
-        index = np.resize(np.arange(num_tokens), max(num_tokens, MIN_RECTANGLE_TOKENS))
-        return np.array_split(index, -(-len(index) // self._tokens_at_once))
-
-
-def head_logits(model: LoadedModel, hidden_ND: Tensor) -> Tensor:
-    """The model's logits [N, V], in its own dtype, of last hidden states as `run_body` gives them."""
-    ids_1N = torch.zeros(1, len(hidden_ND), dtype=torch.int64)
-    with torch.inference_mode(), _body_gives(model, hidden_ND[None]):
-        ids_1N = ids_1N.to(model.model.get_input_embeddings().weight.device)
-        logits_NV: Tensor = model.model(input_ids=ids_1N, use_cache=False).logits[0]
-    return logits_NV
+        """Which tokens go through the head together."""
+        return np.array_split(np.arange(num_tokens), -(-num_tokens // self._tokens_at_once)) if num_tokens else []
 
 
 def _score(model: LoadedModel, hidden_nD: Tensor, target_n: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,20 +72,6 @@ def _score(model: LoadedModel, hidden_nD: Tensor, target_n: Tensor) -> tuple[Ten
         logits_nV = logits_nV.float()
         chosen_n = logits_nV.gather(1, target_n[:, None])[:, 0]
         return (logits_nV.logsumexp(1) - chosen_n).double(), is_hit_n
-
-
-@contextmanager
-def _body_gives(model: LoadedModel, hidden_BTD: Tensor) -> Iterator[None]:
-    """Within this context the model's body isn't run; it gives `hidden_BTD`."""
-    body: Any = model.decoder
-    before = vars(body).get("forward")  # accelerate puts one there
-    body.forward = lambda *_args, **_kwargs: BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_BTD)
-    try:
-        yield
-    finally:
-        del body.forward
-        if before is not None:
-            body.forward = before
 
 
 def _verify_head(model: LoadedModel) -> None:

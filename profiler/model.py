@@ -8,6 +8,7 @@ size and is the same on every device and in every dtype.
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,8 +21,6 @@ from torch import Tensor, nn
 from neurotally.profiler.errors import InputError, UnsupportedModelError, first_line
 from neurotally.profiler.sites import Site, decoder_layers, install_sites
 
-DTYPES = ("auto", "bfloat16", "float32")
-DEVICES = ("auto", "cpu", "cuda")
 _ATTENTION_BYTES = 2**30
 """What attention scores of models without a fused path may take, one layer at a time."""
 _SAMPLE = 256
@@ -55,11 +54,15 @@ class ModelFacts:
     dtype: str
     """In which it runs."""
     device_type: str
+    device: str
+    """Its name, of the first device where there are several."""
     attention: str
     row_tokens: int
     """The default: min(2048, the context the model was made for)."""
     max_row_tokens: int
     """Longer rows are refused."""
+    random_init: int | None = None
+    """The seed, if the weights are fresh ones."""
 
     @property
     def attention_budget(self) -> int | None:
@@ -158,6 +161,7 @@ def prepare_model(
             gated=sites[0].gated,
             dtype=str(weight.dtype).removeprefix("torch."),
             device_type=weight.device.type,
+            device=device_name(weight.device.type),
             attention=str(getattr(model.config, "_attn_implementation", None) or "eager"),
             row_tokens=row_tokens,
             max_row_tokens=max_row_tokens,
@@ -188,6 +192,17 @@ def resolve_device(device: str) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: PyTorch sees no GPU here; use --device cpu or install a CUDA build")
     return device
+
+
+def device_name(device_type: str) -> str:
+    """The GPU's or the CPU's name, as its maker calls it."""
+    if device_type == "cuda":
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def fingerprint_weights(model: nn.Module, checkpoint_dtype: str) -> str:

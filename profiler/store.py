@@ -25,6 +25,8 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from neurotally.profiler.errors import InputError
 
 SCHEMA_VERSION = 1
+RUN_FOLDER = ".run"
+"""Of a store: the working state of runs, until they end."""
 NO_DOCUMENT = 2**32 - 1
 _CHUNK_BYTES = 16 * 2**20
 

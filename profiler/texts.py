@@ -189,21 +189,23 @@ def load_tokenizer(store_path: Path, model: str | None = None, trust_remote_code
     wanted = (attributes.get("tokenizer") or {}).get("fingerprint")
     if wanted and fingerprint_tokenizer(tokenizer) != wanted:
         raise InputError(f"the tokenizer of {model_id} isn't the one that {store_path} was made with; give --model")
-    if not tokenizer.is_fast:
-        raise InputError(f"the tokenizer of {model_id} can't tell which characters a token is: it has no fast version")
+    check_spans(tokenizer, model_id)
     return tokenizer
 
 
+def check_spans(tokenizer: Any, model_id: str) -> None:
+    """InputError where the tokenizer can't tell which characters a token is."""
+    if not tokenizer.is_fast:
+        raise InputError(f"the tokenizer of {model_id} can't tell which characters a token is: it has no fast version")
+
+
 def read_tokens(texts: CorpusTexts, numbers: Sequence[int], tokenizer: Any) -> Iterator[TokenText | Text]:
-    """The documents `numbers` (ascending) with their tokens; a `Text` with its reason for those that can't be had."""
+    """The documents `numbers` (ascending) with their tokens, in order; a `Text` for each that can't be had."""
     batch: list[Text] = []
     held = 0
     for found in texts.read(numbers):
-        if found.text is None:
-            yield found
-            continue
         batch.append(found)
-        held += len(found.text)
+        held += len(found.text or "")
         if held >= _BATCH_CHARACTERS:
             yield from _tokenised(texts, batch, tokenizer)
             batch, held = [], 0
@@ -275,12 +277,19 @@ def _tokenised(texts: CorpusTexts, batch: list[Text], tokenizer: Any) -> Iterato
     cut: dict[str, Any] = {}
     if texts.document_tokens is not None:
         cut = {"truncation": True, "max_length": texts.document_tokens}
-    encoded = tokenizer(
-        [found.text for found in batch], return_attention_mask=False, return_token_type_ids=False,
-        return_offsets_mapping=True, verbose=False, **cut,
-    )  # fmt: skip
-    for found, ids, offsets in zip(batch, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-        assert found.text is not None
+    there = [found.text for found in batch if found.text is not None]
+    encoded: Any = {"input_ids": [], "offset_mapping": []}
+    if there:
+        encoded = tokenizer(
+            there, return_attention_mask=False, return_token_type_ids=False, return_offsets_mapping=True, verbose=False,
+            **cut,
+        )  # fmt: skip
+    tokens = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    for found in batch:
+        if found.text is None:
+            yield found
+            continue
+        ids, offsets = next(tokens)
         if len(ids) != texts.tokens_D[found.number]:
             yield Text(found.number, None, f"is {len(ids)} tokens now and was {texts.tokens_D[found.number]}")
             continue

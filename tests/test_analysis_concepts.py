@@ -46,7 +46,7 @@ def corpus(name: str, seed: int, planted: dict[str, list[tuple[int, int]]], null
     return CorpusConcepts(
         triggers, counts(rng, shape[:2], planted), counts(rng, (100,), {}),
         counts(rng, (3, 400), {}) if null else None, {"x.py": "gone"}, [f"{n}.py" for n in range(30)],
-        rng.integers(0, 256, (30, 32)).astype(np.uint8),
+        rng.integers(0, 256, (30, 32)).astype(np.uint8), None,
     )  # fmt: skip
 
 

@@ -147,6 +147,7 @@ def test_table_names_everything(made: Path) -> None:
     table = lape_table(counts, selection)
     lines = table.splitlines()
     assert "org/model, 4 layers of 123 neurons" in lines[0]
+    assert lines[0].endswith("the 7 candidates of lowest entropy of every corpus, quantile 0.95")
     rows = [line.split() for line in lines if line.startswith(("C#", "python", "rust", "english"))]
     assert [row[0] for row in rows] == ["C#", "english", "python", "rust"]
     assert rows[0][4] == "7"

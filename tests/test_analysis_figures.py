@@ -1,13 +1,15 @@
 """The pictures say what the numbers say, at every size they are made for."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from neurotally.analysis.figures.charts import draw_layers, draw_matrix, save_figure
+from neurotally.analysis.figures.charts import draw_layers, save_figure
+from neurotally.analysis.figures.losses import draw_ablation
 
 NAMES = ["C#", "C++", "c", "$cuda_1$", "english", "a name that is much longer than its panel", *"ghijklm"]
 
@@ -56,23 +58,34 @@ def test_layers_of_a_json_document_with_an_empty_corpus(tmp_path: Path) -> None:
     assert b"<svg" in (tmp_path / "layers.svg").read_bytes()
 
 
+def ablation(change: Any, names: Sequence[str] = ("a", "b"), **more: Any) -> dict[str, Any]:
+    """What `draw_ablation` reads; without `more` no random neurons were drawn."""
+    return {"corpora": list(names), "how": "coefficient", "draws": 0, "change": change,
+            "change_over_random": None, "in_standard_errors": None, **more}  # fmt: skip
+
+
 @pytest.mark.parametrize("size", [1, 2, 5, 13])
-def test_matrix(tmp_path: Path, size: int) -> None:
+def test_ablation(tmp_path: Path, size: int) -> None:
     rng = np.random.default_rng(0)
-    value_RC = rng.normal(size=(size, size)).clip(-2, 2)
-    value_RC[0, 0] = -1.5
-    figure = draw_matrix(value_RC, NAMES[:size], NAMES[:size], title="Loss", unit="nats per token")
-    axes = figure.axes[0]
-    shown = {text.get_position(): text.get_text() for text in axes.texts}
-    for (row, column), value in np.ndenumerate(value_RC):
-        assert float(shown[column, row].replace("−", "-")) == pytest.approx(value, abs=0.006)
-        assert re.match("[+−]", shown[column, row])
-    low, high = axes.images[0].get_clim()
-    assert -low == high == np.abs(value_RC).max()
-    assert len([patch for patch in axes.patches if patch.get_visible()]) == size  # the frames of the diagonal
-    assert "nats per token" in all_text(figure)
-    save_figure(figure, tmp_path / "matrix.png")
-    check_png(tmp_path / "matrix.png")
+    value_PRC = rng.normal(size=(3, size, size)).clip(-2, 2)
+    value_PRC[:, 0, 0] = -1.5
+    keys = ("change", "change_over_random", "in_standard_errors")
+    document = ablation(None, NAMES[:size], draws=3) | dict(zip(keys, value_PRC.tolist(), strict=True))
+    figure = draw_ablation(document)
+    for axes, value_RC in zip(figure.axes[:3], value_PRC, strict=True):
+        shown = {text.get_position(): text.get_text() for text in axes.texts}
+        assert len(shown) == size**2
+        for (row, column), value in np.ndenumerate(value_RC):
+            assert float(shown[column, row].replace("−", "-")) == pytest.approx(value, abs=0.006)
+            assert re.match("[+−]", shown[column, row])
+        low, high = axes.images[0].get_clim()
+        assert -low == high == np.abs(value_RC).max()
+        assert len([patch for patch in axes.patches if patch.get_visible()]) == size  # the frames of the diagonal
+    text = all_text(figure)
+    for part in ("nats per token", "standard errors", "change over random", "corpus's neurons costs (coefficient)"):
+        assert part in text
+    save_figure(figure, tmp_path / "ablation.png")
+    check_png(tmp_path / "ablation.png")
 
 
 @pytest.mark.parametrize(
@@ -80,12 +93,12 @@ def test_matrix(tmp_path: Path, size: int) -> None:
     [(0.0, "+0.00"), (0.00312, "+0.00312"), (0.25, "+0.250"), (3.0, "+3.00"), (25.0, "+25.0"), (1234.0, "+1234")],
 )
 def test_cells_have_three_digits(largest: float, shown: str) -> None:
-    figure = draw_matrix([[largest, 0.0]], ["a"], ["a", "b"], title="", unit="")
+    figure = draw_ablation(ablation([[largest, 0.0], [0.0, 0.0]]))
     assert figure.axes[0].texts[0].get_text() == shown
 
 
-def test_matrix_with_nothing_measured_in_a_cell(tmp_path: Path) -> None:
-    figure = draw_matrix([[1.0, None], [np.nan, -3.0]], ["a", "b"], ["b", "z"], title="", unit="")
+def test_ablation_with_nothing_measured_in_a_cell(tmp_path: Path) -> None:
+    figure = draw_ablation(ablation([[1.0, None], [None, -3.0]]))
     assert [text.get_text() for text in figure.axes[0].texts] == ["+1.00", "n/a", "n/a", "−3.00"]
-    save_figure(figure, tmp_path / "matrix.png")
-    draw_matrix(np.full((2, 2), np.nan), ["a", "b"], ["a", "b"], title="", unit="")
+    save_figure(figure, tmp_path / "ablation.png")
+    draw_ablation(ablation([[None, None], [None, None]]))

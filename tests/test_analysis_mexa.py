@@ -125,6 +125,7 @@ def test_the_document() -> None:
             different = [None, None] if same_n.all() else expected[:, p, q, ~same_n].mean(axis=1).tolist()
             assert document["scores_of_different"][pivot][name] == different
     scores = document["scores"]
+    assert document["model"] == {"id": "m", "fingerprint": "f"}
     assert document["with_self"]["C"] == np.mean([scores["C"]["C"], scores["C"]["Java"]], axis=0).tolist()
     assert document["without_self"]["C"] == scores["C"]["Java"]
     assert document["without_self"]["$x$"] == np.mean([scores["$x$"]["C"], scores["$x$"]["Java"]], axis=0).tolist()

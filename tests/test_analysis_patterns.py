@@ -75,8 +75,32 @@ def test_matches_equal_a_search_in_the_lines_around(window: int) -> None:
     for place, (start, _) in enumerate(spans.tolist()):
         line = SOURCE[:start].count("\n")
         around = "".join(lines[max(0, line - window // 2) : line + (window - 1) // 2 + 1])
+        around = SOURCE if len(lines) <= window else around
         expected = [pattern.search(around) is not None for pattern in CONCEPTS.values()]
         assert places.match_PC[place].tolist() == expected
+
+
+def test_a_part_of_a_file_is_lexed_as_in_the_file() -> None:
+    file = 'x = """\nif x is not in y\n"""\nif x: pass\n'
+    windows = ['x = """\n', "if x is not in y\n", '"""\nif x: pass\n']
+    reader, first = PlaceReader(find_lexer("python", []), {}), 0
+    lexed = reader.lex(file)
+    for number, text in enumerate(windows):
+        ids, spans = tokens(text)
+        reader.add(number, text, ids, spans, np.arange(len(ids)), SPECIAL, lexed, first)
+        first += len(text)
+    whole, parts = read([file]), reader.places()
+    kinds = [[KINDS[kind] for kind in places.kind_P[places.found_P]] for places in (whole, parts)]
+    assert kinds[0] == kinds[1]
+    assert kinds[1].count("keyword") == 2  # the `if` and the `pass` that aren't in the string
+
+
+def test_a_match_without_characters_is_none() -> None:
+    reader = PlaceReader(None, {"x": re.compile("x*")})
+    for number, text in enumerate(("abc", "axc")):
+        ids, spans = tokens(text)
+        reader.add(number, text, ids, spans, np.array([1]), SPECIAL)
+    assert reader.places().match_PC[:, 0].tolist() == [False, True]
 
 
 def test_inside_needs_the_token_in_the_match() -> None:

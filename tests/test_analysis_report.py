@@ -18,10 +18,12 @@ from click.testing import CliRunner
 from test_analysis_losses import make_losses
 from transformers import AutoTokenizer
 
-from neurotally.analysis.languages.counts import read_counts, read_group_counts
+from neurotally.analysis.languages.counts import model_key, read_counts, read_group_counts
 from neurotally.analysis.languages.jackknife import error_bars
 from neurotally.analysis.languages.lape import lape
 from neurotally.analysis.languages.rule import Rule
+from neurotally.analysis.layers.agreement import agreement_document
+from neurotally.analysis.layers.lens import lens_document, read_lens
 from neurotally.analysis.report.neurons import most_specific
 from neurotally.analysis.report.page import build_report
 from neurotally.analysis.report.parts import inline_svg, real, visible
@@ -448,8 +450,9 @@ def test_the_lens(path: Path, tmp_path: Path) -> None:
                "prompt_source": np.array([0, 0, 0, 1]), "prompt_target": np.array([1, 1, 1, 0]),
                "prompt_positions": np.array([5, 0, 9, 4])}  # fmt: skip
     attributes = {"paper": False, "sets": {"if <i>": {"entries": 3, "single": 2, "tokens": 2}}, "empty_sets": {"z": 7},
-                  "skipped": {"a-b": {"too long": ["1"]}}}  # fmt: skip
+                  "skipped": {"a-b": {lens_pass.STATUS[lens_pass.TOO_LONG]: ["1"]}}}  # fmt: skip
     add_group(copy, "lens/translation", arrays, attributes, lens_pass.SCHEMA)
+    assert lens_document(read_lens(copy, "translation"))["model"] == model_key(store.store_attributes(path)["model"])
     assert "lens-translation" in run_command(copy, tmp_path)["sections"]
     section = Page((tmp_path / "report.html").read_text()).root.one("section", id="lens-translation")
     assert section.all("h2")[0].text == "Logit lens"
@@ -460,7 +463,7 @@ def test_the_lens(path: Path, tmp_path: Path) -> None:
     assert rows["all pairs"][2] == f"{(gold[[0, 2]].mean() + gold[3].mean()) / 2:.4f}"
     mass_L = (arrays["prompt_mass"][[0, 2], :, 0].mean(axis=0) + arrays["prompt_mass"][3, :, 0]) / 2
     assert rows_of(table_of(section, "Token sets"))["if <i>"][:3] == ["2", f"{mass_L.max():.4f}", str(mass_L.argmax())]
-    assert "1 prompts (too long)" in section.text
+    assert "1 prompts (longer than the context)" in section.text
 
 
 def test_agreement(path: Path, tmp_path: Path) -> None:
@@ -476,8 +479,10 @@ def test_agreement(path: Path, tmp_path: Path) -> None:
         "context_kind": np.array(["document", "tokens"], object), "context_size": np.array([0, 5]),
     }  # fmt: skip
     corpora = {name: {"documents": 3, "skipped": {}, "skipped_documents": []} for name in ("a", "<b>")}
-    attributes = {"head_bias": False, "positions": 10, "left_out": ["900 tokens"], "corpora": corpora}
+    attributes = {"head_bias": False, "positions": 10, "left_out": ["900 tokens"], "corpora": corpora,
+                  "identity": {"contexts": ["document", "5 tokens"]}}  # fmt: skip
     add_group(copy, "lens/agreement", arrays, attributes, agreement_pass.SCHEMA)
+    assert agreement_document(copy, "agreement")["model"] == model_key(store.store_attributes(path)["model"])
     assert "lens-agreement" in run_command(copy, tmp_path)["sections"]
     section = Page((tmp_path / "report.html").read_text()).root.one("section", id="lens-agreement")
     rows = rows_of(table_of(section, "Agreement over whole"))

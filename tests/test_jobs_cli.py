@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from neurotally.jobs.cli import cli
 from neurotally.jobs.commands.options import RuleOptions, RunOptions, TextOptions
@@ -234,6 +236,13 @@ def test_import_and_lape(run: Run, tmp_path: Path) -> None:
     document = json.loads(run("lape", tmp_path / "s", "--json")[1])
     assert document["model"] is None
     refused(run("import", tmp_path / "s", f"en={tmp_path}/en"), "never changes")
+    with FileLock(tmp_path / "s/.run/lock"):
+        refused(run("import", tmp_path / "s", f"fr={tmp_path}/en"), "is being written by another run")
+    store.write_arrays(tmp_path / "s/.run/import/fr", {"tokens": np.ones(1, np.uint64)}, {})  # of one that was killed
+    assert run("import", tmp_path / "s", f"fr={tmp_path}/en")[0] == 0
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.tex").touch()
+    refused(run("import", tmp_path / "folder", f"en={tmp_path}/en"), "with other things in it")
 
 
 def test_an_import_runs_no_code(run: Run, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from test_analysis_mexa import double_loop
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from neurotally.jobs.commands.parallel import PARALLEL_COMMANDS
+from neurotally.jobs.commands.layers import LAYER_COMMANDS
 from neurotally.jobs.engines import JobError
 from neurotally.jobs.passes import embed as embedding
 from neurotally.jobs.passes.embed import embed
@@ -171,12 +171,12 @@ def test_out_of_memory_halves_the_batch(model_folder: Path, tmp_path: Path, monk
         return embed_rows(model, rows, count_bos, token_budget, *rest)
 
     monkeypatch.setattr(embedding, "embed_rows", short_of_memory)
-    assert run(model_folder, tmp_path / "s", make_texts(4))["restarts"] == 2
+    assert len(run(model_folder, tmp_path / "s", make_texts(4))["restarted"]) == 1
     assert budgets == [4096, 2048, 1024]
 
 
 def invoke(*arguments: object) -> str:
-    command = {command.name: command for command in PARALLEL_COMMANDS}[str(arguments[0])]
+    command = {command.name: command for command in LAYER_COMMANDS}[str(arguments[0])]
     return CliRunner().invoke(command, [str(argument) for argument in arguments[1:]], catch_exceptions=False).stdout
 
 

@@ -183,7 +183,8 @@ def test_patterns_and_concepts(run: Run, model_folder: Path, corpora: Path, tmp_
                        "--out", tmp_path / "c.json", "--figure", tmp_path / "c.png", "--by-layer")  # fmt: skip
     assert code == 0
     assert json.loads((tmp_path / "c.json").read_text()) == json.loads(out)
-    refused(run("patterns", tmp_path / "s", "--null", tmp_path / "s"), "is of the same model")
+    refused(run("patterns", tmp_path / "s", "--null", tmp_path / "s"), "is of a trained model")
+    refused(run("patterns", tmp_path / "s", *nulls[:2], *nulls[:2]), "has the keys of another --null")
     profile(run, model_folder, tmp_path / "null3", corpora, "--random-init", 3, "--document-tokens", 20)
     refused(run("patterns", tmp_path / "s", "--null", tmp_path / "null3"), "document_tokens is None")
 

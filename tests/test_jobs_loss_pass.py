@@ -1,6 +1,7 @@
 """The loss pass end to end: against edited weights, the same however it ran, and what it refuses."""
 
 import contextlib
+import hashlib
 import json
 import re
 import shutil
@@ -26,6 +27,7 @@ from neurotally.jobs.profile import ProfileRequest, profile
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.worker import ModelConfig
 from neurotally.profiler import store
+from neurotally.profiler.corpus import Status
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.loss import LossReader
 
@@ -178,6 +180,26 @@ def test_the_same_however_it_ran(profiled: Path, model_folder: Path, monkeypatch
         ablate(profiled, model_folder, name="two", how="coefficient")
 
 
+def test_a_unit_without_a_token_is_passed_over(profiled: Path, model_folder: Path) -> None:
+    (profiled / "heldout/python/latin.py").write_bytes(b"\xff" * 2**16)  # so large that it is a unit of its own
+    for concepts, name in (({}, "without"), (CONCEPTS, "with")):
+        neurons = write_mask(profiled / "m.json", {"self": [[0, 3]]})
+        where = run(profiled, model_folder, name)
+        measure_losses(mask_request(where, profiled / "heldout", neurons, concepts, draws=0), QUIET)
+        arrays = store.read_group(profiled / "store", f"loss/{name}")
+        (at,) = np.flatnonzero(arrays["document_name"] == "latin.py")
+        assert (arrays["document_status"][at], arrays["scored"][at, 0]) == (Status.NOT_UTF8, 0)
+
+
+def test_concepts_in_another_order_are_another_pass(profiled: Path, model_folder: Path) -> None:
+    neurons = write_mask(profiled / "m.json", {"self": [[0, 3]]})
+    turned = dict(reversed(CONCEPTS.items()))
+    request = run(profiled, model_folder, "m")
+    measure_losses(mask_request(request, profiled / "heldout", neurons, CONCEPTS, draws=0), QUIET)
+    with pytest.raises(InputError, match="use another --name"):
+        measure_losses(mask_request(request, profiled / "heldout", neurons, turned, draws=0), QUIET)
+
+
 def test_out_of_memory_halves_the_batch(profiled: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = ablate(profiled, model_folder)
     read, refused = LossReader.read, []
@@ -191,6 +213,9 @@ def test_out_of_memory_halves_the_batch(profiled: Path, model_folder: Path, monk
     monkeypatch.setattr(LossReader, "read", short_of_memory)
     halved = ablate(profiled, model_folder, name="halved")
     assert refused
+    attributes = store.group_attributes(profiled / "store", "loss/halved")
+    assert attributes["restarted"]
+    assert store.group_attributes(profiled / "store", "loss/ablate")["restarted"] == []
     assert halved["tokens"] == whole["tokens"]
     for key in ("baseline", "change"):
         np.testing.assert_allclose(halved[key], whole[key], rtol=0, atol=1e-6)
@@ -271,14 +296,28 @@ def test_files_whose_windows_chose_are_refused(
     request = ProfileRequest(ModelConfig(str(model_folder)), tmp_path / "store", corpora, groups=2, window_lines=5)
     profile(request, QUIET)
     arrays = store.read_corpus(tmp_path / "store", "python")
-    name, digest = str(arrays["document_name"][0]), bytes(arrays["document_hash"][0]).hex()
+    of_D = [name.partition("#")[0] for name in arrays["document_name"].tolist()]
+    chooser = of_D[0]
+    of_file = [bytes(row) for row, name in zip(arrays["document_hash"], of_D, strict=True) if name == chooser]
     neurons = write_mask(
-        tmp_path / "m.json", {"x": [[0, 1]]}, trigger_documents={"python": [digest]},
-        trigger_names={"python": [name.partition("#")[0]]},
+        tmp_path / "m.json", {"x": [[0, 1]]}, trigger_documents={"python": [of_file[0].hex()]}, document_lines=5,
+        trigger_names={"python": [chooser]},
+        trigger_files={"python": [hashlib.sha256(b"".join(of_file)).hexdigest()]},
     )  # fmt: skip
-    losses = mask_request(run(tmp_path, model_folder, "m"), corpora, neurons, {}, draws=0)
-    with pytest.raises(InputError, match=rf"{name.partition('#')[0]} of 'python' is one of 1 documents"):
-        measure_losses(losses, QUIET)
+
+    def refused_for(name: str, where: PassRequest) -> None:
+        losses = mask_request(where, corpora, neurons, {}, draws=0)
+        with pytest.raises(InputError, match=rf"{re.escape(name)} of 'python' is one of 1 documents"):
+            measure_losses(losses, QUIET)
+
+    refused_for(chooser, run(tmp_path, model_folder, "m"))
+    elsewhere = PassRequest(ModelConfig(str(model_folder)), tmp_path / "other", "loss/m")
+    refused_for(chooser, elsewhere)  # whatever the store's own documents are
+    (corpora / "python" / chooser).rename(corpora / "python" / "renamed.py")
+    refused_for("renamed.py", run(tmp_path, model_folder, "m"))
+    with (corpora / "python" / "renamed.py").open("a") as file:
+        file.write("x = 1\n" * 6)
+    measure_losses(mask_request(elsewhere, corpora, neurons, {}, draws=0), QUIET)
 
 
 @pytest.mark.parametrize(

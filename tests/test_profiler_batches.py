@@ -45,6 +45,11 @@ def test_concat_cuts_across_documents_and_keeps_the_last_row() -> None:
     assert rows.position_N.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3]
 
 
+def test_an_unknown_layout_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected one of documents, concat"):
+        lay_out([(0, [1, 2])], frozenset(), "document", 5)
+
+
 def test_nothing_to_lay_out() -> None:
     assert list(rectangles(lay_out([], frozenset(), "concat", 4), 100)) == []
 

@@ -42,4 +42,6 @@ def test_any_split_into_units_in_any_order_gives_the_sorted_list(candidates: lis
 
 
 def test_no_triggers_kept() -> None:
-    insert(TriggerTable.empty(4, 0), [(1, 2.0, 3, 4)])
+    table = TriggerTable.empty(4, 0)
+    insert(table, [(1, 2.0, 3, 4)])
+    assert table.value_NK.shape == table.document_NK.shape == (4, 0)

@@ -56,15 +56,20 @@ def test_xarray_opens_it_without_code_of_ours(made: Path) -> None:
         assert dataset.attrs == {"tokens": 5}
 
 
-def test_every_fill_value_is_one_no_result_has(made: Path) -> None:
+def test_chunks_are_all_written_and_fill_values_no_results(made: Path) -> None:
     import zarr
 
+    largest = {"uint64": 2**64 - 1, "uint32": 2**32 - 1, "uint16": 2**16 - 1, "uint8": 2**8 - 1}
     group = zarr.open_group(str(made / "corpora" / "c++"), mode="r")
     for name, array in group.arrays():
         codecs = [type(codec).__name__ for codec in array.compressors]
         assert codecs == ["BloscCodec", "Crc32cCodec"], name
         assert array.nchunks_initialized == array.nchunks, name
-        assert np.isnan(array.fill_value) if array.dtype.kind == "f" else array.fill_value == store.SCHEMA[name].fill
+        if name in ("document_name", "document_hash"):  # have no value to spare
+            continue
+        fill = array.fill_value
+        is_spare = np.isnan(fill) if array.dtype.kind == "f" else fill == largest[str(array.dtype)]
+        assert is_spare, name
 
 
 def test_a_lost_chunk_is_noticed(made: Path) -> None:

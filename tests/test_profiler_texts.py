@@ -69,7 +69,8 @@ def test_line_and_column_of_every_token(name: str, model_folder: Path, folder: P
         with_breaks = FILES[name][start:end].replace("\r\n", "\n").replace("\r", "\n")
         assert found.token == with_breaks
         lines = io.StringIO(FILES[name], newline=None).read().split("\n")
-        around = lines[max(0, found.line - 3) : found.line + 2]
+        is_short = len(lines) - (not lines[-1]) <= 5
+        around = lines if is_short else lines[max(0, found.line - 3) : found.line + 2]
         assert found.window.removesuffix("\n").split("\n") == around or found.window == "\n".join(around)
 
 

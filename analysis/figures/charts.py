@@ -1,12 +1,11 @@
-"""Pictures of neuron sets and of what switching them off does.
+"""Where neurons sit, and what all pictures have in common: panels, axes, names, colours.
 
-`draw_layers` shows where each corpus's neurons sit, `draw_matrix` a signed matrix; both return a matplotlib
+`draw_layers` shows where each corpus's neurons sit. As every function of `figures` that draws, it returns a matplotlib
 `Figure` for `save_figure` or a notebook. pyplot is never imported: no window, no backend and no setting of the
-caller's is touched. Blue, orange and red-white-blue can be told apart with any common colour blindness.
+caller's is touched. The colours can be told apart with any common colour blindness.
 """
 
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from neurotally.analysis.languages.lape import layer_counts
@@ -26,6 +24,9 @@ SPECIFIC = "#92c5de"
 EXCLUSIVE = "#d95f02"
 INK = "#222222"
 GREY = "#666666"
+_COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8c6d1f", "#7f7f7f")
+"""Okabe and Ito's, told apart with any common colour blindness (their yellow made darker)."""
+_MARKERS = ("o", "s", "^", "D")
 _LONGEST_NAME = 22
 _DPI = 160
 
@@ -48,40 +49,6 @@ def draw_layers(
     figure.supxlabel("layer, from the input to the output", fontsize=10, color=INK)
     figure.supylabel("neurons in the layer", fontsize=10, color=INK)
     head(figure, handles, title, num_columns=2)
-    return figure
-
-
-def draw_matrix(
-    values: np.ndarray | Sequence[Sequence[float | None]],
-    rows: Sequence[str],
-    columns: Sequence[str],
-    *,
-    title: str,
-    unit: str,
-    row_label: str = "neurons switched off",
-    column_label: str = "text of corpus",
-) -> Figure:
-    """A heat map of signed values [rows, columns], white at zero, each value in its cell.
-
-    `unit` labels the colour bar. None and NaN are left blank and marked; cells whose row and column have the same
-    name are framed.
-    """
-    value_RC = np.array(values, dtype=np.float64).reshape(len(rows), len(columns))
-    width, height = max(5.5, 3.4 + 0.72 * len(columns)), max(3.6, 2.0 + 0.46 * len(rows))
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    limit = float(np.max(np.abs(value_RC), initial=0, where=np.isfinite(value_RC))) or 1.0
-    axes.set_facecolor("#d9d9d9")
-    image = axes.imshow(value_RC, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="none")
-    write_cells(axes, value_RC, image, limit)
-    frame_own(axes, rows, columns)
-    label_matrix(axes, rows, columns, row_label, column_label)
-    # 10 characters of the title's size are an inch, and 13 of the unit's.
-    figure.suptitle(textwrap.fill(title, int(10 * width)), fontsize=12, color=INK, parse_math=False)
-    bar = figure.colorbar(image, ax=axes, pad=0.02)
-    bar.set_label(textwrap.fill(unit, int(13 * (height - 1.4))), fontsize=9, color=INK)
-    bar.ax.tick_params(labelsize=8)
-    bar.outline.set_visible(False)
     return figure
 
 
@@ -131,6 +98,25 @@ def clean_panel(panel: Any) -> None:
     panel.spines[["left", "bottom"]].set_color(GREY)
 
 
+def layer_axis(panel: Any, num_layers: int) -> None:
+    """Layers across, half a layer of room at both ends."""
+    panel.set_xlim(-0.5, num_layers - 0.5)
+    panel.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+
+
+def color_bar(figure: Figure, image: Any, axes: Any, label: str, **options: Any) -> None:
+    """What a heat map's colours stand for, beside the axes; `options` are matplotlib's."""
+    bar = figure.colorbar(image, ax=axes, pad=0.02, **options)
+    bar.set_label(label, fontsize=9, color=INK)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_visible(False)
+
+
+def line_look(number: int) -> tuple[str, str]:
+    """Colour and marker of a line: 32 before the first comes again."""
+    return _COLORS[number % len(_COLORS)], _MARKERS[number // len(_COLORS) % len(_MARKERS)]
+
+
 def name_panel(panel: Any, name: str, right: str = "") -> None:
     """The panel's name to the left, cut to what a few numbers to the right leave of 2.9 inches."""
     room = min(_LONGEST_NAME, int((2.9 - 0.065 * len(right)) / 0.1))
@@ -162,29 +148,7 @@ def _draw_panel(panel: Any, name: str, specific: Neurons, exclusive: Neurons, nu
     if not len(specific):
         panel.text(0.5, 0.5, "no neuron\npasses the bar", transform=panel.transAxes, ha="center", va="center",
                    fontsize=9, color=GREY)  # fmt: skip
-    panel.set_xlim(-0.5, num_layers - 0.5)
-    panel.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    layer_axis(panel, num_layers)
     panel.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
     clean_panel(panel)
     return handles
-
-
-def write_cells(axes: Any, value_RC: np.ndarray, image: Any, limit: float) -> None:
-    """Each value in its cell, all with the decimals that give the largest three digits."""
-    decimals = min(5, max(0, 2 - math.floor(math.log10(limit)))) if limit < 100 else 0
-    for (row, column), value in np.ndenumerate(value_RC):
-        text = f"{value:+.{decimals}f}".replace("-", "−") if np.isfinite(value) else "n/a"
-        ink = INK
-        if np.isfinite(value):
-            red, green, blue, _ = image.cmap(image.norm(value))
-            ink = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else INK
-        axes.text(column, row, text, ha="center", va="center", fontsize=8.5, color=ink)
-
-
-def frame_own(axes: Any, rows: Sequence[str], columns: Sequence[str]) -> None:
-    """Frame the cell of each row in the column of its own name."""
-    for row, name in enumerate(rows):
-        if name in columns:
-            corner = (columns.index(name) - 0.5, row - 0.5)
-            axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=INK, linewidth=1.6,
-                                     clip_on=False, zorder=3))  # fmt: skip

@@ -5,7 +5,7 @@ token of every layer at every position of one prompt. `draw_agreement`: a panel 
 `draw_contexts`: a heat map a corpus, layers by context size.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,22 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from neurotally.analysis.figures.charts import GREY, INK, clean_panel, head, name_panel, panel_grid, short_name
+from neurotally.analysis.figures.charts import (
+    GREY,
+    INK,
+    clean_panel,
+    color_bar,
+    head,
+    layer_axis,
+    line_look,
+    name_panel,
+    panel_grid,
+    short_name,
+)
 from neurotally.analysis.layers.lens import PromptLens
 
 Document = Mapping[str, Any]
 
-_COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8c6d1f", "#7f7f7f")
-"""Okabe and Ito's, told apart with any common colour blindness (their yellow made darker)."""
-_MARKERS = ("o", "s", "^", "D")
 _DASHED = (0, (3, 2))
 _VARIANTS = {
     "ffn-raw": "FFN, raw",
@@ -45,13 +53,13 @@ def draw_lens(document: Document) -> Figure:
     for panel, name in zip(panels[2:], names, strict=True):
         _draw_lines(panel, document, lambda means, name=name: means["sets"][name]["mass"])
         control = document["all"]["sets"][name]["control"]["mass"]
-        panel.plot(_floats(control), color=GREY, linewidth=1.2, linestyle=_DASHED)
+        panel.plot(np.array(control, np.float64), color=GREY, linewidth=1.2, linestyle=_DASHED)
         name_panel(panel, name, f"{document['sets'][name]['tokens']:,} tokens")
     for panel in panels:
         if panel is not panels[1]:
             panel.set_ylim(bottom=0)
             panel.yaxis.set_major_locator(MaxNLocator(nbins=4))
-        _layer_axis(panel, document["layers"])
+        layer_axis(panel, document["layers"])
         clean_panel(panel)
     figure.supxlabel(_LAYERS, fontsize=10, color=INK)
     figure.supylabel("probability, mean over positions, snippets and pairs", fontsize=10, color=INK)
@@ -90,10 +98,7 @@ def draw_prompt(prompt: PromptLens) -> Figure:
         axis.spines[:].set_visible(False)
     of = f", the first {shown} of {len(prompt.gold_n)} positions" if shown < len(prompt.gold_n) else ""
     figure.suptitle(f"{prompt.pair}, {prompt.id}{of}", fontsize=12, color=INK, parse_math=False)
-    bar = figure.colorbar(image, ax=axes, pad=0.02)
-    bar.set_label("probability of the layer's first token", fontsize=9, color=INK)
-    bar.ax.tick_params(labelsize=8)
-    bar.outline.set_visible(False)
+    color_bar(figure, image, axes, "probability of the layer's first token")
     return figure
 
 
@@ -102,12 +107,12 @@ def draw_agreement(document: Document) -> Figure:
     figure, panels = panel_grid(len(document["variants"]))
     for panel, variant in zip(panels, document["variants"], strict=True):
         for number, corpus in enumerate(document["corpora"].values()):
-            color, marker = _look(number)
-            panel.plot(_floats(corpus["agreement"][variant][0]), color=color, marker=marker, markersize=3)
-            panel.plot(_floats(corpus["gold"][variant][0]), color=color, linewidth=1, linestyle=":")
+            color, marker = line_look(number)
+            panel.plot(np.array(corpus["agreement"][variant][0], np.float64), color=color, marker=marker, markersize=3)
+            panel.plot(np.array(corpus["gold"][variant][0], np.float64), color=color, linewidth=1, linestyle=":")
         name_panel(panel, _VARIANTS[variant])
         panel.yaxis.set_major_formatter(PercentFormatter(1))
-        _layer_axis(panel, document["layers"])
+        layer_axis(panel, document["layers"])
         clean_panel(panel)
     panels[0].set_ylim(0, None)  # all share it, and only now is everything drawn
     figure.supxlabel(_LAYERS, fontsize=10, color=INK)
@@ -131,7 +136,7 @@ def draw_contexts(document: Document) -> Figure:
     image = None
     for row, (name, corpus) in zip(panels, corpora.items(), strict=True):
         for axes, variant in zip(row, variants, strict=True):
-            share_LC = np.array([_floats(by_layer) for by_layer in corpus["agreement"][variant]]).T
+            share_LC = np.array(corpus["agreement"][variant], np.float64).T
             axes.set_facecolor("#d9d9d9")
             image = axes.imshow(share_LC, cmap="viridis", vmin=0, vmax=1, aspect="auto", origin="lower",
                                 interpolation="none")  # fmt: skip
@@ -148,18 +153,15 @@ def draw_contexts(document: Document) -> Figure:
     figure.supylabel(_LAYERS, fontsize=10, color=INK)
     figure.suptitle("Agreement with the model's first token, by context", fontsize=12, color=INK)
     assert image is not None
-    bar = figure.colorbar(image, ax=panels, pad=0.02, format=PercentFormatter(1))
-    bar.set_label("share of positions", fontsize=9, color=INK)
-    bar.ax.tick_params(labelsize=8)
-    bar.outline.set_visible(False)
+    color_bar(figure, image, panels, "share of positions", format=PercentFormatter(1))
     return figure
 
 
 def _draw_lines(panel: Any, document: Document, of: Any) -> None:
     for number, means in enumerate(document["targets"].values()):
-        color, marker = _look(number)
-        panel.plot(_floats(of(means)), color=color, marker=marker, markersize=2.5, linewidth=1)
-    panel.plot(_floats(of(document["all"])), color=INK, linewidth=2)
+        color, marker = line_look(number)
+        panel.plot(np.array(of(means), np.float64), color=color, marker=marker, markersize=2.5, linewidth=1)
+    panel.plot(np.array(of(document["all"]), np.float64), color=INK, linewidth=2)
 
 
 def _counts(means: Mapping[str, Any]) -> str:
@@ -167,16 +169,8 @@ def _counts(means: Mapping[str, Any]) -> str:
 
 
 def _handle(number: int, label: str) -> Line2D:
-    color, marker = _look(number)
+    color, marker = line_look(number)
     return Line2D([], [], color=color, marker=marker, markersize=3, linewidth=1.2, label=label)
-
-
-def _look(number: int) -> tuple[str, str]:
-    return _COLORS[number % len(_COLORS)], _MARKERS[number // len(_COLORS) % len(_MARKERS)]
-
-
-def _floats(values: Sequence[float | None]) -> list[float]:
-    return [float("nan") if value is None else value for value in values]
 
 
 def _cell(text: str) -> str:
@@ -185,8 +179,3 @@ def _cell(text: str) -> str:
     shown = shown.replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")
     shown = "".join(character if character.isprintable() else "�" for character in shown)
     return shown if len(shown) <= _CELL_CHARACTERS else shown[: _CELL_CHARACTERS - 1] + "…"
-
-
-def _layer_axis(panel: Any, num_layers: int) -> None:
-    panel.set_xlim(-0.5, num_layers - 0.5)
-    panel.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))

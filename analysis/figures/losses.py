@@ -1,12 +1,14 @@
 """Pictures of what switching neurons off costs: heat maps from the documents of `ablate` and `mask`."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
-from neurotally.analysis.figures.charts import INK, frame_own, label_matrix, write_cells
+from neurotally.analysis.figures.charts import INK, color_bar, label_matrix
 
 Matrix = Sequence[Sequence[float | None]]
 
@@ -62,10 +64,31 @@ def _heat_maps(
         limit = float(np.max(np.abs(value_RC), initial=0, where=np.isfinite(value_RC))) or 1.0
         axes.set_facecolor("#d9d9d9")
         image = axes.imshow(value_RC, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="none")
-        write_cells(axes, value_RC, image, limit)
-        frame_own(axes, rows, names)
+        _write_cells(axes, value_RC, image, limit)
+        _frame_own(axes, rows, names)
         label_matrix(axes, rows, names, "neurons switched off" if axes is all_axes[0] else "", column_label)
         axes.set_title(name, fontsize=10, color=INK)
-        figure.colorbar(image, ax=axes, pad=0.02).set_label(unit, fontsize=9, color=INK)
+        color_bar(figure, image, axes, unit)
     figure.suptitle(title, fontsize=12, color=INK, parse_math=False)
     return figure
+
+
+def _write_cells(axes: Any, value_RC: np.ndarray, image: Any, limit: float) -> None:
+    """Each value in its cell, all with the decimals that give the largest three digits."""
+    decimals = min(5, max(0, 2 - math.floor(math.log10(limit)))) if limit < 100 else 0
+    for (row, column), value in np.ndenumerate(value_RC):
+        text = f"{value:+.{decimals}f}".replace("-", "−") if np.isfinite(value) else "n/a"
+        ink = INK
+        if np.isfinite(value):
+            red, green, blue, _ = image.cmap(image.norm(value))
+            ink = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else INK
+        axes.text(column, row, text, ha="center", va="center", fontsize=8.5, color=ink)
+
+
+def _frame_own(axes: Any, rows: Sequence[str], columns: Sequence[str]) -> None:
+    """Frame the cell of each row in the column of its own name."""
+    for row, name in enumerate(rows):
+        if name in columns:
+            corner = (columns.index(name) - 0.5, row - 0.5)
+            axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=INK, linewidth=1.6,
+                                     clip_on=False, zorder=3))  # fmt: skip

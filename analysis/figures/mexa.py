@@ -3,7 +3,7 @@
     draw_mexa          alignment by layer: one panel a pivot, one line a language; before them the means by pivot
     draw_mexa_matrix   every pivot with every language, the mean over layers beside the share of identical pairs
 
-As in `figures`, no pyplot, and colours that can be told apart with any common colour blindness.
+As in `charts`, no pyplot, and colours that can be told apart with any common colour blindness.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,7 @@ from neurotally.analysis.figures.charts import (
     GREY,
     INK,
     clean_panel,
+    color_bar,
     head,
     label_matrix,
     name_panel,
@@ -69,10 +70,7 @@ def draw_mexa_matrix(document: Document) -> Figure:
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=ink)
         label_matrix(axes, languages, languages, "pivot", "language")
         axes.set_title(title, fontsize=10, color=INK)
-    bar = figure.colorbar(image, ax=figure.axes, pad=0.02)
-    bar.set_label("share of ids", fontsize=9, color=INK)
-    bar.ax.tick_params(labelsize=8, color=GREY)
-    bar.outline.set_visible(False)
+    color_bar(figure, image, figure.axes, "share of ids")
     figure.suptitle(f"MEXA, {document['embedding']} embeddings of {document['ids']} ids", fontsize=12, color=INK)
     return figure
 

@@ -7,6 +7,7 @@ and a mark at the left edge for random positions. `draw_concepts` has a panel a 
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -18,6 +19,8 @@ from neurotally.analysis.figures.charts import (
     SPECIFIC,
     clean_panel,
     head,
+    layer_axis,
+    line_look,
     name_panel,
     panel_grid,
     short_name,
@@ -25,9 +28,6 @@ from neurotally.analysis.figures.charts import (
 
 Document = Mapping[str, Any]
 
-_COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#000000", "#8c6d1f")
-"""Okabe and Ito's, told apart with any common colour blindness (their yellow made darker)."""
-_MARKERS = ("o", "s", "^", "D")
 _LEFT_OUT = ("punctuation", "directive", "other")
 _FAMILIES = ("ngrams", "kinds", "concepts")
 
@@ -65,7 +65,7 @@ def draw_concepts(document: Document) -> Figure:
         name_panel(panel, name, f"{sum(by_layer):,} keys")
         panel.set_ylim(0, 1.05 * max(1, *by_layer))
         panel.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
-        _layer_axis(panel, document["layers"])
+        layer_axis(panel, document["layers"])
         clean_panel(panel)
         if not sum(by_layer):
             panel.text(0.5, 0.5, "no key passes", transform=panel.transAxes, ha="center", va="center", fontsize=9,
@@ -83,11 +83,10 @@ def _draw_statistic(panel: Any, document: Document, family: str, name: str) -> N
         found = corpus[family].get(name)
         if found is None:
             continue
-        color, marker = _look(number)
-        layers = range(document["layers"])
-        panel.plot(layers, _numbers(found["by_layer"]), color=color, marker=marker, markersize=3, linewidth=1.4)
+        color, marker = line_look(number)
+        panel.plot(np.array(found["by_layer"], np.float64), color=color, marker=marker, markersize=3, linewidth=1.4)
         if found["null_by_layer"] is not None:
-            panel.plot(layers, _numbers(found["null_by_layer"]), color=color, linewidth=1, linestyle=(0, (3, 2)))
+            panel.plot(np.array(found["null_by_layer"], np.float64), color=color, linewidth=1, linestyle=(0, (3, 2)))
         if found["chance"] is not None:
             panel.plot([-0.5], [found["chance"]], color=color, marker=5, markersize=6, clip_on=False, linestyle="")
     name_panel(panel, {"ngrams": f"same {name}", "kinds": name, "concepts": f"/{name}/"}[family])
@@ -96,7 +95,7 @@ def _draw_statistic(panel: Any, document: Document, family: str, name: str) -> N
 
 def _draw_passing(panel: Any, document: Document, key: str, title: str) -> None:
     for number, corpus in enumerate(document["corpora"].values()):
-        color, marker = _look(number)
+        color, marker = line_look(number)
         panel.plot(range(document["layers"]), corpus[key], color=color, marker=marker, markersize=3, linewidth=1.4)
     name_panel(panel, title, "of all keys")
     _share_axis(panel, document["layers"])
@@ -105,7 +104,7 @@ def _draw_passing(panel: Any, document: Document, key: str, title: str) -> None:
 def _handles(document: Document) -> list[Any]:
     handles = []
     for number, (name, corpus) in enumerate(document["corpora"].items()):
-        color, marker = _look(number)
+        color, marker = line_look(number)
         label = f"{short_name(name)} ({corpus['keys']:,} keys)"
         handles.append(Line2D([], [], color=color, marker=marker, markersize=4, linewidth=1.4, label=label))
     if document["null_keys"]:
@@ -115,22 +114,9 @@ def _handles(document: Document) -> list[Any]:
     return handles
 
 
-def _look(number: int) -> tuple[str, str]:
-    return _COLORS[number % len(_COLORS)], _MARKERS[number // len(_COLORS) % len(_MARKERS)]
-
-
-def _numbers(values: list[float | None]) -> list[float]:
-    return [float("nan") if value is None else value for value in values]
-
-
 def _share_axis(panel: Any, num_layers: int) -> None:
     panel.set_ylim(bottom=0)
     panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     panel.yaxis.set_major_locator(MaxNLocator(nbins=4))
-    _layer_axis(panel, num_layers)
+    layer_axis(panel, num_layers)
     clean_panel(panel)
-
-
-def _layer_axis(panel: Any, num_layers: int) -> None:
-    panel.set_xlim(-0.5, num_layers - 0.5)
-    panel.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))

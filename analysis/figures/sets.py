@@ -7,7 +7,7 @@
     draw_overlap      `profiles` and `compare`: overlap of every two corpora
     draw_compare      `compare`: the profiles of two stores, one over the other
 
-Made for 2 to 13 corpora and 4 to 80 layers. As in `figures`, no pyplot, and colours that can be told apart with any
+Made for 2 to 13 corpora and 4 to 80 layers. As in `charts`, no pyplot, and colours that can be told apart with any
 common colour blindness.
 """
 
@@ -29,11 +29,14 @@ from neurotally.analysis.figures.charts import (
     INK,
     SPECIFIC,
     clean_panel,
+    color_bar,
     head,
     label_matrix,
+    layer_axis,
     name_panel,
     panel_grid,
 )
+from neurotally.analysis.overlap import safe_divide
 
 Document = Mapping[str, Any]
 
@@ -130,7 +133,7 @@ def draw_profiles(document: Document) -> Figure:
     return figure
 
 
-def draw_overlap(corpora: Sequence[str], overlap: Document, title: str = "Neurons that two corpora share") -> Figure:
+def draw_overlap(corpora: Sequence[str], overlap: Document) -> Figure:
     """A heat map of Jaccard indices, each cell with its index and the neurons in common; sizes on the diagonal.
 
     `overlap`: that key of `profiles`' document, or of a store in `compare`'s.
@@ -152,13 +155,10 @@ def draw_overlap(corpora: Sequence[str], overlap: Document, title: str = "Neuron
             column, row, text, ha="center", va="center", fontsize=8, color=ink, fontweight=weight, linespacing=1.1
         )
     label_matrix(axes, corpora, corpora, "", "")
-    figure.suptitle(title, fontsize=12, color=INK, parse_math=False)
+    figure.suptitle("Neurons that two corpora share", fontsize=12, color=INK)
     explained = "Jaccard index and neurons in common; diagonal: all specific neurons"
     axes.set_title(textwrap.fill(explained, 10 * size + 22), fontsize=8.5, color=GREY)
-    bar = figure.colorbar(image, ax=axes, pad=0.02)
-    bar.set_label("Jaccard index of the two sets", fontsize=9, color=INK)
-    bar.ax.tick_params(labelsize=8)
-    bar.outline.set_visible(False)
+    color_bar(figure, image, axes, "Jaccard index of the two sets")
     return figure
 
 
@@ -246,7 +246,7 @@ def _grid(document: Document, select: str, name: str, values: Sequence[float]) -
 def _draw_sizes(axes: Any, document: Document, select: str, values: Sequence[float], grid: Mapping) -> None:
     size_QV = np.array([[grid[quantile, value]["distinct"] for value in values] for quantile in document["quantiles"]])
     shared_QV = np.array([[grid[quantile, value]["shared"] for value in values] for quantile in document["quantiles"]])
-    share_QV = np.divide(shared_QV, size_QV, out=np.full(size_QV.shape, np.nan), where=size_QV > 0)
+    share_QV = safe_divide(shared_QV, size_QV)
     texts = [[f"{size:,}\n{_percent(share)}" for size, share in zip(*rows, strict=True)]
              for rows in zip(size_QV, share_QV, strict=True)]  # fmt: skip
     _draw_grid(axes, document, select, values, share_QV, texts)
@@ -336,8 +336,7 @@ def _draw_stack(panel: Any, name: str, by_sharing: Mapping[str, Sequence[int]], 
         name_panel(panel, name, f"{int(below_L.sum()):,} / {sum(by_sharing['1']):,} exclusive")
     else:
         _nothing(panel, name)
-    panel.set_xlim(-0.5, num_layers - 0.5)
-    panel.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    layer_axis(panel, num_layers)
     panel.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
     clean_panel(panel)
 

@@ -5,8 +5,8 @@ around, identical contexts counted once, and, where there are null keys, if that
 (`null_test`), corrected over all keys of all corpora looked at. A key of two or more concepts is *polysemantic*.
 
 The document is a mask file (`analysis.masking.masks`): `specific` holds the keys of each concept. It also names the
-documents whose triggers chose the keys, `trigger_documents` by SHA-256 and `trigger_names`: text to measure masks on
-must be other text.
+documents whose triggers chose the keys, `trigger_documents` by SHA-256 and `trigger_names`, and where these are
+windows of lines their files too, `trigger_files`: text to measure masks on must be other text.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,7 @@ import numpy as np
 from neurotally.analysis.keys.null_test import corrected, needed
 from neurotally.analysis.keys.patterns import KeyCounts, fewest_contexts, key_p
 from neurotally.analysis.keys.trigger_lists import TriggerLists
+from neurotally.analysis.masking.mask_sets import file_digests
 from neurotally.analysis.overlap import pairwise_common, pairwise_jaccard
 from neurotally.analysis.text_table import text_table
 
@@ -37,6 +38,8 @@ class CorpusConcepts:
     names: Sequence[str]
     """Of all documents; of their files where documents are windows of lines."""
     sha256_D32: np.ndarray
+    document_lines: int | None
+    """How many lines a document has at most; None: documents are whole files."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +59,8 @@ class ConceptKeys:
     """bool: at least so many, and the test passed where there is one."""
     null_share_C: np.ndarray
     """float64: share of null keys with at least `min_matches`; NaN without null keys."""
+    needed: int | None
+    """So many keys must have the smallest p there is, for any to pass; None without null keys."""
 
     @property
     def neurons(self) -> np.ndarray:
@@ -71,15 +76,17 @@ def find_concept(
     nulls = [None if c.null is None else _one(c.null, _column(c.null, name)) for c in corpora]
     matches_CLF = np.stack([counts.count_S[0] for counts in only])
     at_least_CLF = matches_CLF >= min_matches
-    p_CLF = None
+    p_CLF, num_needed = None, None
     if nulls[0] is not None:
         p_CLF = np.ones(matches_CLF.shape)
+        few = fewest_contexts(corpora[0].triggers.value_LFK.shape[-1])
         for number, (counts, null) in enumerate(zip(only, nulls, strict=True)):
             assert null is not None
-            few = fewest_contexts(corpora[number].triggers.value_LFK.shape[-1])
             p_CLF[number] = key_p(counts, null, few, by_layer)[0]
         occurs_C = np.array([_occurs(corpus, name) for corpus in corpora])
         p_CLF[occurs_C] = corrected(p_CLF[occurs_C])
+        num_null = min((_num_tested(null, few, by_layer) for null in nulls if null is not None), default=0)
+        num_needed = needed(int(p_CLF[occurs_C].size), num_null, alpha)
     passes_CLF = None if p_CLF is None else p_CLF <= alpha
     return ConceptKeys(
         name=name,
@@ -89,7 +96,14 @@ def find_concept(
         passes_CLF=passes_CLF,
         chosen_CLF=at_least_CLF if passes_CLF is None else at_least_CLF & passes_CLF,
         null_share_C=np.array([np.nan if n is None else (n.count_S[0] >= min_matches).mean() for n in nulls]),
+        needed=num_needed,
     )
+
+
+def _num_tested(null: KeyCounts, min_contexts: int, by_layer: bool) -> int:
+    """The null keys that a key is tested against, the fewest of any layer where each has its own."""
+    enough_LM = null.distinct >= min_contexts
+    return int(enough_LM.sum(axis=1).min() if by_layer else enough_LM.sum())
 
 
 def polysemantic(concepts: Sequence[ConceptKeys]) -> list[tuple[int, int, list[str]]]:
@@ -119,7 +133,6 @@ def concepts_document(
         name: _documents(corpus, chosen_LF) for name, corpus, chosen_LF in zip(names, corpora, chosen_CLF, strict=True)
     }
     num_null = 0 if corpora[0].null is None else corpora[0].null.distinct.size
-    one_test = num_null // num_layers if settings["by_layer_tests"] else num_null
     return {
         "schema": CONCEPTS_SCHEMA,
         **settings,
@@ -129,7 +142,7 @@ def concepts_document(
         "neurons": num_neurons,
         "triggers": corpora[0].triggers.value_LFK.shape[-1],
         "null_keys": num_null,
-        "needed": needed(chosen_CLF.size, one_test, settings["alpha"]) if num_null else None,
+        "needed": {concept.name: concept.needed for concept in concepts},
         "specific": {concept.name: concept.neurons.tolist() for concept in concepts},
         "by_layer": {one.name: one.chosen_CLF.any(axis=0).sum(axis=1).tolist() for one in concepts},
         "by_corpus": {one.name: _by_corpus(one, corpora) for one in concepts},
@@ -143,6 +156,12 @@ def concepts_document(
         "trigger_names": {
             name: sorted({corpus.names[number] for number in documents[name]})
             for name, corpus in zip(names, corpora, strict=True)
+        },
+        "document_lines": corpora[0].document_lines,
+        "trigger_files": {
+            name: _files(corpus, documents[name])
+            for name, corpus in zip(names, corpora, strict=True)
+            if corpus.document_lines is not None
         },
         "missing": {name: dict(corpus.missing) for name, corpus in zip(names, corpora, strict=True) if corpus.missing},
     }
@@ -172,7 +191,7 @@ def _notes(document: Mapping[str, Any]) -> list[str]:
     if document["null_keys"]:
         notes.append(
             f"and the test against {document['null_keys']:,} null keys passes at {alpha:g}, corrected over all keys; "
-            f"with so few, only {document['needed']:,} or more keys can pass together"
+            f"with so few, only {_needed(document['needed'])} or more keys can pass together"
         )
     else:
         notes.append("not tested: give --null STORE, a profile of the same corpora made with --random-init")
@@ -181,6 +200,13 @@ def _notes(document: Mapping[str, Any]) -> list[str]:
         for corpus, documents in document["missing"].items()
         for name, reason in list(documents.items())[:5]
     ]
+
+
+def _needed(by_concept: Mapping[str, int]) -> str:
+    """The number, by concept where it differs."""
+    if len(set(by_concept.values())) == 1:
+        return f"{next(iter(by_concept.values())):,}"
+    return ", ".join(f"{number:,} ({name})" for name, number in by_concept.items())
 
 
 def _by_corpus(concept: ConceptKeys, corpora: Sequence[CorpusConcepts]) -> dict[str, Any]:
@@ -223,6 +249,12 @@ def _documents(corpus: CorpusConcepts, chosen_LF: np.ndarray) -> list[int]:
     used = corpus.triggers.used_LFK & chosen_LF[:, :, None]
     numbers: list[int] = np.unique(corpus.triggers.document_LFK[used]).tolist()
     return numbers
+
+
+def _files(corpus: CorpusConcepts, documents: Sequence[int]) -> list[str]:
+    """The digests of the files that these windows are of."""
+    digests = file_digests(corpus.names, corpus.sha256_D32)
+    return sorted({digests[corpus.names[number]].hex() for number in documents})
 
 
 def _column(counts: KeyCounts, name: str) -> int:

@@ -22,6 +22,7 @@ import numpy as np
 from neurotally.analysis.keys.null_test import corrected, empirical_p
 from neurotally.analysis.keys.places import KINDS, Places
 from neurotally.analysis.keys.trigger_lists import TriggerLists, first_in_row
+from neurotally.analysis.overlap import safe_divide
 
 NGRAMS = ("token", "bigram", "trigram")
 CHANCE_KEYS = 1000
@@ -50,11 +51,7 @@ class KeyCounts:
 
     def share(self, statistic: int, min_contexts: int) -> np.ndarray:
         """float64 [...]: the share of a key's contexts; NaN with fewer than `min_contexts`."""
-        enough = self.distinct >= min_contexts
-        share: np.ndarray = np.divide(
-            self.count_S[statistic], self.distinct, out=np.full(self.distinct.shape, np.nan), where=enough
-        )
-        return share
+        return safe_divide(self.count_S[statistic], np.where(self.distinct >= min_contexts, self.distinct, 0))
 
 
 @dataclass(frozen=True, eq=False)

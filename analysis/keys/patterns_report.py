@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from neurotally.analysis.keys.patterns import CorpusPatterns, KeyCounts
-from neurotally.analysis.text_table import percent, text_table
+from neurotally.analysis.text_table import layer_runs, percent, text_table
 
 PATTERNS_SCHEMA = 1
 FAMILIES = ("ngrams", "kinds", "concepts")
@@ -50,10 +50,9 @@ def patterns_document(
 def patterns_table(document: Mapping[str, Any]) -> str:
     """The document as text: for each corpus, mean shares in the lower, middle and upper layers, beside chance."""
     blocks = []
-    runs = np.array_split(np.arange(document["layers"]), min(3, document["layers"]))
+    runs = layer_runs(document["layers"], 3)
     for name, corpus in document["corpora"].items():
-        spans = [f"layers {run[0]}-{run[-1]}" if len(run) > 1 else f"layer {run[0]}" for run in runs]
-        header = (name, *spans, "chance", "null", "keys passing")
+        header = (name, *runs, "chance", "null", "keys passing")
         rows = [_row(statistic, found, runs) for family in FAMILIES for statistic, found in corpus[family].items()]
         blocks.append("\n".join([text_table(header, rows), *_notes(corpus, document)]))
     note = (
@@ -135,8 +134,8 @@ def _strongest(corpus: CorpusPatterns, number: int) -> list[dict[str, Any]]:
     return entries
 
 
-def _row(name: str, found: Mapping[str, Any], runs: Sequence[np.ndarray]) -> list[str]:
-    means = [_mean([found["by_layer"][layer] for layer in run]) for run in runs]
+def _row(name: str, found: Mapping[str, Any], runs: Mapping[str, np.ndarray]) -> list[str]:
+    means = [_mean([found["by_layer"][layer] for layer in run]) for run in runs.values()]
     null = None if found["null_by_layer"] is None else _mean(found["null_by_layer"])
     passing = "-" if found["passing"] is None else f"{found['passing']:,}"
     return [name, *map(percent, means), percent(found["chance"]), percent(null), passing]

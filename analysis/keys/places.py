@@ -17,7 +17,7 @@ import hashlib
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -159,8 +159,13 @@ class PlaceReader:
         span_T2: np.ndarray,
         position_P: np.ndarray,
         special_ids: Sequence[int],
+        file: "LexedFile | None" = None,
+        first_character: int = 0,
     ) -> None:
-        """Look at some tokens of a document. `text` has "\\n" line breaks; `position_P` ascends."""
+        """Look at some tokens of a document. `text` has "\\n" line breaks; `position_P` ascends.
+
+        `file`: the file of which the document is the part from `first_character` on; None: it is all of it.
+        """
         starts = _line_starts(text)
         span_P2 = span_T2[position_P]
         line_P = np.searchsorted(starts, span_P2[:, 0], side="right") - 1
@@ -175,10 +180,14 @@ class PlaceReader:
                 ids_T[position_P],
                 self._bigrams.of(_last_tokens(ids_T, is_special_T, position_P, 2)),
                 self._trigrams.of(_last_tokens(ids_T, is_special_T, position_P, 3)),
-                _kinds(self.lexer, text, span_P2),
+                (file or self.lex(text)).kinds(text, span_P2, first_character),
                 _matches(self.concepts, text, window_P2, span_P2 if self.inside else None),
             )
         )
+
+    def lex(self, text: str) -> "LexedFile":
+        """The kinds of a whole file."""
+        return LexedFile(self.lexer, text)
 
     def add_missing(self, number: int, position_P: np.ndarray, name: str, reason: str) -> None:
         """A document without a text."""
@@ -251,7 +260,9 @@ def _line_starts(text: str) -> np.ndarray:
 
 
 def _windows(text: str, starts: np.ndarray, line_P: np.ndarray, num_lines: int) -> np.ndarray:
-    """int64 [P, 2]: first character of the lines around each line, and one past the last."""
+    """int64 [P, 2]: first character of the lines around each line, and one past the last; all of so few lines."""
+    if len(starts) - text.endswith("\n") <= num_lines:
+        return np.tile([[0, len(text)]], (len(line_P), 1))
     ends = np.r_[starts[1:], len(text)]
     first_P = np.maximum(0, line_P - num_lines // 2)
     last_P = np.minimum(len(starts) - 1, line_P + (num_lines - 1) // 2)
@@ -278,21 +289,32 @@ def _last_tokens(ids_T: np.ndarray, is_special_T: np.ndarray, position_P: np.nda
     return tokens_Pn
 
 
-def _kinds(lexer: Any, text: str, span_P2: np.ndarray) -> np.ndarray:
-    """uint8 [P]: the kind of each token's last character that isn't white space."""
-    if lexer is None:
-        return np.full(len(span_P2), _OTHER, np.uint8)
-    at: list[int] = []
-    kinds: list[int] = []
-    known: dict[Any, int] = {}
-    for start, token_type, _ in lexer.get_tokens_unprocessed(text if text.endswith("\n") else text + "\n"):
-        at.append(start)
-        kinds.append(known[token_type] if token_type in known else known.setdefault(token_type, _kind(token_type)))
-    order = np.argsort(np.array(at, np.int64), kind="stable")  # a few lexers yield nested tokens out of order
-    start_X, kind_X = np.array(at, np.int64)[order], np.array(kinds, np.uint8)[order]
-    length_P = np.array([len(text[start:end].rstrip()) for start, end in span_P2.tolist()], np.int64)
-    last_P = np.maximum(0, np.searchsorted(start_X, span_P2[:, 0] + length_P - 1, side="right") - 1)
-    return np.where(length_P > 0, kind_X[last_P], np.uint8(_OTHER)).astype(np.uint8)
+class LexedFile:
+    """What kind of token a file's characters are in: a part of it alone may lie in a comment that began before it."""
+
+    def __init__(self, lexer: Any, text: str):
+        at: list[int] = []
+        kinds: list[int] = []
+        known: dict[Any, int] = {}
+        lexed = () if lexer is None else lexer.get_tokens_unprocessed(text if text.endswith("\n") else text + "\n")
+        for start, token_type, _ in lexed:
+            at.append(start)
+            kinds.append(known[token_type] if token_type in known else known.setdefault(token_type, _kind(token_type)))
+        order = np.argsort(np.array(at, np.int64), kind="stable")  # a few lexers yield nested tokens out of order
+        self._start_X = np.array(at, np.int64)[order]
+        self._kind_X = np.array(kinds, np.uint8)[order]
+
+    def kinds(self, text: str, span_P2: np.ndarray, first_character: int) -> np.ndarray:
+        """uint8 [P]: the kind of each token's last character that isn't white space.
+
+        `text`: the file's, from `first_character` on.
+        """
+        if not len(self._start_X):
+            return np.full(len(span_P2), _OTHER, np.uint8)
+        length_P = np.array([len(text[start:end].rstrip()) for start, end in span_P2.tolist()], np.int64)
+        last_P = first_character + span_P2[:, 0] + length_P - 1
+        at_P = np.maximum(0, np.searchsorted(self._start_X, last_P, side="right") - 1)
+        return np.where(length_P > 0, self._kind_X[at_P], np.uint8(_OTHER)).astype(np.uint8)
 
 
 def _kind(token_type: Any) -> int:
@@ -311,11 +333,16 @@ def _matches(concepts: Patterns, text: str, window_P2: np.ndarray, inside_P2: np
     texts = [text[start:end] for start, end in windows.tolist()]
     match_PC = np.zeros((len(window_P2), len(concepts)), bool)
     for column, pattern in enumerate(concepts.values()):
-        found = np.array([pattern.search(window) is not None for window in texts], bool)
+        found = np.array([any(_matches_of(pattern, window)) for window in texts], bool)
         match_PC[:, column] = found[which_P.ravel()]
         if inside_P2 is not None:
             for place in np.flatnonzero(match_PC[:, column]).tolist():
                 start, end = (inside_P2[place] - window_P2[place, 0]).tolist()
-                found_in = pattern.finditer(texts[int(which_P.ravel()[place])])
+                found_in = _matches_of(pattern, texts[int(which_P.ravel()[place])])
                 match_PC[place, column] = any(match.start() < end and start < match.end() for match in found_in)
     return match_PC
+
+
+def _matches_of(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
+    """A match without characters is none."""
+    return (match for match in pattern.finditer(text) if match.group())

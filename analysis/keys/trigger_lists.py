@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from neurotally.analysis.keys.places import place_keys
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 
@@ -34,8 +35,7 @@ class TriggerLists:
 
     def places(self) -> tuple[np.ndarray, np.ndarray]:
         """(document, position) of every place that is used, each once, ascending."""
-        key = self.document_LFK.astype(np.uint64) << np.uint64(32) | self.position_LFK
-        key = np.unique(key[self.used_LFK])
+        key = np.unique(place_keys(self.document_LFK[self.used_LFK], self.position_LFK[self.used_LFK]))
         return (key >> np.uint64(32)).astype(np.int64), (key & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
 

@@ -35,7 +35,7 @@ from neurotally.analysis.languages.lape import Selection
 from neurotally.analysis.languages.profiles import Profiles, profile_keys, profiles_of
 from neurotally.analysis.languages.rule import Rule
 from neurotally.analysis.overlap import jaccard, safe_divide
-from neurotally.analysis.text_table import percent, text_table
+from neurotally.analysis.text_table import decimals, percent, text_table
 from neurotally.profiler.errors import InputError
 
 COMPARE_SCHEMA = 1
@@ -217,7 +217,7 @@ def _row(found: Comparison, c: int) -> list[str]:
         *(f"{int(side.counts.tokens_C[c]):,}" for side in found.sides),
         *(f"{count_CL[c].sum():,}" for count_CL in specific),
         *(f"{side.profiles.exclusive_CL[c].sum():,}" for side in found.sides),
-        *(f"{depth:.2f}" if np.isfinite(depth) else "-" for depth in depths),
+        *(decimals(depth, 2) for depth in depths),
         percent(overlap),
         sets,
     ]
@@ -256,7 +256,7 @@ def _overlap_rows(one: Profiles, other: Profiles) -> list[list[str]]:
     return [
         [
             one.corpora[row],
-            *("" if row == column else _two_decimals(jaccard_CC[row, column]) for column in range(size)),
+            *("" if row == column else decimals(jaccard_CC[row, column], 2) for column in range(size)),
         ]
         for row in range(size)
     ]
@@ -277,7 +277,3 @@ def _by_name(found: Comparison, value_C: np.ndarray) -> dict[str, float | None]:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f}" if np.isfinite(share) else "-"
-
-
-def _two_decimals(value: float) -> str:
-    return f"{value:.2f}" if np.isfinite(value) else "-"

@@ -55,6 +55,11 @@ class Selection:
     num_tied_out: Mapping[str, int]
     """Candidates left out though their entropy is that of the last one chosen: the cut went by layer there."""
 
+    @property
+    def without_candidates(self) -> list[str]:
+        """The corpora in which no neuron passes the bar; their sets are empty."""
+        return [name for name, number in self.num_candidates.items() if not number]
+
 
 def lape(
     active_CLF: np.ndarray,

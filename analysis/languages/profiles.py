@@ -27,7 +27,7 @@ from neurotally.analysis.languages.counts import CorpusCounts, model_key, model_
 from neurotally.analysis.languages.lape import Selection
 from neurotally.analysis.languages.rule import Rule
 from neurotally.analysis.overlap import pairwise_common, pairwise_jaccard
-from neurotally.analysis.text_table import text_table
+from neurotally.analysis.text_table import decimals, text_table
 
 PROFILES_SCHEMA = 1
 
@@ -96,7 +96,7 @@ def profiles_document(counts: CorpusCounts, rule: Rule, selection: Selection) ->
         "layers": num_layers,
         "neurons": num_neurons,
         **profile_keys(profiles_of(selection)),
-        "without_candidates": [name for name, number in selection.num_candidates.items() if not number],
+        "without_candidates": selection.without_candidates,
         "left_out": dict(counts.left_out),
     }
 
@@ -140,7 +140,7 @@ def profiles_table(counts: CorpusCounts, rule: Rule, selection: Selection) -> st
         "overlap of every two corpora: neurons in common above the diagonal, sizes on it, Jaccard index below",
         overlap_table(found),
         "",
-        *(f"{name}: no neuron passes the bar" for name, number in selection.num_candidates.items() if not number),
+        *(f"{name}: no neuron passes the bar" for name in selection.without_candidates),
         *(f"left out: {name} ({reason})" for name, reason in counts.left_out.items()),
     ]
     return "\n".join(lines).rstrip()
@@ -158,8 +158,7 @@ def overlap_table(found: Profiles) -> str:
 def _overlap_cell(found: Profiles, row: int, column: int) -> str:
     if row <= column:
         return f"{found.common_CC[row, column]:,}"
-    value = found.jaccard_CC[row, column]
-    return f"{value:.3f}" if np.isfinite(value) else "-"
+    return decimals(found.jaccard_CC[row, column], 3)
 
 
 def _by_corpus(found: Profiles) -> str:

@@ -1,6 +1,6 @@
 """The settings of a LAPE selection in one value, so that they travel together and every document names them alike."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from neurotally.analysis.languages.counts import CorpusCounts
@@ -17,6 +17,13 @@ class Rule:
     """Read if balanced."""
     top_rate: float = 0.01
     """Read if top."""
+
+    @classmethod
+    def of(cls, selection: Selection) -> "Rule":
+        """What a selection was chosen by."""
+        rule = cls(selection.quantile, selection.select)
+        limit: dict[str, Any] = {rule.limit_name: selection.limit}
+        return replace(rule, **limit)
 
     def choose(self, counts: CorpusCounts) -> Selection:
         """LAPE with these settings; InputError as `lape` raises it."""

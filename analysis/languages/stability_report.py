@@ -152,8 +152,7 @@ def _curve_rows(found: Stability) -> list[list[str]]:
 
 def _notes(groups: GroupCounts, found: Stability) -> list[str]:
     notes = [f"{name}: {number} empty groups left out" for name, number in groups.num_empty.items() if number]
-    candidates = found.selection.num_candidates
-    notes += [f"{name}: no neuron passes the bar" for name, number in candidates.items() if not number]
+    notes += [f"{name}: no neuron passes the bar" for name in found.selection.without_candidates]
     return notes + [f"left out: {name} ({reason})" for name, reason in groups.left_out.items()]
 
 

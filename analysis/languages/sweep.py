@@ -31,7 +31,7 @@ from neurotally.analysis.languages.lape import Selection
 from neurotally.analysis.languages.profiles import Profiles, profiles, sets_by_layer
 from neurotally.analysis.languages.rule import Rule
 from neurotally.analysis.overlap import contained, jaccard
-from neurotally.analysis.text_table import percent, text_table
+from neurotally.analysis.text_table import decimals, percent, text_table
 from neurotally.profiler.errors import InputError
 
 SWEEP_SCHEMA = 1
@@ -204,14 +204,10 @@ def _row(setting: Setting, default: Setting) -> list[str]:
         _range(found.specific_CL.sum(axis=1)),
         _range(found.exclusive_CL.sum(axis=1)),
         percent(mean_overlap(setting, default, "contained")),
-        _two_decimals(mean_overlap(setting, default, "jaccard")),
+        decimals(mean_overlap(setting, default, "jaccard"), 2),
     ]
 
 
 def _range(count_C: np.ndarray) -> str:
     least, most = count_C.min(), count_C.max()
     return f"{least:,}" if least == most else f"{least:,}-{most:,}"
-
-
-def _two_decimals(value: float) -> str:
-    return f"{value:.2f}" if np.isfinite(value) else "-"

@@ -1,7 +1,8 @@
 """Layer agreement of a store. What `neurotally agreement` says.
 
-    {"schema": 1, "model", "variants": [names], "head_bias", "positions_a_document", "layers", "left_out": [contexts],
-     "contexts": [{"kind", "size", "label"}], "corpora": {name: {"documents", "skipped", "skipped_documents",
+    {"schema": 1, "model": {"id", "fingerprint"}, "variants": [names], "head_bias", "positions_a_document", "layers",
+     "left_out": [contexts], "contexts": [{"kind", "size", "label"}],
+     "corpora": {name: {"documents", "skipped", "skipped_documents",
         "positions", "gold_positions", "model_gold": [by context],
         "agreement" | "gold": {variant: [[by layer] by context]}, "first_50" | "first_90": {variant: [by context]}}}}
 
@@ -17,7 +18,9 @@ from typing import Any
 import numpy as np
 
 from neurotally.analysis.json_numbers import numbers
-from neurotally.analysis.text_table import percent, text_table
+from neurotally.analysis.languages.counts import model_key
+from neurotally.analysis.overlap import safe_divide
+from neurotally.analysis.text_table import layer_runs, percent, text_table
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 
@@ -37,10 +40,12 @@ def agreement_document(path: Path, name: str) -> dict[str, Any]:
     attributes = store.group_attributes(path, group)
     variants = arrays["variant"].tolist()
     agreed, gold = (
-        _shares(arrays[count], arrays[of][:, :, None, None])
+        safe_divide(arrays[count], arrays[of][:, :, None, None])
         for count, of in (("agreed", "positions"), ("gold", "gold_positions"))
     )
-    model_gold = _shares(arrays["model_gold"], arrays["gold_positions"])
+    model_gold = safe_divide(arrays["model_gold"], arrays["gold_positions"])
+    kinds, sizes = arrays["context_kind"].tolist(), arrays["context_size"].tolist()
+    labels = attributes["identity"]["contexts"]
     corpora = {}
     for number, corpus in enumerate(arrays["corpus"].tolist()):
         corpora[corpus] = {
@@ -57,15 +62,14 @@ def agreement_document(path: Path, name: str) -> dict[str, Any]:
         }
     return {
         "schema": AGREEMENT_SCHEMA,
-        "model": store.store_attributes(path)["model"]["id"],
+        "model": model_key(store.store_attributes(path)["model"]),
         "variants": variants,
         "head_bias": attributes["head_bias"],
         "positions_a_document": attributes["positions"],
         "layers": agreed.shape[-1],
         "left_out": attributes["left_out"],
         "contexts": [
-            {"kind": kind, "size": size, "label": _label(kind, size)}
-            for kind, size in zip(arrays["context_kind"].tolist(), arrays["context_size"].tolist(), strict=True)
+            {"kind": kind, "size": size, "label": label} for kind, size, label in zip(kinds, sizes, labels, strict=True)
         ],
         "corpora": corpora,
     }
@@ -73,8 +77,7 @@ def agreement_document(path: Path, name: str) -> dict[str, Any]:
 
 def agreement_table(document: Mapping[str, Any]) -> str:
     """The document as text: a block a variant, a row a corpus and context, agreement in runs of layers."""
-    runs = np.array_split(np.arange(document["layers"]), min(6, document["layers"]))
-    spans = [f"layers {run[0]}-{run[-1]}" if len(run) > 1 else f"layer {run[0]}" for run in runs]
+    runs = layer_runs(document["layers"], 6)
     blocks = []
     for variant in document["variants"]:
         rows = []
@@ -84,9 +87,9 @@ def agreement_table(document: Mapping[str, Any]) -> str:
                     by_layer = np.array(corpus["agreement"][variant][number])
                     first = corpus["first_90"][variant][number]
                     rows.append([f"{name}, {context['label']}", f"{corpus['positions'][number]:,}",
-                                 *(percent(float(by_layer[run].mean())) for run in runs),
+                                 *(percent(float(by_layer[run].mean())) for run in runs.values()),
                                  "-" if first is None else str(first)])  # fmt: skip
-        blocks.append(text_table((variant, "positions", *spans, "90 % at"), rows))
+        blocks.append(text_table((variant, "positions", *runs, "90 % at"), rows))
     notes = [
         "share of positions at which the layer's first token is the model's own; 90 % at: the first layer that reaches "
         "nine tenths of the last one's",
@@ -102,11 +105,6 @@ def agreement_table(document: Mapping[str, Any]) -> str:
     return "\n\n".join([*blocks, "\n".join(notes)])
 
 
-def _shares(count: np.ndarray, of: np.ndarray) -> np.ndarray:
-    share: np.ndarray = np.divide(count, of, out=np.full(count.shape, np.nan), where=of > 0)
-    return share
-
-
 def _by_variant(share_CAL: np.ndarray, variants: Sequence[str]) -> dict[str, list[list[float | None]]]:
     return {name: [numbers(share_L) for share_L in share_CAL[:, at]] for at, name in enumerate(variants)}
 
@@ -117,7 +115,3 @@ def _first_layers(share_CL: np.ndarray, part: float) -> list[int | None]:
         int(np.argmax(share_L >= part * share_L[-1])) if np.isfinite(share_L).all() and share_L[-1] > 0 else None
         for share_L in share_CL
     ]
-
-
-def _label(kind: str, size: int) -> str:
-    return kind if kind == "document" else f"{size} {kind if size > 1 else kind[:-1]}"

@@ -1,6 +1,6 @@
 """The logit lens of a store, put together: by pair, by source, by target, over all. What `neurotally lens` says.
 
-    {"schema": 1, "model", "paper", "layers", "sets": {name: {"entries", "single", "tokens"}},
+    {"schema": 1, "model": {"id", "fingerprint"}, "paper", "layers", "sets": {name: {"entries", "single", "tokens"}},
      "empty_sets": {name: entries}, "skipped": {pair: {reason: [ids]}},
      "pairs" | "unordered" | "sources" | "targets": {name: MEANS}, "all": MEANS, "pooled": MEANS}
 
@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from neurotally.analysis.json_numbers import numbers
-from neurotally.analysis.text_table import text_table
+from neurotally.analysis.languages.counts import model_key
+from neurotally.analysis.text_table import layer_runs, text_table
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 
@@ -45,7 +46,8 @@ class LensResult:
 
     arrays: store.Arrays
     attributes: Mapping[str, Any]
-    model: str | None
+    model: Mapping[str, Any]
+    """The store's `model` attribute."""
 
     @property
     def pair_P(self) -> list[tuple[str, str]]:
@@ -69,7 +71,6 @@ class PromptLens:
     first_nL: list[list[str]]
     """The first token of each layer."""
     probability_nL: np.ndarray
-    gold_probability_nL: np.ndarray
 
 
 def read_lens(path: Path, name: str) -> LensResult:
@@ -79,7 +80,7 @@ def read_lens(path: Path, name: str) -> LensResult:
     names += [f"control_{of}" for of in _SET.values()]
     group = f"lens/{name}"
     arrays = store.read_group(path, group, names)
-    return LensResult(arrays, store.group_attributes(path, group), store.store_attributes(path)["model"]["id"])
+    return LensResult(arrays, store.group_attributes(path, group), store.store_attributes(path)["model"])
 
 
 def read_prompt(path: Path, name: str, which: str) -> PromptLens:
@@ -97,7 +98,7 @@ def read_prompt(path: Path, name: str, which: str) -> PromptLens:
     end = start + int(arrays["prompt_positions"][number])
     if start == end:
         raise InputError(f"--prompt {which}: {pairs[number]}/{ids[number]} was skipped")
-    wanted = ["input_id", "gold_id", "top_id", "top_probability", "gold_probability"]
+    wanted = ["input_id", "gold_id", "top_id", "top_probability"]
     of = {key: values[start:end] for key, values in store.read_group(path, group, wanted).items()}
     spelling = arrays["token"]
     return PromptLens(
@@ -107,7 +108,6 @@ def read_prompt(path: Path, name: str, which: str) -> PromptLens:
         gold_n=spelling[of["gold_id"]].tolist(),
         first_nL=spelling[of["top_id"][:, :, 0]].tolist(),
         probability_nL=of["top_probability"][:, :, 0],
-        gold_probability_nL=of["gold_probability"],
     )
 
 
@@ -117,7 +117,7 @@ def lens_document(result: LensResult) -> dict[str, Any]:
     attributes = result.attributes
     return {
         "schema": LENS_SCHEMA,
-        "model": result.model,
+        "model": model_key(result.model),
         "paper": attributes["paper"],
         "layers": result.arrays["prompt_gold_rank"].shape[1],
         "sets": attributes["sets"],
@@ -134,8 +134,7 @@ def lens_document(result: LensResult) -> dict[str, Any]:
 
 def lens_table(document: Mapping[str, Any]) -> str:
     """The document as text: the gold token by pair or language, then the token sets, in runs of layers."""
-    runs = np.array_split(np.arange(document["layers"]), min(4, document["layers"]))
-    spans = [f"layers {run[0]}-{run[-1]}" if len(run) > 1 else f"layer {run[0]}" for run in runs]
+    runs = layer_runs(document["layers"], 4)
     if len(document["pairs"]) <= _LISTED_PAIRS:
         found = dict(document["pairs"])
     else:
@@ -146,15 +145,15 @@ def lens_table(document: Mapping[str, Any]) -> str:
         [name, f"{means['snippets']:,}", f"{means['positions']:,}", *_in_runs(means["gold_probability"], runs)]
         for name, means in found.items()
     ]
-    blocks = [text_table(("gold token's probability", "snippets", "positions", *spans), rows)]
+    blocks = [text_table(("gold token's probability", "snippets", "positions", *runs), rows)]
     if document["sets"]:
         rows = [
             [name, f"{document['sets'][name]['tokens']:,}", *_in_runs(of["mass"], runs),
              *_in_runs(of["control"]["mass"], runs)]
             for name, of in document["all"]["sets"].items()
         ]  # fmt: skip
-        random = [f"random {span}" for span in spans]
-        blocks.append(text_table(("probability of a set's tokens", "tokens", *spans, *random), rows))
+        random = [f"random {span}" for span in runs]
+        blocks.append(text_table(("probability of a set's tokens", "tokens", *runs, *random), rows))
     return "\n\n".join([*blocks, "\n".join(_notes(document))])
 
 
@@ -214,9 +213,9 @@ def _find_prompt(which: str, pairs: Sequence[str], ids: Sequence[str], group: st
     return names.index(which)
 
 
-def _in_runs(values: Sequence[float | None], runs: Sequence[np.ndarray]) -> list[str]:
+def _in_runs(values: Sequence[float | None], runs: Mapping[str, np.ndarray]) -> list[str]:
     found = []
-    for run in runs:
+    for run in runs.values():
         known = [value for value in (values[layer] for layer in run) if value is not None]
         found.append(f"{sum(known) / len(known):.4f}" if known else "-")
     return found

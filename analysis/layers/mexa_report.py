@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from neurotally.analysis.json_numbers import number, numbers
+from neurotally.analysis.languages.counts import model_key
 from neurotally.analysis.layers.mexa import Alignment, TextEmbeddings
-from neurotally.analysis.text_table import percent, text_table
+from neurotally.analysis.text_table import decimals, percent, text_table
 from neurotally.profiler.errors import InputError
 
 Document = Mapping[str, Any]
@@ -28,7 +29,7 @@ def mexa_document(embeddings: TextEmbeddings, found: Alignment, not_in_means: Se
     others_CC = in_mean_C & ~np.eye(len(languages), dtype=bool)
     return {
         "schema": 1,
-        "model": {key: embeddings.model[key] for key in ("id", "fingerprint")},
+        "model": model_key(embeddings.model),
         "embedding": embeddings.pooling,
         "bos": embeddings.attributes["bos"],
         "languages": list(languages),
@@ -71,7 +72,7 @@ def _pivot_table(document: Document) -> str:
     rows = []
     for pivot, without_L in document["without_self"].items():
         scores = [np.array(by_layer, np.float64) for by_layer in (document["with_self"][pivot], without_L)]
-        cells = [_number(score_L.mean()) for score_L in scores] + [_number(score_L.max()) for score_L in scores]
+        cells = [decimals(score, 3) for score in [of_L.mean() for of_L in scores] + [of_L.max() for of_L in scores]]
         layer = str(int(scores[1].argmax())) if np.isfinite(scores[1]).all() else "-"
         rows.append((scores[1].mean(), [pivot, *cells, layer]))
     header = ["pivot", "mean, with self", "without", "max, with self", "without", "at layer"]
@@ -108,7 +109,3 @@ def _means(languages: Sequence[str], score_LCC: np.ndarray, member_CC: np.ndarra
     with np.errstate(invalid="ignore"):
         mean_LC = (score_LCC * member_CC).sum(axis=2) / member_CC.sum(axis=1)
     return {pivot: numbers(mean_LC[:, p]) for p, pivot in enumerate(languages)}
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}" if np.isfinite(value) else "-"

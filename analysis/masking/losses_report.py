@@ -209,7 +209,7 @@ def _baseline(cell: Cell) -> dict[str, Any]:
 
 
 def _effect(losses: Losses, cell: Cell, name: str, kind: str) -> dict[str, Any]:
-    """What a set does to a cell; random sets are those of the whole set, for a spared one too."""
+    """What a set does to a cell, beside its random sets; a spared set has none of its size."""
     one = change(cell, losses.numbers(kind, name)[0], losses.numbers("random", name) if kind == "specific" else [])
     loss, _ = baseline(cell)
     return {

@@ -8,6 +8,7 @@ candidates   for each as many random ones of the corpus's neurons above the bar 
 spared       for each that shares neurons with another: itself without these polysemantic ones
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -98,6 +99,10 @@ class MaskOrigin:
     """SHA-256 of the documents whose triggers chose them; None where the file doesn't say."""
     trigger_names: frozenset[str]
     """Their names, or those of their files."""
+    trigger_files: frozenset[bytes]
+    """Of files that documents are windows of: `file_digests`."""
+    document_lines: int | None
+    """How many lines a document has at most; None: documents are whole files."""
     has_polysemantic: bool
 
 
@@ -110,12 +115,21 @@ def read_origin(path: Path) -> MaskOrigin:
             None if by_corpus is None else frozenset(bytes.fromhex(one) for many in by_corpus.values() for one in many)
         )
         names = frozenset(name for many in document.get("trigger_names", {}).values() for name in many)
+        files = frozenset(bytes.fromhex(one) for many in document.get("trigger_files", {}).values() for one in many)
     except (AttributeError, TypeError, ValueError) as error:
         raise InputError(
-            f"{path}: 'trigger_documents' must be {{corpus: [SHA-256 in hexadecimal, ...]}}, and 'trigger_names' "
-            "{corpus: [name, ...]}"
+            f"{path}: 'trigger_documents' and 'trigger_files' must be {{corpus: [SHA-256 in hexadecimal, ...]}}, and "
+            "'trigger_names' {corpus: [name, ...]}"
         ) from error
-    return MaskOrigin(hashes, names, "polysemantic" in document)
+    return MaskOrigin(hashes, names, files, document.get("document_lines"), "polysemantic" in document)
+
+
+def file_digests(file_of_D: Sequence[str], sha256_D32: np.ndarray) -> dict[str, bytes]:
+    """SHA-256 of the hashes of a file's windows, in order, by the file's name: equal for files of equal content."""
+    hashes: dict[str, list[bytes]] = {}
+    for name, row in zip(file_of_D, sha256_D32, strict=True):
+        hashes.setdefault(name, []).append(bytes(row))
+    return {name: hashlib.sha256(b"".join(of_file)).digest() for name, of_file in hashes.items()}
 
 
 def _seed(*numbers: int) -> int:

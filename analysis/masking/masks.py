@@ -20,9 +20,6 @@ from neurotally.profiler.errors import InputError
 class Mask:
     """The neurons to switch off, by name."""
 
-    model_id: str | None
-    fingerprint: str | None
-    """None if the file names no model: the mask was checked against the shape only."""
     neurons: Mapping[str, np.ndarray]
     """int64 [n, 2] of (layer, neuron), ascending, each once."""
 
@@ -46,7 +43,7 @@ def read_mask(path: Path, fingerprint: str | None, num_layers: int, num_neurons:
     neurons = {name: _neurons(path, name, pairs) for name, pairs in document["specific"].items()}
     for name, neurons_n2 in neurons.items():
         _check_range(path, name, neurons_n2, num_layers, num_neurons)
-    return Mask(model.get("id"), its_fingerprint, neurons)
+    return Mask(neurons)
 
 
 def random_like(neurons_n2: np.ndarray, num_neurons: int, seed: int) -> np.ndarray:

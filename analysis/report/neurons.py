@@ -24,8 +24,7 @@ from neurotally.analysis.report.sections import Material
 Place = tuple[str, int, int]
 """(corpus, layer, neuron)."""
 TriggerEntry = Mapping[str, Any]
-"""A trigger as `neurotally triggers --json` gives it: document, line, column, position, token, coefficient, text,
-text_start, reason."""
+"""A trigger as `neurotally triggers --json` gives it."""
 
 _MOST_CHARACTERS = 280
 """So much text on either side of a trigger's token: some five lines."""

@@ -58,7 +58,7 @@ def build_report(
 ) -> Report:
     """The page of a store, with the `num_neurons` most specific neurons of every corpus.
 
-    `triggers`: what was gathered for them (`report_neurons.most_specific`); `no_triggers` says why some or all are
+    `triggers`: what was gathered for them (`neurons.most_specific`); `no_triggers` says why some or all are
     without a text. `concepts_document`: what `concepts --out` wrote, if asked for.
     """
     found = [build(material) for build in SECTIONS]

@@ -90,8 +90,6 @@ class Picture:
     kind: ClassVar[str] = "picture"
     svg: Markup
     caption: str
-    title: str = ""
-    is_folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -212,10 +210,10 @@ def signed_matrix(
 
 
 def draw_inline(
-    draw: Callable[[Mapping[str, Any]], Any], document: Mapping[str, Any], anchor: str, caption: str, **options: Any
+    draw: Callable[[Mapping[str, Any]], Any], document: Mapping[str, Any], anchor: str, caption: str
 ) -> Picture:
     """The picture of a document; `anchor` tells its elements from other pictures'."""
-    return Picture(inline_svg(draw(document), anchor, caption), caption, **options)
+    return Picture(inline_svg(draw(document), anchor, caption), caption)
 
 
 def inline_svg(figure: Any, anchor: str, label: str) -> Markup:

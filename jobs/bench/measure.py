@@ -14,7 +14,6 @@ noise of the machine.
 """
 
 import csv
-import platform
 import random
 import statistics
 import subprocess
@@ -37,7 +36,7 @@ from neurotally.jobs.bench.variants import Variant, variants_of
 from neurotally.kernels.tally import TOKEN, LayerTally, gated, plain
 from neurotally.profiler.batches import Batch
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.model import LoadedModel, load_model, resolve_device
+from neurotally.profiler.model import LoadedModel, device_name, load_model, resolve_device
 
 _DEFAULT_BATCH = {"cpu": (8, 512), "cuda": (16, 2048)}
 _COPY_BYTES = 2**28
@@ -71,7 +70,7 @@ def bench(request: BenchRequest, on_terminal: bool = True) -> dict[str, Any]:
     variants = variants_of(model, batch)
     seconds = _run_rounds(variants, request.rounds, model.facts.device_type, on_terminal)
     document: dict[str, Any] = {
-        "device": _device_name(model.facts.device_type),
+        "device": device_name(model.facts.device_type),
         "threads": torch.get_num_threads() if model.facts.device_type == "cpu" else None,
         "shape": shape,
         "dtype": model.facts.dtype,
@@ -258,16 +257,6 @@ def _batch_shape(request: BenchRequest, model: LoadedModel) -> tuple[int, int]:
     if row_tokens > model.facts.max_row_tokens:
         raise InputError(f"--row-tokens {row_tokens}: the model takes at most {model.facts.max_row_tokens}")
     return rows, row_tokens
-
-
-def _device_name(device_type: str) -> str:
-    if device_type == "cuda":
-        return torch.cuda.get_device_name()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _versions() -> dict[str, str]:

@@ -78,7 +78,7 @@ _test_options = as_one(
 )
 
 
-@click.command()
+@click.command(short_help="The places that trigger a key")
 @STORE
 @click.argument("layer", type=click.IntRange(min=0))
 @click.argument("neuron", type=click.IntRange(min=0))
@@ -100,7 +100,7 @@ def triggers(store: Path, layer: int, neuron: int, corpus: tuple[str, ...], top:
       neurotally triggers llama.store 17 4242 --corpus python --top 5
     """
     from neurotally.analysis.keys.trigger_lists import corpora_with_triggers, read_triggers
-    from neurotally.jobs.key_texts import trigger_entries
+    from neurotally.jobs.trigger_entries import trigger_entries
 
     request = texts.request(store)
     tokenizer, entries = None, []
@@ -111,7 +111,8 @@ def triggers(store: Path, layer: int, neuron: int, corpus: tuple[str, ...], top:
             raise InputError(f"no neuron {neuron} in layer {layer}: {store} has {num_layers} layers of {num_neurons} "
                              "neurons, counted from 0")  # fmt: skip
         tokenizer = tokenizer or request.tokenizer()
-        entries += trigger_entries(request.texts(name), lists, layer, neuron, top, tokenizer, window)
+        of_neuron = trigger_entries(lists, request.texts(name), [(layer, neuron)], top, tokenizer, window)
+        entries += of_neuron[name, layer, neuron]
     if entries and all(entry["text"] is None for entry in entries):
         first = entries[0]
         raise InputError(f"none of {len(entries)} texts found: {first['document']} of {first['corpus']!r}: "
@@ -119,7 +120,7 @@ def triggers(store: Path, layer: int, neuron: int, corpus: tuple[str, ...], top:
     show(entries, _triggers_text(entries, layer, neuron), as_json, out)
 
 
-@click.command()
+@click.command(short_help="What keys' triggers have in common, by layer")
 @STORE
 @click.option("--regex", type=PATH, metavar="FILE.toml", help="[concepts] NAME = 'regular expression' lines.")
 @_CORPUS
@@ -153,7 +154,7 @@ def patterns(store: Path, regex: Path | None, corpus: tuple[str, ...], test: Tes
     show(document, patterns_table(document), as_json, out)
 
 
-@click.command()
+@click.command(short_help="The keys of named regular expressions")
 @STORE
 @click.option("--regex", type=PATH, metavar="FILE.toml", required=True,
               help="[concepts] NAME = 'regular expression' lines.")  # fmt: skip
@@ -190,6 +191,7 @@ def concepts(store: Path, regex: Path, min_matches: int | None, corpus: tuple[st
             missing=result.missing,
             names=of.names if of.window_lines is None else [file_of(name) for name in of.names],
             sha256_D32=of.sha256_D32,
+            document_lines=of.window_lines,
         )
         for of, result in _patterns(texts.request(store), expressions, corpus, test, kinds=False)
     ]
@@ -206,7 +208,7 @@ def _patterns(
     request: "TextRequest", concepts: Mapping[str, Pattern[str]], wanted: tuple[str, ...], test: TestOptions,
     kinds: bool = True,
 ) -> "Iterator[tuple[CorpusTexts, CorpusPatterns]]":  # fmt: skip
-    """The patterns of every corpus, one after the other: only one corpus's triggers are held at a time."""
+    """The patterns of every corpus, one after the other: only one corpus's places are held at a time."""
     import numpy as np
 
     from neurotally.analysis.keys.patterns import corpus_patterns

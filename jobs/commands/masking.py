@@ -20,7 +20,7 @@ from neurotally.jobs.commands.options import (
 )  # fmt: skip
 from neurotally.jobs.commands.output import draw, show
 
-_WAYS = ("activation", "coefficient", "weights", "weights-no-bias", "mean")
+_WAYS = ("activation", "coefficient", "weights", "weights-no-bias", "mean")  # profiler.capture.WAYS, without torch
 _DRAWS = 3
 
 
@@ -50,7 +50,7 @@ def _pass_options(name: str) -> Callable[[Callable[..., None]], Callable[..., No
     return add
 
 
-@click.command()
+@click.command(short_help="What each corpus's neurons are worth")
 @MODEL
 @STORE
 @click.option("--neurons", type=PATH, metavar="FILE.json", help="A mask file instead of the store's own selection.")
@@ -92,7 +92,7 @@ def ablate(
     show(document, ablation_table(document), as_json, out)
 
 
-@click.command()
+@click.command(short_help="What any sets of neurons are worth")
 @MODEL
 @STORE
 @click.option("--neurons", type=PATH, metavar="FILE.json", required=True,
@@ -132,4 +132,4 @@ def mask(
     show(document, mask_table(document), as_json, out)
 
 
-LOSS_COMMANDS = (mask, ablate)
+MASKING_COMMANDS = (mask, ablate)

@@ -26,7 +26,10 @@ CORPUS = click.option(
     help="SOURCE: DIR, DIR::GLOB, FILE.jsonl[::COLUMN], FILE.parquet[::COLUMN] or hf:NAME[/CONFIG][::COLUMN].",
 )
 MAX_FILES = click.option(
-    "--max-files", type=COUNT, metavar="N", help="The first N documents of each corpus, in hash order."
+    "--max-files",
+    type=COUNT,
+    metavar="N",
+    help="The first N documents of each corpus: of a folder in hash order, of records in theirs.",
 )
 JSON_FLAG = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 OUT = click.option("--out", type=PATH, metavar="FILE.json", help="Write the JSON document there.")
@@ -144,14 +147,14 @@ rule_options = as_one(
     click.option("--per-corpus", type=COUNT, metavar="N", default=400, show_default=True, help="With balanced."),
     click.option(
         "--top-rate",
-        type=click.FloatRange(0, 1),
+        type=click.FloatRange(0, 1, min_open=True),
         default=0.01,
         show_default=True,
         help="With top: share of all neurons.",
     ),
     click.option(
         "--quantile",
-        type=click.FloatRange(0, 1),
+        type=click.FloatRange(0, 1, min_open=True),
         default=0.95,
         show_default=True,
         help="The bar: a neuron's activation rate must exceed this quantile of all rates.",
@@ -177,4 +180,4 @@ text_options = as_one(
 
 def name_option(default: str) -> Callable[[Command], Command]:
     """--name, of what a pass leaves in the store."""
-    return click.option("--name", default=default, show_default=True, help="Of the result in the store.")
+    return click.option("--name", default=default, show_default=True, help="What to call the result in the store.")

@@ -17,12 +17,14 @@ from neurotally.jobs.commands.options import (
 from neurotally.jobs.commands.output import show
 
 
-@click.command()
+@click.command(short_help="One HTML page of a store")
 @STORE
 @click.option("--out", type=PATH, metavar="FILE.html", help="Default: STORE's name with .html, in this folder.")
 @click.option("--neurons", type=COUNT, metavar="N", default=20, show_default=True,
               help="The N most specific neurons of every corpus, to read.")  # fmt: skip
-@click.option("--triggers", type=COUNT, metavar="N", default=6, show_default=True, help="The N largest of each.")
+@click.option(
+    "--triggers", type=COUNT, metavar="N", default=6, show_default=True, help="The N largest triggers of each."
+)
 @rule_options
 @click.option("--concepts", type=PATH, metavar="FILE.json", help="What `concepts --out` wrote: shown, too.")
 @text_options
@@ -42,7 +44,7 @@ def report(store: Path, out: Path | None, neurons: int, triggers: int, chosen_by
     from neurotally.analysis.report.neurons import most_specific
     from neurotally.analysis.report.page import build_report
     from neurotally.analysis.report.sections import read_material
-    from neurotally.jobs.report_triggers import gather_triggers
+    from neurotally.jobs.trigger_entries import gather_triggers
 
     of_concepts = None if concepts is None else read_concepts_document(concepts, store)
     material = read_material(store, chosen_by.rule())

@@ -11,9 +11,10 @@ from neurotally.analysis.languages.counts import read_counts
 from neurotally.analysis.languages.rule import Rule
 from neurotally.analysis.masking.mask_sets import MaskSet, candidate_neurons, mask_sets, read_origin
 from neurotally.analysis.masking.masks import read_mask
-from neurotally.jobs.passes.held_out import Choosers, profiled_documents, store_window_lines
-from neurotally.jobs.passes.loss import LossRequest, check_sources
+from neurotally.jobs.passes.held_out import Choosers, profiled_documents
+from neurotally.jobs.passes.loss import LossRequest
 from neurotally.jobs.passes.run import PassRequest
+from neurotally.jobs.plan import find_corpora
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model import ModelFacts
@@ -48,7 +49,7 @@ def ablation_request(
         described = {**chosen_by.as_json(), "bar": selection.bar}
     else:
         specific = _read_neurons(chosen_by, run.store)
-    sources = check_sources(corpora)
+    sources = find_corpora(corpora, ())
     names = [name for name in specific if name in sources]
     if not names:
         raise InputError(f"{corpora} has none of the corpora {', '.join(specific)}; it has {', '.join(sources)}")
@@ -90,8 +91,8 @@ def mask_request(
         return mask_sets(specific, facts.num_neurons, draws, with_spared=with_spared)
 
     return LossRequest(
-        run=run, sources=check_sources(corpora), make_sets=make_sets, choosers=_choosers(neurons, run.store), how=how,
-        concepts=concepts, max_files=max_files, force=force, described={"neurons_from": neurons.name},
+        run=run, sources=find_corpora(corpora, ()), make_sets=make_sets, choosers=_choosers(neurons, run.store),
+        how=how, concepts=concepts, max_files=max_files, force=force, described={"neurons_from": neurons.name},
     )  # fmt: skip
 
 
@@ -112,8 +113,9 @@ def _choosers(path: Path, store_path: Path) -> Choosers:
     """The documents that chose a mask file's neurons: those it names, else all of the store's."""
     origin = read_origin(path)
     if origin.trigger_documents is not None:
-        lines = store_window_lines(store_path)
-        return Choosers(origin.trigger_documents, origin.trigger_names, lines, are_named=True)
+        return Choosers(
+            origin.trigger_documents, origin.trigger_names, origin.trigger_files, origin.document_lines, are_named=True
+        )
     if not (store_path / "zarr.json").exists():
-        return Choosers(frozenset(), frozenset(), None, are_named=False)
+        return Choosers(frozenset(), frozenset(), frozenset(), None, are_named=False)
     return profiled_documents(store_path)

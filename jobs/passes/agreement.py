@@ -19,12 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from neurotally.jobs.passes.lens import FAMILY
 from neurotally.jobs.passes.run import PassRequest, PassResult, Plan, run_pass
 from neurotally.jobs.plan import CorpusPlan, find_corpora, list_corpus
-from neurotally.jobs.profile import TOKEN_BUDGET
 from neurotally.jobs.progress import Progress
-from neurotally.jobs.worker import Task
+from neurotally.jobs.worker import TOKEN_BUDGET, Task
 from neurotally.profiler import store
 from neurotally.profiler.agreement import AgreementCounts, Context, Place, choose_places, read_first_tokens
 from neurotally.profiler.batches import lay_out
@@ -33,8 +31,7 @@ from neurotally.profiler.errors import InputError, UnsupportedModelError
 from neurotally.profiler.lens import Lens
 from neurotally.profiler.memory import halving
 from neurotally.profiler.model import LoadedModel, ModelFacts
-
-__all__ = ["FAMILY", "AgreementRequest", "agreement"]
+from neurotally.profiler.texts import check_spans, universal_newlines
 
 _UNIT_BYTES = 2**18
 _GROUPS = 10
@@ -83,7 +80,8 @@ class AgreementJob:
     positions: int
     seed: int
     row_tokens: int
-    max_row_tokens: int
+    context_tokens: int
+    """Truncated inputs have no more: lines can be of any length."""
     token_budget: int
 
     def bind(self, model: LoadedModel) -> "AgreementWorker":
@@ -109,6 +107,7 @@ class AgreementWorker:
         self._model = model
         self._job = job
         self._lens = Lens(model)
+        check_spans(model.tokenizer, model.facts.id)
         if not self._lens.reads_raw and any(variant.endswith("-raw") for variant in job.variants):
             raise UnsupportedModelError(
                 f"{model.facts.id}: its output embedding is narrower than its layers, so raw vectors can't be read; "
@@ -138,7 +137,7 @@ class AgreementWorker:
     def compute(self, prepared: PreparedDocuments, hint: np.ndarray | None = None) -> PassResult:
         """Run the model over whole documents and over the truncated inputs."""
         start = time.perf_counter()
-        (counts, tokens), _ = halving(
+        (counts, tokens), restarts = halving(
             self._job.token_budget, lambda budget: self._count(prepared, budget), "a single row doesn't fit in memory"
         )
         arrays = {
@@ -149,20 +148,21 @@ class AgreementWorker:
             "gold_positions": counts.gold_positions_C,
             "status": prepared.status_n,
         }
-        return PassResult(prepared.task.key, arrays, tokens, time.perf_counter() - start)
+        return PassResult(prepared.task.key, arrays, tokens, time.perf_counter() - start, restarts)
 
     def _places(self, text: str, ids: list[int], spans: Sequence[tuple[int, int]], sha256: bytes) -> list[Place]:
         first = next((at for at, token in enumerate(ids) if token not in self._model.special_ids), len(ids))
         end = len(ids)
         while end > first and ids[end - 1] in self._model.special_ids:
             end -= 1
+        text, span_T2 = universal_newlines(text, np.array(spans, np.int64).reshape(-1, 2))
         breaks = np.flatnonzero(np.frombuffer(text.encode("utf-32-le"), np.uint32) == ord("\n"))
         # A token that trims to nothing may begin before the one in front of it.
-        begin_T = np.maximum.accumulate(np.array(spans, np.int64).reshape(-1, 2)[:, 0])
+        begin_T = np.maximum.accumulate(span_T2[:, 0])
         line_T = np.searchsorted(breaks, begin_T)
         key = (self._job.seed, int.from_bytes(sha256[:8], "big"))
         job = self._job
-        return list(choose_places(end, first, line_T, job.contexts, job.positions, job.max_row_tokens, key))
+        return list(choose_places(end, first, line_T, job.contexts, job.positions, job.context_tokens, key))
 
     def _count(self, prepared: PreparedDocuments, budget: int) -> tuple[AgreementCounts, int]:
         job, lens = self._job, self._lens
@@ -183,7 +183,7 @@ class AgreementWorker:
         counts = AgreementCounts.zeros(len(job.contexts), len(job.variants), self._model.facts.num_layers)
         for first, end, row_tokens in (
             (0, len(documents), job.row_tokens),
-            (len(documents), len(rows), job.max_row_tokens),
+            (len(documents), len(rows), job.context_tokens),
         ):
             offset = total if first else 0
             laid_out = lay_out(list(enumerate(rows[first:end])), self._model.special_ids, "documents", row_tokens)
@@ -227,8 +227,8 @@ def _plan(request: AgreementRequest, facts: ModelFacts, plans: Sequence[CorpusPl
         positions=request.positions,
         seed=request.seed,
         row_tokens=facts.row_tokens,
-        max_row_tokens=facts.max_row_tokens,
-        token_budget=TOKEN_BUDGET.get(facts.device_type, TOKEN_BUDGET["cpu"]),
+        context_tokens=max([facts.row_tokens, *(context.size for context in fitting)]),
+        token_budget=TOKEN_BUDGET[facts.device_type],
     )
     settings = {
         "variants": list(job.variants),
@@ -236,9 +236,11 @@ def _plan(request: AgreementRequest, facts: ModelFacts, plans: Sequence[CorpusPl
         "positions": job.positions,
         "seed": job.seed,
         "row_tokens": job.row_tokens,
+        "context_tokens": job.context_tokens,
     }
     identity = {
         **settings,
+        "attention": facts.attention,
         "contexts": [context.label for context in job.contexts],
         "token_budget": job.token_budget,
         "corpora": {plan.name: plan.identity for plan in plans},
@@ -252,9 +254,9 @@ def _plan(request: AgreementRequest, facts: ModelFacts, plans: Sequence[CorpusPl
         arrays = {name: np.stack([sum(part[name] for part in some) for some in of.values()]) for name in names}
         if not arrays["positions"].any():
             raise InputError("no document of any corpus has a token")
-        arrays["corpus"] = _strings(list(of))
-        arrays["variant"] = _strings(job.variants)
-        arrays["context_kind"] = _strings([context.kind for context in job.contexts])
+        arrays["corpus"] = np.array(list(of), object)
+        arrays["variant"] = np.array(job.variants, object)
+        arrays["context_kind"] = np.array([context.kind for context in job.contexts], object)
         arrays["context_size"] = np.array([context.size for context in job.contexts], np.uint32)
         described = {plan.name: _describe(plan, of[plan.name]) for plan in plans}
         return arrays, {**settings, "corpora": described, "left_out": left_out}
@@ -273,9 +275,3 @@ def _describe(plan: CorpusPlan, parts: Sequence[dict[str, np.ndarray]]) -> dict[
         },
         "skipped_documents": [plan.manifest.names[number] for number in skipped[:_LISTED_SKIPS]],
     }
-
-
-def _strings(values: Sequence[str]) -> np.ndarray:
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array

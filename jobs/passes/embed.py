@@ -1,6 +1,6 @@
 """The pass behind `neurotally embed`: the embeddings of a parallel corpus, each distinct text embedded once.
 
-    STORE/embeddings/NAME/   attrs: languages, bos, left_out, missing; identity as in `passes`
+    STORE/embeddings/NAME/   attrs: languages, bos, left_out, missing; identity as in `jobs.passes.run`
       weighted   float32 (layer, text, dimension)   layer 0: the token embeddings; the last one: after the final norm
       last       float32 (layer, text, dimension)
       text       uint32  (language, id)             number of the text that a language has for an id
@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from neurotally.jobs.passes.run import PassRequest, PassResult, Plan, run_pass
-from neurotally.jobs.profile import TOKEN_BUDGET
 from neurotally.jobs.progress import Progress
+from neurotally.jobs.worker import TOKEN_BUDGET
 from neurotally.profiler import store
 from neurotally.profiler.batches import TokenRows, lay_out
 from neurotally.profiler.embedding import BOS_RULES, Embeddings, embed_rows
@@ -33,7 +33,6 @@ from neurotally.profiler.memory import halving
 from neurotally.profiler.model import LoadedModel, ModelFacts
 from neurotally.profiler.parallel import ParallelTexts
 
-FAMILY = "embeddings"
 _NONE = 2**32 - 1
 SCHEMA: Mapping[str, store.ArraySpec] = {
     "weighted": store.ArraySpec("float32", ("layer", "text", "dimension"), np.nan),
@@ -125,9 +124,9 @@ class Embedder:
             "fits": prepared.fits_n,
             "tokens": prepared.tokens_n,
             "special": prepared.special_n,
-            "restarts": np.array(restarts),
         }
-        return PassResult(prepared.task.key, arrays, len(prepared.rows.ids_N), time.perf_counter() - start)
+        tokens, seconds = len(prepared.rows.ids_N), time.perf_counter() - start
+        return PassResult(prepared.task.key, arrays, tokens, seconds, restarts)
 
     def _uncounted(self, ids: Sequence[int]) -> int:
         return int(self._job.bos != "counted" and bool(ids) and ids[0] in self._model.special_ids)
@@ -184,7 +183,6 @@ class _Assembly:
             "bos": self.bos,
             "left_out": left_out,
             "missing": list(self.parallel.left_out),
-            "restarts": int(sum(part["restarts"] for part in parts)),
         }
         return arrays, described
 

@@ -4,7 +4,8 @@ Neurons do best on the very text that they were chosen on. Two rules: the docume
 triggers chose its keys, are refused; and where the whole of a store's corpora chose (LAPE), copies of their documents
 are left out and counted, since among thousands of files a copy or two is nothing unusual. `--force` keeps both.
 
-Where the store's documents are windows of lines, a file counts if one of its windows, and its name, chose.
+Where documents are windows of lines, a file counts if one of its windows, and its name, chose, or if it is equal to a
+file whose window did.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from neurotally.analysis.masking.mask_sets import file_digests
 from neurotally.jobs.plan import CorpusPlan
 from neurotally.profiler import store
 from neurotally.profiler.corpus import Status, read_documents
@@ -26,7 +28,9 @@ class Choosers:
 
     sha256: frozenset[bytes]
     names: frozenset[str]
-    """Of them, or of their files; looked at only where they are windows."""
+    """Of their files, where documents are windows."""
+    files: frozenset[bytes]
+    """`file_digests` of these files."""
     window_lines: int | None
     are_named: bool
     """Whether a mask file names them, so that they are refused; else they are left out."""
@@ -45,7 +49,8 @@ def profiled_documents(path: Path) -> Choosers:
     """All documents that the store's corpora were counted over."""
     hashes: set[bytes] = set()
     names: set[str] = set()
-    window_lines = store_window_lines(path)
+    files: set[bytes] = set()
+    window_lines = _window_lines(path)
     for corpus in store.committed_corpora(path):
         arrays = store.read_arrays(path / "corpora" / corpus, ["document_hash", "document_status", "document_name"])
         if "document_hash" not in arrays:  # imported counts
@@ -53,11 +58,13 @@ def profiled_documents(path: Path) -> Choosers:
         is_counted_D = arrays["document_status"] == Status.COUNTED
         hashes.update(bytes(row) for row in arrays["document_hash"][is_counted_D])
         if window_lines is not None:
-            names.update(file_of(name) for name in arrays["document_name"][is_counted_D].tolist())
-    return Choosers(frozenset(hashes), frozenset(names), window_lines, are_named=False)
+            of_D = [file_of(name) for name in arrays["document_name"][is_counted_D].tolist()]
+            names.update(of_D)
+            files.update(file_digests(of_D, arrays["document_hash"][is_counted_D]).values())
+    return Choosers(frozenset(hashes), frozenset(names), frozenset(files), window_lines, are_named=False)
 
 
-def store_window_lines(path: Path) -> int | None:
+def _window_lines(path: Path) -> int | None:
     """How many lines a document of the store has at most; None where they are whole files or there is no store."""
     if not (path / "zarr.json").exists():
         return None
@@ -102,12 +109,11 @@ def _used_documents(plan: CorpusPlan, choosers: Choosers) -> list[UsedDocument]:
 def _used_files(plan: CorpusPlan, choosers: Choosers) -> list[UsedDocument]:
     assert choosers.window_lines is not None
     windows = cut_windows(plan.source, plan.manifest, choosers.window_lines).manifest
-    read = read_windows(plan.source, windows.names, windows.sizes.tolist())
-    files = {
-        file_of(name)
-        for name, window in zip(windows.names, read, strict=True)
-        if window.sha256 in choosers.sha256 and file_of(name) in choosers.names
-    }
+    of_D = [file_of(name) for name in windows.names]
+    hashes = [window.sha256 for window in read_windows(plan.source, windows.names, windows.sizes.tolist())]
+    files = {name for name, sha256 in zip(of_D, hashes, strict=True) if sha256 in choosers.sha256} & choosers.names
+    digests = file_digests(of_D, np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32))
+    files |= {name for name, digest in digests.items() if digest in choosers.files}
     index = np.flatnonzero([name in files for name in plan.manifest.names]).tolist()
     names, sizes = [plan.manifest.names[i] for i in index], [int(plan.manifest.sizes[i]) for i in index]
     documents = read_documents(plan.source, names, sizes, 0)

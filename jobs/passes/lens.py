@@ -1,6 +1,6 @@
 """The pass behind `neurotally lens`: the logit lens over few-shot translation prompts of a parallel corpus.
 
-    STORE/lens/NAME/   attrs: pairs, sets, empty_sets, paper, skipped; identity as in `passes`
+    STORE/lens/NAME/   attrs: pairs, sets, empty_sets, paper, skipped; identity as in `jobs.passes.run`
       by prompt (prompt), in the order of the pairs and, in each, of the ids
         prompt_id, prompt_source, prompt_target   string, and uint16 numbers of languages
         prompt_status                             uint8: 0 counted, 1 longer than the context, 2 no target token
@@ -33,8 +33,8 @@ from typing import Any
 import numpy as np
 
 from neurotally.jobs.passes.run import PassRequest, PassResult, Plan, run_pass
-from neurotally.jobs.profile import TOKEN_BUDGET
 from neurotally.jobs.progress import Progress
+from neurotally.jobs.worker import TOKEN_BUDGET
 from neurotally.profiler import store
 from neurotally.profiler.batches import lay_out
 from neurotally.profiler.errors import InputError
@@ -47,7 +47,6 @@ from neurotally.profiler.prompts import PromptTokens, build_prompt, read_few_sho
 from neurotally.profiler.texts import load_tokenizer
 from neurotally.profiler.token_sets import TokenSets, find_token_sets
 
-FAMILY = "lens"
 COUNTED, TOO_LONG, NO_TARGET = range(3)
 STATUS = ("counted", "longer than the context", "no target token")
 _TASK_PROMPTS = 25
@@ -158,7 +157,7 @@ class LensWorker:
         start = time.perf_counter()
         task, prompts = prepared
         status = np.array([self._status(prompt) for prompt in prompts], np.uint8)
-        read, _ = halving(
+        read, restarts = halving(
             self._job.token_budget,
             lambda budget: self._read(prompts, status == COUNTED, budget),
             "a single row doesn't fit in memory",
@@ -169,7 +168,7 @@ class LensWorker:
             **read,
         }
         tokens = sum(len(row.ids) for prompt in prompts for row in prompt.rows)
-        return PassResult(task.key, arrays, tokens, time.perf_counter() - start)
+        return PassResult(task.key, arrays, tokens, time.perf_counter() - start, restarts)
 
     def _status(self, prompt: PromptTokens) -> int:
         if not prompt.rows:
@@ -298,7 +297,7 @@ def _plan(
     request: LensRequest, facts: ModelFacts, pairs: Sequence[tuple[str, str]], few_shot: dict[str, list[str]],
     sets: TokenSets,
 ) -> Plan:  # fmt: skip
-    budget = TOKEN_BUDGET.get(facts.device_type, TOKEN_BUDGET["cpu"])
+    budget = TOKEN_BUDGET[facts.device_type]
     set_ids = tuple(one.ids for one in sets.sets) + tuple(one.control_ids for one in sets.sets)
     job = LensJob(few_shot, set_ids, request.paper, budget)
     identity = {

@@ -26,10 +26,9 @@ from neurotally.analysis.masking.mask_sets import MaskSet
 from neurotally.jobs.passes.held_out import Choosers, UsedDocument, find_used, refuse_or_leave_out
 from neurotally.jobs.passes.loss_worker import LossConfig
 from neurotally.jobs.passes.run import PassRequest, Plan, run_pass
-from neurotally.jobs.plan import CorpusPlan, find_corpora, list_corpus, stored_names
-from neurotally.jobs.profile import TOKEN_BUDGET
+from neurotally.jobs.plan import CorpusPlan, list_corpus, stored_names
 from neurotally.jobs.progress import Progress
-from neurotally.jobs.worker import Task
+from neurotally.jobs.worker import TOKEN_BUDGET, Task
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model import ModelFacts
@@ -79,14 +78,6 @@ def measure_losses(request: LossRequest, progress: Progress) -> None:
     run_pass(request.run, lambda facts, path: _make_plan(request, facts, path, progress), progress)
 
 
-def check_sources(folder: Path | None, named: Sequence[str] = ()) -> dict[str, str]:
-    """The evaluation corpora that a command names; InputError where one isn't there."""
-    sources = find_corpora(folder, named)
-    if lost := [text for text in sources.values() if not text.startswith("hf:") and not _exists(text)]:
-        raise InputError(f"no such corpus: {lost[0]}")
-    return sources
-
-
 def class_names(concepts: Sequence[str]) -> list[str]:
     """The names of the classes, in the order of the arrays."""
     return ["all", *(f"{name}/{kind}" for name in concepts for kind in ("match", "line"))]
@@ -121,8 +112,8 @@ class _LossPlan:
             "neurons": digest,
             "how": config.how,
             "means": _digest(sorted(config.mean_LF.items())) if config.mean_LF else None,
-            "concepts": {name: pattern.pattern for name, pattern in config.concepts.items()},
-            "left_out": sorted(one.hex() for one in config.left_out),
+            "concepts": [[name, pattern.pattern] for name, pattern in config.concepts.items()],
+            "left_out": _digest([sorted(one.hex() for one in config.left_out)]),
             "row_tokens": config.row_tokens,
             "document_tokens": config.document_tokens,
             "token_budget": config.token_budget,
@@ -204,7 +195,3 @@ def _digest(entries: Sequence[Sequence[Any]]) -> str:
         for part in entry:
             digest.update(part.tobytes() if isinstance(part, np.ndarray) else f"{part}\0".encode())
     return digest.hexdigest()
-
-
-def _exists(source_text: str) -> bool:
-    return Path(source_text.partition("::")[0]).expanduser().exists()

@@ -19,6 +19,7 @@ from neurotally.profiler.corpus import Status, read_documents
 from neurotally.profiler.loss import LossReader
 from neurotally.profiler.memory import halving
 from neurotally.profiler.model import LoadedModel
+from neurotally.profiler.texts import check_spans
 from neurotally.profiler.token_classes import classify
 
 
@@ -67,6 +68,8 @@ class LossWorker:
         self._model = model
         self._config = config
         self._reader = LossReader(model)
+        if config.concepts:
+            check_spans(model.tokenizer, model.facts.id)
         self._by_layer = [by_layer(neurons_n2) for neurons_n2 in config.neurons]
         self._values: dict[str, Any] = {}
 
@@ -85,7 +88,7 @@ class LossWorker:
             task=task,
             rows=lay_out(numbered, self._model.special_ids, "documents", config.row_tokens),
             start_n=np.cumsum(tokens_n) - tokens_n,
-            class_NX=np.c_[np.ones(len(class_NS2), bool), class_NS2.reshape(len(class_NS2), -1)],
+            class_NX=np.c_[np.ones(len(class_NS2), bool), class_NS2.reshape(len(class_NS2), 2 * len(config.concepts))],
             has_concept_nS=np.array([class_TS2[:, :, 0].any(axis=0) for _, class_TS2 in found], bool),
             status_n=np.array(
                 [
@@ -101,7 +104,7 @@ class LossWorker:
     def compute(self, prepared: PreparedTexts, hint: np.ndarray | None = None) -> PassResult:
         """Run every set over a prepared unit."""
         start = time.perf_counter()
-        sums, _ = halving(
+        sums, restarts = halving(
             self._config.token_budget, lambda budget: self._sums(prepared, budget), "a single row doesn't fit in memory"
         )
         arrays = {
@@ -112,7 +115,7 @@ class LossWorker:
             "document_tokens": prepared.tokens_n,
         }
         tokens = len(self._by_layer) * len(prepared.rows.ids_N)
-        return PassResult(prepared.task.key, arrays, tokens, time.perf_counter() - start)
+        return PassResult(prepared.task.key, arrays, tokens, time.perf_counter() - start, restarts)
 
     def _sums(self, prepared: PreparedTexts, token_budget: int) -> dict[str, np.ndarray]:
         """nats float64 [S, n, X], hits int64 [S, n, X], scored int64 [n, X], for the S sets."""

@@ -10,7 +10,6 @@ the tasks. So the same command goes on after any end of the process, with any nu
 
 import hashlib
 import os
-import platform
 import shutil
 import time
 import zipfile
@@ -24,13 +23,16 @@ import numpy as np
 
 from neurotally.jobs.engines import Engine, Job, Task, make_engine
 from neurotally.jobs.interrupts import StopRequest
-from neurotally.jobs.plan import RUN_FOLDER, first_difference
+from neurotally.jobs.plan import first_difference
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.store_writer import open_store, versions, writer_lock
 from neurotally.jobs.worker import ModelConfig
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model import ModelFacts
+
+_RESTARTS = "_restarts"
+"""Beside a part's own arrays."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class PassResult:
     """Tokens that the model read."""
     model_s: float
     """Seconds in which the model ran."""
+    restarts: int = 0
+    """How often the device ran out of memory and the task began again with half the token budget."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def run_pass(request: PassRequest, make_plan: Callable[[ModelFacts, Path], Plan]
     left as it is: an InputError where it is of another identity. Raises InputError, JobError, or Interrupted.
     """
     with writer_lock(request.store):
-        engine = make_engine(request.model, request.workers, request.store / RUN_FOLDER / "ray", request.address)
+        engine = make_engine(request.model, request.workers, request.store / store.RUN_FOLDER / "ray", request.address)
         try:
             with progress.loading(request.model.spec):
                 facts = engine.start()
@@ -95,17 +99,21 @@ def run_pass(request: PassRequest, make_plan: Callable[[ModelFacts, Path], Plan]
                 _refuse_other(request, identity, attributes["identity"])
                 shutil.rmtree(_run_folder(request), ignore_errors=True)  # of a run that died before it tidied up
                 return attributes
-            return _Run(request, plan, identity, engine, progress).run()
+            return _Run(request, plan, identity, engine, facts.device, progress).run()
         finally:
             engine.close()
 
 
 class _Run:
-    def __init__(self, request: PassRequest, plan: Plan, identity: dict[str, Any], engine: Engine, progress: Progress):
+    def __init__(
+        self, request: PassRequest, plan: Plan, identity: dict[str, Any], engine: Engine, device: str,
+        progress: Progress,
+    ):  # fmt: skip
         self._request = request
         self._plan = plan
         self._identity = identity
         self._engine = engine
+        self._device = device
         self._progress = progress
         self._folder = _run_folder(request)
         self._tokens = 0
@@ -151,7 +159,7 @@ class _Run:
         path = self._part(result.key)
         partial = path.with_suffix(".partial")
         with partial.open("wb") as file:
-            np.savez(file, allow_pickle=False, **result.arrays)
+            np.savez(file, allow_pickle=False, **{_RESTARTS: np.array(result.restarts)}, **result.arrays)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -159,19 +167,23 @@ class _Run:
         self._model_s += result.model_s
 
     def _publish(self, start: float) -> dict[str, Any]:
-        parts = []
+        parts, restarted = [], []
         for task in self._plan.tasks:
             with np.load(self._part(task.key), allow_pickle=False) as part:
-                parts.append(dict(part))
+                arrays = dict(part)
+            if arrays.pop(_RESTARTS):
+                restarted.append(task.key)
+            parts.append(arrays)
         arrays, described = self._plan.assemble(parts)
         attributes = {
             **described,
             "identity": self._identity,
             "versions": versions(),
-            "device": platform.processor() or platform.machine(),
+            "device": self._device,
             "started": start,
             "finished": time.time(),
             "workers": self._engine.num_workers,
+            "restarted": restarted,
             # Of the run that finished; parts of earlier runs aside.
             "tokens_run": self._tokens,
             "model_seconds": self._model_s,
@@ -185,7 +197,7 @@ class _Run:
 
 
 def _run_folder(request: PassRequest) -> Path:
-    return request.store / RUN_FOLDER / "passes" / quote(request.group, safe="")
+    return request.store / store.RUN_FOLDER / "passes" / quote(request.group, safe="")
 
 
 def _is_committed(path: Path, group: str) -> bool:

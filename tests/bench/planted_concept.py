@@ -181,7 +181,8 @@ def effect(losses: dict[str, Any]) -> dict[str, Any]:
         },
         "keys of raise": by_set["raise"]["match"]["change"] if "raise" in by_set else None,
         "tokens of raise": losses["effects"]["planted"]["concepts"]["raise"]["match"]["change"],
-        "match_over_random": own["match"]["change"] / random_change,
+        # No ratio where random keys cost nothing, or help.
+        "match_over_random": own["match"]["change"] / random_change if random_change > 0 else None,
         "other_over_match": {
             where: one["change"] / own["match"]["change"] for where, one in own.items() if where != "match"
         },
@@ -189,26 +190,31 @@ def effect(losses: dict[str, Any]) -> dict[str, Any]:
 
 
 def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and standard deviation over the seeds of what each threshold gave."""
+    """By threshold, over the seeds that found keys: every number, and its mean and standard deviation."""
     found = {}
     for label in (f"at least {least}" for least in MIN_MATCHES):
         masked = [result[label] for result in results if "planted" in result[label]]
-        if masked:
-            numbers = {
-                "keys": [one["keys"]["planted"] for one in masked],
-                "match": [one["planted"]["match"]["change"] for one in masked],
-                "random": [one["planted"]["match"]["random"] for one in masked],
-                **{
-                    where: [one["planted"][where]["change"] for one in masked]
-                    for where in masked[0]["planted"]
-                    if where != "match"
-                },
-            }
-            found[label] = {
-                name: {"mean": np.mean(values), "sd": np.std(values, ddof=1) if len(values) > 1 else None}
-                for name, values in numbers.items()
-            }
+        numbers = {
+            "keys": [one["keys"]["planted"] for one in masked],
+            "match": [one["planted"]["match"]["change"] for one in masked],
+            "random, on the same tokens": [one["planted"]["match"]["random"] for one in masked],
+            "match over random": [one["match_over_random"] for one in masked],
+            **{
+                f"{where} over match": [one["other_over_match"][where] for one in masked]
+                for where in ("line", "file", "elsewhere")
+            },
+        }
+        found[label] = {"seeds": len(masked), **{name: _spread(values) for name, values in numbers.items()}}
     return found
+
+
+def _spread(values: list[float | None]) -> dict[str, Any]:
+    known = [value for value in values if value is not None]
+    return {
+        "values": values,
+        "mean": float(np.mean(known)) if known else None,
+        "sd": float(np.std(known, ddof=1)) if len(known) > 1 else None,
+    }
 
 
 def neurotally(*arguments: object) -> None:

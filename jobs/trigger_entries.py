@@ -1,4 +1,4 @@
-"""The triggers of a report's neurons, with their texts: each corpus's documents are read and tokenised once."""
+"""The triggers of some neurons, with their texts: each corpus's documents are read and tokenised once."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,7 +15,8 @@ from neurotally.profiler.texts import CorpusTexts, Text, TokenText, read_tokens
 Place = tuple[str, int, int]
 """(corpus, layer, neuron)."""
 Entry = dict[str, Any]
-"""A trigger: document, line, column, position, token, coefficient, text, text_start, reason."""
+"""A trigger as `neurotally triggers --json` gives it: corpus, document, line, column, position, token, coefficient,
+text, text_line (its first line's number), text_start (where the token begins in it), reason (why there is no text)."""
 
 
 def gather_triggers(
@@ -37,16 +38,26 @@ def gather_triggers(
             lists, texts = read_triggers(request.store, name), request.texts(name)
         except InputError as error:
             return {}, str(error)
-        found |= _of_corpus(lists, texts, of_corpus, top, tokenizer, no_tokenizer)
+        found |= trigger_entries(lists, texts, of_corpus, top, tokenizer, reason=no_tokenizer)
     entries = [entry for of_neuron in found.values() for entry in of_neuron]
     if not entries or any(entry["text"] is not None for entry in entries):
         return found, ""
     return found, f"No text was found, only where the triggers are: {no_tokenizer or entries[0]['reason']}"
 
 
-def _of_corpus(
-    lists: TriggerLists, texts: CorpusTexts, neurons: Sequence[tuple[int, int]], top: int, tokenizer: Any, reason: str
+def trigger_entries(
+    lists: TriggerLists,
+    texts: CorpusTexts,
+    neurons: Sequence[tuple[int, int]],
+    top: int | None,
+    tokenizer: Any,
+    lines: int = WINDOW_LINES,
+    reason: str = "",
 ) -> dict[Place, list[Entry]]:
+    """The triggers of one corpus's (layer, neuron), best first, each in the middle of so many lines.
+
+    `top`: the largest so many; None: all. `reason`: why there are no texts, where there is no tokenizer (None).
+    """
     entries: dict[int, list[Entry]] = {}
     found: dict[Place, list[Entry]] = {}
     for layer, neuron in neurons:
@@ -56,14 +67,14 @@ def _of_corpus(
             entry: Entry = {
                 "corpus": lists.corpus, "document": texts.names[number], "line": None, "column": None,
                 "position": int(lists.position_LFK[layer, neuron, at]), "token": None,
-                "coefficient": float(lists.value_LFK[layer, neuron, at]), "text": None, "text_start": None,
-                "reason": reason,
+                "coefficient": float(lists.value_LFK[layer, neuron, at]), "text": None, "text_line": None,
+                "text_start": None, "reason": reason,
             }  # fmt: skip
             of_neuron.append(entry)
             entries.setdefault(number, []).append(entry)
     for document in _documents(texts, sorted(entries), tokenizer):
         for entry in entries[document.number]:
-            _fill(entry, document)
+            _fill(entry, document, lines)
     return found
 
 
@@ -74,13 +85,13 @@ def _documents(texts: CorpusTexts, numbers: Sequence[int], tokenizer: Any) -> It
     yield from tqdm(documents, texts.corpus, len(numbers), unit="documents", leave=False, disable=None)
 
 
-def _fill(entry: Entry, document: TokenText | Text) -> None:
+def _fill(entry: Entry, document: TokenText | Text, lines: int) -> None:
     if isinstance(document, Text):
         entry["reason"] = document.reason
         return
     start, end = document.span_T2[entry["position"]].tolist()
-    line = find_line(document.text, start, end, WINDOW_LINES)
+    line, before = find_line(document.text, start, end, lines), document.first_line - 1
     entry |= {
-        "line": document.first_line - 1 + line.line, "column": line.column, "token": line.token, "text": line.window,
-        "text_start": line.start, "reason": None,
+        "line": before + line.line, "column": line.column, "token": line.token, "text": line.window,
+        "text_line": before + line.window_line, "text_start": line.start, "reason": None,
     }  # fmt: skip

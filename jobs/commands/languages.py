@@ -6,9 +6,10 @@ import click
 
 from neurotally.jobs.commands.options import COUNT, FIGURE, JSON_FLAG, OUT, PATH, STORE, RuleOptions, rule_options
 from neurotally.jobs.commands.output import draw, show
+from neurotally.profiler.errors import InputError
 
 
-@click.command()
+@click.command(short_help="The neurons specific to each corpus")
 @STORE
 @rule_options
 @click.option("--error-bars", is_flag=True, help="Intervals for every specific neuron, from the groups in the store.")
@@ -33,6 +34,8 @@ def lape(store: Path, chosen_by: RuleOptions, error_bars: bool, archive: Path | 
     from neurotally.analysis.languages.lape_report import lape_document, lape_table
 
     rule = chosen_by.rule()
+    if archive is not None and not error_bars:
+        raise InputError("--archive: expected --error-bars with it")
     groups = read_group_counts(store) if error_bars else None
     counts = groups.total() if groups else read_counts(store)
     selection = rule.choose(counts)
@@ -49,12 +52,12 @@ def lape(store: Path, chosen_by: RuleOptions, error_bars: bool, archive: Path | 
     show(document, text, as_json, out)
 
 
-@click.command()
+@click.command(short_help="Would other text choose the same neurons?")
 @STORE
 @rule_options
 @click.option("--samples", type=COUNT, default=20, show_default=True, help="Half-samples; an even number.")
 @click.option("--orders", type=COUNT, default=6, show_default=True, help="Orders for the curve; an even number.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of half-samples and orders.")
 @FIGURE
 @OUT
 @JSON_FLAG
@@ -78,13 +81,23 @@ def stability(store: Path, chosen_by: RuleOptions, samples: int, orders: int, se
     show(document, stability_table(groups, found), as_json, out)
 
 
-@click.command()
+@click.command(short_help="LAPE at every setting of a grid")
 @STORE
 @click.option(
-    "--quantile", type=click.FloatRange(0, 1), multiple=True, metavar="Q", help="Default: 0.9 0.925 0.95 0.975 0.99"
+    "--quantile",
+    type=click.FloatRange(0, 1, min_open=True),
+    multiple=True,
+    metavar="Q",
+    help="Default: 0.9 0.925 0.95 0.975 0.99",
 )
 @click.option("--per-corpus", type=COUNT, multiple=True, metavar="N", help="Default: 100 200 400 800 1600")
-@click.option("--top-rate", type=click.FloatRange(0, 1), multiple=True, metavar="R", help="Default: 0.0025 ... 0.04")
+@click.option(
+    "--top-rate",
+    type=click.FloatRange(0, 1, min_open=True),
+    multiple=True,
+    metavar="R",
+    help="Default: 0.0025 ... 0.04",
+)
 @FIGURE
 @OUT
 @JSON_FLAG
@@ -110,7 +123,7 @@ def sweep(store: Path, quantile: tuple[float, ...], per_corpus: tuple[int, ...],
     show(document, sweep_table(counts, found), as_json, out)
 
 
-@click.command()
+@click.command(short_help="Where each corpus's neurons sit, and who shares them")
 @STORE
 @rule_options
 @click.option("--overlap-figure", type=PATH, metavar="FILE.png", help="Draw the overlap of every two corpora.")
@@ -137,7 +150,7 @@ def profiles(store: Path, chosen_by: RuleOptions, overlap_figure: Path | None, f
     show(document, profiles_table(counts, rule, selection), as_json, out)
 
 
-@click.command()
+@click.command(short_help="Two stores side by side")
 @STORE
 @click.argument("other", type=PATH, metavar="STORE")
 @rule_options
@@ -165,4 +178,4 @@ def compare(store: Path, other: Path, chosen_by: RuleOptions, figure: Path | Non
     show(document, compare_table(found), as_json, out)
 
 
-SET_COMMANDS = (lape, stability, sweep, profiles, compare)
+LANGUAGE_COMMANDS = (lape, stability, sweep, profiles, compare)

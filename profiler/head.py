@@ -1,0 +1,52 @@
+"""The model's own head, run by itself: what turns the last hidden states into logits.
+
+It isn't copied: the model's own forward runs with its body's result put in place. So all that it does beside the
+product (a bias, soft caps, scales) is in. Small products are made of more rows than asked for: below some 64 of them
+their bits would depend on the number of CPU threads, and so on the number of workers.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+from neurotally.profiler.batches import MIN_RECTANGLE_TOKENS
+from neurotally.profiler.model import LoadedModel
+
+
+def head_logits(model: LoadedModel, hidden_ND: Tensor) -> Tensor:
+    """The model's logits [N, V], in its own dtype, of last hidden states as `run_body` gives them."""
+    device = model.model.get_input_embeddings().weight.device
+
+    def read(hidden_nD: Tensor) -> Tensor:
+        ids_1n = torch.zeros(1, len(hidden_nD), dtype=torch.int64, device=device)
+        with torch.inference_mode(), _body_gives(model, hidden_nD[None]):
+            logits_nV: Tensor = model.model(input_ids=ids_1n, use_cache=False).logits[0]
+        return logits_nV
+
+    return of_many_rows(read, hidden_ND)
+
+
+def of_many_rows(read: Callable[[Tensor], Tensor], x_ND: Tensor) -> Tensor:
+    """`read(x_ND)`, which gives a row for a row; rows are repeated if there are too few for bits that stay."""
+    number = len(x_ND)
+    if number >= MIN_RECTANGLE_TOKENS or number == 0:
+        return read(x_ND)
+    return read(x_ND[torch.arange(MIN_RECTANGLE_TOKENS, device=x_ND.device) % number])[:number]
+
+
+@contextmanager
+def _body_gives(model: LoadedModel, hidden_BTD: Tensor) -> Iterator[None]:
+    """Within this context the model's body isn't run; it gives `hidden_BTD`."""
+    body: Any = model.decoder
+    before = vars(body).get("forward")  # accelerate puts one there
+    body.forward = lambda *_args, **_kwargs: BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_BTD)
+    try:
+        yield
+    finally:
+        del body.forward
+        if before is not None:
+            body.forward = before
