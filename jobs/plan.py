@@ -122,6 +122,4 @@ def changed_document(manifest: Manifest, names: list[str], sizes: list[int]) -> 
 def stored_names(manifest: Manifest) -> np.ndarray:
     """Document names as the store holds them: names that aren't UTF-8 with their bytes escaped."""
     names = [name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for name in manifest.names]
-    array = np.empty(len(names), dtype=object)
-    array[:] = names
-    return array
+    return np.array(names, dtype=object)

@@ -1,6 +1,5 @@
 """`neurotally status`: how far a store is. Reads while a run goes on, disturbs nothing."""
 
-import json
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -17,7 +16,7 @@ def status(path: Path) -> dict[str, Any]:
     if not run.is_dir() or (path / "zarr.json").exists():
         store.store_attributes(path)  # says what is wrong with it
     is_running = _is_locked(run / "lock")
-    live = _read(run / "progress.json") if is_running else None
+    live = store.read_json(run / "progress.json") if is_running else None
     unfinished = {folder.name: _unfinished(folder) for folder in sorted((run / "corpora").glob("*/"))}
     committed = store.committed_corpora(path) if (path / "zarr.json").exists() else []
     done = {name: _committed(store.corpus_attributes(path, name)) for name in committed}
@@ -55,7 +54,7 @@ def _unfinished_passes(folder: Path) -> dict[str, Any]:
     """Passes beside the neuron pass that have begun, by the name of their group."""
     found = {}
     for one in sorted(folder.glob("*/")):
-        tasks = (_read(one / "plan.json") or {"tasks": 0})["tasks"]
+        tasks = (store.read_json(one / "plan.json") or {"tasks": 0})["tasks"]
         found[unquote(one.name)] = {"done": False, "tasks": tasks, "tasks_done": len(list(one.glob("*.npz")))}
     return found
 
@@ -67,12 +66,12 @@ def _finished_passes(path: Path) -> dict[str, Any]:
 
 
 def _unfinished(folder: Path) -> dict[str, int]:
-    current = _read(folder / "current.json")
+    current = store.read_json(folder / "current.json")
     if current is not None:
         return {
             key: current[key] for key in ("units", "units_done", "documents", "documents_done", "skipped", "tokens")
         }
-    plan = _read(folder / "plan.json") or {"units": 0, "documents": 0}
+    plan = store.read_json(folder / "plan.json") or {"units": 0, "documents": 0}
     return {
         "units": plan["units"], "units_done": 0, "documents": plan["documents"], "documents_done": 0,
         "skipped": 0, "tokens": 0,
@@ -97,11 +96,3 @@ def _is_locked(lock_file: Path) -> bool:
         return True
     except OSError as error:
         raise InputError(f"can't look at the lock of {lock_file.parent.parent}: {error}") from error
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        document: dict[str, Any] = json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-    return document

@@ -12,11 +12,12 @@ import numpy as np
 
 from neurotally.profiler.batches import TokenRows, lay_out, rectangles
 from neurotally.profiler.capture import NeuronReader
-from neurotally.profiler.corpus import Document, Source, Status, read_documents
+from neurotally.profiler.corpus import Source, read_documents
 from neurotally.profiler.distinct import DistinctRecorder
 from neurotally.profiler.memory import halving
 from neurotally.profiler.model import LoadedModel
 from neurotally.profiler.neurons import NeuronRecorder, UnitNeurons
+from neurotally.profiler.tokenise import final_status, tokenise
 from neurotally.profiler.windows import read_windows
 
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 32768}
@@ -130,10 +131,9 @@ class Worker:
             documents = list(read_documents(task.source, task.names, task.sizes, task.offset))
         else:
             documents = list(read_windows(task.source, task.names, task.sizes))
-        texts = [document.text for document in documents if document.text is not None]
-        ids = iter(self._tokenise(texts))
-        ids_by_document = [next(ids) if document.text is not None else [] for document in documents]
-        status_n = [_final_status(document, ids) for document, ids in zip(documents, ids_by_document, strict=True)]
+        texts = [document.text for document in documents]
+        ids_by_document = [one.ids_T for one in tokenise(self.model.tokenizer, texts, self.config.document_tokens)]
+        status_n = [final_status(document, ids) for document, ids in zip(documents, ids_by_document, strict=True)]
         numbered = [(task.first + number, ids) for number, ids in enumerate(ids_by_document) if ids]
         rows = lay_out(numbered, self.model.special_ids, self.config.layout, self.config.row_tokens)
         return PreparedUnit(
@@ -167,17 +167,6 @@ class Worker:
             model_s=time.perf_counter() - start,
         )
 
-    def _tokenise(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        cut: dict[str, Any] = {}
-        if self.config.document_tokens is not None:
-            cut = {"truncation": True, "max_length": self.config.document_tokens}
-        ids: list[list[int]] = self.model.tokenizer(
-            texts, return_attention_mask=False, return_token_type_ids=False, verbose=False, **cut
-        )["input_ids"]
-        return ids
-
     def _neurons(
         self, rows: TokenRows, bar_LF: np.ndarray | None, repeats: np.ndarray | None
     ) -> tuple[UnitNeurons, int]:
@@ -191,7 +180,3 @@ class Worker:
 
         failure = f"a single row of {self.config.row_tokens} tokens doesn't fit in memory; lower --row-tokens"
         return halving(self.config.token_budget, tally, failure)
-
-
-def _final_status(document: Document, ids: list[int]) -> Status:
-    return Status.EMPTY if document.status is Status.COUNTED and not ids else document.status

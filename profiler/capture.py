@@ -26,7 +26,7 @@ from neurotally.profiler.batches import Batch
 from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.model import LoadedModel
 from neurotally.profiler.neurons import NeuronRecorder
-from neurotally.profiler.sites import Site, decoder_layers
+from neurotally.profiler.sites import Site, decoder_layers, weight_matrices
 from neurotally.profiler.staging import StagedBatch, staged
 from neurotally.profiler.verify import probe_ids
 
@@ -62,7 +62,7 @@ class NeuronReader:
 
     @property
     def _input_device(self) -> torch.device:
-        device: torch.device = self._model.model.get_input_embeddings().weight.device
+        device = self._model.input_device
         return device
 
     @property
@@ -155,13 +155,11 @@ def key_biases(model: LoadedModel) -> list[Tensor]:
     handles = []
     for site, layer in zip(model.sites, decoder_layers(model.decoder, len(model.sites)), strict=True):
         products: list[tuple[Any, Tensor]] = []
-        for module in layer.modules():
-            weight = getattr(module, "weight", None)
-            if isinstance(weight, Tensor) and weight.dim() == 2:
-                handles.append(module.register_forward_hook(_keep_product(products)))
+        for module in weight_matrices(layer):
+            handles.append(module.register_forward_hook(_keep_product(products)))
         handles.append(site.register_forward_pre_hook(_find_bias(products, found)))
     try:
-        model.run_body(probe_ids(model.model.get_input_embeddings().weight.shape[0]))
+        model.run_body(probe_ids(model.vocabulary))
     finally:
         for handle in handles:
             handle.remove()

@@ -19,7 +19,7 @@ from neurotally.profiler.model import LoadedModel
 
 def head_logits(model: LoadedModel, hidden_ND: Tensor) -> Tensor:
     """The model's logits [N, V], in its own dtype, of last hidden states as `run_body` gives them."""
-    device = model.model.get_input_embeddings().weight.device
+    device = model.input_device
 
     def read(hidden_nD: Tensor) -> Tensor:
         ids_1n = torch.zeros(1, len(hidden_nD), dtype=torch.int64, device=device)

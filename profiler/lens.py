@@ -25,7 +25,7 @@ from neurotally.profiler.batches import Batch, TokenRows, rectangles
 from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.head import head_logits, of_many_rows
 from neurotally.profiler.model import LoadedModel
-from neurotally.profiler.sites import Site, decoder_layers
+from neurotally.profiler.sites import Site, decoder_layers, weight_matrices
 from neurotally.profiler.verify import probe_ids
 
 TOP = 10
@@ -61,7 +61,7 @@ class Lens:
         self._head = model.model.get_output_embeddings()
         if self._head is None or self._head.weight.is_meta:
             raise UnsupportedModelError(f"{model.facts.id}: its output embedding can't be read")
-        ids_BT = probe_ids(model.model.get_input_embeddings().weight.shape[0])
+        ids_BT = probe_ids(model.vocabulary)
         self._tail = _final_modules(model, ids_BT)
         self._down = _down_projections(model, ids_BT)
         self._verify(ids_BT)
@@ -144,7 +144,7 @@ class Lens:
         model = self.model.model
         found = self.vectors(ids_BT, torch.ones(ids_BT.shape, dtype=torch.bool))
         with torch.inference_mode():
-            ids_BT = ids_BT.to(model.get_input_embeddings().weight.device)
+            ids_BT = ids_BT.to(self.model.input_device)
             expected_NV = model(input_ids=ids_BT, use_cache=False).logits.float().flatten(0, 1)
         lens_NV = self.logits(self.normed(found.residual_LND[-1]))
         if not _agree(lens_NV, expected_NV.to(lens_NV.device), self.model.facts.dtype):
@@ -239,10 +239,8 @@ def _down_projections(model: LoadedModel, ids_BT: Tensor) -> list[nn.Module]:
     handles = []
     for site, block in zip(model.sites, decoder_layers(model.decoder, len(model.sites)), strict=True):
         site.sink = sink
-        for module in block.modules():
-            weight = getattr(module, "weight", None)
-            if isinstance(weight, Tensor) and weight.dim() == 2:
-                handles.append(module.register_forward_pre_hook(look_at_input(site.layer)))
+        for module in weight_matrices(block):
+            handles.append(module.register_forward_pre_hook(look_at_input(site.layer)))
     try:
         model.run_body(ids_BT)
     finally:

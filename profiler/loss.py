@@ -75,10 +75,9 @@ def _score(model: LoadedModel, hidden_nD: Tensor, target_n: Tensor) -> tuple[Ten
 
 
 def _verify_head(model: LoadedModel) -> None:
-    ids_BT = probe_ids(model.model.get_input_embeddings().weight.shape[0])
+    ids_BT = probe_ids(model.vocabulary)
     with torch.inference_mode():
-        device = model.model.get_input_embeddings().weight.device
-        whole_BTV = model.model(input_ids=ids_BT.to(device), use_cache=False).logits
+        whole_BTV = model.model(input_ids=ids_BT.to(model.input_device), use_cache=False).logits
     parts_NV = head_logits(model, model.run_body(ids_BT).flatten(0, 1))
     whole_NV = whole_BTV.flatten(0, 1).float()
     limit = 16 * torch.finfo(parts_NV.dtype).eps * float(whole_NV.abs().max())

@@ -86,6 +86,18 @@ class LoadedModel:
     facts: ModelFacts
     special_ids: frozenset[int]
 
+    @property
+    def input_device(self) -> torch.device:
+        """Where token ids go."""
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return device
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids that the model knows: the rows of its input embedding."""
+        size: int = self.model.get_input_embeddings().weight.shape[0]
+        return size
+
     def run_body(self, ids_BT: Tensor) -> Tensor:
         """The last hidden states [B, T, D] of right-padded rows."""
         return run_decoder(self.model, self.decoder, ids_BT)

@@ -108,6 +108,12 @@ def decoder_layers(decoder: nn.Module, num_layers: int) -> nn.ModuleList:
     return blocks[0]
 
 
+def weight_matrices(block: nn.Module) -> list[nn.Module]:
+    """The modules of a block that have a matrix `weight`: its projections, of whatever class."""
+    weights = [(module, getattr(module, "weight", None)) for module in block.modules()]
+    return [module for module, weight in weights if isinstance(weight, Tensor) and weight.dim() == 2]
+
+
 def find_activations(decoder: nn.Module, num_layers: int) -> list[ActivationModule]:
     """The activation module of each layer's FFN; an UnsupportedModelError naming what is missing or one too many."""
     layers = decoder_layers(decoder, num_layers)

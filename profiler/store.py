@@ -6,8 +6,9 @@
     STORE/.run/              the working state of unfinished corpora, and the writer's lock
 
 The root's zarr.json is the commit point: a group that it does not list is not there. It is replaced atomically.
-Every chunk is written and every fill value is one that no result can have, so that a lost chunk is noticed
-instead of read as zeros; crc32c finds the damaged ones. `xarray.open_zarr(STORE, group="corpora/NAME")` works.
+Every chunk is written, and read only if all are there; crc32c finds the damaged ones. Where a dtype has a value to
+spare, it is the fill value, so that other readers don't take a lost chunk for zeros (hashes and names have none).
+`xarray.open_zarr(STORE, group="corpora/NAME")` works.
 """
 
 import json
@@ -72,7 +73,7 @@ Arrays = dict[str, np.ndarray]
 def create_store(path: Path, attributes: Mapping[str, Any]) -> None:
     """Make an empty store with the given root attributes; `attributes` gains the schema version."""
     path.mkdir(parents=True, exist_ok=True)
-    _replace_json(
+    replace_json(
         path / "zarr.json",
         {
             "attributes": {"schema": SCHEMA_VERSION, **attributes},
@@ -91,7 +92,7 @@ def store_attributes(path: Path) -> dict[str, Any]:
 
 def replace_attributes(path: Path, attributes: Mapping[str, Any]) -> None:
     """Replace the root's attributes; what is committed stays."""
-    _replace_json(path / "zarr.json", {**_root(path), "attributes": dict(attributes)})
+    replace_json(path / "zarr.json", {**_root(path), "attributes": dict(attributes)})
 
 
 def committed_corpora(path: Path) -> list[str]:
@@ -202,7 +203,7 @@ def publish(store: Path, group: str, finished: Path) -> None:
         shutil.rmtree(target)
     parent = store / family / "zarr.json"
     if not parent.exists():
-        _replace_json(parent, {"attributes": {}, "zarr_format": 3, "node_type": "group"})
+        replace_json(parent, {"attributes": {}, "zarr_format": 3, "node_type": "group"})
     _sync_tree(finished)
     os.rename(finished, target)
     root = _root(store)
@@ -211,12 +212,32 @@ def publish(store: Path, group: str, finished: Path) -> None:
     for node in [target, *sorted(child for child in target.iterdir() if child.is_dir())]:
         metadata[node.relative_to(store).as_posix()] = json.loads((node / "zarr.json").read_text())
     root["consolidated_metadata"]["metadata"] = dict(sorted(metadata.items()))
-    _replace_json(store / "zarr.json", root)
+    replace_json(store / "zarr.json", root)
 
 
 def replace_json(path: Path, document: Any) -> None:
     """Write a JSON file so that a reader sees the old one or the new one, whole."""
-    _replace_json(path, document)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(document, file, indent=1, allow_nan=False)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_tree(path: Path) -> None:
+    """Force a finished group to the disk before the commit names it."""
+    for file in path.rglob("*"):
+        if file.is_file():
+            descriptor = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def read_json(path: Path) -> Any:
@@ -268,27 +289,3 @@ def _chunks(spec: ArraySpec, values: np.ndarray) -> tuple[int, ...]:
 
 def _blosc(itemsize: int) -> BloscCodec:
     return BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=itemsize)
-
-
-def _replace_json(path: Path, document: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(document, file, indent=1, allow_nan=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync_tree(path: Path) -> None:
-    """Force a finished group to the disk before the commit names it."""
-    for file in path.rglob("*"):
-        if file.is_file():
-            descriptor = os.open(file, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)

@@ -28,6 +28,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from neurotally.profiler import store
 from neurotally.profiler.corpus import Document, Source, Status, parse_source, read_documents
 from neurotally.profiler.errors import InputError, first_line
+from neurotally.profiler.tokenise import tokenise
 from neurotally.profiler.windows import first_line_of, read_windows
 
 KEPT = "document_text"
@@ -274,26 +275,15 @@ def _from_pretrained(model_id: str, revision: str | None, trust_remote_code: boo
 
 
 def _tokenised(texts: CorpusTexts, batch: list[Text], tokenizer: Any) -> Iterator[TokenText | Text]:
-    cut: dict[str, Any] = {}
-    if texts.document_tokens is not None:
-        cut = {"truncation": True, "max_length": texts.document_tokens}
-    there = [found.text for found in batch if found.text is not None]
-    encoded: Any = {"input_ids": [], "offset_mapping": []}
-    if there:
-        encoded = tokenizer(
-            there, return_attention_mask=False, return_token_type_ids=False, return_offsets_mapping=True, verbose=False,
-            **cut,
-        )  # fmt: skip
-    tokens = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    for found in batch:
+    found_tokens = tokenise(tokenizer, [found.text for found in batch], texts.document_tokens, with_spans=True)
+    for found, (ids, offset_T2) in zip(batch, found_tokens, strict=True):
         if found.text is None:
             yield found
             continue
-        ids, offsets = next(tokens)
         if len(ids) != texts.tokens_D[found.number]:
             yield Text(found.number, None, f"is {len(ids)} tokens now and was {texts.tokens_D[found.number]}")
             continue
-        text, span_T2 = universal_newlines(found.text, closed_gaps(np.array(offsets, np.int64).reshape(-1, 2)))
+        text, span_T2 = universal_newlines(found.text, closed_gaps(offset_T2))
         first = 1 if texts.window_lines is None else first_line_of(texts.names[found.number])
         yield TokenText(found.number, text, np.array(ids, np.int64), span_T2, first)
 

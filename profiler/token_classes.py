@@ -17,7 +17,9 @@ import numpy as np
 from neurotally.profiler.texts import closed_gaps, universal_newlines
 
 
-def classify(text: str, offsets: Sequence[tuple[int, int]], concepts: Mapping[str, Pattern[str]]) -> np.ndarray:
+def classify(
+    text: str, offsets: Sequence[tuple[int, int]] | np.ndarray, concepts: Mapping[str, Pattern[str]]
+) -> np.ndarray:
     """bool [T, S, 2]: which of a text's T tokens are in a match of each of S concepts, and which on its lines.
 
     `offsets`: first character of each token and one past its last, as a fast tokenizer gives them. A token in a match

@@ -83,16 +83,14 @@ class _BareRun:
 
     def run(self, ids_BT: Tensor) -> Tensor:
         """Run the bare model; fills `pre` and `is_read`."""
-        from neurotally.profiler.sites import decoder_layers
+        from neurotally.profiler.sites import decoder_layers, weight_matrices
 
         handles = []
         layers = decoder_layers(self._model.decoder, len(self._model.sites))
         for site, layer in zip(self._model.sites, layers, strict=True):
             handles.append(site.register_forward_hook(self._keep_pre(site.layer)))
-            for module in layer.modules():
-                weight = getattr(module, "weight", None)
-                if isinstance(weight, Tensor) and weight.dim() == 2:
-                    handles.append(module.register_forward_pre_hook(self._look_at_input(site.layer)))
+            for module in weight_matrices(layer):
+                handles.append(module.register_forward_pre_hook(self._look_at_input(site.layer)))
         try:
             return self._model.run_body(ids_BT)
         finally:

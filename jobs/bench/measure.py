@@ -173,7 +173,7 @@ def _median_ratio(times: list[float], bare: list[float]) -> tuple[float, float]:
 
 def _random_batch(model: LoadedModel, rows: int, row_tokens: int) -> Batch:
     rng = np.random.default_rng(0)
-    vocabulary = model.model.get_input_embeddings().weight.shape[0]
+    vocabulary = model.vocabulary
     shape = (rows, row_tokens)
     return Batch(
         ids_BT=rng.integers(0, vocabulary, shape),

@@ -17,7 +17,7 @@ from neurotally.profiler.capture import NeuronReader
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model import LoadedModel
 from neurotally.profiler.neurons import NeuronRecorder
-from neurotally.profiler.sites import Site, decoder_layers
+from neurotally.profiler.sites import Site, decoder_layers, weight_matrices
 
 NUM_TRIGGERS = 32
 
@@ -27,7 +27,7 @@ Variant = tuple[Callable[[], object], AbstractContextManager[Any]]
 
 def variants_of(model: LoadedModel, batch: Batch) -> dict[str, Variant]:
     """All variants, by name."""
-    ids_BT = torch.from_numpy(batch.ids_BT).to(model.model.get_input_embeddings().weight.device)
+    ids_BT = torch.from_numpy(batch.ids_BT).to(model.input_device)
 
     def body() -> object:
         return model.run_body(ids_BT)
@@ -174,13 +174,11 @@ def _placed(model: LoadedModel) -> list[tuple[Site, torch.device]]:
 
 def _reader_of(site: Site, layer: nn.Module) -> nn.Module:
     """The last weight matrix of the layer that takes as many inputs as there are neurons: the down projection."""
-    found = []
-    for module in layer.modules():
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, Tensor) and weight.dim() == 2:
-            inputs = getattr(module, "in_features", weight.shape[0])
-            if inputs == site.num_neurons:
-                found.append(module)
+    found = [
+        module
+        for module, matrix in ((module, module.get_parameter("weight")) for module in weight_matrices(layer))
+        if getattr(module, "in_features", matrix.shape[0]) == site.num_neurons
+    ]
     if not found:
         raise InputError(f"layer {site.layer}: found no projection of {site.num_neurons} neurons to hook")
     return found[-1]

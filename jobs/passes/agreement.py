@@ -32,6 +32,7 @@ from neurotally.profiler.lens import Lens
 from neurotally.profiler.memory import halving
 from neurotally.profiler.model import LoadedModel, ModelFacts
 from neurotally.profiler.texts import check_spans, universal_newlines
+from neurotally.profiler.tokenise import final_status, tokenise
 
 _UNIT_BYTES = 2**18
 _GROUPS = 10
@@ -117,21 +118,13 @@ class AgreementWorker:
     def prepare(self, task: Task) -> PreparedDocuments:
         """Read, tokenise, choose positions."""
         documents = list(read_documents(task.source, task.names, task.sizes, task.offset))
-        texts = [document.text for document in documents if document.text is not None]
-        encoded: Any = {"input_ids": [], "offset_mapping": []}
-        if texts:
-            encoded = self._model.tokenizer(
-                texts, return_attention_mask=False, return_offsets_mapping=True, verbose=False
-            )
-        found = iter(zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True))
+        found = tokenise(self._model.tokenizer, [document.text for document in documents], with_spans=True)
         status, ids, places = [], [], []
-        for document in documents:
-            text, ids_T, span_T2 = next(found) if document.text is not None else ("", [], [])
-            is_empty = document.status is Status.COUNTED and not ids_T
-            status.append(Status.EMPTY if is_empty else document.status)
-            if ids_T:
+        for document, (ids_T, span_T2) in zip(documents, found, strict=True):
+            status.append(final_status(document, ids_T))
+            if document.text is not None and ids_T:
                 ids.append(ids_T)
-                places.append(self._places(text, ids_T, span_T2, document.sha256))
+                places.append(self._places(document.text, ids_T, span_T2, document.sha256))
         return PreparedDocuments(task, ids, places, np.array(status, np.uint8))
 
     def compute(self, prepared: PreparedDocuments, hint: np.ndarray | None = None) -> PassResult:
@@ -150,12 +143,12 @@ class AgreementWorker:
         }
         return PassResult(prepared.task.key, arrays, tokens, time.perf_counter() - start, restarts)
 
-    def _places(self, text: str, ids: list[int], spans: Sequence[tuple[int, int]], sha256: bytes) -> list[Place]:
+    def _places(self, text: str, ids: list[int], span_T2: np.ndarray, sha256: bytes) -> list[Place]:
         first = next((at for at, token in enumerate(ids) if token not in self._model.special_ids), len(ids))
         end = len(ids)
         while end > first and ids[end - 1] in self._model.special_ids:
             end -= 1
-        text, span_T2 = universal_newlines(text, np.array(spans, np.int64).reshape(-1, 2))
+        text, span_T2 = universal_newlines(text, span_T2)
         breaks = np.flatnonzero(np.frombuffer(text.encode("utf-32-le"), np.uint32) == ord("\n"))
         # A token that trims to nothing may begin before the one in front of it.
         begin_T = np.maximum.accumulate(span_T2[:, 0])

@@ -15,12 +15,13 @@ from neurotally.jobs.passes.run import PassResult
 from neurotally.jobs.worker import Task
 from neurotally.profiler.batches import Batch, TokenRows, lay_out, rectangles
 from neurotally.profiler.capture import replacements, switched_off
-from neurotally.profiler.corpus import Status, read_documents
+from neurotally.profiler.corpus import read_documents
 from neurotally.profiler.loss import LossReader
 from neurotally.profiler.memory import halving
 from neurotally.profiler.model import LoadedModel
 from neurotally.profiler.texts import check_spans
 from neurotally.profiler.token_classes import classify
+from neurotally.profiler.tokenise import TokenIds, final_status, tokenise
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,22 +79,21 @@ class LossWorker:
         config = self._config
         documents = list(read_documents(task.source, task.names, task.sizes, task.offset))
         texts = [None if one.sha256 in config.left_out else one.text for one in documents]
-        tokenised = iter(self._tokenise([text for text in texts if text is not None]))
-        nothing = np.zeros((0, len(config.concepts), 2), bool)
-        found = [([], nothing) if text is None else next(tokenised) for text in texts]
-        class_NS2 = np.concatenate([class_TS2 for _, class_TS2 in found])
-        numbered = [(task.first + number, ids) for number, (ids, _) in enumerate(found) if ids]
-        tokens_n = np.array([len(ids) for ids, _ in found], np.int64)
+        found = tokenise(self._model.tokenizer, texts, config.document_tokens, with_spans=bool(config.concepts))
+        classes = [self._classes(text, one) for text, one in zip(texts, found, strict=True)]
+        class_NS2 = np.concatenate(classes)
+        numbered = [(task.first + number, one.ids_T) for number, one in enumerate(found) if one.ids_T]
+        tokens_n = np.array([len(one.ids_T) for one in found], np.int64)
         return PreparedTexts(
             task=task,
             rows=lay_out(numbered, self._model.special_ids, "documents", config.row_tokens),
             start_n=np.cumsum(tokens_n) - tokens_n,
             class_NX=np.c_[np.ones(len(class_NS2), bool), class_NS2.reshape(len(class_NS2), 2 * len(config.concepts))],
-            has_concept_nS=np.array([class_TS2[:, :, 0].any(axis=0) for _, class_TS2 in found], bool),
+            has_concept_nS=np.array([class_TS2[:, :, 0].any(axis=0) for class_TS2 in classes], bool),
             status_n=np.array(
                 [
-                    Status.EMPTY if text is not None and not ids else one.status
-                    for one, text, (ids, _) in zip(documents, texts, found, strict=True)
+                    document.status if text is None else final_status(document, one.ids_T)
+                    for document, text, one in zip(documents, texts, found, strict=True)
                 ],
                 np.uint8,
             ),
@@ -139,24 +139,11 @@ class LossWorker:
             self._values[corpus] = replacements(self._model, self._config.how, self._config.mean_LF.get(corpus))
         return self._values[corpus]
 
-    def _tokenise(self, texts: list[str]) -> list[tuple[list[int], np.ndarray]]:
-        """Of each text its ids, and bool [T, S, 2]: its tokens' classes."""
-        if not texts:
-            return []
-        config, cut = self._config, {}
-        if config.document_tokens is not None:
-            cut = {"truncation": True, "max_length": config.document_tokens}
-        encoded = self._model.tokenizer(
-            texts, return_attention_mask=False, return_token_type_ids=False, verbose=False,
-            return_offsets_mapping=bool(config.concepts), **cut,
-        )  # fmt: skip
-        if not config.concepts:
-            return [(ids, np.zeros((len(ids), 0, 2), bool)) for ids in encoded["input_ids"]]
-        offsets = encoded["offset_mapping"]
-        return [
-            (ids, classify(text, spans, config.concepts))
-            for text, ids, spans in zip(texts, encoded["input_ids"], offsets, strict=True)
-        ]
+    def _classes(self, text: str | None, tokens: TokenIds) -> np.ndarray:
+        """bool [T, S, 2]: a text's tokens' classes."""
+        if text is None or not self._config.concepts:
+            return np.zeros((len(tokens.ids_T), len(self._config.concepts), 2), bool)
+        return classify(text, tokens.span_T2, self._config.concepts)
 
 
 class _Places:

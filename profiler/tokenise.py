@@ -1,0 +1,41 @@
+"""Texts to token ids, the same way in every pass."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from neurotally.profiler.corpus import Document, Status
+
+
+class TokenIds(NamedTuple):
+    """A text's T tokens."""
+
+    ids_T: list[int]
+    span_T2: np.ndarray
+    """int64: first character of each and one past its last; [0, 2] where they weren't asked for."""
+
+
+def tokenise(
+    tokenizer: Any, texts: Sequence[str | None], document_tokens: int | None = None, with_spans: bool = False
+) -> list[TokenIds]:
+    """Every text's tokens, special ones included; none of None. `document_tokens`: the first so many; None: all."""
+    there = [text for text in texts if text is not None]
+    encoded: Any = {"input_ids": [], "offset_mapping": []}
+    if there:
+        cut = {} if document_tokens is None else {"truncation": True, "max_length": document_tokens}
+        encoded = tokenizer(
+            there, return_attention_mask=False, return_token_type_ids=False, verbose=False,
+            return_offsets_mapping=with_spans, **cut,
+        )  # fmt: skip
+    ids = iter(encoded["input_ids"])
+    spans = iter(encoded["offset_mapping"] if with_spans else [[]] * len(there))
+    none = TokenIds([], np.empty((0, 2), np.int64))
+    return [
+        none if text is None else TokenIds(next(ids), np.array(next(spans), np.int64).reshape(-1, 2)) for text in texts
+    ]
+
+
+def final_status(document: Document, ids_T: Sequence[int]) -> Status:
+    """A document's status once it is tokenised: empty, too, if no token came of it."""
+    return Status.EMPTY if document.status is Status.COUNTED and not ids_T else document.status
