@@ -6,10 +6,12 @@ CORPORA holds folders `python`, `java` and `go` of real code. For each seed, oth
 on, to profile and to evaluate on, and calls of a library that doesn't exist are written into 3 % of the Python files
 (of those to evaluate on, into 40 %: they choose nothing). Then, as a user would: a small model is trained the demo's
 way, profiled together with untrained copies of its architecture, and `concepts`, `mask` and `patterns` do the rest.
-Everything stays in OUT/SEED; what is there is kept. One JSON line last: by seed and threshold, and over the seeds.
+Everything stays in OUT/SEED; what is there is kept. OUT/results.csv has a row a threshold and seed, in nats a token
+(`results_table.py` makes a table of it); one JSON line last, with all random draws.
 """
 
 import ast
+import csv
 import hashlib
 import json
 import random
@@ -61,6 +63,7 @@ DRAWS = 5
 def main(corpora: Path, out: Path, seeds: str, steps: int) -> None:
     """Run every seed; print what the masks did."""
     results = {seed: run_seed(corpora, out / str(seed), seed, steps) for seed in map(int, seeds.split(","))}
+    write_rows(results, out / "results.csv")
     click.echo(json.dumps({"seeds": results, "over_seeds": summary(list(results.values()))}))
 
 
@@ -187,6 +190,25 @@ def effect(losses: dict[str, Any]) -> dict[str, Any]:
             where: one["change"] / own["match"]["change"] for where, one in own.items() if where != "match"
         },
     }
+
+
+def write_rows(results: dict[int, dict[str, Any]], path: Path) -> None:
+    """A row a threshold and seed: keys, and what switching them off costs each class of tokens, in nats a token."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        classes = ("match", "line", "file", "elsewhere")
+        writer.writerow(["min_matches", "seed", "keys", "random", "standard_error", *classes])
+        for least in MIN_MATCHES:
+            for seed, result in results.items():
+                found = result[f"at least {least}"]
+                if "planted" in found:
+                    own = found["planted"]
+                    numbers = [
+                        own["match"]["random"],
+                        own["match"]["standard_error"],
+                        *(own[c]["change"] for c in classes),
+                    ]
+                    writer.writerow([least, seed, found["keys"]["planted"], *(f"{number:.5f}" for number in numbers)])
 
 
 def summary(results: list[dict[str, Any]]) -> dict[str, Any]:

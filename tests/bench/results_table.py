@@ -1,6 +1,6 @@
-"""The README's table of what the statistics cost, made from results.csv.
+"""The README's tables: of what the statistics cost, from results.csv, and of the planted concept.
 
-    python tests/bench/results_table.py [results.csv]
+    python tests/bench/results_table.py [results.csv | planted_concept.csv]
 
 A ratio is a variant's median ratio to the bare body over that of `bare again`; ± is its standard error in the run.
 """
@@ -37,11 +37,24 @@ def table(rows: Iterable[dict[str, str]]) -> str:
     return tabulate(lines, ["device", "shape", *VARIANTS.values()], tablefmt="github", disable_numparse=True)
 
 
+def planted_table(rows: Iterable[dict[str, str]]) -> str:
+    """A Markdown table of what `planted_concept.py` measured: milli-nats a token."""
+    header = ("triggers that match", "seed", "keys off", "its tokens", "random keys", "rest of its lines", "its files",
+              "other files")  # fmt: skip
+    lines = []
+    for row in rows:
+        own = f"{1000 * float(row['match']):+.0f} ± {1000 * float(row['standard_error']):.0f}"
+        others = [f"{1000 * float(row[name]):+.0f}" for name in ("random", "line", "file", "elsewhere")]
+        lines.append([f"{row['min_matches']} of 32 or more", row["seed"], row["keys"], own, *others])
+    return tabulate(lines, header, tablefmt="github", disable_numparse=True)
+
+
 def main() -> None:
     """Print the table."""
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS
     with path.open(newline="") as file:
-        print(table(csv.DictReader(file)))
+        rows = list(csv.DictReader(file))
+    print(planted_table(rows) if "min_matches" in rows[0] else table(rows))
 
 
 if __name__ == "__main__":
