@@ -58,8 +58,8 @@ def profiled_documents(path: Path) -> Choosers:
         is_counted_D = arrays["document_status"] == Status.COUNTED
         hashes.update(bytes(row) for row in arrays["document_hash"][is_counted_D])
         if window_lines is not None:
-            of_D = np.array([file_of(name) for name in arrays["document_name"].tolist()], object)
-            names.update(of_D[is_counted_D].tolist())
+            of_D = [file_of(name) for name in arrays["document_name"].tolist()]
+            names.update(of_D[number] for number in np.flatnonzero(is_counted_D))
             digests = file_digests(of_D, arrays["document_hash"])
             files.update(digests[name] for name in names & digests.keys())
     return Choosers(frozenset(hashes), frozenset(names), frozenset(files), window_lines, are_named=False)
