@@ -13,99 +13,117 @@ Ways to switch a neuron off, none of which touches a weight:
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from neurotally.kernels import tally
-from neurotally.kernels.activations import activate
+from neurotally.kernels.tally import LayerTally, RowMaxima, Statistics
 from neurotally.profiler.batches import Batch
 from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.model import LoadedModel
 from neurotally.profiler.neurons import NeuronRecorder
-from neurotally.profiler.sites import Site, decoder_layers, weight_matrices
+from neurotally.profiler.offloading import is_offloaded, parameter_of
+from neurotally.profiler.sites import Edit, Edited, Site, decoder_layers, editing, reading, weight_matrices
 from neurotally.profiler.staging import StagedBatch, staged
 from neurotally.profiler.verify import probe_ids
 
 WAYS = ("activation", "coefficient", "weights", "weights-no-bias", "mean")
 """How a neuron can be switched off."""
 
+OnLayer = Callable[[Site, Tensor, "Tensor | None", Tensor], Tensor]
+"""Called with the site, its pre-activations, `up` (None in a plain FFN) and coefficients, [B, T, F] each; returns what
+the down projection reads instead."""
+
 
 class NeuronReader:
     """Runs batches through a model's body and lets a recorder add up what its neurons do."""
 
-    def __init__(
-        self, model: LoadedModel, recorder: NeuronRecorder, statistics: tally.Statistics = tally.Statistics.EVERYTHING
-    ):
+    def __init__(self, model: LoadedModel, recorder: NeuronRecorder, statistics: Statistics = Statistics.EVERYTHING):
         self._model = model
         self._recorder = recorder
         self._statistics = statistics
 
     def tally(self, batches: Iterable[Batch]) -> None:
         """Run batches, each as far as the last site: nothing that comes after it decides a statistic."""
-        for batch in staged(batches, self._input_device, self._model.site_devices):
-            # Weights that accelerate moves in and out of the device are put back by hooks at the end of a layer.
-            self._run(batch, None, to_the_end=self._is_offloaded)
+        # Weights that accelerate brings in are put back by hooks at the end of a module's forward pass.
+        to_the_end = is_offloaded(self._model.model)
+        for batch in staged(batches, self._model.input_device, self._model.site_devices):
+            self._run(batch, None, to_the_end)
 
-    def read(self, batch: Batch, on_layer: Callable[[Tensor], None] | None = None) -> Tensor:
+    def read(self, batch: Batch, on_layer: OnLayer | None = None) -> Tensor:
         """Run one batch to the end; returns the last hidden states [B, T, D].
 
-        `on_layer` is shown each layer's coefficients [B, T, F], in the order of the layers.
+        `on_layer` is shown each layer in turn.
         """
-        (one,) = staged([batch], self._input_device, self._model.site_devices)
+        (one,) = staged([batch], self._model.input_device, self._model.site_devices)
         hidden_BTD = self._run(one, on_layer, to_the_end=True)
         assert hidden_BTD is not None
         return hidden_BTD
 
-    @property
-    def _input_device(self) -> torch.device:
-        device = self._model.input_device
-        return device
-
-    @property
-    def _is_offloaded(self) -> bool:
-        places = getattr(self._model.model, "hf_device_map", {}).values()
-        return self._model.facts.device_type != "cpu" and any(str(place) in ("cpu", "disk") for place in places)
-
-    def _run(self, batch: StagedBatch, on_layer: Callable[[Tensor], None] | None, to_the_end: bool) -> Tensor | None:
+    def _run(self, batch: StagedBatch, on_layer: OnLayer | None, to_the_end: bool) -> Tensor | None:
         seen: list[int] = []
 
-        def sink(site: Site, pre_BTF: Tensor, up_BTF: Tensor | None) -> Tensor:
-            kind_BT, document_BT, position_BT = batch.tables[pre_BTF.device]
+        def read(site: Site, pre_BTF: Tensor, up_BTF: Tensor | None) -> Tensor:
             # Some families run the FFN on [B·T, F].
-            shape, pre_BTF = pre_BTF.shape, pre_BTF.view(*kind_BT.shape, -1)
-            into = self._recorder.tallies[site.layer]
-            if up_BTF is None:
-                read_BTF, maxima = tally.plain(site.act, pre_BTF, kind_BT, into, self._statistics)
-            else:
-                read_BTF, maxima = tally.gated(
-                    site.act, pre_BTF, up_BTF.view_as(pre_BTF), kind_BT, into, self._statistics
-                )
-            if self._statistics == tally.Statistics.EVERYTHING:
-                self._recorder.offer(site.layer, maxima, document_BT, position_BT)
+            shape = pre_BTF.shape
+            rows = (*batch.ids_BT.shape, -1)
+            pre_BTF, up_BTF = pre_BTF.view(rows), None if up_BTF is None else up_BTF.view(rows)
+            read_BTF = self._read(site, pre_BTF, up_BTF, batch)
             seen.append(site.layer)
             if on_layer is not None:
-                on_layer(read_BTF)
+                read_BTF = on_layer(site, pre_BTF, up_BTF, read_BTF)
             if not to_the_end and len(seen) == len(self._model.sites):
                 raise _LastSiteRead
             return read_BTF.view(shape)
 
-        for site in self._model.sites:
-            site.sink = sink
         hidden_BTD = None
-        try:
+        with suppress(_LastSiteRead), reading(self._model.sites, read):
             hidden_BTD = self._model.run_body(batch.ids_BT)
-        except _LastSiteRead:
-            pass
-        finally:
-            for site in self._model.sites:
-                site.sink = None
-        if sorted(seen) != list(range(len(self._model.sites))):
-            raise RuntimeError(f"expected each of {len(self._model.sites)} layers to be read once, read {seen}")
+        for site in self._model.sites:
+            if (times := seen.count(site.layer)) != 1:
+                raise UnsupportedModelError(
+                    f"layer {site.layer} ({site.name}) runs {times} times in a forward pass, expected once; "
+                    "this model isn't supported"
+                )
         return hidden_BTD
+
+    def _read(self, site: Site, pre_BTF: Tensor, up_BTF: Tensor | None, batch: StagedBatch) -> Tensor:
+        """Tally one layer of a batch; the coefficients that the down projection reads."""
+        kind_BT, document_BT, position_BT = batch.tables[pre_BTF.device]
+        into = self._recorder.tallies[site.layer]
+        edited = site.edited(pre_BTF, up_BTF) if site.edits else None
+        before = None if edited is None else LayerTally(*(sums_F[edited.index_n] for sums_F in into))
+        if up_BTF is None:
+            read_BTF, maxima = tally.plain(site.act, pre_BTF, kind_BT, into, self._statistics)
+        else:
+            read_BTF, maxima = tally.gated(site.act, pre_BTF, up_BTF, kind_BT, into, self._statistics)
+        if edited is not None and before is not None:
+            read_BTF, maxima = _tally_edited(edited, before, kind_BT, into, self._statistics, read_BTF, maxima)
+        if self._statistics == Statistics.EVERYTHING:
+            self._recorder.offer(site.layer, maxima, document_BT, position_BT)
+        return read_BTF
+
+
+def _tally_edited(
+    edited: Edited, before: LayerTally, kind_BT: Tensor, into: LayerTally, statistics: Statistics, read_BTF: Tensor,
+    maxima: RowMaxima,
+) -> tuple[Tensor, RowMaxima]:  # fmt: skip
+    """Put edited neurons in their place, in a layer that was tallied as if it had no edits.
+
+    `before`: their tallies before this batch. Returns what the down projection reads and the row maxima; neurons
+    that no edit touches keep theirs, bitwise.
+    """
+    index_n = edited.index_n
+    pre_BTn, activation_BTn, coefficient_BTn = (values_BTF[..., index_n] for values_BTF in edited[:3])
+    maxima_n = tally.tally_reference(pre_BTn, activation_BTn, coefficient_BTn, kind_BT, before, statistics)
+    for sums_F, sums_n in zip(into, before, strict=True):
+        sums_F[index_n] = sums_n
+    columns = (values.index_copy(-1, index_n, new) for values, new in zip(maxima, maxima_n, strict=True))
+    return read_BTF.index_copy(-1, index_n, coefficient_BTn), RowMaxima(*columns)
 
 
 class _LastSiteRead(Exception):
@@ -118,18 +136,15 @@ def switched_off(
 ) -> Iterator[None]:
     """Within this context `neurons` (layer: their numbers) are switched off: one of `WAYS`.
 
-    `value_LF[layer]` [F]: what they become; see `replacements`. Weights are never touched.
+    `value_LF[layer]` [F]: what they become; see `replacements`. Weights are never touched. Contexts may be nested, and
+    a reader reads the masked model, whichever was entered first.
     """
     if how not in WAYS:
         raise ValueError(f"how {how!r}: expected one of {', '.join(WAYS)}")
-    sinks = {layer: _replacing(model, layer, indices, how, value_LF) for layer, indices in neurons.items()}
-    try:
-        for layer, sink in sinks.items():
-            model.sites[layer].sink = sink
+    sites = [model.sites[layer] for layer in neurons]
+    edits = [_edit(site, indices, how, value_LF) for site, indices in zip(sites, neurons.values(), strict=True)]
+    with editing(sites, edits):
         yield
-    finally:
-        for site in model.sites:
-            site.sink = None
 
 
 def replacements(model: LoadedModel, how: str, mean_LF: np.ndarray | None = None) -> Any:
@@ -185,34 +200,23 @@ def _find_bias(products: list[tuple[Any, Tensor]], found: dict[int, Tensor]) -> 
         pre_BTF = args[0]
         for module, output in products:
             if output.untyped_storage().data_ptr() == pre_BTF.untyped_storage().data_ptr():
-                bias: Tensor | None = getattr(module, "bias", None)
+                bias = parameter_of(module, "bias")
                 # Gate and up may be the two halves of one product.
                 first = pre_BTF.storage_offset() - output.storage_offset()
                 zeros_F = pre_BTF.new_zeros(site.num_neurons)
-                found[site.layer] = zeros_F if bias is None else bias[first : first + site.num_neurons].clone()
+                found[site.layer] = zeros_F if bias is None else bias[first : first + site.num_neurons]
         products.clear()
 
     return hook
 
 
-def _replacing(
-    model: LoadedModel, layer: int, indices: Sequence[int], how: str, value_LF: Any
-) -> Callable[[Site, Tensor, Tensor | None], Tensor]:
-    """A sink for a site: the layer's coefficients with some neurons replaced where `how` says."""
-    index_n = torch.from_numpy(np.asarray(indices, np.int64)).to(model.site_devices[layer])
-    value_n = torch.zeros(len(index_n), device=index_n.device) if value_LF is None else value_LF[layer][index_n]
+_STAGES: dict[str, Literal["pre", "activation", "coefficient"]] = {
+    "activation": "activation", "coefficient": "coefficient", "mean": "coefficient", "weights": "pre",
+    "weights-no-bias": "pre",
+}  # fmt: skip
 
-    def replaced(values: Tensor) -> Tensor:
-        # Out of place: an activation may return its own input.
-        return values.index_copy(-1, index_n, value_n.to(values.dtype).expand(*values.shape[:-1], -1))
 
-    def sink(site: Site, pre_BTF: Tensor, up_BTF: Tensor | None) -> Tensor:
-        if how.startswith("weights"):
-            pre_BTF = replaced(pre_BTF)
-        activation_BTF: Tensor = activate(site.act, pre_BTF)
-        if how == "activation":
-            activation_BTF = replaced(activation_BTF)
-        coefficient_BTF = activation_BTF if up_BTF is None else activation_BTF * up_BTF
-        return replaced(coefficient_BTF) if how in ("coefficient", "mean") else coefficient_BTF
-
-    return sink
+def _edit(site: Site, indices: Sequence[int], how: str, value_LF: Any) -> Edit:
+    index_n = torch.from_numpy(np.unique(np.asarray(indices, np.int64))).to(site.device)
+    value_n = torch.zeros(len(index_n), device=site.device) if value_LF is None else value_LF[site.layer][index_n]
+    return Edit(_STAGES[how], index_n, value_n)

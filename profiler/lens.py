@@ -20,12 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from neurotally.kernels.activations import activate
 from neurotally.profiler.batches import Batch, TokenRows, rectangles
 from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.head import head_logits, of_many_rows
 from neurotally.profiler.model import LoadedModel
-from neurotally.profiler.sites import Site, decoder_layers, weight_matrices
+from neurotally.profiler.sites import Site, decoder_layers, reading, weight_matrices
 from neurotally.profiler.verify import probe_ids
 
 TOP = 10
@@ -223,9 +222,8 @@ def _down_projections(model: LoadedModel, ids_BT: Tensor) -> list[nn.Module]:
     coefficients: dict[int, Tensor] = {}
     found: dict[int, nn.Module] = {}
 
-    def sink(site: Site, pre_BTF: Tensor, up_BTF: Tensor | None) -> Tensor:
-        activation_BTF = activate(site.act, pre_BTF)
-        coefficients[site.layer] = activation_BTF if up_BTF is None else activation_BTF * up_BTF
+    def read(site: Site, pre_BTF: Tensor, up_BTF: Tensor | None) -> Tensor:
+        coefficients[site.layer] = site.edited(pre_BTF, up_BTF).coefficient_BTF
         return coefficients[site.layer]
 
     def look_at_input(layer: int) -> Any:
@@ -238,16 +236,14 @@ def _down_projections(model: LoadedModel, ids_BT: Tensor) -> list[nn.Module]:
 
     handles = []
     for site, block in zip(model.sites, decoder_layers(model.decoder, len(model.sites)), strict=True):
-        site.sink = sink
         for module in weight_matrices(block):
             handles.append(module.register_forward_pre_hook(look_at_input(site.layer)))
     try:
-        model.run_body(ids_BT)
+        with reading(model.sites, read):
+            model.run_body(ids_BT)
     finally:
         for handle in handles:
             handle.remove()
-        for site in model.sites:
-            site.sink = None
     if missing := [site for site in model.sites if site.layer not in found]:
         raise UnsupportedModelError(
             f"layer {missing[0].layer} ({missing[0].name}): found no projection that reads its neurons"

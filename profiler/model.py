@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from neurotally.profiler.errors import InputError, UnsupportedModelError, first_line
-from neurotally.profiler.sites import Site, decoder_layers, install_sites
+from neurotally.profiler.offloading import brought_in, input_device
+from neurotally.profiler.sites import Site, install_sites
 
 _ATTENTION_BYTES = 2**30
 """What attention scores of models without a fused path may take, one layer at a time."""
@@ -82,15 +83,18 @@ class LoadedModel:
     tokenizer: Any
     decoder: nn.Module
     sites: list[Site]
-    site_devices: list[torch.device]
     facts: ModelFacts
     special_ids: frozenset[int]
 
     @property
+    def site_devices(self) -> list[torch.device]:
+        """Where each layer computes."""
+        return [site.device for site in self.sites]
+
+    @property
     def input_device(self) -> torch.device:
         """Where token ids go."""
-        device: torch.device = self.model.get_input_embeddings().weight.device
-        return device
+        return input_device(self.model)
 
     @property
     def vocabulary(self) -> int:
@@ -121,12 +125,14 @@ def load_model(spec: str, device: str = "auto", dtype: str = "auto", trust_remot
         checkpoint_dtype = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
         wanted = checkpoint_dtype if dtype == "auto" and device_type == "cuda" else dtype
         torch_dtype = getattr(torch, "float32" if wanted == "auto" else wanted)
-        placement: dict[str, Any] = {"device_map": _device_map(config, torch_dtype)} if device_type == "cuda" else {}
-        model = _try_load(
-            model_id,
-            "model",
-            lambda: AutoModelForCausalLM.from_pretrained(model_id, dtype=torch_dtype, **placement, **common),
-        )
+
+        def load() -> Any:
+            placement: dict[str, Any] = {}
+            if device_type == "cuda":
+                placement["device_map"] = _device_map(config, torch_dtype, trust_remote_code)
+            return AutoModelForCausalLM.from_pretrained(model_id, dtype=torch_dtype, **placement, **common)
+
+        model = _try_load(model_id, "model", load)
     return prepare_model(model.eval(), tokenizer, model_id, revision, checkpoint_dtype)
 
 
@@ -149,7 +155,6 @@ def prepare_model(
     ids_BT = verify.probe_ids(num_embeddings)
     verify.verify_causal(lambda ids: run_decoder(model, decoder, ids), ids_BT, num_embeddings, model_id)
     sites = install_sites(decoder, config.num_hidden_layers, lambda: run_decoder(model, decoder, ids_BT))
-    layers = decoder_layers(decoder, config.num_hidden_layers)
     weight = next(parameter for parameter in decoder.parameters() if parameter.is_floating_point())
     row_tokens, max_row_tokens = _row_limits(config)
     loaded = LoadedModel(
@@ -157,7 +162,6 @@ def prepare_model(
         tokenizer=tokenizer,
         decoder=decoder,
         sites=sites,
-        site_devices=[next(layer.parameters()).device for layer in layers],
         special_ids=frozenset(tokenizer.all_special_ids),
         facts=ModelFacts(
             id=model_id,
@@ -172,8 +176,8 @@ def prepare_model(
             num_heads=config.num_attention_heads,
             gated=sites[0].gated,
             dtype=str(weight.dtype).removeprefix("torch."),
-            device_type=weight.device.type,
-            device=device_name(weight.device.type),
+            device_type=sites[0].device.type,
+            device=device_name(sites[0].device.type),
             attention=str(getattr(model.config, "_attn_implementation", None) or "eager"),
             row_tokens=row_tokens,
             max_row_tokens=max_row_tokens,
@@ -186,7 +190,7 @@ def prepare_model(
 def run_decoder(model: Any, decoder: nn.Module, ids_BT: Tensor) -> Tensor:
     """The last hidden states [B, T, D] of right-padded rows: no head, no cache, no attention mask."""
     with torch.inference_mode():
-        output = decoder(input_ids=ids_BT.to(model.get_input_embeddings().weight.device), use_cache=False)
+        output = decoder(input_ids=ids_BT.to(input_device(model)), use_cache=False)
     hidden_BTD: Tensor = output[0]
     return hidden_BTD
 
@@ -225,11 +229,20 @@ def fingerprint_weights(model: nn.Module, checkpoint_dtype: str) -> str:
     digest = hashlib.sha256(checkpoint_dtype.encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {list(tensor.shape)}".encode())
-        index = torch.linspace(0, tensor.numel() - 1, min(_SAMPLE, tensor.numel()), dtype=torch.float64).long()
-        if tensor.device.type != "meta":
-            sample = tensor.flatten()[index.to(tensor.device)].to(torch.bfloat16)
-            digest.update(sample.cpu().view(torch.int16).numpy().tobytes())
+        digest.update(_sample(model, name, tensor))
     return digest.hexdigest()
+
+
+def _sample(model: nn.Module, name: str, tensor: Tensor) -> bytes:
+    """Evenly spaced elements of an entry of the model's state."""
+    owner, _, own_name = name.rpartition(".")
+    module = model.get_submodule(owner)
+    with brought_in(module):
+        if tensor.is_meta:
+            tensor = module.state_dict()[own_name]
+        index = torch.linspace(0, tensor.numel() - 1, min(_SAMPLE, tensor.numel()), dtype=torch.float64).long()
+        sample = tensor.flatten()[index.to(tensor.device)].to(torch.bfloat16)
+        return sample.cpu().view(torch.int16).numpy().tobytes()
 
 
 def fingerprint_tokenizer(tokenizer: Any) -> str:
@@ -322,16 +335,21 @@ def _row_limits(config: Any) -> tuple[int, int]:
     return min(_DEFAULT_ROW_TOKENS, original, longest), longest
 
 
-def _device_map(config: Any, dtype: torch.dtype) -> Any:
+def _device_map(config: Any, dtype: torch.dtype, trust_remote_code: bool) -> Any:
     """One GPU where the weights fit on it, else spread over all visible ones."""
+    free, _ = torch.cuda.mem_get_info()
+    fits = weight_bytes(config, dtype, trust_remote_code) < 0.8 * free
+    return {"": torch.cuda.current_device()} if fits else "auto"
+
+
+def weight_bytes(config: Any, dtype: torch.dtype, trust_remote_code: bool) -> int:
+    """What a model's weights take, told from its config."""
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
     with init_empty_weights():
-        empty = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    num_bytes = sum(parameter.numel() for parameter in empty.parameters()) * dtype.itemsize
-    free, _ = torch.cuda.mem_get_info()
-    return {"": torch.cuda.current_device()} if num_bytes < 0.8 * free else "auto"
+        empty = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    return dtype.itemsize * sum(parameter.numel() for parameter in empty.parameters())
 
 
 @contextmanager

@@ -6,12 +6,16 @@ found by watching what the model does with its result: a product with a tensor o
 the next matrix product makes it gated.
 
 Capture replaces that module by a `Site` and nothing else: weights, hooks and offloading stay as they are.
+
+At a site, edits and a reader compose: edits replace what some neurons compute, in the order in which they were
+entered, and the reader sees what the down projection then reads, whichever of them was entered first.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,27 +35,107 @@ _PRODUCTS = frozenset(
 )
 
 
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """Some neurons of one layer get given values, at one stage of their computation."""
+
+    stage: Literal["pre", "activation", "coefficient"]
+    index_n: Tensor
+    """int64, each neuron once."""
+    value_n: Tensor
+
+    def applied(self, values_BTF: Tensor) -> Tensor:
+        """`values_BTF` with these neurons replaced; out of place, since an activation may return its own input."""
+        value_BTn = self.value_n.to(values_BTF.dtype).expand(*values_BTF.shape[:-1], -1)
+        return values_BTF.index_copy(-1, self.index_n, value_BTn)
+
+
+class Edited(NamedTuple):
+    """What a layer with edits computes, [B, T, F] each."""
+
+    pre_BTF: Tensor
+    """With the value that an edit gave to an activation, so that the neuron counts as active where that is positive."""
+    activation_BTF: Tensor
+    coefficient_BTF: Tensor
+    index_n: Tensor
+    """int64: the neurons that an edit touches; all others compute what they would without."""
+
+
 class Site(nn.Module):
     """Stands in for a layer's activation module: the same values, and a place to read or replace coefficients."""
 
-    def __init__(self, act: nn.Module, layer: int, name: str, gated: bool, num_neurons: int):
+    def __init__(self, act: nn.Module, layer: int, name: str, gated: bool, num_neurons: int, device: torch.device):
         super().__init__()
         self.num_neurons = num_neurons
         self.act = act
         self.layer = layer
         self.name = name
         self.gated = gated
-        self.sink: Sink | None = None
+        self.device = device
+        """Where the layer computes; its weights may lie elsewhere meanwhile."""
+        self.edits: list[Edit] = []
+        """In the order in which they were entered."""
+        self.reader: Reader | None = None
 
     def forward(self, pre_BTF: Tensor) -> Any:
-        """act(pre), or what the sink makes of it if there is one; in a gated FFN an object that waits for `up`."""
-        if self.sink is None:
+        """act(pre), or what edits and reader make of it; in a gated FFN an object that waits for `up`."""
+        if self.reader is None and not self.edits:
             return activate(self.act, pre_BTF)
-        return _AwaitsUp(self, pre_BTF) if self.gated else self.sink(self, pre_BTF, None)
+        return _AwaitsUp(self, pre_BTF) if self.gated else self.coefficient(pre_BTF, None)
+
+    def coefficient(self, pre_BTF: Tensor, up_BTF: Tensor | None) -> Tensor:
+        """What the down projection reads. `up_BTF` is None in a plain FFN."""
+        if self.reader is not None:
+            return self.reader(self, pre_BTF, up_BTF)
+        return self.edited(pre_BTF, up_BTF).coefficient_BTF
+
+    def edited(self, pre_BTF: Tensor, up_BTF: Tensor | None) -> Edited:
+        """What the layer computes with its edits."""
+        for edit in self._edits("pre"):
+            pre_BTF = edit.applied(pre_BTF)
+        activation_BTF: Tensor = activate(self.act, pre_BTF)
+        for edit in self._edits("activation"):
+            activation_BTF, pre_BTF = edit.applied(activation_BTF), edit.applied(pre_BTF)
+        coefficient_BTF = activation_BTF if up_BTF is None else activation_BTF * up_BTF
+        for edit in self._edits("coefficient"):
+            coefficient_BTF = edit.applied(coefficient_BTF)
+        touched = [edit.index_n for edit in self.edits]
+        index_n = torch.cat(touched).unique() if touched else torch.empty(0, dtype=torch.int64, device=pre_BTF.device)
+        return Edited(pre_BTF, activation_BTF, coefficient_BTF, index_n)
+
+    def _edits(self, stage: str) -> list[Edit]:
+        return [edit for edit in self.edits if edit.stage == stage]
 
 
-Sink = Callable[[Site, Tensor, "Tensor | None"], Tensor]
-"""Called with the site, pre_BTF and up_BTF (None in a plain FFN); returns what the down projection reads."""
+Reader = Callable[[Site, Tensor, "Tensor | None"], Tensor]
+"""Called with the site, and pre_BTF and up_BTF (None in a plain FFN) before any edit; returns what the down projection
+reads, with the site's edits in it (`Site.edited`)."""
+
+
+@contextmanager
+def editing(sites: Sequence[Site], edits: Sequence[Edit]) -> Iterator[None]:
+    """Within this context each site's edit is in force, after those that were entered before."""
+    for site, edit in zip(sites, edits, strict=True):
+        site.edits.append(edit)
+    try:
+        yield
+    finally:
+        for site, edit in zip(sites, edits, strict=True):
+            site.edits.remove(edit)
+
+
+@contextmanager
+def reading(sites: Sequence[Site], reader: Reader) -> Iterator[None]:
+    """Within this context `reader` reads the sites. A site has one reader at a time."""
+    if any(site.reader is not None for site in sites):
+        raise RuntimeError("expected sites without a reader: this model is being read already")
+    for site in sites:
+        site.reader = reader
+    try:
+        yield
+    finally:
+        for site in sites:
+            site.reader = None
 
 
 class _AwaitsUp:
@@ -64,8 +148,7 @@ class _AwaitsUp:
     def __mul__(self, up_BTF: Tensor) -> Tensor:
         if not isinstance(up_BTF, Tensor) or up_BTF.shape != self._gate_BTF.shape:
             raise _unexpected_use(self._site, "a product with something that isn't the up projection")
-        assert self._site.sink is not None
-        return self._site.sink(self._site, self._gate_BTF, up_BTF)
+        return self._site.coefficient(self._gate_BTF, up_BTF)
 
     __rmul__ = __mul__
 
@@ -166,7 +249,7 @@ def install_sites(decoder: nn.Module, num_layers: int, run: Callable[[], object]
                 f"layer {layer} ({found.name}) has {watcher.num_neurons} neurons, layer 0 has "
                 f"{watchers[0].num_neurons}; models whose layers differ in width aren't supported"
             )
-        sites.append(Site(watcher.act, layer, found.name, watcher.gated, watcher.num_neurons))
+        sites.append(Site(watcher.act, layer, found.name, watcher.gated, watcher.num_neurons, watcher.device))
     for found, site in zip(activations, sites, strict=True):
         setattr(found.parent, found.attribute, site)
     return sites
@@ -188,9 +271,10 @@ class _Watcher(nn.Module):
         self.act = act
         self.gated: bool | None = None
         self.num_neurons = 0
+        self.device = torch.device("meta")
 
     def forward(self, pre_BTF: Tensor) -> Tensor:
-        self.num_neurons = pre_BTF.shape[-1]
+        self.num_neurons, self.device = pre_BTF.shape[-1], pre_BTF.device
         marked: Tensor = self.act(pre_BTF).as_subclass(_Marked)
         marked._watcher = self  # type: ignore[attr-defined]
         return marked
