@@ -12,8 +12,9 @@ A neuron's fp32 sum in a chunk takes `chunk_tokens / tile_tokens` additions, so 
 times 2^-24 of the sum of |x|. A block whose fp32 sums left the range of float is read again and summed in float64.
 
 Activation and product are each rounded to the model's dtype, from fp32, as PyTorch's own kernels do. A launch
-switches contraction off: act·up is rounded before it is added to a sum. 16-bit dtypes take the hardware's division
-and 2^x, which are off by 2 units of fp32 at most; fp32 takes exact division and an exponential good to that.
+switches contraction off: act·up is rounded before it is added to a sum. Division is exact: by the hardware's, off by
+two units of fp32, three bf16 inputs of SiLU would round otherwise than PyTorch's. 16-bit dtypes take the hardware's 2^x,
+off by two units at most; fp32 takes an exponential that is good to exact division.
 In the body of a kernel: `o_` offsets, `m_` mask, `p_` pointers.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
@@ -65,24 +66,16 @@ def _exp(x, PRECISE: tl.constexpr):
 
 
 @triton.jit
-def _divide(x, y, PRECISE: tl.constexpr):
-    if PRECISE:
-        return tl.math.div_rn(x, y)
-    else:
-        return x / y
-
-
-@triton.jit
 def _activate(x, ACTIVATION: tl.constexpr, PRECISE: tl.constexpr):
     """act(x) in fp32, by the formulas of PyTorch's CUDA kernels."""
     if ACTIVATION == "silu":
-        return _divide(x, 1.0 + _exp(-x, PRECISE), PRECISE)
+        return tl.math.div_rn(x, 1.0 + _exp(-x, PRECISE))
     elif ACTIVATION == "gelu":
         return x * 0.5 * (1.0 + tl.math.erf(x * 0.7071067811865476))
     elif ACTIVATION == "gelu_tanh":
         inner = 0.7978845608028654 * (x + 0.044715 * (x * x * x))
         # 1 + tanh through tanh itself: its rounding near -1 is the model's.
-        tanh = _divide(2.0, 1.0 + _exp(-2.0 * inner, PRECISE), PRECISE) - 1.0
+        tanh = tl.math.div_rn(2.0, 1.0 + _exp(-2.0 * inner, PRECISE)) - 1.0
         return 0.5 * x * (1.0 + tanh)
     else:
         tl.static_assert(ACTIVATION == "relu" or ACTIVATION == "relu2")

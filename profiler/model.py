@@ -279,6 +279,8 @@ def _try_load(model_id: str, what: str, load: Callable[[], Any]) -> Any:
             reason = first_line(error)
         else:
             reason = f"no such folder, and the hub said: {first_line(error)}"
+        if "trust_remote_code" in str(error):
+            reason += " If you trust it, pass --trust-remote-code"
         raise InputError(f"can't load the {what} of {model_id}: {reason}") from error
 
 

@@ -185,12 +185,10 @@ class _LayerCheck:
 
 
 def _agrees(bare_BTF: Tensor, ours_BTF: Tensor, input_BTF: Tensor, rounding: Rounding) -> bool:
-    bare, ours = bare_BTF.nan_to_num().double(), ours_BTF.nan_to_num().double()
+    bare, ours, of_input = (x.nan_to_num().double() for x in (bare_BTF, ours_BTF, input_BTF))
     difference = (bare - ours).abs()
     smallest = torch.finfo(bare_BTF.dtype).smallest_normal  # below it a unit in the last place gets no smaller
-    limit = (
-        rounding.relative * bare.abs().clamp(min=smallest) + rounding.of_input * input_BTF.nan_to_num().double().abs()
-    )
+    limit = rounding.relative * bare.abs().clamp(min=smallest) + rounding.of_input * of_input.abs()
     allowed = 0 if rounding == BITWISE else 10 + rounding.share * difference.numel()
     return bool((difference <= limit).all()) and int((difference > 0).sum()) <= allowed
 

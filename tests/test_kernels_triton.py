@@ -137,6 +137,7 @@ def num_synchronisations(run: Callable[[], object]) -> int:
 @needs_gpu
 def test_reading_neurons_synchronises_no_more_than_the_bare_model(model_folder: Path) -> None:
     from neurotally.profiler.model import load_model
+    from neurotally.profiler.sites import reading
 
     model = load_model(str(model_folder), device="cuda")
     rng = torch.Generator().manual_seed(0)
@@ -159,10 +160,9 @@ def test_reading_neurons_synchronises_no_more_than_the_bare_model(model_folder: 
 
     run_all()
     bare = num_synchronisations(run_all)
-    for site in model.sites:
-        site.sink = read
-    run_all()
-    assert num_synchronisations(run_all) == bare
+    with reading(model.sites, read):
+        run_all()
+        assert num_synchronisations(run_all) == bare
 
 
 @needs_gpu
