@@ -1,0 +1,91 @@
+"""Models larger than their device, and models with code of their own: read as if they were neither."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import numpy as np
+import pytest
+import torch
+from test_profiler_interventions import tallied
+from test_profiler_loss import one_batch
+from test_profiler_sites import tiny
+
+from neurotally.profiler.capture import key_biases
+from neurotally.profiler.errors import InputError
+from neurotally.profiler.loss import LossReader
+from neurotally.profiler.model import load_model, prepare_model, weight_bytes
+from neurotally.profiler.offloading import is_offloaded
+
+
+def offloaded(family: str, kind: str, folder: Path) -> Any:
+    model = tiny(family)
+    if kind == "cpu":
+        return accelerate.cpu_offload(model, torch.device("cpu"))
+    return accelerate.disk_offload(model, folder, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("kind", ["cpu", "disk"])
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "opt"])
+def test_offloaded_layers_are_read_as_others_are(family: str, kind: str, tokenizer: Any, tmp_path: Path) -> None:
+    expected = prepare_model(tiny(family), tokenizer, family, None, "float32")
+    model = prepare_model(offloaded(family, kind, tmp_path), tokenizer, family, None, "float32")
+    assert is_offloaded(model.model)
+    assert not is_offloaded(expected.model)
+    assert model.facts == expected.facts
+    assert {device.type for device in model.site_devices} == {"cpu"}
+    ours, theirs = vars(tallied(model)), vars(tallied(expected))
+    for name, array in theirs.items():
+        np.testing.assert_array_equal(ours[name], array, err_msg=name)
+    for mine, its in zip(key_biases(model), key_biases(expected), strict=True):
+        assert torch.equal(mine, its)
+    nats = [LossReader(one).read(one_batch()).nats_N for one in (model, expected)]
+    np.testing.assert_array_equal(*nats)
+    assert is_offloaded(model.model)
+
+
+CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+@pytest.fixture
+def own_code(model_folder: Path, tmp_path: Path) -> Path:
+    """The tiny Llama under a class of its own, whose code lies beside it."""
+    folder = tmp_path / "own"
+    shutil.copytree(model_folder, folder)
+    (folder / "modeling_own.py").write_text(CODE)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "model_type": "own",
+        "architectures": ["OwnForCausalLM"],
+        "auto_map": {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_a_model_with_code_of_its_own_loads_and_is_measured_only_if_it_is_trusted(
+    own_code: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from transformers import AutoConfig
+
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    with pytest.raises(InputError, match="custom code.* If you trust it, pass --trust-remote-code"):
+        load_model(str(own_code), device="cpu")
+    own = AutoConfig.from_pretrained(own_code, trust_remote_code=True)
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        weight_bytes(own, torch.bfloat16, trust_remote_code=False)
+    model = load_model(str(own_code), device="cpu", trust_remote_code=True)
+    assert model.facts.architecture == "OwnForCausalLM"
+    num_bytes = sum(parameter.numel() for parameter in model.model.parameters()) * 2
+    assert weight_bytes(own, torch.bfloat16, trust_remote_code=True) == num_bytes
+    assert weight_bytes(AutoConfig.from_pretrained(model_folder), torch.bfloat16, trust_remote_code=False) == num_bytes
