@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from neurotally.analysis.languages.counts import CorpusCounts, read_counts, unfinished_corpora
+from neurotally.analysis.languages.counts import CorpusCounts, read_counts, read_group_counts, unfinished_corpora
 from neurotally.analysis.languages.lape import lape
 from neurotally.analysis.languages.lape_report import lape_document, lape_table
 from neurotally.analysis.masking.masks import read_mask
@@ -193,3 +193,29 @@ def test_analysis_loads_no_torch_ray_transformers_or_pyplot() -> None:
         "print([name for name in ('torch', 'ray', 'transformers', 'matplotlib.pyplot') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_only_the_corpora_asked_for(made: Path) -> None:
+    """The bar is a quantile of the rates of those alone, so that the sets differ from those of all."""
+    for counts in (read_counts(made, ["rust", "python"]), read_group_counts(made, ["rust", "python"]).total()):
+        assert counts.corpora == ("python", "rust")
+        assert counts.left_out == {"C#": "not asked for", "go": "unfinished"}
+        rates = np.concatenate([arrays(seed, 1 if seed == 0 else G)["active"].sum(axis=0).ravel()
+                                / arrays(seed, 1 if seed == 0 else G)["tokens"].sum() for seed in (2, 0)])  # fmt: skip
+        selection = lape(counts.active_CLF, counts.tokens_C, counts.corpora)
+        assert selection.bar == np.sort(rates)[round(0.95 * rates.size) - 1]
+
+
+@pytest.mark.parametrize(
+    ("only", "message"),
+    [
+        (["python", "perl"], r"has no corpus 'perl'; it has C#, python, rust$"),
+        (["python", "go"], r"corpus 'go' was asked for and can't be used: unfinished$"),
+        (["python"], r"needs at least two finished ones, found python; C# is left out: not asked for"),
+    ],
+    ids=["unknown", "unfinished", "one"],
+)
+def test_corpora_asked_for_that_cannot_be_had(made: Path, only: list[str], message: str) -> None:
+    for read in (read_counts, read_group_counts):
+        with pytest.raises(InputError, match=message):
+            read(made, only)

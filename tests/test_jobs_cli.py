@@ -15,6 +15,8 @@ import pytest
 import torch
 from filelock import FileLock
 
+from neurotally.analysis.languages.counts import read_counts
+from neurotally.analysis.languages.rule import Rule
 from neurotally.jobs.cli import cli
 from neurotally.jobs.commands.options import RuleOptions, RunOptions, TextOptions
 from neurotally.profiler import store
@@ -69,6 +71,26 @@ def test_profile_status_and_lape(run: Run, profiled: tuple[Path, Path], tmp_path
     assert set(document) >= {"schema", "select", "quantile", "bar", "per_corpus", "specific", "exclusive"}
     for text in (run("lape", path)[1], run("status", path)[1]):
         assert "python" in text
+
+
+def test_a_filter_of_corpora_reaches_every_command(
+    run: Run, model_folder: Path, make_corpora: Any, tmp_path: Path
+) -> None:
+    corpora = make_corpora({"c": 8, "go": 8, "python": 8})
+    assert run("profile", model_folder, tmp_path / "s", "--corpora", corpora, "--row-tokens", 64, "--groups", 2)[0] == 0
+    only = ("--corpus", "python", "--corpus", "c")
+    for name, *more in (("lape",), ("lape", "--error-bars"), ("stability",), ("sweep",), ("profiles",),
+                        ("compare", tmp_path / "s")):  # fmt: skip
+        code, out, err = run(name, tmp_path / "s", *more, *only, "--json")
+        assert (code, json.loads(out)["corpora"]) == (0, ["c", "python"]), (name, err)
+        refused(run(name, tmp_path / "s", *more, *only, "--corpus", "perl"), "has no corpus 'perl'; it has c, go, pyt")
+    heldout = (model_folder, tmp_path / "s", "--corpora", corpora, "--force", "--draws", 1)
+    code, out, _ = run("ablate", *heldout, *only, "--quantile", 0.8, "--json")
+    document = json.loads(out)
+    assert (code, document["corpora"], document["compared"]) == (0, ["c", "python"], ["c", "python"])
+    selection = Rule(0.8).choose(read_counts(tmp_path / "s", ["python", "c"]))
+    assert document["bar"] == selection.bar
+    refused(run("ablate", *heldout, "--corpus", "perl", "--name", "b"), "has no corpus 'perl'; it has c, go, python")
 
 
 def test_a_finished_store_says_so(run: Run, profiled: tuple[Path, Path], model_folder: Path) -> None:

@@ -5,7 +5,7 @@ result and one corpus with all its groups (Llama-2-70B's shape, 12 corpora, 10 g
 `read_group_counts` keeps the groups: ten times that, and what error bars and stability are computed from.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,13 +82,14 @@ class GroupCounts:
                 )
 
 
-def read_counts(path: Path) -> CorpusCounts:
-    """Read `tokens` and `active` of every finished corpus.
+def read_counts(path: Path, only: Sequence[str] = ()) -> CorpusCounts:
+    """Read `tokens` and `active` of every finished corpus, or of those that `only` names.
 
     Unfinished corpora and those without a token are left out, and named. Raises InputError where there is no
-    store, fewer than two corpora remain, their shapes differ, or the counts can't be (more active than tokens).
+    store, one of `only` isn't there or can't be used, fewer than two corpora remain, their shapes differ, or the
+    counts can't be (more active than tokens).
     """
-    tokens, left_out = _usable(path)
+    tokens, left_out = _usable(path, only)
     return CorpusCounts(
         model=store.store_attributes(path).get("model"),
         corpora=tuple(tokens),
@@ -98,9 +99,9 @@ def read_counts(path: Path) -> CorpusCounts:
     )
 
 
-def read_group_counts(path: Path) -> GroupCounts:
-    """Read `tokens` and `active` of every finished corpus, by group; InputError as of `read_counts`."""
-    usable, left_out = _usable(path)
+def read_group_counts(path: Path, only: Sequence[str] = ()) -> GroupCounts:
+    """Read `tokens` and `active` of the same corpora as `read_counts`, by group; InputError as there."""
+    usable, left_out = _usable(path, only)
     tokens: list[np.ndarray] = []
     active: list[np.ndarray] = []
     documents: list[np.ndarray | None] = []
@@ -143,12 +144,19 @@ def unfinished_corpora(path: Path) -> list[str]:
     return sorted(set(begun) - set(committed))
 
 
-def _usable(path: Path) -> tuple[dict[str, int], dict[str, str]]:
-    """The tokens of the corpora that can be compared, in name order, and why each of the others can't."""
+def _usable(path: Path, only: Sequence[str]) -> tuple[dict[str, int], dict[str, str]]:
+    """The tokens of the corpora to compare, in name order, and why each of the others isn't among them."""
     committed = store.committed_corpora(path)
     left_out = dict.fromkeys(unfinished_corpora(path), "unfinished")
     tokens = {name: _tokens(path, name) for name in committed}
     left_out |= {name: "no tokens" for name in committed if tokens[name] == 0}
+    for name in only:
+        if name in left_out:
+            raise InputError(f"{path}: corpus {name!r} was asked for and can't be used: {left_out[name]}")
+        if name not in committed:
+            raise InputError(f"{path} has no corpus {name!r}; it has {', '.join(committed) or 'none'}")
+    if only:
+        left_out |= {name: "not asked for" for name in committed if name not in only and name not in left_out}
     usable = {name: tokens[name] for name in committed if name not in left_out}
     if len(usable) < 2:
         reasons = "".join(f"; {name} is left out: {reason}" for name, reason in sorted(left_out.items()))

@@ -12,6 +12,7 @@ from neurotally.jobs.commands.options import (
     COUNT,
     FIGURE,
     JSON_FLAG,
+    ONLY_CORPUS,
     OUT,
     PATH,
     STORE,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 SAMPLED_PLACES = 20_000
 """Random positions of each corpus for what chance gives: a rate of 1 % is then known to 0.07 %."""
 
-_CORPUS = click.option("--corpus", multiple=True, metavar="NAME", help="Only this corpus; as often as you like.")
 _WINDOW = click.option(
     "--window",
     type=COUNT,
@@ -82,7 +82,7 @@ _test_options = as_one(
 @STORE
 @click.argument("layer", type=click.IntRange(min=0))
 @click.argument("neuron", type=click.IntRange(min=0))
-@_CORPUS
+@ONLY_CORPUS
 @click.option("--top", type=COUNT, metavar="N", help="The N largest of each corpus; default: all in the store.")
 @_WINDOW
 @text_options
@@ -123,7 +123,7 @@ def triggers(store: Path, layer: int, neuron: int, corpus: tuple[str, ...], top:
 @click.command(short_help="What keys' triggers have in common, by layer")
 @STORE
 @click.option("--regex", type=PATH, metavar="FILE.toml", help="[concepts] NAME = 'regular expression' lines.")
-@_CORPUS
+@ONLY_CORPUS
 @_test_options
 @text_options
 @click.option("--archive", type=PATH, metavar="FILE.npz", help="Counts and p-values of all keys.")
@@ -159,7 +159,7 @@ def patterns(store: Path, regex: Path | None, corpus: tuple[str, ...], test: Tes
 @click.option("--regex", type=PATH, metavar="FILE.toml", required=True,
               help="[concepts] NAME = 'regular expression' lines.")  # fmt: skip
 @click.option("--min-matches", type=COUNT, metavar="N", help="So many of a key's K triggers; default: K / 4.")
-@_CORPUS
+@ONLY_CORPUS
 @_test_options
 @text_options
 @FIGURE

@@ -4,21 +4,32 @@ from pathlib import Path
 
 import click
 
-from neurotally.jobs.commands.options import COUNT, FIGURE, JSON_FLAG, OUT, PATH, STORE, RuleOptions, rule_options
+from neurotally.jobs.commands.options import (
+    COUNT,
+    FIGURE,
+    JSON_FLAG,
+    ONLY_CORPUS,
+    OUT,
+    PATH,
+    STORE,
+    RuleOptions,
+    rule_options,
+)  # fmt: skip
 from neurotally.jobs.commands.output import draw, show
 from neurotally.profiler.errors import InputError
 
 
 @click.command(short_help="The neurons specific to each corpus")
 @STORE
+@ONLY_CORPUS
 @rule_options
 @click.option("--error-bars", is_flag=True, help="Intervals for every specific neuron, from the groups in the store.")
 @click.option("--archive", type=PATH, metavar="FILE.npz", help="With --error-bars: those of all neurons.")
 @FIGURE
 @OUT
 @JSON_FLAG
-def lape(store: Path, chosen_by: RuleOptions, error_bars: bool, archive: Path | None, figure: Path | None,
-         out: Path | None, as_json: bool) -> None:  # fmt: skip
+def lape(store: Path, corpus: tuple[str, ...], chosen_by: RuleOptions, error_bars: bool, archive: Path | None,
+         figure: Path | None, out: Path | None, as_json: bool) -> None:  # fmt: skip
     """Find the neurons that are specific to each corpus (LAPE, arXiv 2402.16438, as in arXiv 2506.01074).
 
     \b
@@ -36,8 +47,8 @@ def lape(store: Path, chosen_by: RuleOptions, error_bars: bool, archive: Path | 
     rule = chosen_by.rule()
     if archive is not None and not error_bars:
         raise InputError("--archive: expected --error-bars with it")
-    groups = read_group_counts(store) if error_bars else None
-    counts = groups.total() if groups else read_counts(store)
+    groups = read_group_counts(store, corpus) if error_bars else None
+    counts = groups.total() if groups else read_counts(store, corpus)
     selection = rule.choose(counts)
     document, text = lape_document(counts, selection), lape_table(counts, selection)
     if groups:
@@ -54,6 +65,7 @@ def lape(store: Path, chosen_by: RuleOptions, error_bars: bool, archive: Path | 
 
 @click.command(short_help="Would other text choose the same neurons?")
 @STORE
+@ONLY_CORPUS
 @rule_options
 @click.option("--samples", type=COUNT, default=20, show_default=True, help="Half-samples; an even number.")
 @click.option("--orders", type=COUNT, default=6, show_default=True, help="Orders for the curve; an even number.")
@@ -61,8 +73,8 @@ def lape(store: Path, chosen_by: RuleOptions, error_bars: bool, archive: Path | 
 @FIGURE
 @OUT
 @JSON_FLAG
-def stability(store: Path, chosen_by: RuleOptions, samples: int, orders: int, seed: int, figure: Path | None,
-              out: Path | None, as_json: bool) -> None:  # fmt: skip
+def stability(store: Path, corpus: tuple[str, ...], chosen_by: RuleOptions, samples: int, orders: int, seed: int,
+              figure: Path | None, out: Path | None, as_json: bool) -> None:  # fmt: skip
     """Which of LAPE's neurons would other text of the same kind choose, and how much text is enough?
 
     \b
@@ -74,7 +86,7 @@ def stability(store: Path, chosen_by: RuleOptions, samples: int, orders: int, se
     from neurotally.analysis.languages.stability import stability as resample
     from neurotally.analysis.languages.stability_report import stability_document, stability_table
 
-    groups = read_group_counts(store)
+    groups = read_group_counts(store, corpus)
     found = resample(groups, chosen_by.rule(), samples, orders, seed)
     document = stability_document(groups, found)
     draw(figure, draw_stability, document)
@@ -83,6 +95,7 @@ def stability(store: Path, chosen_by: RuleOptions, samples: int, orders: int, se
 
 @click.command(short_help="LAPE at every setting of a grid")
 @STORE
+@ONLY_CORPUS
 @click.option(
     "--quantile",
     type=click.FloatRange(0, 1, min_open=True),
@@ -101,8 +114,9 @@ def stability(store: Path, chosen_by: RuleOptions, samples: int, orders: int, se
 @FIGURE
 @OUT
 @JSON_FLAG
-def sweep(store: Path, quantile: tuple[float, ...], per_corpus: tuple[int, ...], top_rate: tuple[float, ...],
-          figure: Path | None, out: Path | None, as_json: bool) -> None:  # fmt: skip
+def sweep(store: Path, corpus: tuple[str, ...], quantile: tuple[float, ...], per_corpus: tuple[int, ...],
+          top_rate: tuple[float, ...], figure: Path | None, out: Path | None,
+          as_json: bool) -> None:  # fmt: skip
     """LAPE at every setting of a grid: set sizes, overlaps, profiles by layer.
 
     Give --quantile, --per-corpus and --top-rate as often as you like.
@@ -116,7 +130,7 @@ def sweep(store: Path, quantile: tuple[float, ...], per_corpus: tuple[int, ...],
     from neurotally.analysis.languages.sweep import PER_CORPUS, QUANTILES, sweep_document, sweep_table
     from neurotally.analysis.languages.sweep import sweep as run
 
-    counts = read_counts(store)
+    counts = read_counts(store, corpus)
     found = run(counts, quantile or QUANTILES, per_corpus or PER_CORPUS, top_rate or None)
     document = sweep_document(counts, found)
     draw(figure, draw_sweep, document)
@@ -125,13 +139,14 @@ def sweep(store: Path, quantile: tuple[float, ...], per_corpus: tuple[int, ...],
 
 @click.command(short_help="Where each corpus's neurons sit, and who shares them")
 @STORE
+@ONLY_CORPUS
 @rule_options
 @click.option("--overlap-figure", type=PATH, metavar="FILE.png", help="Draw the overlap of every two corpora.")
 @FIGURE
 @OUT
 @JSON_FLAG
-def profiles(store: Path, chosen_by: RuleOptions, overlap_figure: Path | None, figure: Path | None,
-             out: Path | None, as_json: bool) -> None:  # fmt: skip
+def profiles(store: Path, corpus: tuple[str, ...], chosen_by: RuleOptions, overlap_figure: Path | None,
+             figure: Path | None, out: Path | None, as_json: bool) -> None:  # fmt: skip
     """Where each corpus's neurons sit, layer by layer, and which corpora share them.
 
     \b
@@ -142,7 +157,7 @@ def profiles(store: Path, chosen_by: RuleOptions, overlap_figure: Path | None, f
     from neurotally.analysis.languages.counts import read_counts
     from neurotally.analysis.languages.profiles import profiles_document, profiles_table
 
-    counts, rule = read_counts(store), chosen_by.rule()
+    counts, rule = read_counts(store, corpus), chosen_by.rule()
     selection = rule.choose(counts)
     document = profiles_document(counts, rule, selection)
     draw(figure, draw_profiles, document)
@@ -153,12 +168,13 @@ def profiles(store: Path, chosen_by: RuleOptions, overlap_figure: Path | None, f
 @click.command(short_help="Two stores side by side")
 @STORE
 @click.argument("other", type=PATH, metavar="STORE")
+@ONLY_CORPUS
 @rule_options
 @FIGURE
 @OUT
 @JSON_FLAG
-def compare(store: Path, other: Path, chosen_by: RuleOptions, figure: Path | None, out: Path | None,
-            as_json: bool) -> None:  # fmt: skip
+def compare(store: Path, other: Path, corpus: tuple[str, ...], chosen_by: RuleOptions, figure: Path | None,
+            out: Path | None, as_json: bool) -> None:  # fmt: skip
     """Two stores side by side: do their neurons sit in the same places? Only corpora that both have.
 
     \b
@@ -170,7 +186,7 @@ def compare(store: Path, other: Path, chosen_by: RuleOptions, figure: Path | Non
     from neurotally.analysis.languages.compare import compare_document, compare_table, store_labels
     from neurotally.analysis.languages.counts import read_counts
 
-    counts = [read_counts(path) for path in (store, other)]
+    counts = [read_counts(path, corpus) for path in (store, other)]
     labels = store_labels(counts, [str(store), str(other)])
     found = side_by_side(counts, labels, chosen_by.rule())
     document = compare_document(found)

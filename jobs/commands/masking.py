@@ -11,6 +11,7 @@ from neurotally.jobs.commands.options import (
     JSON_FLAG,
     MAX_FILES,
     MODEL,
+    ONLY_CORPUS,
     OUT,
     PATH,
     STORE,
@@ -54,14 +55,15 @@ def _pass_options(name: str) -> Callable[[Callable[..., None]], Callable[..., No
 @MODEL
 @STORE
 @click.option("--neurons", type=PATH, metavar="FILE.json", help="A mask file instead of the store's own selection.")
+@ONLY_CORPUS
 @click.option("--per-corpus", type=COUNT, metavar="N", default=400, show_default=True,
               help="LAPE's balanced selection; for another one: `lape --out`, and --neurons.")  # fmt: skip
 @click.option("--quantile", type=click.FloatRange(0, 1), default=0.95, show_default=True, help="The bar.")
 @_pass_options("ablate")
 def ablate(
-    model: str, store: Path, neurons: Path | None, per_corpus: int, quantile: float, corpora: Path, how: str,
-    draws: int, max_files: int | None, force: bool, name: str, run: RunOptions, figure: Path | None,
-    out: Path | None, as_json: bool,
+    model: str, store: Path, neurons: Path | None, corpus: tuple[str, ...], per_corpus: int, quantile: float,
+    corpora: Path, how: str, draws: int, max_files: int | None, force: bool, name: str, run: RunOptions,
+    figure: Path | None, out: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """What switching off each corpus's neurons (LAPE) costs every corpus, on held-out files in DIR.
 
@@ -84,7 +86,7 @@ def ablate(
     rule = Rule(quantile, "balanced", per_corpus)
     request = ablation_request(
         run.request(model, store, "loss", name), corpora, rule if neurons is None else neurons, draws, how,
-        max_files=max_files, force=force, note=progress.note,
+        max_files=max_files, force=force, only=corpus, note=progress.note,
     )  # fmt: skip
     measure_losses(request, progress)
     document = ablation_document(read_losses(store, name))

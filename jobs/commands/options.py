@@ -25,6 +25,9 @@ CORPUS = click.option(
     metavar="NAME=SOURCE",
     help="SOURCE: DIR, DIR::GLOB, FILE.jsonl[::COLUMN], FILE.parquet[::COLUMN] or hf:NAME[/CONFIG][::COLUMN].",
 )
+ONLY_CORPUS = click.option(
+    "--corpus", multiple=True, metavar="NAME", help="Only this corpus of the store; as often as you like."
+)
 MAX_FILES = click.option(
     "--max-files",
     type=COUNT,

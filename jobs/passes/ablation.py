@@ -1,6 +1,6 @@
 """What `neurotally ablate` and `neurotally mask` ask of the loss pass: which neurons, which controls, which text."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from re import Pattern
 from typing import Any
@@ -33,20 +33,24 @@ def ablation_request(
     max_files: int | None = None,
     document_tokens: int | None = None,
     force: bool = False,
+    only: Sequence[str] = (),
     note: Callable[[str], object] = lambda text: None,
 ) -> LossRequest:
     """Each corpus's neurons, by a rule from the store's counts or from a mask file, on its held-out files in `corpora`.
 
     Only names that both have are taken; the others are told to `note`. `candidate_draws`: None is as many as `draws`.
+    `only`: with a rule, the corpora of the store that it compares; none: all.
     """
+    if only and isinstance(chosen_by, Path):
+        raise InputError("--corpus says which of the store's corpora LAPE compares; with --neurons the file says it")
     candidates: Neurons | None = None
     described: dict[str, Any] = {"neurons_from": chosen_by.name} if isinstance(chosen_by, Path) else {}
     if isinstance(chosen_by, Rule):
-        counts = read_counts(run.store)
+        counts = read_counts(run.store, only)
         selection = chosen_by.choose(counts)
         specific: Neurons = selection.specific
         candidates = candidate_neurons(counts, selection)
-        described = {**chosen_by.as_json(), "bar": selection.bar}
+        described = {**chosen_by.as_json(), "bar": selection.bar, "compared": list(counts.corpora)}
     else:
         specific = _read_neurons(chosen_by, run.store)
     sources = find_corpora(corpora, ())
