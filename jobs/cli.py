@@ -25,6 +25,7 @@ from neurotally.jobs.commands.options import (
     MAX_FILES,
     MODEL,
     OUT,
+    OUTPUT,
     PATH,
     STORE,
     RunOptions,
@@ -182,7 +183,7 @@ def import_(store: Path, files: tuple[str, ...]) -> None:
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--rounds", type=click.IntRange(min=2), default=30, show_default=True,
               help="Every variant once in each, in shuffled order.")  # fmt: skip
-@click.option("--csv", "csv_file", type=PATH, metavar="FILE", help="Add a row per variant to a table.")
+@click.option("--csv", "csv_file", type=OUTPUT, metavar="FILE", help="Add a row per variant to a table.")
 @OUT
 @JSON_FLAG
 def bench(

@@ -93,6 +93,26 @@ def test_a_filter_of_corpora_reaches_every_command(
     refused(run("ablate", *heldout, "--corpus", "perl", "--name", "b"), "has no corpus 'perl'; it has c, go, python")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--figure", "x.gif"], "x.gif: expected a name that ends in .png or .pdf or .svg"),
+        (["--overlap-figure", "x"], "x: expected a name that ends in .png"),
+        (["--figure", "no/x.png"], "no/x.png: there is no folder no; make it first"),
+        (["--out", "no/x.json"], "no/x.json: there is no folder no; make it first"),
+        (["--out", "."], "is a directory"),
+    ],
+    ids=lambda value: "_".join(value) if isinstance(value, list) else "",
+)
+def test_outputs_that_cannot_be_written_are_refused_before_any_work(
+    run: Run, options: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(run("profiles", "no.store", *options), message)
+    if "--overlap-figure" not in options:
+        refused(run("ablate", "no-model", "no.store", "--corpora", "none", *options), message)
+
+
 def test_a_finished_store_says_so(run: Run, profiled: tuple[Path, Path], model_folder: Path) -> None:
     code, out, _ = run("profile", model_folder, profiled[0], "--corpora", profiled[1], "--row-tokens", 64)
     assert code == 0

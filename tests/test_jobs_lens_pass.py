@@ -251,6 +251,16 @@ def test_the_command_prints_one_document_and_draws(trained: Path, done: Path, da
         read_prompt(done, "translation", f"C-Python/{EMPTY}")
 
 
+@pytest.mark.parametrize("prompt", ["96", "C-Java/3", "C-Python/none"])
+def test_a_prompt_that_is_not_there_is_named_before_the_pass(data: Path, tmp_path: Path, prompt: str) -> None:
+    """Before the model is loaded, too: there is none. 6 pairs of 3 languages, 8 ids."""
+    arguments = ["no-model", str(tmp_path / "s"), "--parallel", str(data / "parallel"), "--few-shot",
+                 str(data / "few"), "--figure", str(tmp_path / "one.png"), "--prompt", prompt]  # fmt: skip
+    with pytest.raises(InputError, match=r"lens/translation has prompts 0 to 47, C-C#/0 to Python-C#/7"):
+        CliRunner().invoke(lens_command, arguments, catch_exceptions=False)
+    assert not (tmp_path / "s").exists()
+
+
 def test_the_papers_way_reads_from_prefixes_with_two_bos(trained: Path, data: Path, tmp_path: Path) -> None:
     run(trained, tmp_path / "s", data, pairs="Python-C#", paper=True)
     group = store.read_group(tmp_path / "s", "lens/translation")

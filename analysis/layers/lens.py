@@ -93,7 +93,7 @@ def read_prompt(path: Path, name: str, which: str) -> PromptLens:
         f"{languages[source]}-{languages[target]}"
         for source, target in zip(arrays["prompt_source"], arrays["prompt_target"], strict=True)
     ]
-    number = _find_prompt(which, pairs, ids, group)
+    number = find_prompt(which, pairs, ids, group)
     start = int(arrays["prompt_positions"][:number].sum())
     end = start + int(arrays["prompt_positions"][number])
     if start == end:
@@ -204,7 +204,8 @@ def _pooled(result: LensResult, counted_P: np.ndarray) -> Weights:
     return weight_P
 
 
-def _find_prompt(which: str, pairs: Sequence[str], ids: Sequence[str], group: str) -> int:
+def find_prompt(which: str, pairs: Sequence[str], ids: Sequence[str], group: str) -> int:
+    """The number of a prompt, given by it or as SOURCE-TARGET/ID; `pairs` and `ids` are of each prompt of `group`."""
     if which.isdecimal() and int(which) < len(ids):
         return int(which)
     names = [f"{pair}/{id_}" for pair, id_ in zip(pairs, ids, strict=True)]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neurotally.jobs.commands.options import (
+    ARCHIVE,
     COUNT,
     FIGURE,
     JSON_FLAG,
@@ -126,7 +127,7 @@ def triggers(store: Path, layer: int, neuron: int, corpus: tuple[str, ...], top:
 @ONLY_CORPUS
 @_test_options
 @text_options
-@click.option("--archive", type=PATH, metavar="FILE.npz", help="Counts and p-values of all keys.")
+@click.option("--archive", type=ARCHIVE, metavar="FILE.npz", help="Counts and p-values of all keys.")
 @FIGURE
 @OUT
 @JSON_FLAG

@@ -5,12 +5,14 @@ from pathlib import Path
 import click
 
 from neurotally.jobs.commands.options import (
+    ARCHIVE,
     COUNT,
     FIGURE,
     JSON_FLAG,
     ONLY_CORPUS,
     OUT,
     PATH,
+    PICTURE,
     STORE,
     RuleOptions,
     rule_options,
@@ -24,7 +26,7 @@ from neurotally.profiler.errors import InputError
 @ONLY_CORPUS
 @rule_options
 @click.option("--error-bars", is_flag=True, help="Intervals for every specific neuron, from the groups in the store.")
-@click.option("--archive", type=PATH, metavar="FILE.npz", help="With --error-bars: those of all neurons.")
+@click.option("--archive", type=ARCHIVE, metavar="FILE.npz", help="With --error-bars: those of all neurons.")
 @FIGURE
 @OUT
 @JSON_FLAG
@@ -141,7 +143,7 @@ def sweep(store: Path, corpus: tuple[str, ...], quantile: tuple[float, ...], per
 @STORE
 @ONLY_CORPUS
 @rule_options
-@click.option("--overlap-figure", type=PATH, metavar="FILE.png", help="Draw the overlap of every two corpora.")
+@click.option("--overlap-figure", type=PICTURE, metavar="FILE.png", help="Draw the overlap of every two corpora.")
 @FIGURE
 @OUT
 @JSON_FLAG

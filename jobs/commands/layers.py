@@ -15,6 +15,7 @@ from neurotally.jobs.commands.options import (
     MODEL,
     OUT,
     PATH,
+    PICTURE,
     STORE,
     RunOptions,
     name_option,
@@ -94,7 +95,7 @@ def embed(model: str, store: Path, parallel: Path, limit: int | None, common: bo
     metavar="LANGUAGE",
     help="Not in the means over languages, as English in the paper; as often as you like.",
 )
-@click.option("--matrix-figure", type=PATH, metavar="FILE.png", help="Draw pivots by languages.")
+@click.option("--matrix-figure", type=PICTURE, metavar="FILE.png", help="Draw pivots by languages.")
 @FIGURE
 @OUT
 @JSON_FLAG
@@ -150,8 +151,8 @@ def lens(model: str, store: Path, parallel: Path, few_shot: Path, pairs: str, li
           --keywords keywords/ --figure lens.png
     """
     from neurotally.analysis.figures.lens import draw_lens, draw_prompt
-    from neurotally.analysis.layers.lens import lens_document, lens_table, read_lens, read_prompt
-    from neurotally.jobs.passes.lens import LensRequest
+    from neurotally.analysis.layers.lens import find_prompt, lens_document, lens_table, read_lens, read_prompt
+    from neurotally.jobs.passes.lens import LensRequest, prompts_of
     from neurotally.jobs.passes.lens import lens as run_lens
     from neurotally.jobs.progress import Progress
     from neurotally.profiler.parallel import read_parallel
@@ -168,6 +169,8 @@ def lens(model: str, store: Path, parallel: Path, few_shot: Path, pairs: str, li
         english=None if english is None else read_words(english),
         paper=paper,
     )
+    if prompt is not None:
+        find_prompt(prompt, *prompts_of(request), request.run.group)
     run_lens(request, Progress())
     document = lens_document(read_lens(store, name))
     if prompt is None:
@@ -215,7 +218,7 @@ def lens(model: str, store: Path, parallel: Path, few_shot: Path, pairs: str, li
 @click.option("--head-bias", is_flag=True, help="Add the output embedding's bias, where there is one.")
 @name_option("agreement")
 @run_options
-@click.option("--context-figure", type=PATH, metavar="FILE.png", help="Draw layers by context sizes.")
+@click.option("--context-figure", type=PICTURE, metavar="FILE.png", help="Draw layers by context sizes.")
 @FIGURE
 @OUT
 @JSON_FLAG

@@ -1,5 +1,6 @@
 """Options that several commands share, each written once; a group of them reaches a command as one argument."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import wraps
@@ -14,7 +15,31 @@ if TYPE_CHECKING:
     from neurotally.jobs.passes.run import PassRequest
     from neurotally.jobs.worker import ModelConfig
 
+
+class OutputFile(click.Path):
+    """A file to be written at the end of a command, refused at its beginning where that can't be."""
+
+    def __init__(self, *suffixes: str):
+        """`suffixes`: those it may have; none: any."""
+        super().__init__(dir_okay=False, writable=True, path_type=Path)
+        self._suffixes = suffixes
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        """The path, once its folder is there and its suffix is one of those expected."""
+        path = super().convert(value, parameter, context)
+        if self._suffixes and path.suffix.lower() not in self._suffixes:
+            self.fail(f"{path}: expected a name that ends in {' or '.join(self._suffixes)}", parameter, context)
+        if not path.parent.is_dir():
+            self.fail(f"{path}: there is no folder {path.parent}; make it first", parameter, context)
+        if not os.access(path.parent, os.W_OK):
+            self.fail(f"{path}: no file can be written to the folder {path.parent}", parameter, context)
+        return path
+
+
 PATH = click.Path(path_type=Path)
+OUTPUT = OutputFile()
+PICTURE = OutputFile(".png", ".pdf", ".svg")
+ARCHIVE = OutputFile(".npz")
 COUNT = click.IntRange(min=1)
 MODEL = click.argument("model", metavar="MODEL[@REVISION]")
 STORE = click.argument("store", type=PATH)
@@ -35,8 +60,8 @@ MAX_FILES = click.option(
     help="The first N documents of each corpus: of a folder in hash order, of records in theirs.",
 )
 JSON_FLAG = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-OUT = click.option("--out", type=PATH, metavar="FILE.json", help="Write the JSON document there.")
-FIGURE = click.option("--figure", type=PATH, metavar="FILE.png", help="Draw it (.png, .pdf or .svg).")
+OUT = click.option("--out", type=OUTPUT, metavar="FILE.json", help="Write the JSON document there.")
+FIGURE = click.option("--figure", type=PICTURE, metavar="FILE.png", help="Draw it (.png, .pdf or .svg).")
 
 Command = Callable[..., None]
 

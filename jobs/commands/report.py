@@ -7,6 +7,7 @@ import click
 from neurotally.jobs.commands.options import (
     COUNT,
     JSON_FLAG,
+    OUTPUT,
     PATH,
     STORE,
     RuleOptions,
@@ -19,7 +20,7 @@ from neurotally.jobs.commands.output import show
 
 @click.command(short_help="One HTML page of a store")
 @STORE
-@click.option("--out", type=PATH, metavar="FILE.html", help="Default: STORE's name with .html, in this folder.")
+@click.option("--out", type=OUTPUT, metavar="FILE.html", help="Default: STORE's name with .html, in this folder.")
 @click.option("--neurons", type=COUNT, metavar="N", default=20, show_default=True,
               help="The N most specific neurons of every corpus, to read.")  # fmt: skip
 @click.option(

@@ -272,6 +272,12 @@ def directed_pairs(text: str, languages: Sequence[str]) -> list[tuple[str, str]]
     return [by_name[name] for name in names]
 
 
+def prompts_of(request: LensRequest) -> tuple[list[str], list[str]]:
+    """The pair (SOURCE-TARGET) and the id of every prompt, in the order of the group."""
+    pairs, ids = directed_pairs(request.pairs, request.parallel.languages), request.parallel.ids
+    return ["-".join(pair) for pair in pairs for _ in ids], [*ids] * len(pairs)
+
+
 def _few_shot_lines(folder: Path, pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
     lines = {
         language: read_few_shot(folder, language) for language in sorted({name for pair in pairs for name in pair})
