@@ -28,6 +28,7 @@ from neurotally.jobs.commands.options import (
     OUTPUT,
     PATH,
     STORE,
+    WRITTEN_STORE,
     RunOptions,
     run_options,
 )  # fmt: skip
@@ -79,7 +80,7 @@ def demo(folder: Path, workers: int, as_json: bool) -> None:
 
 @cli.command(short_help="What every neuron does on your corpora")
 @MODEL
-@STORE
+@WRITTEN_STORE
 @CORPORA
 @CORPUS
 @MAX_FILES

@@ -33,6 +33,11 @@ def status(path: Path) -> dict[str, Any]:
     }
 
 
+def is_being_written(path: Path) -> bool:
+    """Whether a run holds the store's one writer's lock."""
+    return _is_locked(path / store.RUN_FOLDER / "lock")
+
+
 def status_text(document: dict[str, Any]) -> str:
     """The same for people."""
     lines = [document["state"]]

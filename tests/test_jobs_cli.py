@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -111,6 +112,25 @@ def test_outputs_that_cannot_be_written_are_refused_before_any_work(
     refused(run("profiles", "no.store", *options), message)
     if "--overlap-figure" not in options:
         refused(run("ablate", "no-model", "no.store", "--corpora", "none", *options), message)
+
+
+@pytest.mark.parametrize("name", ["profile", "embed", "lens", "agreement", "ablate", "mask"])
+def test_a_second_writer_is_refused_before_pytorch_is_imported(name: str, tmp_path: Path) -> None:
+    here = str(tmp_path)
+    options = {"embed": ["--parallel", here], "lens": ["--parallel", here, "--few-shot", here],
+               "mask": ["--neurons", here, "--corpora", here], "ablate": ["--corpora", here]}  # fmt: skip
+    program = (
+        "import sys; from neurotally.jobs.cli import _main; code = _main(sys.argv[1:]); "
+        "print(code, {'torch', 'transformers'} & set(sys.modules))"
+    )
+    (tmp_path / "s" / ".run").mkdir(parents=True)
+    with FileLock(tmp_path / "s" / ".run" / "lock"):
+        done = subprocess.run(
+            [sys.executable, "-c", program, name, "no-model", str(tmp_path / "s"), *options.get(name, [])],
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+    assert done.stdout == "2 set()\n"
+    assert done.stderr.endswith("s is being written by another run; wait for it or stop it\n")
 
 
 def test_a_finished_store_says_so(run: Run, profiled: tuple[Path, Path], model_folder: Path) -> None:

@@ -17,6 +17,7 @@ from neurotally.jobs.commands.options import (
     PATH,
     PICTURE,
     STORE,
+    WRITTEN_STORE,
     RunOptions,
     name_option,
     run_options,
@@ -29,7 +30,7 @@ _PARALLEL = name_option("parallel")
 
 @click.command(short_help="Embed a parallel corpus at every layer")
 @MODEL
-@STORE
+@WRITTEN_STORE
 @click.option(
     "--parallel",
     type=PATH,
@@ -123,7 +124,7 @@ def mexa(store: Path, name: str, embedding: Literal["weighted", "last"], leave_o
 
 @click.command(short_help="What each layer would say next")
 @MODEL
-@STORE
+@WRITTEN_STORE
 @click.option("--parallel", type=PATH, required=True, metavar="DIR", help="A parallel corpus, as `embed` reads it.")
 @click.option("--few-shot", type=PATH, required=True, metavar="DIR", help="LANGUAGE_fewshot.txt files, lower case.")
 @click.option("--pairs", default="all", show_default=True, metavar="all|A-B,...", help="Directed: source-target.")
@@ -182,7 +183,7 @@ def lens(model: str, store: Path, parallel: Path, few_shot: Path, pairs: str, li
 
 @click.command(short_help="When the next token is decided")
 @MODEL
-@STORE
+@WRITTEN_STORE
 @CORPORA
 @CORPUS
 @click.option(

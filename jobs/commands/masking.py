@@ -14,7 +14,7 @@ from neurotally.jobs.commands.options import (
     ONLY_CORPUS,
     OUT,
     PATH,
-    STORE,
+    WRITTEN_STORE,
     RunOptions,
     name_option,
     run_options,
@@ -53,7 +53,7 @@ def _pass_options(name: str) -> Callable[[Callable[..., None]], Callable[..., No
 
 @click.command(short_help="What each corpus's neurons are worth")
 @MODEL
-@STORE
+@WRITTEN_STORE
 @click.option("--neurons", type=PATH, metavar="FILE.json", help="A mask file instead of the store's own selection.")
 @ONLY_CORPUS
 @click.option("--per-corpus", type=COUNT, metavar="N", default=400, show_default=True,
@@ -96,7 +96,7 @@ def ablate(
 
 @click.command(short_help="What any sets of neurons are worth")
 @MODEL
-@STORE
+@WRITTEN_STORE
 @click.option("--neurons", type=PATH, metavar="FILE.json", required=True,
               help="Named sets of neurons, as `lape --out` and `concepts --out` write them.")  # fmt: skip
 @click.option("--regex", type=PATH, metavar="FILE.toml", help="[concepts] NAME = 'regular expression' lines.")

@@ -1,6 +1,7 @@
 """Options that several commands share, each written once; a group of them reaches a command as one argument."""
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import wraps
@@ -9,11 +10,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from neurotally.profiler.errors import InputError
+
 if TYPE_CHECKING:
     from neurotally.analysis.languages.rule import Rule
     from neurotally.jobs.key_texts import TextRequest
     from neurotally.jobs.passes.run import PassRequest
     from neurotally.jobs.worker import ModelConfig
+
+_LOCK_WAIT_S = 3.0
+"""A run that is about to end, or a look at its `status`, is waited for."""
 
 
 class OutputFile(click.Path):
@@ -36,6 +42,21 @@ class OutputFile(click.Path):
         return path
 
 
+def _free_store(_context: click.Context, _parameter: click.Parameter, path: Path) -> Path:
+    """The store, refused where another run writes it: before the seconds in which PyTorch is imported.
+
+    A run holds the lock from its beginning (`writer_lock`); this only says the same earlier.
+    """
+    from neurotally.jobs.status import is_being_written
+
+    end = time.monotonic() + _LOCK_WAIT_S
+    while is_being_written(path):
+        if time.monotonic() >= end:
+            raise InputError(f"{path} is being written by another run; wait for it or stop it")
+        time.sleep(0.1)
+    return path
+
+
 PATH = click.Path(path_type=Path)
 OUTPUT = OutputFile()
 PICTURE = OutputFile(".png", ".pdf", ".svg")
@@ -43,6 +64,7 @@ ARCHIVE = OutputFile(".npz")
 COUNT = click.IntRange(min=1)
 MODEL = click.argument("model", metavar="MODEL[@REVISION]")
 STORE = click.argument("store", type=PATH)
+WRITTEN_STORE = click.argument("store", type=PATH, callback=_free_store)
 CORPORA = click.option("--corpora", type=PATH, metavar="DIR", help="A folder with one subfolder per corpus.")
 CORPUS = click.option(
     "--corpus",
