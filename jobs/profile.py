@@ -99,6 +99,8 @@ class RunReport:
                 f"skipped: {skipped}; exact duplicates: {corpus['duplicates']}"
             )
             lines += [f"  skipped {document}" for document in corpus["skipped_documents"][:_SHOWN_SKIPS]]
+            if (more := sum(corpus["skipped"].values()) - _SHOWN_SKIPS) > 0:
+                lines.append(f"  and {more:,} more: document_status in {path}/corpora/{name} tells which")
             if corpus["empty_groups"]:
                 lines.append(f"  {corpus['empty_groups']} of the groups are empty: too few units for error bars")
         lines.append(

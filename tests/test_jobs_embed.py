@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from conftest import make_tokenizer, save_llama
 from test_analysis_mexa import double_loop
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neurotally.jobs.commands.layers import LAYER_COMMANDS
 from neurotally.jobs.engines import JobError
 from neurotally.jobs.passes import embed as embedding
-from neurotally.jobs.passes.embed import embed
+from neurotally.jobs.passes.embed import embed, embed_report, embed_text
 from neurotally.jobs.passes.run import PassRequest
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.worker import ModelConfig
@@ -205,6 +206,13 @@ def test_the_commands(pooling: str, model_folder: Path, tmp_path: Path) -> None:
     assert f"MEXA of 7 ids, {pooling} embeddings (BOS: counted)" in invoke(
         "mexa", tmp_path / "s", "--embedding", pooling
     )
+
+
+def test_a_tokenizer_without_bos_is_said_so(tmp_path: Path) -> None:
+    model = save_llama(tmp_path / "model", make_tokenizer(bos=False), seed=0)
+    run(model, tmp_path / "s", make_texts(3))
+    text = embed_text(embed_report(tmp_path / "s", "embeddings/parallel"), tmp_path / "s")
+    assert "tokens each, none of them special: this tokenizer adds no BOS; 3 layers x 32" in text
 
 
 def test_embeddings_that_are_not_there(model_folder: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from neurotally.analysis.text_table import text_table
 
 CONCEPTS_SCHEMA = 1
 _STRONGEST = 10
+_LISTED_MISSING = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,11 +196,14 @@ def _notes(document: Mapping[str, Any]) -> list[str]:
         )
     else:
         notes.append("not tested: give --null STORE, a profile of the same corpora made with --random-init")
-    return notes + [
-        f"{corpus}: {name} is left out: {reason}"
-        for corpus, documents in document["missing"].items()
-        for name, reason in list(documents.items())[:5]
-    ]
+    for corpus, documents in document["missing"].items():
+        some = list(documents.items())[:_LISTED_MISSING]
+        notes += [f"{corpus}: {name} is left out: {reason}" for name, reason in some]
+        if len(documents) > _LISTED_MISSING:
+            notes.append(
+                f"{corpus}: {len(documents) - _LISTED_MISSING:,} more are left out, named in the JSON document"
+            )
+    return notes
 
 
 def _needed(by_concept: Mapping[str, int]) -> str:

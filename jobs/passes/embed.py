@@ -255,8 +255,7 @@ def embed_text(report: Mapping[str, Any], path: Path) -> str:
     lines = [
         f"{report['name']}: {len(languages)} languages ({', '.join(languages)}) x {report['ids']} ids",
         f"{report['distinct_texts']:,} distinct of {report['texts']:,} texts, {report['tokens_a_text']:.1f} tokens "
-        f"each, {report['special_tokens_a_text']:.2f} of them special (BOS: {report['bos']}); "
-        f"{report['layers']} layers x {report['width']}",
+        f"each, {_special(report)}; {report['layers']} layers x {report['width']}",
     ]
     if report["left_out"]:
         first = report["left_out"][0]
@@ -265,6 +264,12 @@ def embed_text(report: Mapping[str, Any], path: Path) -> str:
     if report["missing"]:
         lines.append(f"{len(report['missing'])} ids not in every language, the first {report['missing'][0]!r}")
     return "\n".join([*lines, f"next: neurotally mexa {path}"])
+
+
+def _special(report: Mapping[str, Any]) -> str:
+    if report["special_tokens_a_text"]:
+        return f"{report['special_tokens_a_text']:.2f} of them special (BOS: {report['bos']})"
+    return "none of them special" + ("" if report["bos"] == "none" else ": this tokenizer adds no BOS")
 
 
 def _cut(texts: Sequence[str]) -> list[TextTask]:

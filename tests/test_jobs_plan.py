@@ -1,0 +1,48 @@
+"""How a difference between what was asked for and what a store has is named."""
+
+from typing import Any
+
+import pytest
+
+from neurotally.jobs.plan import first_difference
+
+A, B = "a" * 64, "b" * 64
+SETS = ["none", "specific C++", "random C++ 0", "random C++ 1"]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "message"),
+    [
+        ({"how": "mean"}, {"how": "mean", "extra": 1}, None),
+        ({"how": "mean", "means": None}, {"how": "mean"}, None),
+        ({"rows": 3, "how": "mean"}, {"rows": 2, "how": "x"}, "rows is 3, the store has 2"),
+        ({"parallel": A, "ids": 40}, {"parallel": B, "ids": 30}, "ids is 40, the store has 30"),
+        ({"parallel": A, "ids": 40}, {"parallel": B, "ids": 40}, "parallel is 'aaaaaaaaaaaa…, the store has 'bbbb"),
+        (
+            {"corpora": {"go": {"manifest": A, "documents": 40}}},
+            {"corpora": {"go": {"manifest": B, "documents": 30}}},
+            "corpora.go.documents is 40, the store has 30",
+        ),
+        ({"corpora": {"c": {"n": 1}, "go": {"n": 2}}}, {"corpora": {"c": {"n": 1}}}, "corpora.go is new, the store ha"),
+        ({"corpora": {"c": {"n": 1}}}, {"corpora": {"c": {"n": 1}, "go": {"n": 2}}}, "corpora.go is in the store, and"),
+        (
+            {"sets": [*SETS, "random C++ 2", "random C++ 3"]},
+            {"sets": SETS},
+            "sets has 6 entries, the store 4: 'random C++ 2' and 1 more are new",
+        ),
+        ({"sets": SETS[:3]}, {"sets": SETS}, "sets has 3 entries, the store 4: 'random C++ 1' is gone"),
+        ({"sets": SETS[::-1]}, {"sets": SETS}, "sets has 4 entries, the store 4, in another order"),
+        ({"concepts": [["a", "x"]]}, {"concepts": [["a", "y"]]}, "1 entries, the store 1: ['a', 'x'] is new"),
+    ],
+)
+def test_the_first_difference(ours: dict[str, Any], theirs: dict[str, Any], message: str | None) -> None:
+    found = first_difference(ours, theirs)
+    assert found is None if message is None else message in (found or "")
+
+
+def test_a_difference_fits_a_line() -> None:
+    many = [f"random language {number}" for number in range(500)]
+    shots = {"Python": ["def f(x):" * 30] * 5}
+    for ours, theirs in (({"sets": many}, {"sets": many[:2]}), ({"few_shot": shots}, {"few_shot": {"Python": ["x"]}}),
+                         ({"text": "x" * 999}, {"text": "y" * 999})):  # fmt: skip
+        assert len(first_difference(ours, theirs) or "") < 160
