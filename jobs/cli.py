@@ -22,14 +22,15 @@ from neurotally.jobs.commands.options import (
     CORPUS,
     COUNT,
     JSON_FLAG,
-    MAX_FILES,
     MODEL,
     OUT,
     OUTPUT,
     PATH,
     STORE,
     WRITTEN_STORE,
+    DocumentOptions,
     RunOptions,
+    document_options,
     run_options,
 )  # fmt: skip
 from neurotally.jobs.commands.output import show
@@ -83,9 +84,8 @@ def demo(folder: Path, workers: int, as_json: bool) -> None:
 @WRITTEN_STORE
 @CORPORA
 @CORPUS
-@MAX_FILES
+@document_options
 @click.option("--row-tokens", type=COUNT, metavar="T", help="Default: min(2048, the model's original context).")
-@click.option("--document-tokens", type=COUNT, metavar="N", help="Keep the first N tokens of each document.")
 @click.option(
     "--layout",
     type=click.Choice(["documents", "concat"]),
@@ -114,8 +114,8 @@ def demo(folder: Path, workers: int, as_json: bool) -> None:
 @run_options
 @JSON_FLAG
 def profile(
-    model: str, store: Path, corpora: Path | None, corpus: tuple[str, ...], max_files: int | None,
-    row_tokens: int | None, document_tokens: int | None, layout: str, triggers: int, groups: int, keep_texts: bool,
+    model: str, store: Path, corpora: Path | None, corpus: tuple[str, ...], documents: DocumentOptions,
+    row_tokens: int | None, layout: str, triggers: int, groups: int, keep_texts: bool,
     window_lines: int | None, random_init: int | None, run: RunOptions, as_json: bool,
 ) -> None:  # fmt: skip
     """Run MODEL over corpora and keep, for every feed-forward neuron, what it does.
@@ -132,7 +132,7 @@ def profile(
 
     request = ProfileRequest(
         model=run.config(model), store=store, corpora=corpora, corpus=corpus, workers=run.workers,
-        max_files=max_files, row_tokens=row_tokens, document_tokens=document_tokens, layout=layout,
+        max_files=documents.max_files, row_tokens=row_tokens, document_tokens=documents.document_tokens, layout=layout,
         triggers=triggers, groups=groups, address=run.address, window_lines=window_lines, keep_texts=keep_texts,
         random_init=random_init,
     )  # fmt: skip

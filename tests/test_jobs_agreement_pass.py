@@ -198,6 +198,25 @@ def test_goes_on_where_it_stopped_to_the_same_bits(
         run(folder, tmp_path / "s", corpora, **options, positions=5)
 
 
+def test_only_the_first_tokens_of_each_document(make_corpora: Any, tmp_path: Path) -> None:
+    """Equal to the formula over the first 40 tokens; it is another pass, and one without it is what it was."""
+    corpora = make_corpora({"go": 8})
+    folder = save("llama", tmp_path / "model")
+    run(folder, tmp_path / "s", corpora, token_sizes=(4,), document_tokens=40)
+    group = store.read_group(tmp_path / "s", "lens/agreement")
+    tokenizer, naive = AutoTokenizer.from_pretrained(folder), Naive("llama", folder, False)
+    agreed, positions = np.zeros((4, 2), int), 0
+    for path in corpus_order(corpora / "go"):
+        ids = tokenizer(path.read_bytes().decode())["input_ids"][:40]
+        model_T, layers_ALT = naive.first_tokens(ids)
+        agreed, positions = agreed + (layers_ALT == model_T).sum(-1), positions + len(ids)
+    assert group["positions"][0, 0] == positions
+    assert group["agreed"][0, 0].tolist() == agreed.tolist()
+    assert agreement_document(tmp_path / "s", "agreement")["document_tokens"] == 40
+    with pytest.raises(InputError, match="document_tokens is None, the store has 40"):
+        run(folder, tmp_path / "s", corpora, token_sizes=(4,))
+
+
 def test_the_command_prints_one_document_and_draws(make_corpora: Any, tmp_path: Path) -> None:
     corpora, folder = make_corpora({"go": 5, "python": 5}), save("llama", tmp_path / "model")
     (corpora / "go" / "empty.go").write_bytes(b"")

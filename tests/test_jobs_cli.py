@@ -19,7 +19,7 @@ from filelock import FileLock
 from neurotally.analysis.languages.counts import read_counts
 from neurotally.analysis.languages.rule import Rule
 from neurotally.jobs.cli import cli
-from neurotally.jobs.commands.options import RuleOptions, RunOptions, TextOptions
+from neurotally.jobs.commands.options import DocumentOptions, RuleOptions, RunOptions, TextOptions
 from neurotally.profiler import store
 
 Run = Callable[..., tuple[int, str, str]]
@@ -47,7 +47,9 @@ def test_every_command_has_an_example_and_is_in_the_readme() -> None:
     for name, command in cli.commands.items():
         assert "Example:" in (command.help or ""), name
         assert f"neurotally {name}" in readme, name
-        shared = {field.name for group in (RunOptions, RuleOptions, TextOptions) for field in fields(group)}
+        shared = {
+            field.name for group in (DocumentOptions, RunOptions, RuleOptions, TextOptions) for field in fields(group)
+        }
         assert len([parameter for parameter in command.params if parameter.name not in shared]) <= 15, name
         for parameter in command.params:
             if isinstance(parameter, click.Option):
@@ -112,6 +114,17 @@ def test_outputs_that_cannot_be_written_are_refused_before_any_work(
     refused(run("profiles", "no.store", *options), message)
     if "--overlap-figure" not in options:
         refused(run("ablate", "no-model", "no.store", "--corpora", "none", *options), message)
+
+
+def test_skipped_documents_that_are_not_listed_are_counted(
+    run: Run, model_folder: Path, make_corpora: Any, tmp_path: Path
+) -> None:
+    corpora = make_corpora({"python": 4})
+    for number in range(14):
+        (corpora / "python" / f"empty{number}.py").touch()
+    _, out, _ = run("profile", model_folder, tmp_path / "s", "--corpora", corpora)
+    assert out.count("  skipped empty") == 5
+    assert f"  and 9 more: document_status in {tmp_path}/s/corpora/python tells which\n" in out
 
 
 @pytest.mark.parametrize("name", ["profile", "embed", "lens", "agreement", "ablate", "mask"])

@@ -265,6 +265,12 @@ def test_the_mean_of_the_store_is_put_in_place(profiled: Path, model_folder: Pat
     assert document["change"][0][1] == pytest.approx(sum(nats) / len(nats) - document["baseline"][1], abs=1e-5)
 
 
+def test_other_draws_are_named_in_a_line(profiled: Path, model_folder: Path) -> None:
+    ablate(profiled, model_folder, draws=1)
+    with pytest.raises(InputError, match=r"sets has \d+ entries, the store \d+: 'random c\+\+ 1' and \d+ more are new"):
+        ablate(profiled, model_folder, draws=3)
+
+
 def test_profiled_documents_are_left_out_and_counted(profiled: Path, model_folder: Path) -> None:
     files = sorted((profiled / "profiled/python").rglob("*.py"))[:3]
     for number, file in enumerate(files):
@@ -287,6 +293,41 @@ def test_documents_that_a_mask_names_are_refused(profiled: Path, model_folder: P
         measure_losses(request, QUIET)
     measure_losses(mask_request(run(profiled, model_folder, "m"), profiled / "heldout", neurons, {}, draws=0), QUIET)
     assert read_losses(profiled / "store", "m").specific == ["x"]
+    for request in (
+        mask_request(
+            run(profiled, model_folder, "less"), profiled / "profiled", neurons, {}, draws=0, leave_out_used=True
+        ),
+        ablation_request(
+            run(profiled, model_folder, "a"), profiled / "profiled",
+            write_mask(profiled / "named.json", {"python": [[0, 1]]}, trigger_names={},
+                       trigger_documents={"python": [bytes(hashes[4]).hex()]}),
+            draws=0, leave_out_used=True,
+        ),
+    ):  # fmt: skip
+        measure_losses(request, QUIET)
+        group = store.read_group(profiled / "store", request.run.group)
+        assert group["document_hash"][group["document_tokens"] == 0].tolist() == [hashes[4].tolist()]
+
+
+def test_only_the_first_tokens_are_scored(profiled: Path, model_folder: Path) -> None:
+    ablate(profiled, model_folder, draws=0, document_tokens=10)
+    group = store.read_group(profiled / "store", "loss/ablate")
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    tokenizer, nats = AutoTokenizer.from_pretrained(model_folder), {}
+    for path in (profiled / "heldout").rglob("*.py"):
+        ids = torch.tensor(tokenizer(path.read_bytes().decode())["input_ids"][:10])
+        with torch.no_grad():
+            log_p = torch.log_softmax(model(input_ids=ids[None]).logits[0].double(), -1)
+        nats[path.relative_to(path.parent.parent).as_posix(), path.parent.parent.name] = (
+            -float(log_p[:-1].gather(1, ids[1:, None]).sum()), len(ids)
+        )  # fmt: skip
+    names = [("c++", "python")[corpus] for corpus in group["document_corpus"]]
+    for number, (name, corpus) in enumerate(zip(group["document_name"], names, strict=True)):
+        loss, tokens = nats[name, corpus]
+        assert group["document_tokens"][number] == tokens
+        np.testing.assert_allclose(group["nats"][0, number, 0], loss, rtol=1e-5)
+    with pytest.raises(InputError, match="document_tokens is None, the store has 10"):
+        ablate(profiled, model_folder, draws=0)
 
 
 def test_files_whose_windows_chose_are_refused(

@@ -68,6 +68,7 @@ def agreement_document(path: Path, name: str) -> dict[str, Any]:
         "positions_a_document": attributes["positions"],
         "layers": agreed.shape[-1],
         "left_out": attributes["left_out"],
+        "document_tokens": attributes["identity"].get("document_tokens"),
         "contexts": [
             {"kind": kind, "size": size, "label": label} for kind, size, label in zip(kinds, sizes, labels, strict=True)
         ],

@@ -163,6 +163,7 @@ def _head(losses: Losses) -> dict[str, Any]:
         "how": attributes["identity"]["how"],
         "draws": 1 + max((one["draw"] for one in losses.sets if one["kind"] == "random"), default=-1),
         "row_tokens": attributes["identity"]["row_tokens"],
+        "document_tokens": attributes["identity"].get("document_tokens"),
         "left_out": 0 if attributes["forced"] else len(attributes["used_documents"]),
         "forced": len(attributes["used_documents"]) if attributes["forced"] else 0,
         **attributes["described"],

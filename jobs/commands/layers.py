@@ -11,14 +11,15 @@ from neurotally.jobs.commands.options import (
     COUNT,
     FIGURE,
     JSON_FLAG,
-    MAX_FILES,
     MODEL,
     OUT,
     PATH,
     PICTURE,
     STORE,
     WRITTEN_STORE,
+    DocumentOptions,
     RunOptions,
+    document_options,
     name_option,
     run_options,
 )  # fmt: skip
@@ -215,7 +216,7 @@ def lens(model: str, store: Path, parallel: Path, few_shot: Path, pairs: str, li
     show_default=True,
     help="Drawn in each document, for truncated inputs.",
 )
-@MAX_FILES
+@document_options
 @click.option("--head-bias", is_flag=True, help="Add the output embedding's bias, where there is one.")
 @name_option("agreement")
 @run_options
@@ -224,7 +225,7 @@ def lens(model: str, store: Path, parallel: Path, few_shot: Path, pairs: str, li
 @OUT
 @JSON_FLAG
 def agreement(model: str, store: Path, corpora: Path | None, corpus: tuple[str, ...], variants: str,
-              context_sizes: str, lines: str, positions: int, max_files: int | None, head_bias: bool, name: str,
+              context_sizes: str, lines: str, positions: int, documents: DocumentOptions, head_bias: bool, name: str,
               run: RunOptions, context_figure: Path | None, figure: Path | None, out: Path | None,
               as_json: bool) -> None:  # fmt: skip
     """How often each layer's own first token is the model's (arXiv 2407.04868), by layer and by context size.
@@ -251,7 +252,8 @@ def agreement(model: str, store: Path, corpora: Path | None, corpus: tuple[str, 
         token_sizes=_sizes(context_sizes, "--context-sizes"),
         line_sizes=_sizes(lines, "--lines"),
         positions=positions,
-        max_files=max_files,
+        max_files=documents.max_files,
+        document_tokens=documents.document_tokens,
         head_bias=head_bias,
     )
     run_agreement(request, Progress())

@@ -9,13 +9,14 @@ from neurotally.jobs.commands.options import (
     COUNT,
     FIGURE,
     JSON_FLAG,
-    MAX_FILES,
     MODEL,
     ONLY_CORPUS,
     OUT,
     PATH,
     WRITTEN_STORE,
+    DocumentOptions,
     RunOptions,
+    document_options,
     name_option,
     run_options,
 )  # fmt: skip
@@ -36,7 +37,10 @@ def _pass_options(name: str) -> Callable[[Callable[..., None]], Callable[..., No
             run_options,
             name_option(name),
             click.option("--force", is_flag=True, help="Evaluate on documents that chose the neurons, too."),
-            MAX_FILES,
+            click.option("--leave-out-used", is_flag=True,
+                         help="Leave out and count documents whose triggers chose the neurons, instead of refusing "
+                              "them; those that LAPE counted are left out in any case."),
+            document_options,
             click.option("--draws", type=click.IntRange(min=0), default=_DRAWS, show_default=True,
                          help="Random sets of each kind, for every set."),
             click.option("--how", type=click.Choice(_WAYS), default="activation", show_default=True,
@@ -62,8 +66,8 @@ def _pass_options(name: str) -> Callable[[Callable[..., None]], Callable[..., No
 @_pass_options("ablate")
 def ablate(
     model: str, store: Path, neurons: Path | None, corpus: tuple[str, ...], per_corpus: int, quantile: float,
-    corpora: Path, how: str, draws: int, max_files: int | None, force: bool, name: str, run: RunOptions,
-    figure: Path | None, out: Path | None, as_json: bool,
+    corpora: Path, how: str, draws: int, documents: DocumentOptions, leave_out_used: bool, force: bool, name: str,
+    run: RunOptions, figure: Path | None, out: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """What switching off each corpus's neurons (LAPE) costs every corpus, on held-out files in DIR.
 
@@ -86,7 +90,8 @@ def ablate(
     rule = Rule(quantile, "balanced", per_corpus)
     request = ablation_request(
         run.request(model, store, "loss", name), corpora, rule if neurons is None else neurons, draws, how,
-        max_files=max_files, force=force, only=corpus, note=progress.note,
+        max_files=documents.max_files, document_tokens=documents.document_tokens, force=force,
+        leave_out_used=leave_out_used, only=corpus, note=progress.note,
     )  # fmt: skip
     measure_losses(request, progress)
     document = ablation_document(read_losses(store, name))
@@ -103,14 +108,14 @@ def ablate(
 @_pass_options("mask")
 def mask(
     model: str, store: Path, neurons: Path, regex: Path | None, corpora: Path, how: str, draws: int,
-    max_files: int | None, force: bool, name: str, run: RunOptions, figure: Path | None, out: Path | None,
-    as_json: bool,
+    documents: DocumentOptions, leave_out_used: bool, force: bool, name: str, run: RunOptions, figure: Path | None,
+    out: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """What switching off named sets of neurons costs: loss, perplexity and top-1 accuracy on held-out files in DIR.
 
     With --regex apart for tokens in each concept's matches, the rest of their lines, other tokens of the same files,
     and files without it. Beside as many random neurons of the same layers. Files whose triggers chose the neurons are
-    refused. The same command goes on where it stopped.
+    refused, or left out with --leave-out-used. The same command goes on where it stopped.
 
     \b
     Example:
@@ -126,8 +131,9 @@ def mask(
 
     concepts = {} if regex is None else read_concepts(regex)
     request = mask_request(
-        run.request(model, store, "loss", name), corpora, neurons, concepts, draws, how, max_files, force
-    )
+        run.request(model, store, "loss", name), corpora, neurons, concepts, draws, how, documents.max_files, force,
+        document_tokens=documents.document_tokens, leave_out_used=leave_out_used,
+    )  # fmt: skip
     measure_losses(request, Progress())
     document = mask_document(read_losses(store, name))
     draw(figure, draw_mask, document)

@@ -75,12 +75,6 @@ CORPUS = click.option(
 ONLY_CORPUS = click.option(
     "--corpus", multiple=True, metavar="NAME", help="Only this corpus of the store; as often as you like."
 )
-MAX_FILES = click.option(
-    "--max-files",
-    type=COUNT,
-    metavar="N",
-    help="The first N documents of each corpus: of a folder in hash order, of records in theirs.",
-)
 JSON_FLAG = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 OUT = click.option("--out", type=OUTPUT, metavar="FILE.json", help="Write the JSON document there.")
 FIGURE = click.option("--figure", type=PICTURE, metavar="FILE.png", help="Draw it (.png, .pdf or .svg).")
@@ -113,6 +107,14 @@ class RunOptions:
 
         check_names([name], "--name")
         return PassRequest(self.config(model), store, f"{family}/{name}", self.workers, self.address)
+
+
+@dataclass(frozen=True)
+class DocumentOptions:
+    """How much of each corpus is read."""
+
+    max_files: int | None
+    document_tokens: int | None
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,19 @@ run_options = as_one(
     click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model. Only if you trust it."),
 )
 """The argument `run`, a RunOptions."""
+
+document_options = as_one(
+    "documents",
+    DocumentOptions,
+    click.option(
+        "--max-files",
+        type=COUNT,
+        metavar="N",
+        help="The first N documents of each corpus: of a folder in hash order, of records in theirs.",
+    ),
+    click.option("--document-tokens", type=COUNT, metavar="N", help="Keep the first N tokens of each document."),
+)
+"""The argument `documents`, a DocumentOptions."""
 
 rule_options = as_one(
     "chosen_by",

@@ -33,6 +33,7 @@ def ablation_request(
     max_files: int | None = None,
     document_tokens: int | None = None,
     force: bool = False,
+    leave_out_used: bool = False,
     only: Sequence[str] = (),
     note: Callable[[str], object] = lambda text: None,
 ) -> LossRequest:
@@ -72,7 +73,8 @@ def ablation_request(
     choosers = _choosers(chosen_by, run.store) if isinstance(chosen_by, Path) else profiled_documents(run.store)
     return LossRequest(
         run=run, sources={name: sources[name] for name in names}, make_sets=make_sets, choosers=choosers, how=how,
-        max_files=max_files, document_tokens=document_tokens, force=force, described=described,
+        max_files=max_files, document_tokens=document_tokens, force=force, leave_out_used=leave_out_used,
+        described=described,
     )  # fmt: skip
 
 
@@ -85,6 +87,8 @@ def mask_request(
     how: str = "activation",
     max_files: int | None = None,
     force: bool = False,
+    document_tokens: int | None = None,
+    leave_out_used: bool = False,
 ) -> LossRequest:
     """The sets of a mask file, on all corpora of a folder and the tokens of `concepts`."""
     specific = _read_neurons(neurons, run.store)
@@ -96,7 +100,8 @@ def mask_request(
 
     return LossRequest(
         run=run, sources=find_corpora(corpora, ()), make_sets=make_sets, choosers=_choosers(neurons, run.store),
-        how=how, concepts=concepts, max_files=max_files, force=force, described={"neurons_from": neurons.name},
+        how=how, concepts=concepts, max_files=max_files, document_tokens=document_tokens, force=force,
+        leave_out_used=leave_out_used, described={"neurons_from": neurons.name},
     )  # fmt: skip
 
 

@@ -66,6 +66,8 @@ class AgreementRequest:
     positions: int
     """Drawn in each document, for truncated inputs."""
     max_files: int | None = None
+    document_tokens: int | None = None
+    """Only the first so many tokens of each document are read; None: all."""
     head_bias: bool = False
     seed: int = 0
 
@@ -84,6 +86,7 @@ class AgreementJob:
     context_tokens: int
     """Truncated inputs have no more: lines can be of any length."""
     token_budget: int
+    document_tokens: int | None = None
 
     def bind(self, model: LoadedModel) -> "AgreementWorker":
         """The pass on a loaded model."""
@@ -118,7 +121,8 @@ class AgreementWorker:
     def prepare(self, task: Task) -> PreparedDocuments:
         """Read, tokenise, choose positions."""
         documents = list(read_documents(task.source, task.names, task.sizes, task.offset))
-        found = tokenise(self._model.tokenizer, [document.text for document in documents], with_spans=True)
+        texts = [document.text for document in documents]
+        found = tokenise(self._model.tokenizer, texts, self._job.document_tokens, with_spans=True)
         status, ids, places = [], [], []
         for document, (ids_T, span_T2) in zip(documents, found, strict=True):
             status.append(final_status(document, ids_T))
@@ -222,6 +226,7 @@ def _plan(request: AgreementRequest, facts: ModelFacts, plans: Sequence[CorpusPl
         row_tokens=facts.row_tokens,
         context_tokens=max([facts.row_tokens, *(context.size for context in fitting)]),
         token_budget=TOKEN_BUDGET[facts.device_type],
+        document_tokens=request.document_tokens,
     )
     settings = {
         "variants": list(job.variants),
@@ -236,6 +241,7 @@ def _plan(request: AgreementRequest, facts: ModelFacts, plans: Sequence[CorpusPl
         "attention": facts.attention,
         "contexts": [context.label for context in job.contexts],
         "token_budget": job.token_budget,
+        "document_tokens": job.document_tokens,
         "corpora": {plan.name: plan.identity for plan in plans},
     }
     tasks = [plan.task(unit) for plan in plans for unit in plan.units(_UNIT_BYTES, _GROUPS)]

@@ -1,8 +1,9 @@
 """Which documents of an evaluation corpus chose the neurons that are to be judged on it, by the hash of content.
 
 Neurons do best on the very text that they were chosen on. Two rules: the documents that a mask file names, whose
-triggers chose its keys, are refused; and where the whole of a store's corpora chose (LAPE), copies of their documents
-are left out and counted, since among thousands of files a copy or two is nothing unusual. `--force` keeps both.
+triggers chose its keys, are refused, or left out if asked for; and where the whole of a store's corpora chose (LAPE),
+copies of their documents are left out and counted, since among thousands of files a copy or two is nothing unusual.
+`--force` keeps both.
 
 Where documents are windows of lines, a file counts if one of its windows, and its name, chose, or if it is equal to a
 file whose window did.
@@ -81,20 +82,20 @@ def find_used(plans: Sequence[CorpusPlan], choosers: Choosers) -> list[UsedDocum
     return [used for plan in plans for used in (_used_files if windowed else _used_documents)(plan, choosers)]
 
 
-def refuse_or_leave_out(plans: Sequence[CorpusPlan], used: Sequence[UsedDocument], choosers: Choosers) -> None:
+def refuse_or_leave_out(
+    plans: Sequence[CorpusPlan], used: Sequence[UsedDocument], choosers: Choosers, leave_out_named: bool = False
+) -> None:
     """Raise InputError if `used` may not be evaluated on, or if nothing is left of a corpus without them."""
-    if used and choosers.are_named:
+    if used and choosers.are_named and not leave_out_named:
         raise InputError(
             f"{used[0].name} of {used[0].corpus!r} is one of {len(used)} documents whose triggers chose the neurons; "
-            "evaluate on others, or use --force"
+            "--leave-out-used evaluates on the others, --force on all"
         )
+    how = "chose the neurons by their triggers" if choosers.are_named else "were profiled, and so chose the neurons"
     for plan in plans:
         number = sum(document.corpus == plan.name for document in used)
         if number == len(plan.manifest.names):
-            raise InputError(
-                f"all {number} documents of {plan.name!r} were profiled, and so chose the neurons; "
-                "evaluate on others, or use --force"
-            )
+            raise InputError(f"all {number} documents of {plan.name!r} {how}; evaluate on others, or use --force")
 
 
 def _used_documents(plan: CorpusPlan, choosers: Choosers) -> list[UsedDocument]:

@@ -69,6 +69,8 @@ class LossRequest:
     document_tokens: int | None = None
     force: bool = False
     """Keep documents that chose the neurons."""
+    leave_out_used: bool = False
+    """Leave them out, too, where a mask file names them; else they are refused."""
     described: Mapping[str, Any] = field(default_factory=dict)
     """Further attributes of the group: how the neurons were chosen."""
 
@@ -154,7 +156,7 @@ def _make_plan(request: LossRequest, facts: ModelFacts, path: Path, progress: Pr
     sets = request.make_sets(facts)
     used = find_used(plans, request.choosers)
     if not request.force:
-        refuse_or_leave_out(plans, used, request.choosers)
+        refuse_or_leave_out(plans, used, request.choosers, request.leave_out_used)
     if used:
         kept = "evaluated on all the same" if request.force else "left out"
         progress.note(f"{len(used)} documents chose the neurons and are {kept}: {used[0].corpus}: {used[0].name} …")
