@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from neurotally.analysis.keys.places import PlaceReader, Places
 from neurotally.analysis.keys.trigger_lists import TriggerLists, read_triggers
 from neurotally.jobs.plan import find_corpora, first_difference, list_corpus
+from neurotally.jobs.progress import Progress
 from neurotally.profiler import store
 from neurotally.profiler.corpus import Source, Status, parse_source
 from neurotally.profiler.errors import InputError
@@ -56,7 +56,12 @@ class TextRequest:
 
 
 def read_places(
-    texts: CorpusTexts, tokenizer: Any, reader: PlaceReader, document_P: np.ndarray, position_P: np.ndarray
+    texts: CorpusTexts,
+    tokenizer: Any,
+    reader: PlaceReader,
+    document_P: np.ndarray,
+    position_P: np.ndarray,
+    progress: Progress,
 ) -> Places:
     """What stands at places (each once, ascending): every document is read and tokenised once.
 
@@ -72,12 +77,8 @@ def read_places(
     if by_file:
         files = {file_of_document(number) for number in numbers.tolist()}
         numbers = np.flatnonzero([file_of_document(number) in files for number in range(len(texts.names))])
-    documents = iter(
-        tqdm(
-            read_tokens(texts, numbers.tolist(), tokenizer), texts.corpus, len(numbers), unit="documents", leave=False,
-            disable=None,
-        )
-    )  # fmt: skip
+    read = read_tokens(texts, numbers.tolist(), tokenizer)
+    documents = progress.over(read, texts.corpus, "document", len(numbers))
     for _, of_file in itertools.groupby(documents, lambda document: file_of_document(document.number)):
         _read_file(reader, list(of_file), texts.names, position_by_document, tokenizer.all_special_ids)
     return reader.places()

@@ -6,18 +6,35 @@ While a run goes on its state also lies in STORE/.run/progress.json, for `neurot
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tqdm import tqdm
 
-from neurotally.jobs.ledger import Ledger
 from neurotally.profiler.store import RUN_FOLDER, replace_json
-from neurotally.profiler.units import Unit
+
+if TYPE_CHECKING:
+    from neurotally.jobs.ledger import Ledger
+    from neurotally.profiler.units import Unit
 
 _LINE_EVERY_S = 30.0
 _FILE_EVERY_S = 1.0
+
+_T = TypeVar("_T")
+
+
+def time_left(seconds: float) -> str:
+    """How long it takes yet, for people: "40 s left", "12 min left", "1 h 05 min left", "2 d 3 h left"."""
+    minutes = round(seconds / 60)
+    if round(seconds) < 60:
+        return f"{seconds:.0f} s left"
+    if minutes < 60:
+        return f"{minutes} min left"
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min left"
+    hours = round(seconds / 3600)
+    return f"{hours // 24} d {hours % 24} h left"
 
 
 class Progress:
@@ -53,25 +70,49 @@ class Progress:
     @contextlib.contextmanager
     def counting(self, description: str, what: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
         """While a pass's tasks run; call with the tokens of each when it is done."""
-        tokens, start, line_at = 0, time.monotonic(), time.monotonic()
-        with tqdm(
-            total=total, initial=done, desc=description, unit=what, disable=not self.on_terminal, dynamic_ncols=True
-        ) as bar:
+        tokens, start = 0, time.monotonic()
+        with self._steps(description, what, total, done, leave=True) as step:
 
             def finished(num_tokens: int) -> None:
-                nonlocal tokens, done, line_at
-                tokens, done, now = tokens + num_tokens, done + 1, time.monotonic()
-                rate = f"{tokens / max(now - start, 1e-9):,.0f} tokens/s"
-                bar.set_postfix_str(rate, refresh=False)
-                bar.update()
-                if not self.on_terminal and now - line_at >= _LINE_EVERY_S:
-                    line_at = now
-                    self.note(f"{description}: {what} {done}/{total}, {rate}")
+                nonlocal tokens
+                tokens += num_tokens
+                step(f"{tokens / max(time.monotonic() - start, 1e-9):,.0f} tokens/s")
 
             yield finished
 
+    def over(self, items: Iterable[_T], description: str, what: str, total: int) -> Iterator[_T]:
+        """The items, `total` of them: each is done when the next one is asked for."""
+        with self._steps(description, what, total, 0, leave=False) as step:
+            for item in items:
+                yield item
+                step("")
+
     @contextlib.contextmanager
-    def running(self, ledgers: Mapping[str, Ledger], store: Path) -> Iterator[None]:
+    def _steps(
+        self, description: str, what: str, total: int, done: int, leave: bool
+    ) -> Iterator[Callable[[str], None]]:
+        """While steps are done; call after each, with what else is to be said."""
+        start = line_at = time.monotonic()
+        before = done
+        with tqdm(
+            total=total, initial=done, desc=description, unit=what, disable=not self.on_terminal, dynamic_ncols=True,
+            leave=leave,
+        ) as bar:  # fmt: skip
+
+            def step(said: str) -> None:
+                nonlocal done, line_at
+                done, now = done + 1, time.monotonic()
+                left = (total - done) * (now - start) / (done - before)
+                bar.set_postfix_str(said, refresh=False)
+                bar.update()
+                if not self.on_terminal and now - line_at >= _LINE_EVERY_S:
+                    line_at = now
+                    self.note(", ".join(filter(None, (f"{description}: {what} {done}/{total}", said, time_left(left)))))
+
+            yield step
+
+    @contextlib.contextmanager
+    def running(self, ledgers: Mapping[str, "Ledger"], store: Path) -> Iterator[None]:
         """While units run."""
         self._file = store / RUN_FOLDER / "progress.json"
         self._corpora: dict[str, Any] = {name: ledger.progress() for name, ledger in ledgers.items()}
@@ -92,7 +133,7 @@ class Progress:
             self._bar.close()
             self._file.unlink(missing_ok=True)
 
-    def unit_done(self, ledger: Ledger, unit: Unit, tokens: int) -> None:
+    def unit_done(self, ledger: "Ledger", unit: "Unit", tokens: int) -> None:
         """A unit was added."""
         num_bytes = int(ledger.plan.manifest.sizes[unit.first : unit.end].sum())
         name = ledger.plan.name
@@ -112,7 +153,7 @@ class Progress:
             self._line_at = now
             self.note(
                 f"{name}: unit {ledger.units_done}/{len(ledger.units)}, {self._tokens_per_s:,.0f} tokens/s, "
-                f"{self._seconds_left or 0:,.0f} s left"
+                f"{time_left(self._seconds_left or 0)}"
             )
 
     @property

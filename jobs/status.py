@@ -6,6 +6,7 @@ from urllib.parse import unquote
 
 import filelock
 
+from neurotally.jobs.progress import time_left
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 
@@ -50,7 +51,7 @@ def status_text(document: dict[str, Any]) -> str:
     for name, one in document["passes"].items():
         lines.append(f"  {name:<20} " + ("done" if one["done"] else f"tasks {one['tasks_done']:>6}/{one['tasks']}"))
     if document["tokens_per_s"] is not None:
-        left = "" if document["seconds_left"] is None else f", {document['seconds_left']:,.0f} s left"
+        left = "" if document["seconds_left"] is None else f", {time_left(document['seconds_left'])}"
         lines.append(f"  {document['tokens_per_s']:,.0f} tokens/s{left}")
     return "\n".join(lines)
 

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from neurotally.analysis.keys.places import WINDOW_LINES, find_line
 from neurotally.analysis.keys.trigger_lists import TriggerLists, read_triggers
 from neurotally.jobs.key_texts import TextRequest
+from neurotally.jobs.progress import Progress
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.texts import CorpusTexts, Text, TokenText, read_tokens
 
@@ -20,7 +20,7 @@ text, text_line (its first line's number), text_start (where the token begins in
 
 
 def gather_triggers(
-    request: TextRequest, neurons: Mapping[str, Sequence[tuple[int, int]]], top: int
+    request: TextRequest, neurons: Mapping[str, Sequence[tuple[int, int]]], top: int, progress: Progress
 ) -> tuple[dict[Place, list[Entry]], str]:
     """The `top` largest triggers of each corpus's (layer, neuron), best first, each with its text or a reason.
 
@@ -31,14 +31,14 @@ def gather_triggers(
         tokenizer, no_tokenizer = request.tokenizer(), ""
     except InputError as error:
         tokenizer, no_tokenizer = None, str(error)
-    for name, of_corpus in neurons.items():
+    for name, of_corpus in progress.over(neurons.items(), "triggers", "corpus", len(neurons)):
         if not of_corpus:
             continue
         try:
             lists, texts = read_triggers(request.store, name), request.texts(name)
         except InputError as error:
             return {}, str(error)
-        found |= trigger_entries(lists, texts, of_corpus, top, tokenizer, reason=no_tokenizer)
+        found |= trigger_entries(lists, texts, of_corpus, top, tokenizer, progress, reason=no_tokenizer)
     entries = [entry for of_neuron in found.values() for entry in of_neuron]
     if not entries or any(entry["text"] is not None for entry in entries):
         return found, ""
@@ -51,6 +51,7 @@ def trigger_entries(
     neurons: Sequence[tuple[int, int]],
     top: int | None,
     tokenizer: Any,
+    progress: Progress,
     lines: int = WINDOW_LINES,
     reason: str = "",
 ) -> dict[Place, list[Entry]]:
@@ -72,17 +73,17 @@ def trigger_entries(
             }  # fmt: skip
             of_neuron.append(entry)
             entries.setdefault(number, []).append(entry)
-    for document in _documents(texts, sorted(entries), tokenizer):
+    for document in _documents(texts, sorted(entries), tokenizer, progress):
         for entry in entries[document.number]:
             _fill(entry, document, lines)
     return found
 
 
-def _documents(texts: CorpusTexts, numbers: Sequence[int], tokenizer: Any) -> Iterator[TokenText | Text]:
-    if tokenizer is None:
-        return
-    documents = read_tokens(texts, numbers, tokenizer)
-    yield from tqdm(documents, texts.corpus, len(numbers), unit="documents", leave=False, disable=None)
+def _documents(
+    texts: CorpusTexts, numbers: Sequence[int], tokenizer: Any, progress: Progress
+) -> Iterator[TokenText | Text]:
+    if tokenizer is not None:
+        yield from progress.over(read_tokens(texts, numbers, tokenizer), texts.corpus, "document", len(numbers))
 
 
 def _fill(entry: Entry, document: TokenText | Text, lines: int) -> None:

@@ -101,18 +101,20 @@ def triggers(store: Path, layer: int, neuron: int, corpus: tuple[str, ...], top:
       neurotally triggers llama.store 17 4242 --corpus python --top 5
     """
     from neurotally.analysis.keys.trigger_lists import corpora_with_triggers, read_triggers
+    from neurotally.jobs.progress import Progress
     from neurotally.jobs.trigger_entries import trigger_entries
 
     request = texts.request(store)
-    tokenizer, entries = None, []
-    for name in corpora_with_triggers(store, corpus):
+    tokenizer, entries, progress = None, [], Progress()
+    names = corpora_with_triggers(store, corpus)
+    for name in progress.over(names, "triggers", "corpus", len(names)):
         lists = read_triggers(store, name)
         num_layers, num_neurons, _ = lists.used_LFK.shape
         if layer >= num_layers or neuron >= num_neurons:
             raise InputError(f"no neuron {neuron} in layer {layer}: {store} has {num_layers} layers of {num_neurons} "
                              "neurons, counted from 0")  # fmt: skip
         tokenizer = tokenizer or request.tokenizer()
-        of_neuron = trigger_entries(lists, request.texts(name), [(layer, neuron)], top, tokenizer, window)
+        of_neuron = trigger_entries(lists, request.texts(name), [(layer, neuron)], top, tokenizer, progress, window)
         entries += of_neuron[name, layer, neuron]
     if entries and all(entry["text"] is None for entry in entries):
         first = entries[0]
@@ -216,9 +218,11 @@ def _patterns(
     from neurotally.analysis.keys.places import PlaceReader, find_lexer
     from neurotally.analysis.keys.trigger_lists import corpora_with_triggers, read_triggers
     from neurotally.jobs.key_texts import read_nulls, read_places, sample_places
+    from neurotally.jobs.progress import Progress
 
-    tokenizer = None
-    for name in corpora_with_triggers(request.store, wanted):
+    tokenizer, progress = None, Progress()
+    corpora = corpora_with_triggers(request.store, wanted)
+    for name in progress.over(corpora, "keys", "corpus", len(corpora)):
         lists, null_lists = read_triggers(request.store, name), read_nulls(request.store, test.nulls, name)
         tokenizer = tokenizer or request.tokenizer()
         texts = request.texts(name)
@@ -227,7 +231,7 @@ def _patterns(
         document_P, position_P = np.unique(np.concatenate([np.stack(pair) for pair in every], axis=1), axis=1)
         lexer = find_lexer(name, texts.names) if kinds else None
         places = read_places(
-            texts, tokenizer, PlaceReader(lexer, concepts, test.window, test.inside), document_P, position_P
+            texts, tokenizer, PlaceReader(lexer, concepts, test.window, test.inside), document_P, position_P, progress
         )
         if not places.found_P.any():
             first, reason = next(iter(places.missing.items()))

@@ -45,11 +45,14 @@ def report(store: Path, out: Path | None, neurons: int, triggers: int, chosen_by
     from neurotally.analysis.report.neurons import most_specific
     from neurotally.analysis.report.page import build_report
     from neurotally.analysis.report.sections import read_material
+    from neurotally.jobs.progress import Progress
     from neurotally.jobs.trigger_entries import gather_triggers
 
+    progress = Progress()
     of_concepts = None if concepts is None else read_concepts_document(concepts, store)
-    material = read_material(store, chosen_by.rule())
-    found, missing = gather_triggers(texts.request(store), most_specific(material, neurons), triggers)
+    with progress.loading(f"the counts of {store}"):
+        material = read_material(store, chosen_by.rule())
+    found, missing = gather_triggers(texts.request(store), most_specific(material, neurons), triggers, progress)
     page = build_report(material, neurons, found, missing, of_concepts)
     target = out or Path(f"{store.resolve().name}.html")
     target.write_text(page.html, encoding="utf-8")
