@@ -103,7 +103,9 @@ def demo(folder: Path, workers: int, as_json: bool) -> None:
     show_default=True,
     help="Groups of units; every count is kept by group.",
 )
-@click.option("--keep-texts", is_flag=True, help="Keep the texts in the store too, compressed; for `triggers`.")
+@click.option(
+    "--keep-texts", is_flag=True, help="Keep the texts in the store too, whole and compressed; for `triggers`."
+)
 @click.option("--window-lines", type=COUNT, metavar="N", help="Documents are windows of N lines, without overlap.")
 @click.option(
     "--random-init",

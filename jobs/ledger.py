@@ -1,6 +1,6 @@
 """The ledger of one corpus: which units are in, their sum, and its checkpoints on disk.
 
-    STORE/.run/corpora/NAME/plan.json        identity, units, documents, bytes; written when the run starts
+    STORE/.run/corpora/NAME/plan.json        identity, units, documents, where they are; written when the run starts
     STORE/.run/corpora/NAME/documents.json   the manifest: names and sizes
     STORE/.run/corpora/NAME/checkpoint-N/    a Zarr group: the sum of units 0 to N-1 and the ledger, together
     STORE/.run/corpora/NAME/current.json     names the checkpoint that counts; replaced atomically
@@ -175,7 +175,10 @@ class Ledger:
         if not plan_file.exists():
             self._write_plan()
             return
-        self._refuse_other_corpus(json.loads(plan_file.read_text())["identity"])
+        saved = json.loads(plan_file.read_text())
+        self._refuse_other_corpus(saved["identity"])
+        if saved.get("source_path") != self.plan.source.path:  # the same documents, elsewhere
+            store.replace_json(plan_file, self._plan_document())
         if not (self._folder / "current.json").exists():
             return
         current = json.loads((self._folder / "current.json").read_text())
@@ -186,8 +189,15 @@ class Ledger:
         self._folder.mkdir(parents=True, exist_ok=True)
         documents = {"names": manifest.names, "sizes": manifest.sizes.tolist()}
         store.replace_json(self._folder / "documents.json", documents)
-        plan = {"identity": self.plan.identity, "units": len(self.units), "documents": len(manifest.names)}
-        store.replace_json(self._folder / "plan.json", plan)
+        store.replace_json(self._folder / "plan.json", self._plan_document())
+
+    def _plan_document(self) -> dict[str, Any]:
+        return {
+            "identity": self.plan.identity,
+            "units": len(self.units),
+            "documents": len(self.plan.manifest.names),
+            "source_path": self.plan.source.path,
+        }
 
     def _refuse_other_corpus(self, identity: dict[str, Any]) -> None:
         difference = first_difference(self.plan.identity, identity)

@@ -1,5 +1,6 @@
 """`neurotally status`: how far a store is. Reads while a run goes on, disturbs nothing."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -29,6 +30,7 @@ def status(path: Path) -> dict[str, Any]:
         "state": state,
         "corpora": dict(sorted(corpora.items())),
         "passes": passes | _finished_passes(path),
+        "sources_gone": _gone_sources(run / "corpora", unfinished.keys() - done.keys()),
         "tokens_per_s": live["tokens_per_s"] if live else None,
         "seconds_left": live["seconds_left"] if live else None,
     }
@@ -50,6 +52,10 @@ def status_text(document: dict[str, Any]) -> str:
         )
     for name, one in document["passes"].items():
         lines.append(f"  {name:<20} " + ("done" if one["done"] else f"tasks {one['tasks_done']:>6}/{one['tasks']}"))
+    lines += [
+        f"  {name}: its source is gone, and what is left of it can't be read: {source}"
+        for name, source in document["sources_gone"].items()
+    ]
     if document["tokens_per_s"] is not None:
         left = "" if document["seconds_left"] is None else f", {time_left(document['seconds_left'])}"
         lines.append(f"  {document['tokens_per_s']:,.0f} tokens/s{left}")
@@ -63,6 +69,18 @@ def _unfinished_passes(folder: Path) -> dict[str, Any]:
         tasks = (store.read_json(one / "plan.json") or {"tasks": 0})["tasks"]
         found[unquote(one.name)] = {"done": False, "tasks": tasks, "tasks_done": len(list(one.glob("*.npz")))}
     return found
+
+
+def _gone_sources(folder: Path, corpora: Iterable[str]) -> dict[str, str]:
+    """Where the documents of unfinished corpora were and aren't any more. What is streamed can be streamed again."""
+    gone = {}
+    for name in sorted(corpora):
+        plan = store.read_json(folder / name / "plan.json") or {}
+        is_streamed = str(plan.get("identity", {}).get("source")).startswith("hf:")
+        source = plan.get("source_path")
+        if source and not is_streamed and not Path(source).exists():
+            gone[name] = source
+    return gone
 
 
 def _finished_passes(path: Path) -> dict[str, Any]:

@@ -56,6 +56,17 @@ def test_every_command_has_an_example_and_is_in_the_readme() -> None:
                 assert parameter.opts[0].startswith("--")
 
 
+def test_newer_names_stand_beside_the_old_ones(run: Run) -> None:
+    """One name for one thing in all commands; each with the value of the old name."""
+    names = {("profile", "corpus"): "--corpus-source", ("agreement", "corpus"): "--corpus-source",
+             ("embed", "limit"): "--max-ids", ("lens", "limit"): "--max-ids", ("report", "neurons"): "--top-neurons",
+             ("report", "triggers"): "--top"}  # fmt: skip
+    for (command, parameter), name in names.items():
+        option = next(one for one in cli.commands[command].params if one.name == parameter)
+        assert option.opts == [f"--{parameter}", name]
+    refused(run("profile", "no-model", "s", "--corpus-source", "nothing"), "--corpus 'nothing': expected NAME=SOURCE")
+
+
 def test_profile_status_and_lape(run: Run, profiled: tuple[Path, Path], tmp_path: Path) -> None:
     path, _ = profiled
     code, out, _ = run("status", path, "--json")

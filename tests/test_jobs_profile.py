@@ -21,6 +21,7 @@ from transformers import AutoTokenizer
 
 from neurotally.jobs.profile import ProfileRequest, profile
 from neurotally.jobs.progress import Progress
+from neurotally.jobs.status import status, status_text
 from neurotally.jobs.worker import ModelConfig
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
@@ -250,6 +251,27 @@ def test_interrupted_by_a_signal_saves_and_goes_on(
     assert "Traceback" not in errors
     assert "goes on from here" in errors.splitlines()[-1]
     assert start(model_folder, tmp_path / "s", corpora).wait() == 0
+
+
+def test_status_names_the_source_of_an_unfinished_corpus_that_is_gone(
+    model_folder: Path, make_corpora: Any, tmp_path: Path
+) -> None:
+    corpora = make_corpora({"python": 400})
+    process = start(model_folder, tmp_path / "s", corpora)
+    wait_for_units(tmp_path / "s", 3, process)
+    os.kill(process.pid, signal.SIGINT)
+    process.communicate()
+    assert status(tmp_path / "s")["sources_gone"] == {}
+    moved = corpora.rename(tmp_path / "moved")
+    document = status(tmp_path / "s")
+    assert (document["state"], document["sources_gone"]) == ("stopped", {"python": str(corpora / "python")})
+    assert f"python: its source is gone, and what is left of it can't be read: {corpora}" in status_text(document)
+    process = start(model_folder, tmp_path / "s", moved)
+    wait_for_units(tmp_path / "s", document["corpora"]["python"]["units_done"] + 1, process)
+    assert status(tmp_path / "s")["sources_gone"] == {}
+    process.communicate()
+    shutil.rmtree(moved)
+    assert (status(tmp_path / "s")["state"], status(tmp_path / "s")["sources_gone"]) == ("complete", {})
 
 
 def test_a_finished_store_says_so_and_a_further_corpus_is_added(

@@ -40,7 +40,7 @@ _PARALLEL = name_option("parallel")
     help="A folder a language with a file an id, or NAME.txt or NAME.jsonl a language; a .zip of these; or "
     "a FILE.jsonl with a field a language.",
 )
-@click.option("--limit", type=COUNT, metavar="N", help="The first N ids, in sorted order.")
+@click.option("--limit", "--max-ids", "limit", type=COUNT, metavar="N", help="The first N ids, in sorted order.")
 @click.option("--common", is_flag=True, help="Leave out ids that some language lacks; else they are an error.")
 @click.option(
     "--field",
@@ -129,7 +129,9 @@ def mexa(store: Path, name: str, embedding: Literal["weighted", "last"], leave_o
 @click.option("--parallel", type=PATH, required=True, metavar="DIR", help="A parallel corpus, as `embed` reads it.")
 @click.option("--few-shot", type=PATH, required=True, metavar="DIR", help="LANGUAGE_fewshot.txt files, lower case.")
 @click.option("--pairs", default="all", show_default=True, metavar="all|A-B,...", help="Directed: source-target.")
-@click.option("--limit", type=COUNT, default=100, show_default=True, help="The first so many ids.")
+@click.option(
+    "--limit", "--max-ids", "limit", type=COUNT, default=100, show_default=True, help="The first so many ids."
+)
 @click.option("--keywords", type=PATH, metavar="DIR", help="A .json file for each language: name, keywords, builtins.")
 @click.option("--english", type=PATH, metavar="FILE", help="English words, one a line.")
 @click.option("--paper", is_flag=True, help="The reference's double BOS, clean-up of spaces and last positions.")

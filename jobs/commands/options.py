@@ -68,6 +68,8 @@ WRITTEN_STORE = click.argument("store", type=PATH, callback=_free_store)
 CORPORA = click.option("--corpora", type=PATH, metavar="DIR", help="A folder with one subfolder per corpus.")
 CORPUS = click.option(
     "--corpus",
+    "--corpus-source",
+    "corpus",
     multiple=True,
     metavar="NAME=SOURCE",
     help="SOURCE: DIR, DIR::GLOB, FILE.jsonl[::COLUMN], FILE.parquet[::COLUMN] or hf:NAME[/CONFIG][::COLUMN].",

@@ -21,10 +21,17 @@ from neurotally.jobs.commands.output import show
 @click.command(short_help="One HTML page of a store")
 @STORE
 @click.option("--out", type=OUTPUT, metavar="FILE.html", help="Default: STORE's name with .html, in this folder.")
-@click.option("--neurons", type=COUNT, metavar="N", default=20, show_default=True,
+@click.option("--neurons", "--top-neurons", "neurons", type=COUNT, metavar="N", default=20, show_default=True,
               help="The N most specific neurons of every corpus, to read.")  # fmt: skip
 @click.option(
-    "--triggers", type=COUNT, metavar="N", default=6, show_default=True, help="The N largest triggers of each."
+    "--triggers",
+    "--top",
+    "triggers",
+    type=COUNT,
+    metavar="N",
+    default=6,
+    show_default=True,
+    help="The N largest triggers of each.",
 )
 @rule_options
 @click.option("--concepts", type=PATH, metavar="FILE.json", help="What `concepts --out` wrote: shown, too.")
