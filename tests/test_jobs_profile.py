@@ -22,7 +22,7 @@ from transformers import AutoTokenizer
 from neurotally.jobs.profile import ProfileRequest, profile
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.status import status, status_text
-from neurotally.jobs.worker import ModelConfig
+from neurotally.jobs.worker import ModelConfig, Worker
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 
@@ -254,22 +254,32 @@ def test_interrupted_by_a_signal_saves_and_goes_on(
 
 
 def test_status_names_the_source_of_an_unfinished_corpus_that_is_gone(
-    model_folder: Path, make_corpora: Any, tmp_path: Path
+    model_folder: Path, make_corpora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    corpora = make_corpora({"python": 400})
-    process = start(model_folder, tmp_path / "s", corpora)
-    wait_for_units(tmp_path / "s", 3, process)
-    os.kill(process.pid, signal.SIGINT)
-    process.communicate()
+    from neurotally.jobs import profile as module
+
+    monkeypatch.setattr(module, "MAX_UNIT_BYTES", 400)
+    corpora, compute, calls = make_corpora({"python": 30}), Worker.compute, []
+
+    def stopped_at_the_fourth(self: Worker, *args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return compute(self, *args)
+
+    monkeypatch.setattr(Worker, "compute", stopped_at_the_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        run(model_folder, tmp_path / "s", corpora)
     assert status(tmp_path / "s")["sources_gone"] == {}
     moved = corpora.rename(tmp_path / "moved")
     document = status(tmp_path / "s")
     assert (document["state"], document["sources_gone"]) == ("stopped", {"python": str(corpora / "python")})
     assert f"python: its source is gone, and what is left of it can't be read: {corpora}" in status_text(document)
-    process = start(model_folder, tmp_path / "s", moved)
-    wait_for_units(tmp_path / "s", document["corpora"]["python"]["units_done"] + 1, process)
+    calls.clear()
+    with pytest.raises(KeyboardInterrupt):
+        run(model_folder, tmp_path / "s", moved)
     assert status(tmp_path / "s")["sources_gone"] == {}
-    process.communicate()
+    run(model_folder, tmp_path / "s", moved)
     shutil.rmtree(moved)
     assert (status(tmp_path / "s")["state"], status(tmp_path / "s")["sources_gone"]) == ("complete", {})
 
