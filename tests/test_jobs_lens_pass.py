@@ -71,7 +71,7 @@ def trained(data: Path) -> Path:
     return data / "model"
 
 
-def run(model: Path, path: Path, data: Path, **options: Any) -> dict[str, Any]:
+def run_pass(model: Path, path: Path, data: Path, **options: Any) -> dict[str, Any]:
     workers = options.pop("workers", 1)
     keywords = options.pop("keywords", KEYWORDS)
     request = LensRequest(
@@ -83,7 +83,7 @@ def run(model: Path, path: Path, data: Path, **options: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def done(trained: Path, data: Path) -> Path:
-    run(trained, data / "store", data)
+    run_pass(trained, data / "store", data)
     return data / "store"
 
 
@@ -101,12 +101,14 @@ def test_equals_a_naive_forward_that_keeps_everything(trained: Path, done: Path,
     attributes = store.group_attributes(done, "lens/translation")
     model = AutoModelForCausalLM.from_pretrained(trained, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(trained)
-    sets = find_token_sets(tokenizer, KEYWORDS, ["the", "print", "name"])
     parallel = read_parallel(data / "parallel")
+    texts = [text for language in parallel.languages for text in parallel.texts[language].values()]
+    sets = find_token_sets(tokenizer, KEYWORDS, ["the", "print", "name"], texts)
+    assert attributes["sets"]["C"]["share"] == sets.sets[0].share
     assert group["set"].tolist() == sets.names == list(attributes["sets"])
     assert attributes["empty_sets"] == sets.empty
     assert sets.empty["Odd"] == 1
-    position = 0
+    position, masses = 0, []
     expected_pairs = [(a, b) for a in LANGUAGES for b in LANGUAGES if a != b]
     for prompt, (source, target, id_) in enumerate((a, b, id_) for a, b in expected_pairs for id_ in parallel.ids):
         shots = [read_few_shot(data / "few", language) for language in (source, target)]
@@ -146,7 +148,16 @@ def test_equals_a_naive_forward_that_keeps_everything(trained: Path, done: Path,
                     np.testing.assert_allclose(group["mass"][position, layer, number], mass, rtol=1e-4)
             position += 1
         check_means(group, prompt, slice(first, position), sets, probability_LTV, tokens.rows[0].positions)
+        at = probability_LTV[:, tokens.rows[0].positions]
+        draw_nLSD = np.stack([at[..., one.draws_Dm].sum(-1) for one in sets.sets], axis=2).swapaxes(0, 1)
+        masses.append((expected_pairs.index((source, target)), draw_nLSD))
     assert position == len(group["gold_id"])
+    for pair in range(len(expected_pairs)):
+        of_pair = [draw_nLSD for place, draw_nLSD in masses if place == pair]
+        of_snippets = np.mean([draw_nLSD.mean(0) for draw_nLSD in of_pair], axis=0)
+        np.testing.assert_allclose(group["draw_mass"][pair], of_snippets, rtol=1e-4)
+        np.testing.assert_allclose(group["draw_mass_pooled"][pair], np.concatenate(of_pair).mean(0), rtol=1e-4)
+    assert group["draw_token"].tolist() == np.concatenate([one.draws_Dm for one in sets.sets], axis=1).tolist()
 
 
 def check_means(
@@ -162,14 +173,18 @@ def check_means(
     }.items():  # fmt: skip
         np.testing.assert_allclose(group[f"prompt_{name}"][prompt], values.mean(0), rtol=1e-5)
     for number, one in enumerate(sets.sets):
-        for kind, members in (("prompt", one.ids), ("control", one.control_ids)):
-            inside = np.isin(ids, members)
-            place = np.where(inside, np.arange(1, 11), 11).min(-1)
-            mass_L = probability_LTV[:, positions][:, :, members].sum(-1).mean(1)
-            np.testing.assert_allclose(group[f"{kind}_mass"][prompt, :, number], mass_L, rtol=1e-4)
-            for name, values in {"mass_top": (top * inside).sum(-1), "rank_top": place, "hit": place <= 10}.items():
+        for kind, draws in (("prompt", [one.ids]), ("control", one.draws_Dm)):
+            means: dict[str, list[np.ndarray]] = {"mass": [], "mass_top": [], "rank_top": [], "hit": []}
+            for members in draws:
+                inside = np.isin(ids, members)
+                place = np.where(inside, np.arange(1, 11), 11).min(-1)
+                mass_nL = probability_LTV[:, positions][:, :, members].sum(-1).T
+                for of, values in zip(means.values(), (mass_nL, (top * inside).sum(-1), place, place <= 10),
+                                      strict=True):  # fmt: skip
+                    of.append(values.mean(0))
+            for name, of in means.items():
                 found = group[f"{kind}_{name}"][prompt, :, number]
-                np.testing.assert_allclose(found, values.mean(0), rtol=1e-5, atol=1e-9, err_msg=name)
+                np.testing.assert_allclose(found, np.mean(of, axis=0), rtol=1e-4, atol=1e-9, err_msg=name)
 
 
 def test_goes_on_where_it_stopped_and_on_two_workers_to_the_same_bits(
@@ -188,13 +203,13 @@ def test_goes_on_where_it_stopped_and_on_two_workers_to_the_same_bits(
 
     monkeypatch.setattr(lens_pass.LensWorker, "compute", until_the_fourth)
     with pytest.raises(KeyboardInterrupt):
-        run(trained, tmp_path / "s", data)
+        run_pass(trained, tmp_path / "s", data)
     monkeypatch.undo()
     assert store.committed(tmp_path / "s", "lens") == []
     assert len(list((tmp_path / "s" / ".run" / "passes").rglob("*.npz"))) == 3
     with pytest.raises(InputError, match="paper is True, the store has False"):
-        run(trained, tmp_path / "s", data, paper=True)
-    run(trained, tmp_path / "s", data, workers=2)
+        run_pass(trained, tmp_path / "s", data, paper=True)
+    run_pass(trained, tmp_path / "s", data, workers=2)
     ours, theirs = (store.read_group(path, "lens/translation") for path in (tmp_path / "s", done))
     assert ours.keys() == theirs.keys()
     for name, values in theirs.items():
@@ -219,7 +234,7 @@ def test_the_document_is_the_mean_of_snippets_then_pairs(done: Path) -> None:
         np.testing.assert_allclose(found["gold_probability"], means[pair])
         mass = np.mean([group["prompt_mass"][n, :, 0].astype(float) for n in of], axis=0)
         np.testing.assert_allclose(found["sets"]["C"]["mass"], mass)
-        assert set(found["sets"]["C"]) == {"mass", "mass_top10", "rank_top10", "hit", "control"}
+        check_ranks(found["sets"]["C"], mass, group["draw_mass"][list(means).index(pair), :, 0])
     np.testing.assert_allclose(document["all"]["gold_probability"], np.mean(list(means.values()), axis=0))
     of_c = np.mean([means["C-C#"], means["C-Python"]], axis=0)
     np.testing.assert_allclose(document["sources"]["C"]["gold_probability"], of_c)
@@ -227,9 +242,32 @@ def test_the_document_is_the_mean_of_snippets_then_pairs(done: Path) -> None:
     np.testing.assert_allclose(document["targets"]["C"]["gold_probability"], to_c)
     both = np.mean([means["C-C#"], means["C#-C"]], axis=0)
     np.testing.assert_allclose(document["unordered"]["C-C#"]["gold_probability"], both)
+    mass_LS = np.array([document["all"]["sets"][name]["mass"] for name in document["sets"]]).T
+    for number, of in enumerate(document["all"]["sets"].values()):
+        draw_LD = group["draw_mass"][:, :, number].mean(0)
+        check_ranks(of, mass_LS[:, number], draw_LD)
+        np.testing.assert_allclose(of["control"]["draws"], draw_LD.T, rtol=1e-12)
+    positions = np.array([document["pairs"][pair]["positions"] for pair in means])
+    pooled_LD = np.average(group["draw_mass_pooled"][:, :, 0], axis=0, weights=positions)
+    check_ranks(document["pooled"]["sets"]["C"], group["mass"][:, :, 0].astype(float).mean(0), pooled_LD)
     pooled = group["gold_rank"].astype(float).mean(0)
     np.testing.assert_allclose(document["pooled"]["gold_rank"], pooled, rtol=1e-6)
-    assert "gold token's probability" in lens_table(document)
+    text = lens_table(document)
+    for said in ("gold token's probability", "m/V", " of 21", "over 20 sets of as many tokens of like frequency"):
+        assert said in text, said
+    assert document["sets"]["C"]["uniform"] == document["sets"]["C"]["tokens"] / len(group["token"])
+
+
+def check_ranks(of: dict[str, Any], mass_L: np.ndarray, draw_LD: np.ndarray) -> None:
+    """Places among the draws, one comparison at a time, and the draws' mean and spread."""
+    for layer, mass in enumerate(mass_L):
+        assert of["mass_rank"][layer] == 1 + sum(drawn >= mass for drawn in draw_LD[layer])
+        centre = sum(draw_LD[layer]) / 20
+        variance = sum((drawn - centre) ** 2 for drawn in draw_LD[layer]) / 19
+        np.testing.assert_allclose(of["control"]["mass"][layer], centre, rtol=1e-5)
+        np.testing.assert_allclose(of["control"]["mass_sd"][layer], variance**0.5, rtol=1e-5)
+    mean = sum(mass_L) / len(mass_L)
+    assert of["mean_rank"] == 1 + sum(drawn >= mean for drawn in draw_LD.mean(0))
 
 
 def test_the_command_prints_one_document_and_draws(trained: Path, done: Path, data: Path, tmp_path: Path) -> None:
@@ -261,8 +299,57 @@ def test_a_prompt_that_is_not_there_is_named_before_the_pass(data: Path, tmp_pat
     assert not (tmp_path / "s").exists()
 
 
+def as_made_before(path: Path) -> None:
+    """Turn a store's lens into one from before sets had several draws: another control, other tokens of sets."""
+    group = path / "lens" / "translation"
+    shutil.copytree(group / "member_token", group / "control_token")
+    for file in (group / "zarr.json", path / "zarr.json"):
+        document = json.loads(file.read_text())
+        root = file.parent == path
+        nodes = document["consolidated_metadata"]["metadata"] if root else None
+        attributes = (document if nodes is None else nodes["lens/translation"])["attributes"]
+        for name in ("draws", "vocabulary"):
+            del attributes[name]
+        for name in ("draws", "seed"):
+            del attributes["identity"][name]
+        attributes["identity"]["tokens_of_sets"] = "0" * 64
+        attributes["sets"] = {
+            name: {key: of[key] for key in ("entries", "single", "tokens")} for name, of in attributes["sets"].items()
+        }
+        for node in [node for node in nodes or {} if node.startswith("lens/translation/draw_")]:
+            del nodes[node]
+        if nodes is not None:
+            nodes["lens/translation/control_token"] = nodes["lens/translation/member_token"]
+        file.write_text(json.dumps(document))
+    for folder in group.glob("draw_*"):
+        shutil.rmtree(folder)
+
+
+def test_a_lens_made_before_still_reads_and_says_what_its_control_is(
+    trained: Path, done: Path, data: Path, tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    shutil.copytree(done, tmp_path / "s")
+    as_made_before(tmp_path / "s")
+    arguments = [
+        "lens", trained, tmp_path / "s", "--parallel", data / "parallel", "--few-shot", data / "few", "--keywords",
+        data / "keywords", "--english", data / "words.txt", "--device", "cpu",
+    ]  # fmt: skip
+    code, out, errors = run(*arguments)
+    assert code == 0, errors
+    assert "its control" not in out
+    assert "ONE uniform draw of as many tokens" in out
+    assert "control was one unmatched draw" in errors
+    code, _, errors = run(*arguments, "--pairs", "C-Python")
+    assert code == 2
+    assert "pairs" in errors
+    code, out, _ = run(*arguments, "--name", "again", "--draws", 5, "--json")
+    assert (code, json.loads(out)["draws"]) == (0, 5)
+    code, _, errors = run(*arguments, "--name", "again", "--draws", 5, "--seed", 1)
+    assert "seed is 1, the store has 0" in errors
+
+
 def test_the_papers_way_reads_from_prefixes_with_two_bos(trained: Path, data: Path, tmp_path: Path) -> None:
-    run(trained, tmp_path / "s", data, pairs="Python-C#", paper=True)
+    run_pass(trained, tmp_path / "s", data, pairs="Python-C#", paper=True)
     group = store.read_group(tmp_path / "s", "lens/translation")
     model = AutoModelForCausalLM.from_pretrained(trained, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(trained)
@@ -291,7 +378,7 @@ def test_pairs_and_inputs_that_are_not_there_are_named(trained: Path, data: Path
     (data / "few" / "python_fewshot.txt").rename(data / "few" / "other")
     try:
         with pytest.raises(InputError, match="'Python': can't read"):
-            run(trained, tmp_path / "s", data)
+            run_pass(trained, tmp_path / "s", data)
     finally:
         (data / "few" / "other").rename(data / "few" / "python_fewshot.txt")
 
@@ -301,4 +388,4 @@ def test_a_context_that_no_prompt_fits_is_said_so(trained: Path, data: Path, tmp
     config = json.loads((tmp_path / "short" / "config.json").read_text())
     (tmp_path / "short" / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 40}))
     with pytest.raises(InputError, match=r"no prompt can be read: .* longer than the context.*the model's context 40"):
-        run(tmp_path / "short", tmp_path / "s", data, keywords=None)
+        run_pass(tmp_path / "short", tmp_path / "s", data, keywords=None)

@@ -10,7 +10,7 @@ from test_profiler_sites import FAMILIES, loaded, tiny
 from neurotally.profiler.batches import lay_out
 from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.lens import Lens, top_tokens
-from neurotally.profiler.lens_reading import SetColumns, read_layers, read_logits
+from neurotally.profiler.lens_reading import DrawColumns, DrawSums, SetColumns, read_layers, read_logits
 from neurotally.profiler.model import prepare_model
 
 # The last three scale their logits; Gemma 2 soft-caps them; CodeGen's, Phi's and GPT-J's heads have a bias.
@@ -100,6 +100,27 @@ def test_readings_equal_their_formulas(tokenizer: Any) -> None:
             assert rank_top[n, number] == min(here, default=11)
 
 
+def test_draws_are_read_as_sets_are() -> None:
+    rng = np.random.default_rng(1)
+    logits_NV = torch.from_numpy(rng.normal(size=(29, 977)) * 4).float()
+    draws = [np.stack([rng.choice(977, size, replace=False) for _ in range(3)]) for size in (1, 40, 400)]
+    draws.insert(1, np.empty((0, 7), np.int64))
+    columns = DrawColumns(draws, 977)
+    assert columns.number == 9
+    ids, top = read_logits(logits_NV, torch.zeros(29, 1, dtype=torch.int64), SetColumns([], 977))[:2]
+    mass, mass_top, rank_top, hit = (table.numpy() for table in columns.read(logits_NV, ids, top))
+    sets = [ids for draws_Dm in draws for ids in draws_Dm.tolist()]
+    for n, logits_V in enumerate(logits_NV.double().numpy()):
+        probability_V = np.exp(logits_V) / np.exp(logits_V).sum()
+        first = sorted(range(977), key=lambda token: -logits_V[token])[:10]
+        for number, members in enumerate(sets):
+            np.testing.assert_allclose(mass[n, number], probability_V[members].sum(), rtol=1e-5)
+            here = [place for place, token in enumerate(first, 1) if token in members]
+            np.testing.assert_allclose(mass_top[n, number], sum(probability_V[first[p - 1]] for p in here), rtol=1e-5)
+            assert rank_top[n, number] == min(here, default=11)
+            assert hit[n, number] == bool(here)
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2", "codegen"])
 def test_rectangles_and_chunks_read_what_a_lone_forward_reads(
     family: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
@@ -113,10 +134,14 @@ def test_rectangles_and_chunks_read_what_a_lone_forward_reads(
     members = np.arange(17, 200)
     lens = Lens(loaded(family, tokenizer))
     bare = tiny(family)
+    draws = DrawSums.zeros(DrawColumns([members[None]], 600), len(documents), 2)
+    expected_PL = np.zeros((len(documents), 2))
     seen = 0
     for found in lens.rectangles(rows, at_N, 256):
         vectors = lens.vectors(found.ids_BT, found.at_BT)
-        read = read_layers(lens, vectors, gold_N[found.token_n], SetColumns([members], 600))
+        prompt_n = rows.document_N[found.token_n]
+        read = read_layers(lens, vectors, gold_N[found.token_n], SetColumns([members], 600), draws, prompt_n)
+        np.add.at(expected_PL, prompt_n, read.mass_NLS[:, :, 0].astype(np.float64))
         for n, token in enumerate(found.token_n):
             seen += 1
             ids = documents[rows.document_N[token]][1][: rows.position_N[token] + 1]
@@ -129,3 +154,4 @@ def test_rectangles_and_chunks_read_what_a_lone_forward_reads(
                 np.testing.assert_allclose(read.gold_probability_NL[n, layer], probability_V[gold_N[token]], rtol=2e-4)
                 np.testing.assert_allclose(read.mass_NLS[n, layer, 0], probability_V[members].sum(), rtol=2e-4)
     assert seen == at_N.sum()
+    np.testing.assert_allclose(draws.sum_PL4R[:, :, 0, 0], expected_PL, rtol=1e-6)

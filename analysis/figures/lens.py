@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from neurotally.analysis.figures.charts import (
@@ -30,6 +31,7 @@ from neurotally.analysis.layers.lens import PromptLens
 Document = Mapping[str, Any]
 
 _DASHED = (0, (3, 2))
+_BAND = "#d9d9d9"
 _VARIANTS = {
     "ffn-raw": "FFN, raw",
     "ffn-norm": "FFN, normed",
@@ -42,7 +44,10 @@ _LAYERS = "layer, from the input to the output"
 
 
 def draw_lens(document: Document) -> Figure:
-    """One panel a quantity, by layer: a line for each target language, a thick one over all, dashed random tokens."""
+    """One panel a quantity, by layer: a line for each target language, a thick one over all, dashed random sets.
+
+    Around these a band, from the smallest to the largest of the draws; dotted what uniform tokens expect.
+    """
     names = list(document["sets"])
     figure, panels = panel_grid(2 + len(names), share_y=False)
     for panel, key, title in ((panels[0], "gold_probability", "gold token"), (panels[1], "gold_rank", "its rank")):
@@ -52,9 +57,7 @@ def draw_lens(document: Document) -> Figure:
     panels[1].set_ylim(bottom=1)
     for panel, name in zip(panels[2:], names, strict=True):
         _draw_lines(panel, document, lambda means, name=name: means["sets"][name]["mass"])
-        control = document["all"]["sets"][name]["control"]["mass"]
-        panel.plot(np.array(control, np.float64), color=GREY, linewidth=1.2, linestyle=_DASHED)
-        name_panel(panel, name, f"{document['sets'][name]['tokens']:,} tokens")
+        _draw_control(panel, document, name)
     for panel in panels:
         if panel is not panels[1]:
             panel.set_ylim(bottom=0)
@@ -67,7 +70,7 @@ def draw_lens(document: Document) -> Figure:
     for number, (name, means) in enumerate(document["targets"].items()):
         handles.append(_handle(number, f"to {short_name(name)} ({means['positions']:,})"))
     if names:
-        handles.append(Line2D([], [], color=GREY, linewidth=1.2, linestyle=_DASHED, label="as many random tokens"))
+        handles += _control_handles(document)
     head(figure, handles, "The logit lens over few-shot translation", num_columns=4)
     return figure
 
@@ -162,6 +165,31 @@ def _draw_lines(panel: Any, document: Document, of: Any) -> None:
         color, marker = line_look(number)
         panel.plot(np.array(of(means), np.float64), color=color, marker=marker, markersize=2.5, linewidth=1)
     panel.plot(np.array(of(document["all"]), np.float64), color=INK, linewidth=2)
+
+
+def _draw_control(panel: Any, document: Document, name: str) -> None:
+    about, of = document["sets"][name], document["all"]["sets"][name]
+    panel.plot(np.array(of["control"]["mass"], np.float64), color=GREY, linewidth=1.2, linestyle=_DASHED)
+    if of["control"]["draws"] is not None:
+        draw_DL = np.array(of["control"]["draws"])
+        panel.fill_between(range(draw_DL.shape[1]), draw_DL.min(axis=0), draw_DL.max(axis=0), color=_BAND, linewidth=0)
+    if about["uniform"] is not None:
+        panel.axhline(about["uniform"], color=GREY, linewidth=0.8, linestyle=":")
+    rank = "" if of["mean_rank"] is None else f", rank {of['mean_rank']} of {document['draws'] + 1}"
+    name_panel(panel, name, f"{about['tokens']:,} tokens{rank}")
+
+
+def _control_handles(document: Document) -> list[Any]:
+    if not document["matched"]:
+        label = "one uniform draw of as many tokens, unmatched"
+        return [Line2D([], [], color=GREY, linewidth=1.2, linestyle=_DASHED, label=label)]
+    draws = document["draws"]
+    label = f"random tokens of like frequency, mean of {draws} draws"
+    return [
+        Line2D([], [], color=GREY, linewidth=1.2, linestyle=_DASHED, label=label),
+        Patch(color=_BAND, label="least to most of the draws"),
+        Line2D([], [], color=GREY, linewidth=0.8, linestyle=":", label="uniform tokens (m/V)"),
+    ]
 
 
 def _counts(means: Mapping[str, Any]) -> str:

@@ -1,17 +1,32 @@
 """The logit lens of a store, put together: by pair, by source, by target, over all. What `neurotally lens` says.
 
-    {"schema": 1, "model": {"id", "fingerprint"}, "paper", "layers", "sets": {name: {"entries", "single", "tokens"}},
+    {"schema": 1, "model": {"id", "fingerprint"}, "paper", "layers", "draws", "matched",
+     "sets": {name: {"entries", "single", "tokens", "uniform", "share", "drawn_share"}},
      "empty_sets": {name: entries}, "skipped": {pair: {reason: [ids]}},
      "pairs" | "unordered" | "sources" | "targets": {name: MEANS}, "all": MEANS, "pooled": MEANS}
 
     MEANS: {"snippets", "positions", "gold_probability", "gold_rank", "gold_top10", "gold_probability_top10",
             "gold_rank_top10": [by layer],
-            "sets": {name: {"mass", "mass_top10", "rank_top10", "hit": [by layer], "control": the same four}}}
+            "sets": {name: {"mass", "mass_top10", "rank_top10", "hit": [by layer],
+                            "mass_rank": [by layer] | null, "mean_rank": n | null,
+                            "control": {the same four, "mass_sd": [by layer] | null, "draws": [[by layer]] | null}}}}
 
 Means are over the positions of a snippet, then over snippets, then over pairs; `pooled` is over all positions alike.
 gold_top10 is the share of positions whose gold token is among the first 10; _top10 and mass_top10 count those alone,
-with rank 11 where there is none; hit is the share of positions with a token of the set among the first 10. Control:
-as many random tokens. Layers are counted from 0, after the first block.
+with rank 11 where there is none; hit is the share of positions with a token of the set among the first 10. Layers are
+counted from 0, after the first block.
+
+Control: random sets of as many tokens, about as frequent in the parallel texts (`share` and `drawn_share`: of the
+texts' tokens, how many are in the set, and in a random one) and no keywords: the mean over `draws` of them, the
+standard deviation of their masses over draws, and in `all` and `pooled` the mass of each (else null). `uniform`, m / V,
+is what m random tokens of V would have, frequent or not.
+
+mass_rank is the place of the set's mass among its own and its draws', 1 the largest, D + 1 the smallest. Were the set
+one more draw, every place would be as likely: rank / (D + 1) is the p-value of "more probable than random tokens",
+and (D + 2 - rank) / (D + 1) of "less". Means over layers have a rank of their own (`mean_rank`).
+
+A lens made before sets had several draws has one uniform draw from all tokens: `draws` is 1 and `matched` false, there
+is no rank and no deviation.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +50,7 @@ _GOLD = {
 """Names in the document, and in the store."""
 _SET = {"mass": "mass", "mass_top10": "mass_top", "rank_top10": "rank_top", "hit": "hit"}
 _LISTED_PAIRS = 12
+_BY_DRAW = ("draw_mass", "draw_mass_pooled")
 
 Weights = np.ndarray
 """[P]: what each prompt counts in a mean; they add up to 1."""
@@ -58,6 +74,11 @@ class LensResult:
             for source, target in zip(self.arrays["prompt_source"], self.arrays["prompt_target"], strict=True)
         ]
 
+    @property
+    def is_matched(self) -> bool:
+        """Whether each set has several random sets of like frequency; else, in older stores, one uniform draw."""
+        return "draws" in self.attributes
+
 
 @dataclass(frozen=True)
 class PromptLens:
@@ -80,7 +101,10 @@ def read_lens(path: Path, name: str) -> LensResult:
     names += [f"control_{of}" for of in _SET.values()]
     group = f"lens/{name}"
     arrays = store.read_group(path, group, names)
-    return LensResult(arrays, store.group_attributes(path, group), store.store_attributes(path)["model"])
+    attributes = store.group_attributes(path, group)
+    if "draws" in attributes:
+        arrays |= store.read_group(path, group, list(_BY_DRAW))
+    return LensResult(arrays, attributes, store.store_attributes(path)["model"])
 
 
 def read_prompt(path: Path, name: str, which: str) -> PromptLens:
@@ -120,15 +144,17 @@ def lens_document(result: LensResult) -> dict[str, Any]:
         "model": model_key(result.model),
         "paper": attributes["paper"],
         "layers": result.arrays["prompt_gold_rank"].shape[1],
-        "sets": attributes["sets"],
+        "draws": attributes.get("draws", 1),
+        "matched": result.is_matched,
+        "sets": {name: _described(of, attributes.get("vocabulary")) for name, of in attributes["sets"].items()},
         "empty_sets": attributes["empty_sets"],
         "skipped": attributes["skipped"],
         "pairs": _by(result, [f"{source}-{target}" for source, target in pair_P]),
         "unordered": _by(result, ["-".join(sorted(pair)) for pair in pair_P]),
         "sources": _by(result, [source for source, _ in pair_P]),
         "targets": _by(result, [target for _, target in pair_P]),
-        "all": _means(result, np.ones(len(pair_P), bool), _macro),
-        "pooled": _means(result, np.ones(len(pair_P), bool), _pooled),
+        "all": _means(result, np.ones(len(pair_P), bool), _macro, keep_draws=True),
+        "pooled": _means(result, np.ones(len(pair_P), bool), _pooled, "draw_mass_pooled", keep_draws=True),
     }
 
 
@@ -142,19 +168,69 @@ def lens_table(document: Mapping[str, Any]) -> str:
         found |= {f"to {name}": means for name, means in document["targets"].items()}
     found |= {"all pairs": document["all"], "all positions alike": document["pooled"]}
     rows = [
-        [name, f"{means['snippets']:,}", f"{means['positions']:,}", *_in_runs(means["gold_probability"], runs)]
+        [
+            name,
+            f"{means['snippets']:,}",
+            f"{means['positions']:,}",
+            *map(_decimal, _in_runs(means["gold_probability"], runs)),
+        ]
         for name, means in found.items()
     ]
     blocks = [text_table(("gold token's probability", "snippets", "positions", *runs), rows)]
     if document["sets"]:
-        rows = [
-            [name, f"{document['sets'][name]['tokens']:,}", *_in_runs(of["mass"], runs),
-             *_in_runs(of["control"]["mass"], runs)]
-            for name, of in document["all"]["sets"].items()
-        ]  # fmt: skip
-        random = [f"random {span}" for span in runs]
-        blocks.append(text_table(("probability of a set's tokens", "tokens", *runs, *random), rows))
+        blocks.append(_sets_table(document, runs))
     return "\n\n".join([*blocks, "\n".join(_notes(document))])
+
+
+def random_notes(document: Mapping[str, Any]) -> list[str]:
+    """What the random sets are, and how far they can be trusted."""
+    if not document["matched"]:
+        return [
+            "random: ONE uniform draw of as many tokens, not matched by frequency, so without a spread: it proves "
+            "nothing about a single set; `lens` with another --name draws 20 matched ones",
+            "sets overlap, and a larger set gets more by its size alone",
+        ]
+    draws = document["draws"]
+    notes = [
+        f"random: mean ± standard deviation over {draws} sets of as many tokens of like frequency, none a keyword; "
+        "m/V: what as many tokens of the whole vocabulary expect",
+        f"rank: 1 of {draws + 1}: more probable than all its random sets; p = rank / {draws + 1} of being more "
+        f"probable than random tokens, ({draws + 2} - rank) / {draws + 1} of being less; one set and run at a time",
+        "sets overlap; share of the parallel texts' tokens, of the set and of its random sets: "
+        + ", ".join(f"{name} {_share_text(of)}" for name, of in document["sets"].items()),
+    ]
+    without = [name for name, of in document["all"]["sets"].items() if of["mean_rank"] is None]
+    return notes + ([f"too large for random sets: {', '.join(without)}"] if without else [])
+
+
+def _sets_table(document: Mapping[str, Any], runs: Mapping[str, np.ndarray]) -> str:
+    """For each run of layers a set's probability, that of its random sets, and its rank among them."""
+    header = ["probability of a set's tokens", "tokens", "m/V"]
+    for span in runs:
+        header += [span, "random", "rank"] if document["matched"] else [span, "random"]
+    rows = []
+    for name, of in document["all"]["sets"].items():
+        about = document["sets"][name]
+        row = [name, f"{about['tokens']:,}", _decimal(about["uniform"])]
+        draws = _draw_means(of["control"]["draws"], runs)
+        for mass, control, mean_D in zip(
+            _in_runs(of["mass"], runs), _in_runs(of["control"]["mass"], runs), draws, strict=True
+        ):
+            row.append(_decimal(mass))
+            spread = "" if mean_D is None else f" ± {mean_D.std(ddof=1):.4f}"
+            row.append(_decimal(control) + spread)
+            if document["matched"]:
+                row.append("-" if mean_D is None or mass is None else f"{_rank(mass, mean_D)} of {len(mean_D) + 1}")
+        rows.append(row)
+    return text_table(header, rows)
+
+
+def _draw_means(draws: Sequence[Sequence[float]] | None, runs: Mapping[str, np.ndarray]) -> list[np.ndarray | None]:
+    """For each run of layers, each draw's mean over them: [D]."""
+    if draws is None:
+        return [None] * len(runs)
+    draw_DL = np.array(draws)
+    return [draw_DL[:, run].mean(axis=1) for run in runs.values()]
 
 
 def _by(result: LensResult, name_P: Sequence[str]) -> dict[str, Any]:
@@ -163,7 +239,10 @@ def _by(result: LensResult, name_P: Sequence[str]) -> dict[str, Any]:
     return {name: _means(result, named_P == name, _macro) for name in dict.fromkeys(name_P)}
 
 
-def _means(result: LensResult, in_P: np.ndarray, weigh: Callable[[LensResult, np.ndarray], Weights]) -> dict[str, Any]:
+def _means(
+    result: LensResult, in_P: np.ndarray, weigh: Callable[[LensResult, np.ndarray], Weights],
+    by_draw: str = "draw_mass", keep_draws: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     arrays = result.arrays
     counted_P = in_P & (arrays["prompt_positions"] > 0)
     weight_P = weigh(result, counted_P)
@@ -179,13 +258,49 @@ def _means(result: LensResult, in_P: np.ndarray, weigh: Callable[[LensResult, np
     of_sets = {key: (by_layer(f"prompt_{name}"), by_layer(f"control_{name}")) for key, name in _SET.items()}
     for number, set_name in enumerate(arrays["set"].tolist()):
         sets[set_name] = {key: numbers(found_LS[:, number]) for key, (found_LS, _) in of_sets.items()}
-        sets[set_name]["control"] = {key: numbers(control_LS[:, number]) for key, (_, control_LS) in of_sets.items()}
+        control = {key: numbers(control_LS[:, number]) for key, (_, control_LS) in of_sets.items()}
+        sets[set_name] |= {"mass_rank": None, "mean_rank": None, "control": {**control, "mass_sd": None, "draws": None}}
+    if result.is_matched and counted_P.any():
+        draw_LSD = _weighted_draws(result, by_draw, weight_P)
+        for number, of in enumerate(sets.values()):
+            _add_ranks(of, of_sets["mass"][0][:, number], draw_LSD[:, number], keep_draws)
     return {
         "snippets": int(counted_P.sum()),
         "positions": int(arrays["prompt_positions"][counted_P].sum()),
         **{key: numbers(by_layer(f"prompt_{name}")) for key, name in _GOLD.items()},
         "sets": sets,
     }
+
+
+def _weighted_draws(result: LensResult, name: str, weight_P: np.ndarray) -> np.ndarray:
+    """float64 [L, S, D]: the draws' masses; a pair counts as much as its prompts do together."""
+    number = {tuple(pair): place for place, pair in enumerate(result.attributes["pairs"])}
+    pair_P = np.array([number[pair] for pair in result.pair_P])
+    weight_A = np.bincount(pair_P, weight_P, minlength=len(number))
+    counts_A = weight_A > 0
+    mean: np.ndarray = np.tensordot(weight_A[counts_A], result.arrays[name][counts_A], axes=1)
+    return mean
+
+
+def _add_ranks(of: dict[str, Any], mass_L: np.ndarray, draw_LD: np.ndarray, keep_draws: bool) -> None:
+    """A set's rank among its draws, and their spread; nothing where it has no draws."""
+    if not np.isfinite(draw_LD).all():
+        return
+    of["mass_rank"] = [_rank(mass, draw_D) for mass, draw_D in zip(mass_L, draw_LD, strict=True)]
+    of["mean_rank"] = _rank(float(mass_L.mean()), draw_LD.mean(axis=0))
+    of["control"]["mass_sd"] = numbers(draw_LD.std(axis=1, ddof=1))
+    if keep_draws:
+        of["control"]["draws"] = draw_LD.T.tolist()
+
+
+def _rank(mass: float, draw_D: np.ndarray) -> int:
+    return 1 + int((draw_D >= mass).sum())
+
+
+def _described(of: Mapping[str, Any], vocabulary: int | None) -> dict[str, Any]:
+    """A set's attributes, and what as many uniform tokens would have; null where an older store doesn't know."""
+    uniform = None if vocabulary is None else of["tokens"] / vocabulary
+    return {**of, "uniform": uniform, "share": of.get("share"), "drawn_share": of.get("drawn_share")}
 
 
 def _macro(result: LensResult, counted_P: np.ndarray) -> Weights:
@@ -214,20 +329,28 @@ def find_prompt(which: str, pairs: Sequence[str], ids: Sequence[str], group: str
     return names.index(which)
 
 
-def _in_runs(values: Sequence[float | None], runs: Mapping[str, np.ndarray]) -> list[str]:
-    found = []
+def _in_runs(values: Sequence[float | None], runs: Mapping[str, np.ndarray]) -> list[float | None]:
+    """The mean over each run of layers."""
+    found: list[float | None] = []
     for run in runs.values():
         known = [value for value in (values[layer] for layer in run) if value is not None]
-        found.append(f"{sum(known) / len(known):.4f}" if known else "-")
+        found.append(sum(known) / len(known) if known else None)
     return found
+
+
+def _decimal(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _share_text(of: Mapping[str, Any]) -> str:
+    shares = (of["share"], of["drawn_share"])
+    return " / ".join("-" if share is None else f"{100 * share:.2g}%" for share in shares)
 
 
 def _notes(document: Mapping[str, Any]) -> list[str]:
     notes = ["means over a snippet's positions, then snippets, then pairs; over the full vocabulary, by layer from 0"]
     if document["sets"]:
-        notes.append(
-            "random: as many tokens drawn at random; sets overlap, and a larger set gets more by its size alone"
-        )
+        notes += random_notes(document)
     for name, entries in document["empty_sets"].items():
         notes.append(f"no set {name!r}: none of its {entries} entries is one token of this tokenizer")
     counts: dict[str, int] = {}

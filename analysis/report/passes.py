@@ -13,7 +13,7 @@ import numpy as np
 from neurotally.analysis.figures.lens import draw_agreement, draw_lens
 from neurotally.analysis.figures.mexa import draw_mexa
 from neurotally.analysis.layers.agreement import agreement_document
-from neurotally.analysis.layers.lens import lens_document, read_lens
+from neurotally.analysis.layers.lens import lens_document, random_notes, read_lens
 from neurotally.analysis.layers.mexa import mexa, read_embeddings
 from neurotally.analysis.layers.mexa_report import mexa_document
 from neurotally.analysis.masking.losses import FAMILY as LOSSES
@@ -157,9 +157,11 @@ def _lens(document: Mapping[str, Any], name: str) -> Section:
     ]  # fmt: skip
     if document["sets"]:
         found = document["all"]["sets"]
-        columns = ("set", "tokens", "largest probability", "at layer", "as many random tokens there")
-        sets = [[row_head(of), count(document["sets"][of]["tokens"]), *_largest(found[of])] for of in found]
-        parts.append(Table("Token sets: where the model's own next token leans to each most", columns, sets))
+        columns = ("set", "tokens", "m/V", "mean over layers", "random tokens", "rank", "largest", "at layer",
+                   "random tokens there")  # fmt: skip
+        sets = [[row_head(of), *_set_cells(document, of)] for of in found]
+        parts.append(Table("Probability of token sets, beside random sets", columns, sets))
+        parts.append(Notes(random_notes(document)))
     notes = [f"No set {of}: none of its {n} entries is one token." for of, n in document["empty_sets"].items()]
     skipped = Counter({reason: 0 for reasons in document["skipped"].values() for reason in reasons})
     for reasons in document["skipped"].values():
@@ -202,12 +204,25 @@ def _mean(values: list[float | None]) -> float:
     return float(np.mean(np.array(values, np.float64)))
 
 
-def _largest(of_set: Mapping[str, Any]) -> list[Cell]:
-    mass_L = np.array(of_set["mass"], np.float64)
-    if not np.isfinite(mass_L).any():
-        return [Cell("–", None)] * 3
-    layer = int(np.nanargmax(mass_L))
-    return [real(float(mass_L[layer])), count(layer), real(of_set["control"]["mass"][layer])]
+def _set_cells(document: Mapping[str, Any], name: str) -> list[Cell]:
+    about, of = document["sets"][name], document["all"]["sets"][name]
+    cells = [count(about["tokens"]), real(about["uniform"])]
+    mass_L = np.array(of["mass"], np.float64)
+    control = of["control"]
+    if not np.isfinite(mass_L).all():
+        return [*cells, *[Cell("–", None)] * 6]
+    layer = int(mass_L.argmax())
+    mean_sd = None if control["draws"] is None else float(np.array(control["draws"]).mean(axis=1).std(ddof=1))
+    rank = of["mean_rank"]
+    return [
+        *cells,
+        real(float(mass_L.mean())),
+        real(_mean(control["mass"]), half=mean_sd),
+        Cell("–", None) if rank is None else Cell(f"{rank} of {document['draws'] + 1}", rank),
+        real(float(mass_L[layer])),
+        count(layer),
+        real(control["mass"][layer], half=None if control["mass_sd"] is None else control["mass_sd"][layer]),
+    ]
 
 
 def _titled(title: str, name: str, usual: str) -> str:

@@ -134,6 +134,9 @@ def mexa(store: Path, name: str, embedding: Literal["weighted", "last"], leave_o
 )
 @click.option("--keywords", type=PATH, metavar="DIR", help="A .json file for each language: name, keywords, builtins.")
 @click.option("--english", type=PATH, metavar="FILE", help="English words, one a line.")
+@click.option("--draws", type=click.IntRange(min=2), default=20, show_default=True, metavar="N",
+              help="Random sets for each set of tokens.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random sets.")
 @click.option("--paper", is_flag=True, help="The reference's double BOS, clean-up of spaces and last positions.")
 @name_option("translation")
 @run_options
@@ -142,7 +145,7 @@ def mexa(store: Path, name: str, embedding: Literal["weighted", "last"], leave_o
 @OUT
 @JSON_FLAG
 def lens(model: str, store: Path, parallel: Path, few_shot: Path, pairs: str, limit: int, keywords: Path | None,
-         english: Path | None, paper: bool, name: str, run: RunOptions, prompt: str | None,
+         english: Path | None, draws: int, seed: int, paper: bool, name: str, run: RunOptions, prompt: str | None,
          figure: Path | None, out: Path | None, as_json: bool) -> None:  # fmt: skip
     """What each layer would say next: the logit lens over few-shot translation (arXiv 2506.01074).
 
@@ -172,6 +175,8 @@ def lens(model: str, store: Path, parallel: Path, few_shot: Path, pairs: str, li
         keywords=None if keywords is None else read_keywords(keywords),
         english=None if english is None else read_words(english),
         paper=paper,
+        draws=draws,
+        seed=seed,
     )
     if prompt is not None:
         find_prompt(prompt, *prompts_of(request), request.run.group)

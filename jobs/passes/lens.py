@@ -1,6 +1,7 @@
 """The pass behind `neurotally lens`: the logit lens over few-shot translation prompts of a parallel corpus.
 
-    STORE/lens/NAME/   attrs: pairs, sets, empty_sets, paper, skipped; identity as in `jobs.passes.run`
+    STORE/lens/NAME/   attrs: pairs, sets, empty_sets, draws, vocabulary, paper, skipped; identity as in
+                       `jobs.passes.run`
       by prompt (prompt), in the order of the pairs and, in each, of the ids
         prompt_id, prompt_source, prompt_target   string, and uint16 numbers of languages
         prompt_status                             uint8: 0 counted, 1 longer than the context, 2 no target token
@@ -10,23 +11,29 @@
             share of positions whose gold token is among them
         prompt_mass, prompt_mass_top, prompt_rank_top, prompt_hit    float32 (prompt, layer, set): likewise; hit: the
             share of positions with a token of the set among the first 10
-        control_mass, control_mass_top, control_rank_top, control_hit    the same of each set's random control
+        control_mass, control_mass_top, control_rank_top, control_hit    the same of each set's random control: the mean
+            over its draws; NaN where it has none
       by position (position), in the order of the prompts
         position_prompt, gold_index, gold_id, input_id    uint32: the prompt; which of its tokens is predicted; its id;
             the token before it
         top_id, top_probability   uint32, float32 (position, layer, rank)
         gold_probability, gold_rank   float32, uint32 (position, layer)
         mass   float32 (position, layer, set): over the full softmax
+      by pair (pair)
+        draw_mass          float64 (pair, layer, set, draw): of each draw, mean over positions, then over snippets
+        draw_mass_pooled   the same over all positions alike
       language, set, token    string: names; what each token of the vocabulary spells
-      member_set, member_token, control_token    uint16, uint32 (member): the tokens of each set and of its control
+      member_set, member_token    uint16, uint32 (member): the tokens of each set
+      draw_token                  uint32 (draw, member): those of its draws; 2^32-1 where it has none
 
-Layers are counted from 0, after the first block.
+Layers are counted from 0, after the first block. A lens made before sets had 20 draws has neither `draws` nor draw_*:
+its controls are one uniform draw from all tokens, `control_token` (member).
 """
 
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,21 +46,25 @@ from neurotally.profiler import store
 from neurotally.profiler.batches import lay_out
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.lens import TOP, Lens
-from neurotally.profiler.lens_reading import Readings, SetColumns, read_layers
+from neurotally.profiler.lens_reading import DrawColumns, DrawSums, Readings, SetColumns, read_layers
 from neurotally.profiler.memory import halving
 from neurotally.profiler.model import LoadedModel, ModelFacts
 from neurotally.profiler.parallel import ParallelTexts
 from neurotally.profiler.prompts import PromptTokens, build_prompt, read_few_shot, tokenise_prompts
 from neurotally.profiler.texts import load_tokenizer
-from neurotally.profiler.token_sets import TokenSets, find_token_sets
+from neurotally.profiler.token_sets import DRAWS, TokenSet, TokenSets, find_token_sets
 
 COUNTED, TOO_LONG, NO_TARGET = range(3)
 STATUS = ("counted", "longer than the context", "no target token")
 _TASK_PROMPTS = 25
+_OF_SNIPPETS, _OF_POSITIONS = "_draws_of_snippets", "_draws_of_positions"
+"""float64 [L, S, D] in a task's part: each draw's mass, summed over the means of snippets, and over positions."""
+_VOCABULARY = "_vocabulary"
 _NONE = 2**32 - 1
 _PROMPT_LAYER, _PROMPT_SET = ("prompt", "layer"), ("prompt", "layer", "set")
 _GOLD_MEANS = ("gold_probability", "gold_rank", "gold_top", "gold_probability_top", "gold_rank_top")
 _SET_MEANS = ("mass", "mass_top", "rank_top", "hit")
+_BY_DRAW = ("pair", "layer", "set", "draw")
 SCHEMA: Mapping[str, store.ArraySpec] = {
     "prompt_id": store.ArraySpec("string", ("prompt",), ""),
     "prompt_source": store.ArraySpec("uint16", ("prompt",), 2**16 - 1),
@@ -78,7 +89,9 @@ SCHEMA: Mapping[str, store.ArraySpec] = {
     "token": store.ArraySpec("string", ("token",), ""),
     "member_set": store.ArraySpec("uint16", ("member",), 2**16 - 1),
     "member_token": store.ArraySpec("uint32", ("member",), _NONE),
-    "control_token": store.ArraySpec("uint32", ("member",), _NONE),
+    "draw_mass": store.ArraySpec("float64", _BY_DRAW, np.nan),
+    "draw_mass_pooled": store.ArraySpec("float64", _BY_DRAW, np.nan),
+    "draw_token": store.ArraySpec("uint32", ("draw", "member"), _NONE),
 }
 
 
@@ -95,6 +108,10 @@ class LensRequest:
     keywords: Mapping[str, Sequence[str]] | None = None
     english: Sequence[str] | None = None
     paper: bool = False
+    draws: int = DRAWS
+    """Random sets for each token set."""
+    seed: int = 0
+    """Of these."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +141,11 @@ class LensJob:
     few_shot: Mapping[str, Sequence[str]]
     """Lines by language."""
     set_ids: tuple[np.ndarray, ...]
-    """The sets' tokens, then those of their controls."""
+    """The sets' tokens."""
+    draw_ids: tuple[np.ndarray, ...]
+    """Those of their draws: [D, m] each, or [0, m]."""
+    draws: int
+    """D."""
     paper: bool
     token_budget: int
     """Cells of a rectangle."""
@@ -142,6 +163,7 @@ class LensWorker:
         self._job = job
         self._lens = Lens(model)
         self._columns = SetColumns(job.set_ids, self._lens.vocabulary)
+        self._draw_columns = DrawColumns(job.draw_ids, self._lens.vocabulary)
 
     def prepare(self, task: PromptTask) -> tuple[PromptTask, list[PromptTokens]]:
         """Build and tokenise the prompts."""
@@ -165,6 +187,7 @@ class LensWorker:
         arrays: dict[str, np.ndarray] = {
             "prompt_status": status,
             "prompt_tokens": np.array([len(prompt.ids) for prompt in prompts], np.uint32),
+            _VOCABULARY: np.array(self._lens.vocabulary),
             **read,
         }
         tokens = sum(len(row.ids) for prompt in prompts for row in prompt.rows)
@@ -191,10 +214,12 @@ class LensWorker:
             self._model.facts.max_row_tokens,
         )  # fmt: skip
         tokens, readings = [], []
+        draws = DrawSums.zeros(self._draw_columns, len(prompts), self._model.facts.num_layers)
         for found in self._lens.rectangles(laid_out, gold_T >= 0, budget):
             gold_n = np.array([prompts[prompt_T[token]].ids[gold_T[token]] for token in found.token_n], np.int64)
             vectors = self._lens.vectors(found.ids_BT, found.at_BT)
-            readings.append(read_layers(self._lens, vectors, gold_n, self._columns))
+            prompt_n = prompt_T[found.token_n]
+            readings.append(read_layers(self._lens, vectors, gold_n, self._columns, draws, prompt_n))
             tokens.append(found.token_n)
         token_N = np.concatenate([np.empty(0, np.int64), *tokens])
         order_N = np.lexsort((gold_T[token_N], prompt_T[token_N]))
@@ -211,34 +236,34 @@ class LensWorker:
             "top_probability": read.top_probability_NLK,
             "gold_probability": read.gold_probability_NL,
             "gold_rank": read.gold_rank_NL,
-            "mass": read.mass_NLS[:, :, : self._num_sets],
-            **self._means(read, prompt_N, len(prompts)),
+            "mass": read.mass_NLS,
+            **_means(read, prompt_N, len(prompts)),
+            **self._draw_means(draws, np.bincount(prompt_N, minlength=len(prompts))),
         }
-
-    @property
-    def _num_sets(self) -> int:
-        return len(self._job.set_ids) // 2
 
     @property
     def _shape(self) -> tuple[int, int, int]:
         return self._model.facts.num_layers, min(TOP, self._lens.vocabulary), len(self._job.set_ids)
 
-    def _means(self, read: Readings, prompt_N: np.ndarray, num_prompts: int) -> dict[str, np.ndarray]:
-        is_top_NL = read.gold_rank_NL <= TOP
-        by_gold = (
-            read.gold_probability_NL, read.gold_rank_NL, is_top_NL, np.where(is_top_NL, read.gold_probability_NL, 0),
-            np.where(is_top_NL, read.gold_rank_NL, TOP + 1),
-        )  # fmt: skip
-        by_set = (read.mass_NLS, read.mass_top_NLS, read.rank_top_NLS, read.rank_top_NLS <= TOP)
-        means = {
-            f"prompt_{name}": _means_by(values, prompt_N, num_prompts)
-            for name, values in zip(_GOLD_MEANS, by_gold, strict=True)
+    def _draw_means(self, draws: DrawSums, positions_P: np.ndarray) -> dict[str, np.ndarray]:
+        """The mean over draws by prompt, and sums over the task's prompts by draw."""
+        sum_PL4SD = self._by_set(draws.sum_PL4R)
+        read_P = positions_P > 0
+        count_P = np.where(read_P, positions_P, 1).reshape(-1, 1, 1, 1, 1)
+        mean_PL4SD = np.where(read_P.reshape(-1, 1, 1, 1, 1), sum_PL4SD / count_P, np.nan)
+        control_PL4S = mean_PL4SD.mean(axis=-1).astype(np.float32)
+        return {
+            **{f"control_{name}": control_PL4S[:, :, at] for at, name in enumerate(_SET_MEANS)},
+            _OF_SNIPPETS: mean_PL4SD[read_P, :, 0].sum(axis=0),
+            _OF_POSITIONS: sum_PL4SD[read_P, :, 0].sum(axis=0),
         }
-        for name, values_NLS in zip(_SET_MEANS, by_set, strict=True):
-            mean = _means_by(values_NLS, prompt_N, num_prompts)
-            means[f"prompt_{name}"] = mean[:, :, : self._num_sets]
-            means[f"control_{name}"] = mean[:, :, self._num_sets :]
-        return means
+
+    def _by_set(self, sum_PL4R: np.ndarray) -> np.ndarray:
+        """Columns as [S, D]; NaN for sets without draws."""
+        has_draws_S = np.array([len(draws_Dm) > 0 for draws_Dm in self._job.draw_ids], bool)
+        by_set = np.full((*sum_PL4R.shape[:-1], len(has_draws_S), self._job.draws), np.nan)
+        by_set[..., has_draws_S, :] = sum_PL4R.reshape(*sum_PL4R.shape[:-1], -1, self._job.draws)
+        return by_set
 
 
 def lens(request: LensRequest, progress: Progress) -> dict[str, Any]:
@@ -248,10 +273,23 @@ def lens(request: LensRequest, progress: Progress) -> dict[str, Any]:
 
     def make_plan(facts: ModelFacts, path: Path) -> Plan:
         tokenizer = load_tokenizer(path, request.run.model.spec, request.run.model.trust_remote_code)
-        sets = find_token_sets(tokenizer, request.keywords or {}, request.english)
+        of, languages = request.parallel, sorted({name for pair in pairs for name in pair})
+        texts = [of.texts[language][id_] for language in languages for id_ in of.ids]
+        sets = find_token_sets(tokenizer, request.keywords or {}, request.english, texts, request.draws, request.seed)
         for name, entries in sets.empty.items():
             progress.note(f"warning: no set {name!r}: none of its {entries} entries is one token of this tokenizer")
-        return _plan(request, facts, pairs, few_shot, sets)
+        for one in sets.sets:
+            if not len(one.draws_Dm):
+                progress.note(f"warning: no random sets for {one.name!r}: its {len(one.ids):,} tokens leave too few")
+        plan = _plan(request, facts, pairs, few_shot, sets)
+        if (older := _made_before_draws(request.run)) is None:
+            return plan
+        progress.note(
+            f"{request.run.group} was made when a set's control was one unmatched draw; another --name makes it with "
+            f"{request.draws} matched ones"
+        )
+        same = {name: of for name, of in plan.identity.items() if name not in ("draws", "seed")}
+        return replace(plan, identity={**same, "tokens_of_sets": older["tokens_of_sets"]})
 
     return run_pass(request.run, make_plan, progress)
 
@@ -276,6 +314,15 @@ def prompts_of(request: LensRequest) -> tuple[list[str], list[str]]:
     """The pair (SOURCE-TARGET) and the id of every prompt, in the order of the group."""
     pairs, ids = directed_pairs(request.pairs, request.parallel.languages), request.parallel.ids
     return ["-".join(pair) for pair in pairs for _ in ids], [*ids] * len(pairs)
+
+
+def _made_before_draws(run: PassRequest) -> Mapping[str, Any] | None:
+    """The identity of the lens that the store holds, if it is from before sets had several draws."""
+    family, _, name = run.group.partition("/")
+    if name not in store.committed(run.store, family):
+        return None
+    identity: Mapping[str, Any] = store.group_attributes(run.store, run.group)["identity"]
+    return identity if "tokens_of_sets" in identity and "draws" not in identity else None
 
 
 def _few_shot_lines(folder: Path, pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
@@ -304,8 +351,8 @@ def _plan(
     sets: TokenSets,
 ) -> Plan:  # fmt: skip
     budget = TOKEN_BUDGET[facts.device_type]
-    set_ids = tuple(one.ids for one in sets.sets) + tuple(one.control_ids for one in sets.sets)
-    job = LensJob(few_shot, set_ids, request.paper, budget)
+    set_ids, draw_ids = tuple(one.ids for one in sets.sets), tuple(one.draws_Dm for one in sets.sets)
+    job = LensJob(few_shot, set_ids, draw_ids, sets.draws, request.paper, budget)
     identity = {
         "parallel": request.parallel.sha256,
         "pairs": [f"{source}-{target}" for source, target in pairs],
@@ -313,6 +360,8 @@ def _plan(
         "few_shot": few_shot,
         "paper": request.paper,
         "sets": sets.names,
+        "draws": request.draws,
+        "seed": request.seed,
         "tokens_of_sets": sets.sha256,
         "token_budget": budget,
     }
@@ -347,16 +396,54 @@ def _assemble(
         "token": _strings(sets.spelling),
         "member_set": np.repeat(np.arange(len(sets.sets), dtype=np.uint16), [len(one.ids) for one in sets.sets]),
         "member_token": _joined_ids([one.ids for one in sets.sets]),
-        "control_token": _joined_ids([one.control_ids for one in sets.sets]),
+        "draw_token": _draw_tokens(sets),
+        **_draws_of_pairs(parts, arrays["prompt_positions"].reshape(len(pairs), -1)),
     }
     attributes = {
         "pairs": [list(pair) for pair in pairs],
-        "sets": {one.name: {"entries": one.entries, "single": one.single, "tokens": len(one.ids)} for one in sets.sets},
+        "sets": {one.name: _described(one) for one in sets.sets},
         "empty_sets": dict(sets.empty),
+        "draws": sets.draws,
+        "vocabulary": int(parts[0][_VOCABULARY]),
         "paper": request.paper,
         "skipped": _skipped(arrays["prompt_status"], ids, pairs),
     }
     return arrays, attributes
+
+
+def _described(one: TokenSet) -> dict[str, Any]:
+    """What a set's attributes say; shares are null where there is no text, or no draw."""
+    shares = {"share": one.share, "drawn_share": one.drawn_share}
+    return {
+        "entries": one.entries,
+        "single": one.single,
+        "tokens": len(one.ids),
+        **{name: share if math.isfinite(share) else None for name, share in shares.items()},
+    }
+
+
+def _draw_tokens(sets: TokenSets) -> np.ndarray:
+    """uint32 [D, members of all sets]."""
+    none = np.full((sets.draws, 0), _NONE, np.uint32)
+    by_set = [
+        one.draws_Dm.astype(np.uint32) if len(one.draws_Dm) else np.full((sets.draws, len(one.ids)), _NONE, np.uint32)
+        for one in sets.sets
+    ]
+    return np.concatenate([none, *by_set], axis=1)
+
+
+def _draws_of_pairs(parts: Sequence[Mapping[str, np.ndarray]], positions_AI: np.ndarray) -> dict[str, np.ndarray]:
+    """draw_mass and draw_mass_pooled from the sums of the tasks, those of a pair one after the other; A pairs."""
+    num_pairs, by_pair = len(positions_AI), len(parts) // len(positions_AI)
+    found = {}
+    for name, of, count_A in (
+        ("draw_mass", _OF_SNIPPETS, (positions_AI > 0).sum(axis=1)),
+        ("draw_mass_pooled", _OF_POSITIONS, positions_AI.sum(axis=1, dtype=np.int64)),
+    ):
+        sum_ALSD = np.stack([part[of] for part in parts]).reshape(num_pairs, by_pair, *parts[0][of].shape).sum(axis=1)
+        count_A111 = count_A.reshape(-1, 1, 1, 1)
+        found[name] = np.where(count_A111 > 0, sum_ALSD / np.maximum(count_A111, 1), np.nan)
+    return found
 
 
 def _skipped(status_P: np.ndarray, ids: Sequence[str], pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
@@ -384,6 +471,17 @@ def _joined(readings: Sequence[Readings], order_N: np.ndarray, shape: tuple[int,
         np.empty((0, layers), np.float32), np.empty((0, layers), np.uint32), np.empty((0, layers, sets), np.float32),
         np.empty((0, layers, sets), np.float32), np.empty((0, layers, sets), np.uint8),
     )  # fmt: skip
+
+
+def _means(read: Readings, prompt_N: np.ndarray, num_prompts: int) -> dict[str, np.ndarray]:
+    is_top_NL = read.gold_rank_NL <= TOP
+    by_gold = (
+        read.gold_probability_NL, read.gold_rank_NL, is_top_NL, np.where(is_top_NL, read.gold_probability_NL, 0),
+        np.where(is_top_NL, read.gold_rank_NL, TOP + 1),
+    )  # fmt: skip
+    by_set = (read.mass_NLS, read.mass_top_NLS, read.rank_top_NLS, read.rank_top_NLS <= TOP)
+    values = dict(zip((*_GOLD_MEANS, *_SET_MEANS), (*by_gold, *by_set), strict=True))
+    return {f"prompt_{name}": _means_by(of, prompt_N, num_prompts) for name, of in values.items()}
 
 
 def _means_by(values: np.ndarray, prompt_N: np.ndarray, num_prompts: int) -> np.ndarray:

@@ -1,0 +1,111 @@
+"""What a lens says of token sets: the size and the power of their ranks, and lenses from before there were any."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_profiler_token_sets import Letters
+
+from neurotally.analysis.figures.lens import draw_lens
+from neurotally.analysis.layers.lens import LensResult, lens_document, lens_table
+from neurotally.profiler.lens_reading import DrawColumns, SetColumns, read_logits
+from neurotally.profiler.token_sets import TokenSets, find_token_sets
+
+VOCABULARY, SEEDS = 2000, 200
+MEMBERS = [3, 8, 20, 30, 90, 200, 400, 401, 700, 1500]
+
+
+def logits_of(seed: int) -> torch.Tensor:
+    """[8, V]: tokens are the likelier the more frequent they are, and most of the probability lies on a few."""
+    rng = np.random.default_rng(seed)
+    own_V = -np.log(np.arange(1, VOCABULARY + 1)) + 2 * rng.normal(size=VOCABULARY)
+    return torch.from_numpy(own_V + rng.normal(size=(8, VOCABULARY))).float()
+
+
+def sets_of(members: list[int], seed: int) -> TokenSets:
+    """The set `A` of these tokens beside another language's; w1 is the most frequent token."""
+    keywords = {"A": [f"w{token}" for token in members], "B": [f"w{token}" for token in range(10, 300, 37)]}
+    texts = [" ".join(f"w{token}" for token in range(1, last)) for last in (50, 200, 500, 1000, VOCABULARY)]
+    return find_token_sets(Letters(VOCABULARY), keywords, None, texts, seed=seed)
+
+
+def result(sets: TokenSets, logits_NV: torch.Tensor) -> LensResult:
+    """A lens of one layer and one prompt, as the store would hold it."""
+    one = sets.sets[0]
+    read = read_logits(logits_NV, torch.ones(len(logits_NV), 1, dtype=torch.int64), SetColumns([one.ids], VOCABULARY))
+    drawn = DrawColumns([one.draws_Dm], VOCABULARY).read(logits_NV, *read[:2])
+    mean_4D = [table.double().mean(0).numpy() for table in drawn]
+    by_set = dict(zip(("mass", "mass_top", "rank_top"), (float(table.float().mean()) for table in read[4:]),
+                      strict=True))  # fmt: skip
+    arrays = {
+        "language": np.array(["C", "Lua"], object), "set": np.array(["A"], object),
+        "prompt_source": np.array([0]), "prompt_target": np.array([1]), "prompt_positions": np.array([len(logits_NV)]),
+        **{f"prompt_{name}": np.ones((1, 1)) for name in ("gold_probability", "gold_rank", "gold_top",
+                                                          "gold_probability_top", "gold_rank_top")},
+        **{f"prompt_{name}": np.full((1, 1, 1), value) for name, value in {**by_set, "hit": 0.0}.items()},
+        **{f"control_{name}": mean_D.mean().reshape(1, 1, 1)
+           for name, mean_D in zip(("mass", "mass_top", "rank_top", "hit"), mean_4D, strict=True)},
+        "draw_mass": mean_4D[0].reshape(1, 1, 1, -1), "draw_mass_pooled": mean_4D[0].reshape(1, 1, 1, -1),
+    }  # fmt: skip
+    about = {"entries": one.entries, "single": one.single, "tokens": len(one.ids), "share": one.share,
+             "drawn_share": one.drawn_share}  # fmt: skip
+    attributes: dict[str, Any] = {
+        "paper": False, "sets": {"A": about}, "empty_sets": {}, "skipped": {}, "pairs": [["C", "Lua"]],
+        "draws": sets.draws, "vocabulary": VOCABULARY,
+    }  # fmt: skip
+    return LensResult(arrays, attributes, {"id": "m", "fingerprint": "f"})
+
+
+def ranks(lift: float, seeds: int) -> np.ndarray:
+    """The rank of a draw that plays the language, for each seed, its tokens' logits raised by `lift`."""
+    found = []
+    for seed in range(seeds):
+        played = sets_of(MEMBERS, seed).sets[0].draws_Dm[0].tolist()
+        logits_NV = logits_of(seed)
+        logits_NV[:, played] += lift
+        document = lens_document(result(sets_of(played, seed + 1000), logits_NV))
+        found.append(document["all"]["sets"]["A"]["mean_rank"])
+    return np.array(found)
+
+
+def test_a_random_set_that_plays_the_language_has_any_rank_as_often() -> None:
+    """p = rank / 21 is at most 0.05 for rank 1 alone, in 9.5 of 200 on average; 2 to 20 hold 99.8 % of the time."""
+    rank = ranks(0, SEEDS)
+    assert 2 <= (rank / 21 <= 0.05).sum() <= 20
+    assert 2 <= ((22 - rank) / 21 <= 0.05).sum() <= 20
+    times = np.bincount(rank, minlength=22)[1:]
+    assert ((times - SEEDS / 21) ** 2 / (SEEDS / 21)).sum() < 45.3  # chi-square's 0.1 % of 20 degrees of freedom
+
+
+def test_a_set_that_is_likelier_than_its_frequency_says_is_found() -> None:
+    assert (ranks(4, 40) == 1).mean() > 0.8
+
+
+def test_a_lens_made_before_says_that_its_control_is_one_unmatched_draw() -> None:
+    new = result(sets_of(MEMBERS, 0), logits_of(0))
+    arrays = {name: values for name, values in new.arrays.items() if not name.startswith("draw_")}
+    attributes = {name: of for name, of in new.attributes.items() if name not in ("draws", "vocabulary")}
+    attributes["sets"] = {"A": {"entries": 10, "single": 10, "tokens": 10}}
+    document = lens_document(LensResult(arrays, attributes, new.model))
+    assert (document["draws"], document["matched"]) == (1, False)
+    of = document["all"]["sets"]["A"]
+    assert of["control"]["mass"] == [float(arrays["control_mass"][0, 0, 0])]
+    assert (of["mass_rank"], of["control"]["mass_sd"], document["sets"]["A"]["uniform"]) == (None, None, None)
+    text = lens_table(document)
+    assert "ONE uniform draw" in text
+    assert "rank" not in text.split("\n\n")[1]
+    (label,) = [text.get_text() for text in draw_lens(document).legends[0].get_texts() if "draw" in text.get_text()]
+    assert label == "one uniform draw of as many tokens, unmatched"
+
+
+def test_the_figure_has_the_draws_and_what_uniform_tokens_expect() -> None:
+    document = lens_document(result(sets_of(MEMBERS, 0), logits_of(0)))
+    panel = draw_lens(document).axes[2]
+    assert document["sets"]["A"]["uniform"] == pytest.approx(10 / VOCABULARY)
+    assert any(list(line.get_ydata()) == [10 / VOCABULARY] * 2 for line in panel.lines)
+    low, high = panel.collections[0].get_datalim(panel.transData).intervaly
+    draws = [draw[0] for draw in document["all"]["sets"]["A"]["control"]["draws"]]
+    assert (low, high) == pytest.approx((min(draws), max(draws)))
+    rank = document["all"]["sets"]["A"]["mean_rank"]
+    assert panel.get_title("right") == f"10 tokens, rank {rank} of 21"
