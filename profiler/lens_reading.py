@@ -78,7 +78,7 @@ class DrawColumns:
         used_U, place_I, start_R, place_V, member_UR = self._tables(logits_NV.device)
         with torch.inference_mode():
             total_N1 = logits_NV.logsumexp(1, keepdim=True)
-            probability_UN = (logits_NV.index_select(1, used_U) - total_N1).exp().t().contiguous()
+            probability_UN = logits_NV.index_select(1, used_U).sub_(total_N1).exp_().t().contiguous()
             mass_RN = functional.embedding_bag(place_I, probability_UN, start_R, mode="sum")
             member_NKR = member_UR[place_V[top_id_NK]]
             mass_top_NR = torch.bmm(top_NK[:, None], member_NKR.float())[:, 0]

@@ -131,7 +131,14 @@ def test_the_document() -> None:
     assert document["without_self"]["$x$"] == np.mean([scores["$x$"]["C"], scores["$x$"]["Java"]], axis=0).tolist()
     assert document["identical"]["C"]["Java"] == number(0.25)
     text = mexa_table(document)
-    for said in ("20 ids", "BOS: counted", "mean over the languages but $x$", "1 ids left out", "'z': too long"):
+    for said in (
+        "20 ids",
+        "BOS: counted",
+        "left out of each: $x$",
+        "over the ids whose two texts differ",
+        "1 ids left out",
+        "'z': too long",
+    ):
         assert said in text, said
     with pytest.raises(InputError, match="no language 'Perl' among"):
         mexa_document(of, found, ["Perl"])
@@ -140,9 +147,36 @@ def test_the_document() -> None:
 def test_the_pictures() -> None:
     of, found = embeddings()
     document = mexa_document(of, found)
-    lines = [len(panel.lines) for panel in draw_mexa(document).axes if panel.get_visible()]
-    assert lines == [3] * 4
-    lines_of_pivot = draw_mexa(document).axes[1].lines
-    assert lines_of_pivot[1].get_ydata().tolist() == document["scores"]["C"]["Java"]
-    matrix = draw_mexa_matrix(document).axes[0].images[0].get_array()
-    assert matrix[0, 1] == document["mean_over_layers"]["C"]["Java"]
+    panels = [panel for panel in draw_mexa(document).axes if panel.get_visible()]
+    assert [len(panel.lines) for panel in panels] == [3] * 6
+    assert panels[3].lines[1].get_ydata().tolist() == document["scores"]["C"]["Java"]
+    for panel, key in zip(panels, ("paper_mean", "without_self", "without_self_of_different"), strict=False):
+        assert panel.lines[1].get_ydata().tolist() == document[key]["Java"]
+    titles = [panel.get_title("left") for panel in panels[:3]]
+    assert titles == ["paper's mean", "mean over all others", "mean over others"]
+    aligned, different, identical = (axes.images[0].get_array() for axes in draw_mexa_matrix(document).axes[:3])
+    assert aligned[0, 1] == document["mean_over_layers"]["C"]["Java"]
+    assert different[0, 1] == document["mean_over_layers_of_different"]["C"]["Java"]
+    assert identical[0, 1] == 0.25
+
+
+def test_the_papers_mean_has_the_pivot_and_no_english() -> None:
+    vector_ND, text_Cn = parallel_vectors(0, 3)
+    attributes = {"bos": "counted", "left_out": [], "missing": []}
+    of = TextEmbeddings(
+        ("C", "Java", "eng_Latn"), tuple(map(str, range(20))), vector_ND[None], text_Cn, "weighted", attributes,
+        {"id": "m", "fingerprint": "f"},
+    )  # fmt: skip
+    document = mexa_document(of, mexa(of.vector_LND, text_Cn))
+    aligned_CCn = double_loop(vector_ND, text_Cn)
+    score_CC = aligned_CCn.mean(axis=2)
+    assert document["english"] == ["eng_Latn"]
+    assert document["paper_mean"] == {"C": [(score_CC[0, 0] + score_CC[0, 1]) / 2],
+                                      "Java": [(score_CC[1, 0] + score_CC[1, 1]) / 2]}  # fmt: skip
+    assert document["with_self"]["C"] == [pytest.approx(score_CC[0].mean(), rel=1e-15)]
+    of_c = [np.mean([hit for i, hit in enumerate(aligned_CCn[0, q]) if text_Cn[0, i] != text_Cn[q, i]]) for q in (1, 2)]
+    assert document["without_self_of_different"]["C"] == [pytest.approx(np.mean(of_c), rel=1e-15)]
+    text = mexa_table(document)
+    assert "without English (eng_Latn)" in text
+    assert "mean: paper" in text
+    assert [len(panel.lines) for panel in draw_mexa(document).axes[:3]] == [2, 3, 3]

@@ -1,7 +1,9 @@
 """Pictures of MEXA, drawn from the JSON document of `neurotally mexa`.
 
-    draw_mexa          alignment by layer: one panel a pivot, one line a language; before them the means by pivot
-    draw_mexa_matrix   every pivot with every language, the mean over layers beside the share of identical pairs
+    draw_mexa          alignment by layer: one panel a pivot, one line a language; before them the means by pivot: the
+                       paper's, over all other languages, and over these without ids whose texts are the same
+    draw_mexa_matrix   every pivot with every language: the mean over layers, the same over ids whose texts differ, and
+                       the share of identical pairs
 
 As in `charts`, no pyplot, and colours that can be told apart with any common colour blindness.
 """
@@ -34,11 +36,17 @@ _STYLES = ("-", "--", ":", "-.")
 
 
 def draw_mexa(document: Document) -> Figure:
-    """The score by layer: the mean over the other languages for each pivot, then each pivot's own lines."""
+    """The score by layer: three means over languages for each pivot, then each pivot's own lines."""
     languages = document["languages"]
-    figure, panels = panel_grid(len(languages) + 1)
-    _draw_lines(panels[0], "mean over the others", document["without_self"], languages)
-    for panel, pivot in zip(panels[1:], languages, strict=True):
+    means = {
+        "paper_mean": ("paper's mean", "with itself, no English" if document["english"] else "with itself"),
+        "without_self": ("mean over all others", "English too" if document["english"] else ""),
+        "without_self_of_different": ("mean over others", "texts that differ"),
+    }
+    figure, panels = panel_grid(len(languages) + len(means))
+    for panel, (key, (title, right)) in zip(panels, means.items(), strict=False):
+        _draw_lines(panel, title, document[key], languages, right=right)
+    for panel, pivot in zip(panels[len(means) :], languages, strict=True):
         _draw_lines(panel, f"pivot {pivot}", document["scores"][pivot], languages, pivot)
     panels[0].set_ylim(0, 1.02)
     figure.supxlabel(f"layer: 0 the token embeddings, {document['layers'] - 1} after the final norm", fontsize=10,
@@ -54,20 +62,23 @@ def draw_mexa(document: Document) -> Figure:
 
 
 def draw_mexa_matrix(document: Document) -> Figure:
-    """Heat maps pivot x language: the mean over layers, and the share of byte-identical pairs."""
+    """Heat maps pivot x language: the mean over layers, that of ids whose texts differ, the share of identical pairs."""
     languages = document["languages"]
     size = len(languages)
-    figure = Figure(figsize=(2 * max(4.2, 1.8 + 0.62 * size), max(3.8, 1.9 + 0.5 * size)), layout="constrained")
+    figure = Figure(figsize=(3 * max(4.2, 1.8 + 0.62 * size), max(3.8, 1.9 + 0.5 * size)), layout="constrained")
     titles = {
         "mean_over_layers": f"aligned, mean over {document['layers']} layers",
+        "mean_over_layers_of_different": "of ids whose texts differ",
         "identical": "byte-identical",
     }
-    for axes, (key, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
-        value_CC = np.array([[document[key][pivot][name] for name in languages] for pivot in languages])
+    for axes, (key, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
+        value_CC = np.array([[document[key][pivot][name] for name in languages] for pivot in languages], float)
+        axes.set_facecolor("#d9d9d9")
         image = axes.imshow(value_CC, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="none")
         for (row, column), value in np.ndenumerate(value_CC):
             ink = "white" if value > 0.6 else INK
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=ink)
+            text = f"{value:.2f}" if np.isfinite(value) else "–"
+            axes.text(column, row, text, ha="center", va="center", fontsize=8, color=ink)
         label_matrix(axes, languages, languages, "pivot", "language")
         axes.set_title(title, fontsize=10, color=INK)
     color_bar(figure, image, figure.axes, "share of ids")
@@ -76,14 +87,17 @@ def draw_mexa_matrix(document: Document) -> Figure:
 
 
 def _draw_lines(
-    panel: Any, name: str, by_language: Mapping[str, Sequence[float | None]], languages: Sequence[str], own: str = ""
-) -> None:
-    """A line a language; the pivot's own is thin and grey."""
+    panel: Any, name: str, by_language: Mapping[str, Sequence[float | None]], languages: Sequence[str], own: str = "",
+    right: str = "",
+) -> None:  # fmt: skip
+    """A line for each language that there is one of; the pivot's own is thin and grey."""
     for number, language in enumerate(languages):
+        if language not in by_language:
+            continue
         score_L = np.array(by_language[language], np.float64)
         look = {"color": GREY, "linewidth": 0.8, "linestyle": "-"} if language == own else _look(number)
         panel.plot(np.arange(len(score_L)), score_L, **look)
-    name_panel(panel, name)
+    name_panel(panel, name, right)
     panel.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     panel.yaxis.set_major_locator(MaxNLocator(nbins=5))
     clean_panel(panel)

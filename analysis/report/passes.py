@@ -15,7 +15,7 @@ from neurotally.analysis.figures.mexa import draw_mexa
 from neurotally.analysis.layers.agreement import agreement_document
 from neurotally.analysis.layers.lens import lens_document, random_notes, read_lens
 from neurotally.analysis.layers.mexa import mexa, read_embeddings
-from neurotally.analysis.layers.mexa_report import mexa_document
+from neurotally.analysis.layers.mexa_report import means_note, mexa_document
 from neurotally.analysis.masking.losses import FAMILY as LOSSES
 from neurotally.analysis.masking.losses import Losses, read_losses
 from neurotally.analysis.masking.losses_report import ablation_document, mask_document
@@ -119,16 +119,22 @@ def _mask(losses: Losses, name: str) -> Section:
 
 def _alignment(document: Mapping[str, Any], name: str) -> Section:
     languages = document["languages"]
-    header = ("pivot", "mean over layers", "largest", "at layer")
-    rows = [[row_head(pivot), *_peak(document["without_self"][pivot])] for pivot in languages]
+    header = ("pivot", "paper's mean", "over all others", "largest", "at layer", "texts that differ")
+    rows = [
+        [row_head(pivot), _peak(document["paper_mean"].get(pivot, []))[0], *_peak(document["without_self"][pivot]),
+         _peak(document["without_self_of_different"][pivot])[0]]
+        for pivot in languages
+    ]  # fmt: skip
     parts: list[Part] = [
-        Table("By pivot: the mean over the other languages", header, rows),
+        Table("By pivot: means over languages and layers", header, rows),
         _pairs("Share of ids aligned, mean over layers; rows: pivots", document, "mean_over_layers"),
+        _pairs("The same over the ids whose two texts differ", document, "mean_over_layers_of_different"),
         draw_inline(draw_mexa, document, f"mexa-{name}", "Share of ids aligned by layer, for every pivot"),
         _pairs("Share of ids whose two texts are byte-identical, and so aligned whatever the model does", document,
                "identical"),
     ]  # fmt: skip
-    notes = [f"id {one['id']} left out: {one['reason']}" for one in document["left_out"][:20]]
+    notes = [f"By pivot: {means_note(document)}."]
+    notes += [f"id {one['id']} left out: {one['reason']}" for one in document["left_out"][:20]]
     if document["missing"]:
         notes.append(f"{len(document['missing']):,} ids aren't in every language, the first {document['missing'][0]}")
     lead = (
@@ -136,7 +142,7 @@ def _alignment(document: Mapping[str, Any], name: str) -> Section:
         f"other id's ({document['embedding']} embeddings, BOS {document['bos']})."
     )
     title = _titled("Alignment of languages (MEXA)", name, "parallel")
-    parts += [Notes(notes)] if notes else []
+    parts.append(Notes(notes))
     return Section(f"embeddings-{name}", title, lead, parts)
 
 
@@ -255,7 +261,7 @@ def _effects(
 
 def _peak(by_layer: list[float | None]) -> list[Cell]:
     score_L = np.array(by_layer, np.float64)
-    if not np.isfinite(score_L).all():
+    if not len(score_L) or not np.isfinite(score_L).all():
         return [Cell("–", None)] * 3
     best = int(score_L.argmax())
     return [real(float(score_L.mean()), ".3f"), real(float(score_L[best]), ".3f"), count(best)]

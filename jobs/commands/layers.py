@@ -95,7 +95,7 @@ def embed(model: str, store: Path, parallel: Path, limit: int | None, common: bo
     "--leave-out",
     multiple=True,
     metavar="LANGUAGE",
-    help="Not in the means over languages, as English in the paper; as often as you like.",
+    help="Not in the means over languages; as often as you like. (The paper's mean has no English in any case.)",
 )
 @click.option("--matrix-figure", type=PICTURE, metavar="FILE.png", help="Draw pivots by languages.")
 @FIGURE
