@@ -91,7 +91,8 @@ def demo(folder: Path, workers: int, as_json: bool) -> None:
     type=click.Choice(["documents", "concat"]),
     default="documents",
     show_default=True,
-    help="documents: each in rows of its own. concat: run together and cut every T tokens, as in the papers.",
+    help="documents: each in rows of its own. concat: run together within a unit of work and cut every T tokens; "
+    "unlike in the papers each unit starts afresh and keeps its shorter last row (`status` says how many).",
 )
 @click.option("--triggers", type=click.IntRange(0, 1024), metavar="K", default=32, show_default=True,
               help="Keep the K places where a neuron's coefficient is largest, one a document.")  # fmt: skip

@@ -7,6 +7,7 @@ from urllib.parse import unquote
 
 import filelock
 
+from neurotally.analysis.concat_rows import concat_note, corpus_concat_rows
 from neurotally.jobs.progress import time_left
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
@@ -21,7 +22,10 @@ def status(path: Path) -> dict[str, Any]:
     live = store.read_json(run / "progress.json") if is_running else None
     unfinished = {folder.name: _unfinished(folder) for folder in sorted((run / "corpora").glob("*/"))}
     committed = store.committed_corpora(path) if (path / "zarr.json").exists() else []
-    done = {name: _committed(store.corpus_attributes(path, name)) for name in committed}
+    done: dict[str, dict[str, Any]] = {name: _committed(store.corpus_attributes(path, name)) for name in committed}
+    for name, of in done.items():
+        if (rows := corpus_concat_rows(path, name)) is not None:
+            of["concat"] = rows
     corpora = {**unfinished, **((live or {}).get("corpora") or {}), **done}
     passes = _unfinished_passes(run / "passes")
     is_complete = (path / "zarr.json").exists() and not unfinished.keys() - done.keys() and not passes
@@ -50,6 +54,11 @@ def status_text(document: dict[str, Any]) -> str:
             f"{corpus['documents_done']:>7}/{corpus['documents']:<7} skipped {corpus['skipped']:<5} "
             f"{corpus['tokens']:>14,} tokens"
         )
+    lines += [
+        f"  {concat_note(name, corpus['concat'], corpus['tokens'])}"
+        for name, corpus in document["corpora"].items()
+        if "concat" in corpus
+    ]
     for name, one in document["passes"].items():
         lines.append(f"  {name:<20} " + ("done" if one["done"] else f"tasks {one['tasks_done']:>6}/{one['tasks']}"))
     lines += [

@@ -1,8 +1,9 @@
 """Rows and rectangles: how the tokens of a unit are laid out for the model.
 
 Layout `documents` starts every document in a row of its own; one longer than a row goes on in a row that
-starts afresh. Layout `concat` runs the documents together and cuts every `row_tokens`, the last shorter row
-kept, as in the papers. In both every token is in exactly one row, once.
+starts afresh. Layout `concat` runs the documents of a unit together and cuts every `row_tokens`, the last shorter row
+kept. The papers run a whole corpus together and drop the remainder: here a row starts afresh at every unit, a few more
+rows than theirs (`analysis.concat_rows` counts them). In both every token is in exactly one row, once.
 
 Rows become right-padded rectangles: in a causal model pads on the right cannot reach a real token, so no
 attention mask is needed. `kind` tells pads (0) from tokens (1) and special tokens (2).

@@ -79,7 +79,7 @@ def test_a_model_with_code_of_its_own_loads_and_is_measured_only_if_it_is_truste
     from transformers import AutoConfig
 
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    with pytest.raises(InputError, match="custom code.* If you trust it, pass --trust-remote-code"):
+    with pytest.raises(InputError, match=r"custom code.* If you trust it, pass --trust-remote-code"):
         load_model(str(own_code), device="cpu")
     own = AutoConfig.from_pretrained(own_code, trust_remote_code=True)
     with pytest.raises(ValueError, match="trust_remote_code"):
