@@ -13,8 +13,8 @@ times 2^-24 of the sum of |x|. A block whose fp32 sums left the range of float i
 
 Activation and product are each rounded to the model's dtype, from fp32, as PyTorch's own kernels do. A launch
 switches contraction off: act·up is rounded before it is added to a sum. Division is exact: by the hardware's, off by
-two units of fp32, three bf16 inputs of SiLU would round otherwise than PyTorch's. 16-bit dtypes take the hardware's 2^x,
-off by two units at most; fp32 takes an exponential that is good to exact division.
+two units of fp32, three bf16 inputs of SiLU would round otherwise than PyTorch's. 16-bit dtypes take the hardware's
+2^x, off by two units at most; fp32 takes an exponential that is good to exact division.
 In the body of a kernel: `o_` offsets, `m_` mask, `p_` pointers.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls

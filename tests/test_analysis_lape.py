@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neurotally.analysis.languages.lape import Selection, bar_rank, lape, layer_counts
+from neurotally.analysis.languages.lape_report import candidates_warning, proportionate
 from neurotally.profiler.errors import InputError
 
 NAMES = ("c", "english", "go", "html", "python")
@@ -344,3 +345,29 @@ def test_layer_counts() -> None:
     assert layer_counts([[0, 5], [2, 1], [2, 9]], 4).tolist() == [1, 0, 2, 0]
     assert layer_counts(np.empty((0, 2), np.int64), 3).tolist() == [0, 0, 0]
     assert layer_counts([], 2).tolist() == [0, 0]
+
+
+def few_candidates() -> Any:
+    """3 layers of 100 neurons, 2 corpora: 16 candidates of the first, which is active more often, 14 of the second."""
+    rng = np.random.default_rng(0)
+    active_CLF = rng.integers(0, 500, (2, 3, 100))
+    active_CLF[0].flat[:16] += 500
+    active_CLF[1].flat[50:64] += 500
+    return active_CLF
+
+
+def test_a_corpus_with_fewer_candidates_than_asked_for_is_named() -> None:
+    def chosen(**settings: Any) -> Any:
+        return lape(few_candidates(), [1000, 1000], ["C", "D"], quantile=0.95, **settings)
+
+    assert chosen(per_corpus=400).too_few_candidates == {"C": 16, "D": 14}
+    assert chosen(per_corpus=16).too_few_candidates == {"D": 14}
+    assert chosen(per_corpus=14).too_few_candidates == {}
+    assert chosen(select="top", top_rate=0.01).too_few_candidates == {}
+    assert candidates_warning(chosen(per_corpus=14)) is None
+    assert "16, so all were taken and none chosen: D 14;" in str(candidates_warning(chosen(per_corpus=16)))
+
+
+@pytest.mark.parametrize(("neurons", "number"), [(458_752, 400), (352_256, 307), (2048, 2), (300, 1)])
+def test_the_proportionate_number_is_the_papers_share(neurons: int, number: int) -> None:
+    assert proportionate(neurons) == number == max(1, round(400 * neurons / (32 * 14336)))

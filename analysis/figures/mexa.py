@@ -62,7 +62,7 @@ def draw_mexa(document: Document) -> Figure:
 
 
 def draw_mexa_matrix(document: Document) -> Figure:
-    """Heat maps pivot x language: the mean over layers, that of ids whose texts differ, the share of identical pairs."""
+    """Heat maps pivot x language: mean over layers, that of ids whose texts differ, share of identical pairs."""
     languages = document["languages"]
     size = len(languages)
     figure = Figure(figsize=(3 * max(4.2, 1.8 + 0.62 * size), max(3.8, 1.9 + 0.5 * size)), layout="constrained")

@@ -108,9 +108,7 @@ def draw_sweep(document: Document) -> Figure:
         _draw_swept_profiles(axes[3], document, select, values, grid, along_limit=False)
     default = document["default"]
     limit = _limit_text(default["select"], default["per_corpus" if default["select"] == "balanced" else "top_rate"])
-    title = (
-        f"What hangs on LAPE's settings?  The default: {default['select']}, {limit}, quantile {default['quantile']:g}"
-    )
+    title = f"What hangs on LAPE's settings?  The base: {default['select']}, {limit}, quantile {default['quantile']:g}"
     figure.suptitle(title, fontsize=13, x=0.01, ha="left", color=INK)
     return figure
 
@@ -264,7 +262,7 @@ def _draw_default_overlap(axes: Any, document: Document, select: str, values: Se
         [f"{_percent(mean(setting, 'contained'))}\n{mean(setting, 'jaccard'):.2f}" for setting in row] for row in rows
     ]
     _draw_grid(axes, document, select, values, contained_QV, texts)
-    axes.set_title("overlap with the default: contained, Jaccard", fontsize=10, loc="left", color=INK)
+    axes.set_title("overlap with the base: contained, Jaccard", fontsize=10, loc="left", color=INK)
 
 
 def _draw_grid(

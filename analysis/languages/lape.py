@@ -56,6 +56,13 @@ class Selection:
     """Candidates left out though their entropy is that of the last one chosen: the cut went by layer there."""
 
     @property
+    def too_few_candidates(self) -> dict[str, int]:
+        """If balanced: the corpora with candidates, but fewer than were to be chosen, so that all were; how many."""
+        if self.select != "balanced":
+            return {}
+        return {name: number for name, number in self.num_candidates.items() if 0 < number < self.limit}
+
+    @property
     def without_candidates(self) -> list[str]:
         """The corpora in which no neuron passes the bar; their sets are empty."""
         return [name for name, number in self.num_candidates.items() if not number]

@@ -3,9 +3,12 @@
     {"schema": 1, "model": {"id", "fingerprint"} | null, "corpora": [name, ...], "select", "quantile",
      "per_corpus" | "top_rate", "bar", "specific": {name: [[layer, neuron], ...]}, "exclusive": likewise,
      "layers", "neurons", "tokens": {name: n}, "candidates": {name: n}, "sole_candidates": {name: n},
-     "without_candidates": [name, ...], "tied_out": {name: n}, "left_out": {name: reason}}
+     "without_candidates": [name, ...], "tied_out": {name: n}, "left_out": {name: reason},
+     "too_few_candidates": {name: {"candidates": n, "taken": n}}, "proportionate_per_corpus": n}
 
-Lists of neurons are sorted by (layer, neuron). The document is also a mask file.
+Lists of neurons are sorted by (layer, neuron). The document is also a mask file. `too_few_candidates` names the corpora
+with fewer candidates than `per_corpus`: all of them were taken, so that nothing was chosen there, and sets differ in
+size. `proportionate_per_corpus` is the paper's 400 of Llama-3.1-8B's 458,752 neurons in proportion to this model's.
 """
 
 from typing import Any
@@ -18,6 +21,9 @@ from neurotally.analysis.languages.rule import Rule
 from neurotally.analysis.text_table import layer_runs, text_table
 
 LAPE_SCHEMA = 1
+
+PAPERS_SHARE = 400 / (32 * 14_336)
+"""arXiv 2506.01074: 400 neurons for each language, of Llama-3.1-8B's 32 layers of 14,336."""
 
 _HEADER = ("corpus", "tokens", "candidates", "only here", "specific", "low/mid/top", "exclusive", "low/mid/top")
 
@@ -41,7 +47,30 @@ def lape_document(counts: CorpusCounts, selection: Selection) -> dict[str, Any]:
         "tied_out": dict(selection.num_tied_out),
         "without_candidates": selection.without_candidates,
         "left_out": dict(counts.left_out),
+        "too_few_candidates": {
+            name: {"candidates": number, "taken": len(selection.specific[name])}
+            for name, number in selection.too_few_candidates.items()
+        },
+        "proportionate_per_corpus": proportionate(num_layers * num_neurons),
     }
+
+
+def proportionate(num_neurons: int) -> int:
+    """As many neurons for each corpus as the paper took of a Llama-3.1-8B, in proportion."""
+    return max(1, round(PAPERS_SHARE * num_neurons))
+
+
+def candidates_warning(selection: Selection) -> str | None:
+    """Says where a corpus has fewer candidates than asked for; None where all have enough."""
+    if not (few := selection.too_few_candidates):
+        return None
+    neurons = selection.entropy_LF.size
+    corpora = ", ".join(f"{name} {number:,}" for name, number in few.items())
+    return (
+        f"fewer candidates than {selection.limit:,}, so all were taken and none chosen: {corpora}; the paper's 400 of "
+        f"Llama-3.1-8B's 458,752 neurons are {proportionate(neurons):,} of this model's {neurons:,}: "
+        f"--per-corpus {proportionate(neurons)}"
+    )
 
 
 def lape_table(counts: CorpusCounts, selection: Selection) -> str:
@@ -66,7 +95,7 @@ def _row(counts: CorpusCounts, selection: Selection, name: str) -> list[str]:
         f"{int(counts.tokens_C[counts.corpora.index(name)]):,}",
         f"{selection.num_candidates[name]:,}",
         f"{selection.num_sole_candidates[name]:,}",
-        f"{len(specific):,}",
+        f"{len(specific):,}" + ("*" if name in selection.too_few_candidates else ""),
         _spread(specific, len(selection.entropy_LF)),
         f"{len(exclusive):,}",
         _spread(exclusive, len(selection.entropy_LF)),
@@ -94,6 +123,8 @@ def _notes(counts: CorpusCounts, selection: Selection) -> list[str]:
         for name, number in selection.num_tied_out.items()
         if number
     ]
+    if warning := candidates_warning(selection):
+        notes.append(f"* {warning}")
     if empty := selection.without_candidates:
         notes.append(f"no neuron passes the bar in {', '.join(empty)}: no specific neurons there")
     notes += [f"left out: {name} ({reason})" for name, reason in counts.left_out.items()]

@@ -6,7 +6,7 @@ grid, one step apart in one number, have theirs. `sweep_document` is what `neuro
 
     {"schema": 1, "model": {"id", "fingerprint"} | null, "corpora": [name, ...], "layers", "neurons",
      "quantiles": [...], "per_corpus": [...], "top_rates": [...],
-     "default": {"select", "quantile", "per_corpus" | "top_rate"},
+     "default": {"select", "quantile", "per_corpus" | "top_rate"}, "default_too_few_candidates": {name: candidates},
      "settings": [{"select", "quantile", "per_corpus" | "top_rate", "bar", "distinct": n, "shared": n,
                    "candidates": {name: n}, "sizes": {"specific": {name: n}, "exclusive": {name: n}},
                    "with_default": {name: {"jaccard", "contained"}},
@@ -39,7 +39,7 @@ QUANTILES = (0.9, 0.925, 0.95, 0.975, 0.99)
 PER_CORPUS = (100, 200, 400, 800, 1600)
 TOP_RATES = (0.0025, 0.005, 0.01, 0.02, 0.04)
 
-_HEADER = ("quantile", "bar", "limit", "distinct", "shared", "specific", "exclusive", "with default", "Jaccard")
+_HEADER = ("quantile", "bar", "limit", "distinct", "shared", "specific", "exclusive", "with base", "Jaccard")
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +90,8 @@ def sweep(
 ) -> Sweep:
     """Choose neurons by every setting; the settings of each list are sorted, each once.
 
-    Without `top_rates` those of TOP_RATES are taken that are one neuron or more. The setting that others are compared
-    with is `lape`'s default, unless given. InputError as of `lape`.
+    Without `top_rates` those of TOP_RATES are taken that are one neuron or more. `default`: the setting that others are
+    compared with; without it `lape`'s default. InputError as of `lape`.
     """
     if top_rates is None:
         num_neurons = counts.active_CLF[0].size
@@ -126,6 +126,7 @@ def sweep_document(counts: CorpusCounts, found: Sweep) -> dict[str, Any]:
         "per_corpus": list(found.per_corpus),
         "top_rates": list(found.top_rates),
         "default": found.default.rule.as_json(),
+        "default_too_few_candidates": _too_few(found.default),
         "settings": [_setting_json(setting, found.default) for setting in found.settings],
         "neighbours": [
             {
@@ -148,8 +149,9 @@ def sweep_table(counts: CorpusCounts, found: Sweep) -> str:
             lines += [f"{select}: {title}", text_table(_HEADER, rows), ""]
     lines += [
         "distinct: neurons chosen; shared: by two corpora or more; specific, exclusive: fewest to most of a corpus",
-        f"with default ({found.default.rule}):",
+        f"with base ({found.default.rule}):",
         "  share of the smaller set that the larger one holds, and Jaccard index, means over corpora",
+        *_few_notes(found),
         *(f"left out: {name} ({reason})" for name, reason in counts.left_out.items()),
     ]
     return "\n".join(lines)
@@ -180,6 +182,20 @@ def _setting_json(setting: Setting, default: Setting) -> dict[str, Any]:
         "with_default": _overlap(setting, default),
         "by_layer": by_layer,
     }
+
+
+def _too_few(setting: Setting) -> dict[str, int]:
+    """The corpora with fewer candidates than a balanced setting takes, and how many they have."""
+    if setting.rule.select != "balanced":
+        return {}
+    return {name: number for name, number in setting.num_candidates.items() if 0 < number < setting.rule.per_corpus}
+
+
+def _few_notes(found: Sweep) -> list[str]:
+    if not (few := _too_few(found.default)):
+        return []
+    corpora = ", ".join(f"{name} {number:,}" for name, number in few.items())
+    return [f"the base takes all candidates where there are fewer: {corpora}; --base-per-corpus compares with another"]
 
 
 def _overlap(one: Setting, other: Setting) -> dict[str, dict[str, float | None]]:

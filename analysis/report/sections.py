@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from neurotally.analysis.concat_rows import concat_note, corpus_concat_rows
 from neurotally.analysis.figures.charts import draw_layers
 from neurotally.analysis.figures.sets import draw_error_bars, draw_profiles
 from neurotally.analysis.languages.counts import CorpusCounts, read_group_counts, unfinished_corpora
 from neurotally.analysis.languages.jackknife import ErrorBars, error_bars
 from neurotally.analysis.languages.jackknife_report import error_bars_document
 from neurotally.analysis.languages.lape import Selection
-from neurotally.analysis.languages.lape_report import lape_document
+from neurotally.analysis.languages.lape_report import candidates_warning, lape_document
 from neurotally.analysis.languages.profiles import profiles_document
 from neurotally.analysis.languages.rule import Rule
 from neurotally.analysis.report.parts import (
@@ -111,6 +112,11 @@ def corpora(material: Material) -> Section | None:
         for name, of in found.items()
         if of.get("restarted_units")
     ]
+    notes += [
+        concat_note(name, rows, of["tokens"])
+        for name, of in found.items()
+        if (rows := corpus_concat_rows(material.store, name)) is not None
+    ]
     root = store.store_attributes(material.store).get("versions")
     notes += [f"{name}: made with {_differing(root, of)}" for name, of in found.items() if _differing(root, of)]
     parts += [Notes(notes)] if notes else []
@@ -148,6 +154,8 @@ def lape(material: Material) -> Section:
     notes = [f"{name}: {n:,} more candidates tie with the last one chosen" for name, n in selection.num_tied_out.items()
              if n]  # fmt: skip
     notes += [f"{name}: no neuron passes the bar" for name in document["without_candidates"]]
+    if warning := candidates_warning(selection):
+        notes.insert(0, f"* {warning}")
     notes += [f"left out: {name} ({reason})" for name, reason in counts.left_out.items()]
     parts += [Notes(notes)] if notes else []
     return Section("lape", title, lead, parts)
@@ -258,9 +266,11 @@ def _differing(root: Mapping[str, str] | None, of: Mapping[str, Any]) -> str:
 
 
 def _lape_row(document: Mapping[str, Any], name: str) -> list[Cell]:
-    numbers = (document["tokens"][name], document["candidates"][name], document["sole_candidates"][name],
-               len(document["specific"][name]), len(document["exclusive"][name]))  # fmt: skip
-    return [row_head(name), *map(count, numbers)]
+    before = map(count, (document["tokens"][name], document["candidates"][name], document["sole_candidates"][name]))
+    specific = count(len(document["specific"][name]))
+    if name in document["too_few_candidates"]:
+        specific = Cell(f"{specific.text}*", specific.value)
+    return [row_head(name), *before, specific, count(len(document["exclusive"][name]))]
 
 
 def _bars_row(document: Mapping[str, Any], name: str) -> list[Cell]:

@@ -1,6 +1,7 @@
 """The commands about sets of neurons: lape, stability, sweep, profiles, compare. They read stores and load no torch."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -19,6 +20,9 @@ from neurotally.jobs.commands.options import (
 )  # fmt: skip
 from neurotally.jobs.commands.output import draw, show
 from neurotally.profiler.errors import InputError
+
+if TYPE_CHECKING:
+    from neurotally.analysis.languages.lape import Selection
 
 
 @click.command(short_help="The neurons specific to each corpus")
@@ -52,6 +56,7 @@ def lape(store: Path, corpus: tuple[str, ...], chosen_by: RuleOptions, error_bar
     groups = read_group_counts(store, corpus) if error_bars else None
     counts = groups.total() if groups else read_counts(store, corpus)
     selection = rule.choose(counts)
+    _warn(selection)
     document, text = lape_document(counts, selection), lape_table(counts, selection)
     if groups:
         bars = jackknife(groups)
@@ -90,6 +95,7 @@ def stability(store: Path, corpus: tuple[str, ...], chosen_by: RuleOptions, samp
 
     groups = read_group_counts(store, corpus)
     found = resample(groups, chosen_by.rule(), samples, orders, seed)
+    _warn(found.selection)
     document = stability_document(groups, found)
     draw(figure, draw_stability, document)
     show(document, stability_table(groups, found), as_json, out)
@@ -113,15 +119,22 @@ def stability(store: Path, corpus: tuple[str, ...], chosen_by: RuleOptions, samp
     metavar="R",
     help="Default: 0.0025 ... 0.04",
 )
+@click.option("--base-select", type=click.Choice(["balanced", "top"]), default="balanced", show_default=True,
+              help="The setting that others are compared with; so the three below.")  # fmt: skip
+@click.option("--base-per-corpus", type=COUNT, metavar="N", default=400, show_default=True)
+@click.option("--base-top-rate", type=click.FloatRange(0, 1, min_open=True), default=0.01, show_default=True)
+@click.option("--base-quantile", type=click.FloatRange(0, 1, min_open=True), default=0.95, show_default=True)
 @FIGURE
 @OUT
 @JSON_FLAG
 def sweep(store: Path, corpus: tuple[str, ...], quantile: tuple[float, ...], per_corpus: tuple[int, ...],
-          top_rate: tuple[float, ...], figure: Path | None, out: Path | None,
+          top_rate: tuple[float, ...], base_select: Literal["balanced", "top"], base_per_corpus: int,
+          base_top_rate: float, base_quantile: float, figure: Path | None, out: Path | None,
           as_json: bool) -> None:  # fmt: skip
     """LAPE at every setting of a grid: set sizes, overlaps, profiles by layer.
 
-    Give --quantile, --per-corpus and --top-rate as often as you like.
+    Give --quantile, --per-corpus and --top-rate as often as you like. Each setting is compared with a base: lape's
+    default, or what --base-select, --base-per-corpus, --base-top-rate and --base-quantile say.
 
     \b
     Example:
@@ -133,7 +146,8 @@ def sweep(store: Path, corpus: tuple[str, ...], quantile: tuple[float, ...], per
     from neurotally.analysis.languages.sweep import sweep as run
 
     counts = read_counts(store, corpus)
-    found = run(counts, quantile or QUANTILES, per_corpus or PER_CORPUS, top_rate or None)
+    base = RuleOptions(base_select, base_per_corpus, base_top_rate, base_quantile).rule()
+    found = run(counts, quantile or QUANTILES, per_corpus or PER_CORPUS, top_rate or None, base)
     document = sweep_document(counts, found)
     draw(figure, draw_sweep, document)
     show(document, sweep_table(counts, found), as_json, out)
@@ -161,6 +175,7 @@ def profiles(store: Path, corpus: tuple[str, ...], chosen_by: RuleOptions, overl
 
     counts, rule = read_counts(store, corpus), chosen_by.rule()
     selection = rule.choose(counts)
+    _warn(selection)
     document = profiles_document(counts, rule, selection)
     draw(figure, draw_profiles, document)
     draw(overlap_figure, lambda of: draw_overlap(of["corpora"], of["overlap"]), document)
@@ -191,9 +206,19 @@ def compare(store: Path, other: Path, corpus: tuple[str, ...], chosen_by: RuleOp
     counts = [read_counts(path, corpus) for path in (store, other)]
     labels = store_labels(counts, [str(store), str(other)])
     found = side_by_side(counts, labels, chosen_by.rule())
+    for side in found.sides:
+        _warn(side.selection, f"{side.label}: ")
     document = compare_document(found)
     draw(figure, draw_compare, document)
     show(document, compare_table(found), as_json, out)
+
+
+def _warn(selection: "Selection", of: str = "") -> None:
+    """Say on stderr where a corpus has fewer candidates than asked for."""
+    from neurotally.analysis.languages.lape_report import candidates_warning
+
+    if warning := candidates_warning(selection):
+        click.echo(f"warning: {of}{warning}", err=True)
 
 
 LANGUAGE_COMMANDS = (lape, stability, sweep, profiles, compare)
