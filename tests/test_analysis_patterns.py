@@ -1,5 +1,6 @@
 """Patterns equal what plain Python counts, and tests pass no more null keys than they should."""
 
+import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -7,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import false_discovery_control
+from scipy.stats import false_discovery_control, t, ttest_ind
 
 from neurotally.analysis.figures.patterns import draw_patterns
-from neurotally.analysis.keys.null_test import corrected, empirical_p, needed
+from neurotally.analysis.keys.null_test import corrected, empirical_p, mean_difference, needed
 from neurotally.analysis.keys.patterns import KeyCounts, Statistic, corpus_patterns, count_keys, key_p
 from neurotally.analysis.keys.patterns_report import patterns_document, patterns_table, save_key_patterns
 from neurotally.analysis.keys.places import KINDS, PlaceReader, Places, find_lexer
@@ -260,6 +261,90 @@ def test_keys_with_a_pattern_pass_and_null_keys_do_not(tmp_path: Path) -> None:
     assert len(visible) == 3 + 5 + 2 + 2
     assert list(visible[0].get_lines()[0].get_ydata()) == token["by_layer"]
     assert list(visible[0].get_lines()[1].get_ydata()) == token["null_by_layer"]
+
+
+SETTINGS = {"model": None, "null": [None], "alpha": 0.05, "by_layer_tests": False, "window_lines": 3, "inside": False,
+            "triggers": 16}  # fmt: skip
+
+
+def often_at(position: int, share: float, keys: int, seed: int) -> TriggerLists:
+    """Random triggers, of which about a share are at one position of their documents."""
+    made = lists(16, 30, keys, seed)
+    is_there = np.random.default_rng(100 + seed).random(made.position_LFK.shape) < share
+    return TriggerLists(made.corpus, made.value_LFK, made.document_LFK,
+                        np.where(is_there, np.uint32(position), made.position_LFK), made.used_LFK, 0)  # fmt: skip
+
+
+def test_where_no_key_can_pass_the_zero_is_called_no_finding_and_the_layers_are_compared() -> None:
+    places = read([f"v{number} = {number}\n{SOURCE}" for number in range(16)], window=3)
+    sampled = np.arange(0, len(places.key_P), 3)
+    keys, null = often_at(6, 0.35, 200, 0), often_at(6, 0.2, 40, 1)
+    found = corpus_patterns(keys, places, sampled, [null], "Python", 0.05, 0)
+    document = patterns_document([found], {}, SETTINGS)
+    python = document["corpora"]["python"]
+    assert python["needed"] == math.ceil(400 / (0.05 * 81))
+    assert python["shallow_by_layer"] == [0, 0]
+    of, own = python["ngrams"]["token"], found.counts
+    assert found.null is not None
+    highest = max(count / number for count, number in zip(found.null.count_S[0].flat, found.null.distinct.flat,
+                                                          strict=True))  # fmt: skip
+    beyond = sum(count / number > highest and count > found.null.count_S[0].max()
+                 for count, number in zip(own.count_S[0].flat, own.distinct.flat, strict=True))  # fmt: skip
+    assert 0 < of["beyond_null"] == beyond < python["needed"]
+    for layer in range(2):
+        share_F, null_M = (of.count_S[0, layer] / of.distinct[layer] for of in (own, found.null))
+        interval = ttest_ind(share_F, null_M, equal_var=False).confidence_interval(0.95)
+        difference, half = (of[f"over_null{name}_by_layer"][layer] for name in ("", "_half"))
+        assert (difference - half, difference + half) == pytest.approx((interval.low, interval.high), rel=1e-9)
+        assert difference - half > 0
+    text = patterns_table(document)
+    for said in (
+        "0.0 % shallow",
+        f"at least {python['needed']} keys must be beyond every null key together",
+        "that none passes is no finding",
+        f"beyond every null key are: {beyond} token",
+        "over null layer 0",
+    ):
+        assert said in text, said  # fmt: skip
+    titles = [panel.get_title("right") for panel in draw_patterns(document).axes]
+    assert f"of all; for any {python['needed']} needed" in titles
+    many = corpus_patterns(keys, places, sampled, [often_at(6, 0.2, 4000, 2)], "Python", 0.05, 0)
+    assert "no finding" not in patterns_table(patterns_document([many], {}, SETTINGS))
+
+
+def test_by_layer_the_fewest_null_keys_of_a_layer_say_how_many_are_needed() -> None:
+    places = read([f"v{number} = {number}\n{SOURCE}" for number in range(16)], window=3)
+    null = often_at(6, 0.2, 40, 1)
+    null.used_LFK[1, 10:] = False
+    found = corpus_patterns(often_at(6, 0.5, 50, 0), places, np.arange(3), [null], None, 0.05, 0, by_layer=True)
+    assert found.needed == math.ceil(100 / (0.05 * 11))
+
+
+def test_the_intervals_of_layers_are_as_wide_as_they_say() -> None:
+    """Keys and null keys alike, their shares spread more than a binomial's: 10 of 200 intervals should miss 0."""
+
+    def shares(size: int, rng: np.random.Generator) -> np.ndarray:
+        distinct = rng.integers(8, 33, size)
+        return rng.binomial(distinct, rng.beta(2, 3, size)) / distinct
+
+    missed = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        found = mean_difference(shares(120, rng), shares(40, rng))
+        missed += abs(found.difference) > found.half
+    assert 2 <= missed <= 20  # 99.8 % of the time
+
+
+def test_a_mean_difference_is_welchs_and_needs_two_values_a_side() -> None:
+    one, other = np.array([0.1, 0.4, np.nan, 0.3]), np.array([0.2, 0.1])
+    found = mean_difference(one, other)
+    mean, null = (0.1 + 0.4 + 0.3) / 3, 0.15
+    square = sum((value - mean) ** 2 for value in (0.1, 0.4, 0.3)) / 2 / 3
+    null_square = 2 * 0.05**2 / 1 / 2
+    freedom = (square + null_square) ** 2 / (square**2 / 2 + null_square**2 / 1)
+    assert found == pytest.approx((mean - null, t.ppf(0.975, freedom) * (square + null_square) ** 0.5))
+    assert np.isnan(mean_difference(one, other[:1])).all()
+    assert mean_difference(np.ones(3), np.zeros(3)) == (1, 0)
 
 
 def test_chance_is_the_rate_of_random_positions() -> None:

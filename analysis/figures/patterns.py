@@ -1,7 +1,8 @@
 """Pictures of what keys have in common, drawn from the documents of `patterns` and `concepts`.
 
 `draw_patterns` has a panel for every statistic and a line for every corpus, by layer; dashed what null keys give,
-and a mark at the left edge for random positions. `draw_concepts` has a panel a concept: its keys in each layer.
+around the line the 95 % interval of its distance from these, and a mark at the left edge for random positions.
+`draw_concepts` has a panel a concept: its keys in each layer.
 """
 
 from collections.abc import Mapping
@@ -87,6 +88,9 @@ def _draw_statistic(panel: Any, document: Document, family: str, name: str) -> N
         panel.plot(np.array(found["by_layer"], np.float64), color=color, marker=marker, markersize=3, linewidth=1.4)
         if found["null_by_layer"] is not None:
             panel.plot(np.array(found["null_by_layer"], np.float64), color=color, linewidth=1, linestyle=(0, (3, 2)))
+            share_L, half_L = (np.array(found[key], np.float64) for key in ("by_layer", "over_null_half_by_layer"))
+            panel.fill_between(range(len(share_L)), share_L - half_L, share_L + half_L, color=color, alpha=0.2,
+                               linewidth=0)  # fmt: skip
         if found["chance"] is not None:
             panel.plot([-0.5], [found["chance"]], color=color, marker=5, markersize=6, clip_on=False, linestyle="")
     name_panel(panel, {"ngrams": f"same {name}", "kinds": name, "concepts": f"/{name}/"}[family])
@@ -97,7 +101,8 @@ def _draw_passing(panel: Any, document: Document, key: str, title: str) -> None:
     for number, corpus in enumerate(document["corpora"].values()):
         color, marker = line_look(number)
         panel.plot(range(document["layers"]), corpus[key], color=color, marker=marker, markersize=3, linewidth=1.4)
-    name_panel(panel, title, "of all keys")
+    needed = max((corpus["needed"] for corpus in document["corpora"].values()), default=0)
+    name_panel(panel, title, f"of all; for any {needed:,} needed")
     _share_axis(panel, document["layers"])
 
 
@@ -110,6 +115,9 @@ def _handles(document: Document) -> list[Any]:
     if document["null_keys"]:
         label = f"untrained model ({document['null_keys']:,} null keys)"
         handles.append(Line2D([], [], color=GREY, linewidth=1, linestyle=(0, (3, 2)), label=label))
+        handles.append(
+            Patch(color=GREY, alpha=0.2, label="95 % interval of the distance from these (keys independent)")
+        )
     handles.append(Line2D([], [], color=GREY, marker=5, markersize=6, linestyle="", label="random positions"))
     return handles
 

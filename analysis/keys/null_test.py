@@ -8,13 +8,30 @@ measured: the same statistic, of the same architecture freshly initialised, over
 
 A key has a count x among n distinct contexts. A null key reaches it if its count or its share is at least as large:
 neither few contexts nor many make a key look better than it is. Over all keys the p-values are corrected by
-Benjamini and Hochberg. No p is below 1 / (1 + N): with few null keys only many keys can pass together (`needed`).
+Benjamini and Hochberg. No p is below 1 / (1 + N): with few null keys only many keys can pass together (`needed`), and
+that none does is no finding.
+
+A layer's keys are also tested together (`mean_difference`): its mean share less that of its null keys, with Welch's
+interval, which asks for dozens of keys and not for any one to stand out. It takes keys for independent of each other:
+those of one layer read the same vectors of the same texts, so where its keys' shares vary together, as with another
+initialisation, the interval is too narrow. Null keys of several initialisations show by how much.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import false_discovery_control
+from scipy.stats import false_discovery_control, t
+
+LEVEL = 0.95
+"""Of the intervals."""
+
+
+class Difference(NamedTuple):
+    """A difference of two means, and half of its interval. NaN where a side has fewer than two values."""
+
+    difference: float
+    half: float
 
 
 def empirical_p(
@@ -45,6 +62,22 @@ def corrected(p_N: np.ndarray) -> np.ndarray:
 def needed(num_keys: int, num_null: int, alpha: float) -> int:
     """So many of `num_keys` keys must have the smallest p there is, 1 / (1 + num_null), for any to pass."""
     return max(1, math.ceil(num_keys / (alpha * (1 + num_null)) - 1e-9))
+
+
+def mean_difference(value_N: np.ndarray, null_M: np.ndarray) -> Difference:
+    """Mean of `value_N` less that of `null_M`, NaNs left out, with Welch's `LEVEL` interval.
+
+    half = t · √(s²/n + s0²/n0), t of Welch and Satterthwaite's degrees of freedom.
+    """
+    sides = [values[np.isfinite(values)] for values in (value_N, null_M)]
+    if min(map(len, sides)) < 2:
+        return Difference(math.nan, math.nan)
+    difference = float(sides[0].mean() - sides[1].mean())
+    square, null_square = (float(values.var(ddof=1)) / len(values) for values in sides)
+    if not square + null_square:
+        return Difference(difference, 0.0)
+    freedom = (square + null_square) ** 2 / (square**2 / (len(sides[0]) - 1) + null_square**2 / (len(sides[1]) - 1))
+    return Difference(difference, float(t.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(square + null_square))
 
 
 def _share(count: np.ndarray, of: np.ndarray) -> np.ndarray:

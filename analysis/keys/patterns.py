@@ -9,8 +9,9 @@ A key's triggers are the K places where its coefficient is largest. Of those who
 
 Chance is the same statistic of made-up keys, whose triggers are positions drawn from the corpus at random; null keys
 are those of an untrained model over the same corpus. A key is tested against the null keys for every statistic (see
-`null_test`). It is *shallow* if its n-grams pass (Simes' p of the three, corrected over the keys), *abstract* if kinds
-or concepts do and n-grams don't: definitions of ours, for what the paper found by reading.
+`null_test`), and a layer's mean share against its null keys'. A key is *shallow* if its n-grams pass (Simes' p of the
+three, corrected over the keys), *abstract* if kinds or concepts do and n-grams don't: definitions of ours, for what the
+paper found by reading.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from neurotally.analysis.keys.null_test import corrected, empirical_p
+from neurotally.analysis.keys.null_test import Difference, corrected, empirical_p, mean_difference, needed
 from neurotally.analysis.keys.places import KINDS, Places
 from neurotally.analysis.keys.trigger_lists import TriggerLists, first_in_row
 from neurotally.analysis.overlap import safe_divide
@@ -73,11 +74,22 @@ class CorpusPatterns:
     """float64: p-values, corrected over the keys; None without null keys."""
     shallow_LF: np.ndarray | None
     abstract_LF: np.ndarray | None
+    needed: int | None
+    """So many keys must be beyond every null key, for any to pass; None without null keys."""
+    beyond_S: np.ndarray | None
+    """int64: how many keys are, in each statistic."""
     num_triggers: int
     num_found: int
     """Triggers whose text was found."""
     num_copies: int
     missing: dict[str, str]
+
+    def over_null(self, statistic: int) -> list[Difference] | None:
+        """By layer: the mean share less that of the layer's null keys; None without null keys."""
+        if self.null is None:
+            return None
+        share_LF, null_LM = (counts.share(statistic, self.min_contexts) for counts in (self.counts, self.null))
+        return [mean_difference(share_F, null_M) for share_F, null_M in zip(share_LF, null_LM, strict=True)]
 
 
 def statistics_of(places: Places) -> tuple[Statistic, ...]:
@@ -132,6 +144,11 @@ def corpus_patterns(
     null = count_keys(places, np.concatenate([key_index(one, places) for one in nulls], axis=1)) if nulls else None
     min_contexts = fewest_contexts(index_LFK.shape[-1])
     raw_SLF = None if null is None else key_p(counts, null, min_contexts, by_layer)
+    num_needed, beyond_S = None, None
+    if null is not None and raw_SLF is not None:
+        null_L1 = _num_tested(null, min_contexts, by_layer)
+        num_needed = needed(counts.distinct.size, int(null_L1.min()), alpha)
+        beyond_S = np.count_nonzero(raw_SLF * (1 + null_L1) < 1.5, axis=(1, 2))  # the smallest p there is, 1 / (1 + M)
     shallow, abstract = (None, None) if raw_SLF is None else _shallow_and_abstract(counts.statistics, raw_SLF, alpha)
     return CorpusPatterns(
         corpus=triggers.corpus,
@@ -144,6 +161,8 @@ def corpus_patterns(
         p_SLF=None if raw_SLF is None else np.stack([corrected(raw_LF) for raw_LF in raw_SLF]),
         shallow_LF=shallow,
         abstract_LF=abstract,
+        needed=num_needed,
+        beyond_S=beyond_S,
         num_triggers=int(triggers.used_LFK.sum()),
         num_found=int((index_LFK >= 0).sum()),
         num_copies=triggers.num_copies,
@@ -181,6 +200,12 @@ def key_p(counts: KeyCounts, null: KeyCounts, min_contexts: int, by_layer: bool 
             count.ravel()[enough], distinct, null_count.ravel()[null_enough], null_distinct
         )
     return p_SN.reshape(counts.count_S.shape)
+
+
+def _num_tested(null: KeyCounts, min_contexts: int, by_layer: bool) -> np.ndarray:
+    """int64 [L, 1]: how many null keys a key of each layer is tested against."""
+    enough_L1 = (null.distinct >= min_contexts).sum(axis=1, keepdims=True)
+    return enough_L1 if by_layer else np.full_like(enough_L1, enough_L1.sum())
 
 
 def _layer(counts: KeyCounts, layer: int) -> KeyCounts:

@@ -3,14 +3,19 @@
     {"schema": 1, "model", "null": [model, ...], "null_keys", "alpha", "by_layer_tests", "window_lines", "inside",
      "layers", "neurons", "triggers", "concepts": {name: regular expression}, "corpora": {name: {
         "lexer", "min_contexts", "keys", "triggers", "found", "copies", "missing": {document: reason},
-        "keys_by_layer": [n], "shallow_by_layer": [share] | null, "abstract_by_layer": [share] | null,
+        "needed": keys | null, "keys_by_layer": [n],
+        "shallow_by_layer": [share] | null, "abstract_by_layer": [share] | null,
         "ngrams" | "kinds" | "concepts": {name: {
             "by_layer": [mean share of a key's contexts], "null_by_layer": likewise | null, "chance", "chance_sd",
-            "passing_by_layer": [keys] | null, "passing": keys | null,
+            "over_null_by_layer": [difference] | null, "over_null_half_by_layer": likewise | null,
+            "passing_by_layer": [keys] | null, "passing": keys | null, "beyond_null": keys | null,
             "strongest": [{"layer", "neuron", "count", "contexts", "p"}, ...]}}}}}
 
-Means are over the keys with at least `min_contexts` distinct contexts; `keys_by_layer` says how many. The arrays of
-all keys are in `--archive FILE.npz`.
+Means are over the keys with at least `min_contexts` distinct contexts; `keys_by_layer` says how many. `needed`: so many
+keys must be beyond every null key together, for any to pass; `beyond_null`: how many are. Where these are fewer, that
+none passes is no finding; the layers' means tell. `over_null`: a layer's mean share less its null keys', with half of
+its 95 % interval (Welch's, over keys taken for independent, see `null_test`). The arrays of all keys are in
+`--archive FILE.npz`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from neurotally.analysis.json_numbers import numbers
 from neurotally.analysis.keys.patterns import CorpusPatterns, KeyCounts
 from neurotally.analysis.text_table import layer_runs, percent, text_table
 
@@ -52,13 +58,20 @@ def patterns_table(document: Mapping[str, Any]) -> str:
     blocks = []
     runs = layer_runs(document["layers"], 3)
     for name, corpus in document["corpora"].items():
-        header = (name, *runs, "chance", "null", "keys passing")
+        header = [name, *runs, "chance", "null", *(f"over null {span}" for span in runs), "keys passing"]
+        if not document["null_keys"]:
+            header = [title for title in header if not title.startswith("over null")]
         rows = [_row(statistic, found, runs) for family in FAMILIES for statistic, found in corpus[family].items()]
         blocks.append("\n".join([text_table(header, rows), *_notes(corpus, document)]))
     note = (
         "shares of a key's distinct contexts, mean over keys; chance: of random positions, null: of an untrained model"
     )
-    if not document["null_keys"]:
+    if document["null_keys"]:
+        note += (
+            "\nover null: mean share less that of the same layers' null keys, in points, ± half of the 95 % interval "
+            "over keys, taken for independent (too narrow where a layer's keys vary together)"
+        )
+    else:
         note += "; not tested: give --null STORE, a profile of the same corpora made with --random-init"
     return "\n\n".join([*blocks, note])
 
@@ -88,6 +101,7 @@ def _corpus(corpus: CorpusPatterns) -> dict[str, Any]:
         "found": corpus.num_found,
         "copies": corpus.num_copies,
         "missing": corpus.missing,
+        "needed": corpus.needed,
         "keys_by_layer": enough_LF.sum(axis=1).tolist(),
         "shallow_by_layer": _layer_shares(corpus.shallow_LF),
         "abstract_by_layer": _layer_shares(corpus.abstract_LF),
@@ -98,13 +112,17 @@ def _corpus(corpus: CorpusPatterns) -> dict[str, Any]:
 def _statistic(corpus: CorpusPatterns, number: int) -> dict[str, Any]:
     chance = corpus.chance.share(number, 1)
     passes_LF = None if corpus.p_SLF is None else corpus.p_SLF[number] <= corpus.alpha
+    over_null = corpus.over_null(number)
     return {
         "by_layer": _layer_means(corpus.counts, number, corpus.min_contexts),
         "null_by_layer": None if corpus.null is None else _layer_means(corpus.null, number, corpus.min_contexts),
         "chance": float(np.nanmean(chance)) if np.isfinite(chance).any() else None,
         "chance_sd": float(np.nanstd(chance)) if np.isfinite(chance).any() else None,
+        "over_null_by_layer": None if over_null is None else numbers(of.difference for of in over_null),
+        "over_null_half_by_layer": None if over_null is None else numbers(of.half for of in over_null),
         "passing_by_layer": None if passes_LF is None else passes_LF.sum(axis=1).tolist(),
         "passing": None if passes_LF is None else int(passes_LF.sum()),
+        "beyond_null": None if corpus.beyond_S is None else int(corpus.beyond_S[number]),
         "strongest": _strongest(corpus, number),
     }
 
@@ -138,12 +156,43 @@ def _row(name: str, found: Mapping[str, Any], runs: Mapping[str, np.ndarray]) ->
     means = [_mean([found["by_layer"][layer] for layer in run]) for run in runs.values()]
     null = None if found["null_by_layer"] is None else _mean(found["null_by_layer"])
     passing = "-" if found["passing"] is None else f"{found['passing']:,}"
-    return [name, *map(percent, means), percent(found["chance"]), percent(null), passing]
+    return [name, *map(percent, means), percent(found["chance"]), percent(null), *_over_null(found, runs), passing]
+
+
+def _over_null(found: Mapping[str, Any], runs: Mapping[str, np.ndarray]) -> list[str]:
+    """The mean over each run of layers, whose keys are others'; "-" where a layer has no interval."""
+    if found["over_null_by_layer"] is None:
+        return []
+    cells = []
+    for run in runs.values():
+        difference, half = (
+            np.array([found[key][layer] for layer in run], np.float64)
+            for key in ("over_null_by_layer", "over_null_half_by_layer")
+        )
+        spread = np.sqrt((half**2).sum()) / len(run)
+        is_known = np.isfinite(difference.sum() + spread)
+        cells.append(f"{100 * difference.mean():+.1f} ± {100 * spread:.1f}" if is_known else "-")
+    return cells
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
+
+
+def needed_note(document: Mapping[str, Any], corpus: Mapping[str, Any]) -> str:
+    """What a key's test can find with so many null keys, and whether a zero says anything."""
+    beyond = ", ".join(
+        f"{corpus[family][name]['beyond_null']:,} {name}" for family in FAMILIES for name in corpus[family]
+    )
+    few = (
+        max((of["beyond_null"] for family in FAMILIES for of in corpus[family].values()), default=0) < corpus["needed"]
+    )
+    zero = "so that none passes is no finding: see the layers over null, or give more --null stores; " if few else ""
+    return (
+        f"with {document['null_keys']:,} null keys at least {corpus['needed']:,} keys must be beyond every null key "
+        f"together, for any to pass; {zero}beyond every null key are: {beyond}"
+    )
 
 
 def _notes(corpus: Mapping[str, Any], document: Mapping[str, Any]) -> list[str]:
@@ -155,7 +204,8 @@ def _notes(corpus: Mapping[str, Any], document: Mapping[str, Any]) -> list[str]:
     if corpus["shallow_by_layer"] is not None:
         shallow, abstract = (100 * float(np.mean(corpus[name])) for name in ("shallow_by_layer", "abstract_by_layer"))
         notes.append(
-            f"more than null keys at {document['alpha']:g}: {shallow:.1f} % shallow, {abstract:.1f} % abstract"
+            f"more than null keys at {document['alpha']:g}: {shallow:.1f} % shallow, {abstract:.1f} % abstract; "
+            f"{needed_note(document, corpus)}"
         )
     if corpus["lexer"] is None:
         notes.append("no lexer is known for this corpus: no kinds of tokens")

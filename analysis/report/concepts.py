@@ -98,5 +98,12 @@ def _overlap(document: Mapping[str, Any]) -> Matrix:
 def _notes(document: Mapping[str, Any]) -> list[str]:
     notes = [f"{len(document['polysemantic']):,} keys serve two or more concepts."] if document["polysemantic"] else []
     if document["null_keys"]:
-        return [*notes, f"Tested against {document['null_keys']:,} null keys at {document['alpha']:g}, corrected."]
+        tested = f"Tested against {document['null_keys']:,} null keys at {document['alpha']:g}, corrected."
+        needed = [number for number in (document.get("needed") or {}).values() if number is not None]
+        if needed:
+            tested += (
+                f" With so few, at least {max(needed):,} keys must be beyond every null key together, for any to pass: "
+                "that none does is no finding."
+            )
+        return [*notes, tested]
     return [*notes, "Not tested: the concepts were found without null keys."]
