@@ -17,7 +17,7 @@ from neurotally.profiler.model import ModelFacts
 _LOCK_WAIT_S = 3.0
 _VERSIONED = ("neurotally", "torch", "transformers", "tokenizers", "numpy", "zarr", "triton")
 _RUN_FACTS = ("tokenizer_fingerprint", "dtype", "device_type", "device", "attention", "row_tokens", "max_row_tokens")
-"""What `ModelFacts` says beyond the weights."""
+"""What `ModelFacts` says beyond weights and config."""
 
 
 def open_store(path: Path, facts: ModelFacts, config: dict[str, Any] | None) -> list[str]:
@@ -37,17 +37,18 @@ def open_store(path: Path, facts: ModelFacts, config: dict[str, Any] | None) -> 
     }
     if not (path / "zarr.json").exists():
         store.create_store(path, attributes)
-        return []
+        return list(facts.warnings)
     theirs = store.store_attributes(path)
     for part in ("model", "tokenizer"):
         ours = {"fingerprint": attributes[part]["fingerprint"]}
         _refuse_difference(path, part, ours, theirs.get(part) or {})
+    warnings = [*facts.warnings, *_compare_configs(path, facts.config, theirs["model"].get("config"))]
     if config is not None and theirs.get("config") is None:  # a store that another pass began
         store.replace_attributes(path, {**theirs, "config": config})
     elif config is not None:
         _refuse_difference(path, "config", config, theirs.get("config") or {})
     before = theirs["versions"]
-    return [
+    return warnings + [
         f"{name} is {ours}, the store was started with {before.get(name)}"
         for name, ours in attributes["versions"].items()
         if before.get(name) != ours
@@ -83,6 +84,30 @@ def writer_lock(path: Path) -> Iterator[None]:
             yield
     except filelock.Timeout as error:
         raise InputError(f"{path} is being written by another run; wait for it or stop it") from error
+
+
+def _compare_configs(path: Path, ours: dict[str, Any], theirs: dict[str, Any] | None) -> list[str]:
+    """Refuse a model of the same weights that computes something else; a warning where the store can't tell."""
+    if theirs is None:
+        return [
+            f"{path} was begun by a version that kept no model config: that it is the same model is known by its "
+            "weights alone"
+        ]
+    if difference := _shared_difference(ours, theirs):
+        raise InputError(f"{path} is a store of another model: its config's {difference}; use another store")
+    return []
+
+
+def _shared_difference(ours: dict[str, Any], theirs: dict[str, Any], within: str = "") -> str | None:
+    """Name the first value that differs among the keys of both: versions of transformers add keys and drop some."""
+    for key in (key for key in ours if key in theirs):
+        one, other = ours[key], theirs[key]
+        if isinstance(one, dict) and isinstance(other, dict):
+            if difference := _shared_difference(one, other, f"{within}{key}."):
+                return difference
+        elif one != other:
+            return f"{within}{key} is {one!r}, the store has {other!r}"
+    return None
 
 
 def _refuse_difference(path: Path, part: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 
 from neurotally.jobs.worker import ModelConfig
-from neurotally.profiler.errors import InputError, first_line
-from neurotally.profiler.model import quiet_transformers, split_revision
+from neurotally.profiler.model import load_config_and_tokenizer, quiet_transformers, split_revision
 
 
 def untrained_model(model: ModelConfig, seed: int, folder: Path) -> ModelConfig:
@@ -29,15 +28,11 @@ def untrained_model(model: ModelConfig, seed: int, folder: Path) -> ModelConfig:
 
 
 def _write(model: ModelConfig, seed: int, folder: Path) -> None:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     model_id, revision = split_revision(model.spec)
     common = {"revision": revision, "trust_remote_code": model.trust_remote_code}
-    try:
-        config = AutoConfig.from_pretrained(model_id, **common)
-        tokenizer = AutoTokenizer.from_pretrained(model_id, **common)
-    except Exception as error:  # the libraries below raise their own kinds, of no common base
-        raise InputError(f"can't load config and tokenizer of {model_id}: {first_line(error)}") from error
+    config, tokenizer = load_config_and_tokenizer(model_id, common)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = AutoModelForCausalLM.from_config(

@@ -9,9 +9,9 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,19 @@ import torch
 from torch import Tensor, nn
 
 from neurotally.profiler.errors import InputError, UnsupportedModelError, first_line
+from neurotally.profiler.model_config import forward_config, refuse_other_kinds, row_limits
 from neurotally.profiler.offloading import brought_in, input_device
-from neurotally.profiler.sites import Site, install_sites
+from neurotally.profiler.sites import Site, find_decoder, install_sites
 
 _ATTENTION_BYTES = 2**30
 """What attention scores of models without a fused path may take, one layer at a time."""
 _SAMPLE = 256
-_DEFAULT_ROW_TOKENS = 2048
-_UNLIMITED = 2**31 - 1
+_NAMED = 3
+"""Weights named in a message; of others it gives the number."""
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
     "tekken.json",
 )  # fmt: skip
-_EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-_WIDTH_DEPENDENT_ROPE = ("longrope", "dynamic")
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,10 @@ class ModelFacts:
     """Longer rows are refused."""
     random_init: int | None = None
     """The seed, if the weights are fresh ones."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """What decides the forward pass beside the weights; see `forward_config`."""
+    warnings: tuple[str, ...] = ()
+    """What the user should know about how it was loaded."""
 
     @property
     def attention_budget(self) -> int | None:
@@ -110,18 +113,15 @@ class LoadedModel:
 def load_model(spec: str, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False) -> LoadedModel:
     """Load MODEL[@REVISION], a folder or a hub id, and verify its sites.
 
-    Raises InputError where the model can't be loaded or isn't one we can read, naming what was not found.
+    Raises InputError where the model can't be loaded whole or isn't one we can read, naming what was not found.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     model_id, revision = split_revision(spec)
-    _check_folder(model_id)
     device_type = resolve_device(device)
     with quiet_transformers():
         common = {"revision": revision, "trust_remote_code": trust_remote_code}
-        config = _try_load(model_id, "model config", lambda: AutoConfig.from_pretrained(model_id, **common))
-        _refuse_other_kinds(config, model_id)
-        tokenizer = _load_tokenizer(model_id, common)
+        config, tokenizer = load_config_and_tokenizer(model_id, common)
         checkpoint_dtype = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
         wanted = checkpoint_dtype if dtype == "auto" and device_type == "cuda" else dtype
         torch_dtype = getattr(torch, "float32" if wanted == "auto" else wanted)
@@ -130,10 +130,33 @@ def load_model(spec: str, device: str = "auto", dtype: str = "auto", trust_remot
             placement: dict[str, Any] = {}
             if device_type == "cuda":
                 placement["device_map"] = _device_map(config, torch_dtype, trust_remote_code)
-            return AutoModelForCausalLM.from_pretrained(model_id, dtype=torch_dtype, **placement, **common)
+            return AutoModelForCausalLM.from_pretrained(
+                model_id,
+                dtype=torch_dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
+                **placement,
+                **common,
+            )
 
-        model = _try_load(model_id, "model", load)
-    return prepare_model(model.eval(), tokenizer, model_id, revision, checkpoint_dtype)
+        model, loading = _try_load(model_id, "model", load)
+    _refuse_incomplete(model_id, loading)
+    prepared = prepare_model(model.eval(), tokenizer, model_id, revision, checkpoint_dtype)
+    warnings = _unused_weights(type(model).__name__, loading["unexpected_keys"])
+    return replace(prepared, facts=replace(prepared.facts, warnings=warnings))
+
+
+def load_config_and_tokenizer(model_id: str, common: dict[str, Any]) -> tuple[Any, Any]:
+    """The config and the tokenizer of a causal language model; an InputError if it is of another kind.
+
+    `common`: `revision` and `trust_remote_code`.
+    """
+    from transformers import AutoConfig
+
+    _check_folder(model_id)
+    config = _try_load(model_id, "model config", lambda: AutoConfig.from_pretrained(model_id, **common))
+    refuse_other_kinds(config, model_id, common["trust_remote_code"])
+    return config, _load_tokenizer(model_id, common)
 
 
 def prepare_model(
@@ -143,7 +166,12 @@ def prepare_model(
     from neurotally.profiler import verify
 
     config = model.config.get_text_config()
-    decoder = model.get_decoder()
+    num_layers = getattr(config, "num_hidden_layers", None)
+    if num_layers is None:
+        raise UnsupportedModelError(
+            f"{model_id} ({config.model_type}): its config has no num_hidden_layers; this model isn't supported"
+        )
+    decoder = find_decoder(model, num_layers)
     num_embeddings = model.get_input_embeddings().weight.shape[0]
     largest_id = max(tokenizer.get_vocab().values(), default=-1)
     if largest_id >= num_embeddings:
@@ -153,10 +181,11 @@ def prepare_model(
         )
     fingerprint = fingerprint_weights(model, checkpoint_dtype)
     ids_BT = verify.probe_ids(num_embeddings)
-    verify.verify_causal(lambda ids: run_decoder(model, decoder, ids), ids_BT, num_embeddings, model_id)
-    sites = install_sites(decoder, config.num_hidden_layers, lambda: run_decoder(model, decoder, ids_BT))
+    with _refused_if_it_fails(model_id):
+        verify.verify_causal(lambda ids: run_decoder(model, decoder, ids), ids_BT, num_embeddings, model_id)
+        sites = install_sites(decoder, num_layers, lambda: run_decoder(model, decoder, ids_BT))
     weight = next(parameter for parameter in decoder.parameters() if parameter.is_floating_point())
-    row_tokens, max_row_tokens = _row_limits(config)
+    row_tokens, max_row_tokens = row_limits(config, decoder)
     loaded = LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -181,9 +210,11 @@ def prepare_model(
             attention=str(getattr(model.config, "_attn_implementation", None) or "eager"),
             row_tokens=row_tokens,
             max_row_tokens=max_row_tokens,
+            config=forward_config(config, decoder),
         ),
     )
-    verify.verify_sites(loaded, ids_BT)
+    with _refused_if_it_fails(model_id):
+        verify.verify_sites(loaded, ids_BT)
     return loaded
 
 
@@ -297,44 +328,43 @@ def _load_tokenizer(model_id: str, common: dict[str, Any]) -> Any:
     return tokenizer
 
 
-def _refuse_other_kinds(config: Any, model_id: str) -> None:
-    """Refuse what `AutoModelForCausalLM` would load but what is no causal language model."""
-    from transformers import AutoModelForCausalLM
-
-    architectures = getattr(config, "architectures", None) or []
-    if getattr(config, "is_encoder_decoder", False):
-        raise InputError(f"{model_id} is an encoder-decoder ({config.model_type}), expected a causal language model")
-    text = config.get_text_config()
-    if experts := [key for key in _EXPERT_KEYS if (getattr(text, key, None) or 0) > 1]:
-        raise UnsupportedModelError(
-            f"{model_id} ({config.model_type}) is a mixture of experts ({experts[0]}={getattr(text, experts[0])}): "
-            "not supported yet"
-        )
-    if any("MaskedLM" in name or "PreTraining" in name for name in architectures) or (
-        not hasattr(config, "auto_map") and type(config) not in AutoModelForCausalLM._model_mapping
-    ):
+def _refuse_incomplete(model_id: str, loading: dict[str, Any]) -> None:
+    """Refuse a checkpoint that doesn't hold all of the model: transformers puts random weights in place of the rest."""
+    if missing := sorted(loading["missing_keys"]):
         raise InputError(
-            f"{model_id} ({', '.join(architectures) or config.model_type}) is no causal language model: "
-            "its tokens see later tokens, or it has no decoder"
+            f"{model_id}: its checkpoint lacks {_first_of(missing)}, without which the model would run on random "
+            "weights; expected a complete checkpoint of the model that its config.json describes"
+        )
+    if mismatched := sorted(loading["mismatched_keys"]):
+        _, has, expected = mismatched[0]
+        raise InputError(
+            f"{model_id}: {_first_of([key for key, *_ in mismatched])} in its checkpoint doesn't fit its config.json: "
+            f"expected shape {list(expected)}, it has {list(has)}"
         )
 
 
-def _row_limits(config: Any) -> tuple[int, int]:
-    """(default, longest) row in tokens."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    longest = next(
-        (getattr(config, key) for key in ("max_position_embeddings", "n_positions") if getattr(config, key, None)),
-        _UNLIMITED,
-    )
-    original = (
-        rope.get("original_max_position_embeddings")
-        or getattr(config, "original_max_position_embeddings", None)
-        or longest
-    )
-    # Their factors depend on the width of the rectangle beyond the original context.
-    if rope.get("rope_type") in _WIDTH_DEPENDENT_ROPE:
-        longest = original
-    return min(_DEFAULT_ROW_TOKENS, original, longest), longest
+def _unused_weights(architecture: str, names: Iterable[str]) -> tuple[str, ...]:
+    unused = sorted(names)
+    return (f"{architecture} makes no use of {_first_of(unused)} in the checkpoint",) if unused else ()
+
+
+def _first_of(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{', '.join(names[:_NAMED])}{more}"
+
+
+@contextmanager
+def _refused_if_it_fails(model_id: str) -> Iterator[None]:
+    """Within this context a short batch goes through code that isn't ours; where that fails the model is refused."""
+    try:
+        yield
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{model_id} isn't supported: a short batch of token ids through its body ended in "
+            f"{type(error).__name__}: {first_line(error)}"
+        ) from error
 
 
 def _device_map(config: Any, dtype: torch.dtype, trust_remote_code: bool) -> Any:

@@ -29,7 +29,8 @@ _ACTIVATION_CLASSES = tuple(
     | {getattr(nn.modules.activation, name) for name in nn.modules.activation.__all__ if name != "MultiheadAttention"}
 )
 _ACTIVATION_NAME = re.compile(r"gelu|silu|swish|relu|mish", re.IGNORECASE)
-_EXPERTS = re.compile(r"experts?$|moe", re.IGNORECASE)
+_EXPERTS = re.compile(r"(experts?|moe|moe_?block|moe_?layer)$", re.IGNORECASE)
+"""Classes, and names in a layer, of what sends tokens to experts; dense models of the same families have none."""
 _PRODUCTS = frozenset(
     {torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.multiply, Tensor.multiply}  # type: ignore[attr-defined]
 )
@@ -180,15 +181,52 @@ class ActivationModule:
     """Full name in the decoder, for messages."""
 
 
+def find_decoder(model: Any, num_layers: int) -> nn.Module:
+    """The part of a causal language model that has its decoder layers and gives the last hidden states.
+
+    `get_decoder()` goes by names and may give a head that is called "decoder".
+    """
+    for part in (model.get_decoder(), model.base_model):
+        if part is not model and _layer_lists(part, num_layers):
+            found: nn.Module = part
+            return found
+    parts = [part for part in model.children() if _layer_lists(part, num_layers)]
+    if len(parts) == 1:
+        return parts[0]
+    raise UnsupportedModelError(
+        f"{type(model).__name__}: found no list of {num_layers} decoder layers; this model isn't supported"
+    )
+
+
 def decoder_layers(decoder: nn.Module, num_layers: int) -> nn.ModuleList:
-    """The decoder's list of blocks: its one ModuleList of `num_layers` modules."""
-    found = [module for module in decoder.modules() if isinstance(module, nn.ModuleList) and len(module) == num_layers]
-    blocks = [module for module in found if all(any(True for _ in block.parameters()) for block in module)]
-    if not blocks:
+    """The decoder's list of blocks: its one outermost ModuleList of `num_layers` modules with weight matrices.
+
+    Where there are several, the one whose blocks have activations; an UnsupportedModelError naming them if that
+    leaves none or more than one.
+    """
+    lists = _layer_lists(decoder, num_layers)
+    if len(lists) > 1:
+        with_activation = {
+            name: blocks for name, blocks in lists.items() if any(_is_activation(part) for part in blocks.modules())
+        }
+        lists = with_activation or lists
+    if len(lists) != 1:
+        what = f"several lists of {num_layers} layers ({', '.join(lists)})" if lists else f"no list of {num_layers}"
         raise UnsupportedModelError(
-            f"{type(decoder).__name__}: found no list of {num_layers} decoder layers; this model isn't supported"
+            f"{type(decoder).__name__}: expected one list of decoder layers, found {what}; this model isn't supported"
         )
-    return blocks[0]
+    return next(iter(lists.values()))
+
+
+def _layer_lists(decoder: nn.Module, num_layers: int) -> dict[str, nn.ModuleList]:
+    """Outermost ModuleLists of `num_layers` modules that have a weight matrix each, by their names in the decoder."""
+    found: dict[str, nn.ModuleList] = {}
+    for name, module in decoder.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers:
+            is_inside = any(name.startswith(f"{outer}.") for outer in found)
+            if not is_inside and all(weight_matrices(block) for block in module):
+                found[name] = module
+    return found
 
 
 def weight_matrices(block: nn.Module) -> list[nn.Module]:
@@ -197,15 +235,25 @@ def weight_matrices(block: nn.Module) -> list[nn.Module]:
     return [module for module, weight in weights if isinstance(weight, Tensor) and weight.dim() == 2]
 
 
+def find_experts(module: nn.Module) -> list[str]:
+    """Names of a module's parts that are experts or send tokens to them."""
+    return [
+        name
+        for name, part in module.named_modules()
+        if name and (_EXPERTS.search(type(part).__name__) or _EXPERTS.fullmatch(name.rpartition(".")[2]))
+    ]
+
+
 def find_activations(decoder: nn.Module, num_layers: int) -> list[ActivationModule]:
     """The activation module of each layer's FFN; an UnsupportedModelError naming what is missing or one too many."""
     layers = decoder_layers(decoder, num_layers)
     names = {module: name for name, module in decoder.named_modules()}
     found = []
     for index, layer in enumerate(layers):
-        if experts := [name for name, module in layer.named_modules() if _EXPERTS.search(type(module).__name__)]:
+        if experts := find_experts(layer):
             raise UnsupportedModelError(
-                f"layer {index} ({names[layer]}.{experts[0]}): mixture of experts isn't supported yet"
+                f"layer {index} ({names[layer]}.{experts[0]}): its neurons are in experts (mixture of experts), which "
+                "isn't supported yet"
             )
         here = [
             ActivationModule(parent, attribute, f"{names[parent]}.{attribute}")

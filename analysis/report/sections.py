@@ -75,9 +75,11 @@ def read_material(path: Path, rule: Rule) -> Material:
 def provenance(material: Material) -> Section:
     """The model, the settings and the versions that made the store."""
     attributes = store.store_attributes(material.store)
-    model = attributes.get("model")
+    model = dict(attributes.get("model") or {})
+    config = model.pop("config", {})
     groups = [
         Facts("Model", _facts(model) if model else [("model", "none: the counts were imported")]),
+        Facts("Model config", _facts(config)),
         Facts("Tokenizer", _facts(attributes.get("tokenizer") or {})),
         Facts("Settings", _facts(attributes.get("config") or {})),
         Facts("Versions", _facts(attributes.get("versions") or {})),

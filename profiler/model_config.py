@@ -1,0 +1,119 @@
+"""What a model's config says: if it is of a kind we read, how long its rows may be, what decides its forward pass."""
+
+import json
+import math
+import re
+from typing import Any
+
+import torch
+from torch import nn
+
+from neurotally.profiler.errors import InputError, UnsupportedModelError
+from neurotally.profiler.sites import find_experts
+
+_DEFAULT_ROW_TOKENS = 2048
+_UNLIMITED = 2**31 - 1
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")
+_WIDTH_DEPENDENT_ROPE = ("longrope", "dynamic")
+_EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_OTHER_HEADS = ("MaskedLM", "PreTraining")
+_NOT_DECISIVE = re.compile(
+    r"_name_or_path|architectures|auto_map|transformers_version|(torch_)?dtype"  # names and versions
+    r"|\w+_token_id|(begin_)?suppress_tokens"  # which tokens begin, end and fill: a tokenizer's matter
+    r"|\w*initializer_\w+|(\w+_)?init_std|init_device"  # how fresh weights are drawn
+    r"|(\w+_)?dropout(_p|_prob|_rate)?|\w+_pdrop|(\w+_)?layerdrop"  # off in eval mode
+    r"|output_(attentions|hidden_states|router_logits)|return_dict|use_cache"  # what else a pass returns
+    r"|id2label|label2id|num_labels|problem_type"  # of classifiers
+)
+"""Keys that can't change a hidden state or a logit in eval mode. All others are taken to do so."""
+
+
+def refuse_other_kinds(config: Any, model_id: str, trust_remote_code: bool = False) -> None:
+    """Raise InputError, before any weight is read, unless this is the config of a causal language model we may read."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    kind = ", ".join(getattr(config, "architectures", None) or []) or config.model_type
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError(f"{model_id} is an encoder-decoder ({config.model_type}), expected a causal language model")
+    if any(head in kind for head in _OTHER_HEADS):
+        raise InputError(f"{model_id} ({kind}) is no causal language model: its tokens see later tokens")
+    if not hasattr(config, "auto_map") and type(config) not in AutoModelForCausalLM._model_mapping:
+        if type(config) in AutoModelForImageTextToText._model_mapping:
+            raise UnsupportedModelError(
+                f"{model_id} ({kind}) is a vision-language model: reading its text decoder isn't supported yet"
+            )
+        raise InputError(
+            f"{model_id} ({kind}) is no causal language model that transformers knows: AutoModelForCausalLM has no "
+            f"entry for {config.model_type}"
+        )
+    text = config.get_text_config()
+    # Dense models may have such keys too, so the model is looked at, without its weights.
+    if any(getattr(text, key, None) not in (None, 0, 1) for key in _EXPERT_KEYS):
+        _refuse_experts(config, model_id, trust_remote_code)
+
+
+def _refuse_experts(config: Any, model_id: str, trust_remote_code: bool) -> None:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception:  # what can't be made without weights is looked at with them, when its sites are found
+        return
+    if experts := find_experts(model):
+        raise UnsupportedModelError(
+            f"{model_id} ({config.model_type}) is a mixture of experts ({experts[0]}): not supported yet"
+        )
+
+
+def row_limits(config: Any, decoder: nn.Module) -> tuple[int, int]:
+    """(default, longest) row in tokens, by the text config and the table of positions."""
+    limits = [getattr(config, key) for key in _CONTEXT_KEYS if getattr(config, key, None)]
+    table = _table_after_pad(decoder)
+    if table is not None and table.padding_idx is not None:
+        limits.append(table.num_embeddings - table.padding_idx - 1)
+    longest = min(limits, default=_UNLIMITED)
+    originals = [getattr(config, "original_max_position_embeddings", None)]
+    for rope in _ropes(config):
+        originals.append(rope.get("original_max_position_embeddings"))
+        # Their factors depend on the width of the rectangle beyond the original context.
+        if rope.get("rope_type") in _WIDTH_DEPENDENT_ROPE:
+            longest = min([longest, *filter(None, originals)])
+    return min([_DEFAULT_ROW_TOKENS, longest, *filter(None, originals)]), longest
+
+
+def _ropes(config: Any) -> list[dict[str, Any]]:
+    """The settings of rotary positions: one dictionary, or one for each kind of layer."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    by_kind = [value for value in rope.values() if isinstance(value, dict)]
+    return by_kind or [rope]
+
+
+def _table_after_pad(decoder: nn.Module) -> nn.Embedding | None:
+    """RoBERTa's table of positions, whose first row in use comes after the pad token's."""
+    tables = [
+        module
+        for name, module in decoder.named_modules()
+        if isinstance(module, nn.Embedding) and "position" in name.rpartition(".")[2] and module.padding_idx is not None
+    ]
+    return tables[0] if tables else None
+
+
+def forward_config(config: Any, decoder: nn.Module) -> dict[str, Any]:
+    """The values of the text config that decide the forward pass beside the weights. JSON-ready, equal after JSON."""
+    values = config.to_dict()
+    kept = {key: value for key, value in values.items() if not _NOT_DECISIVE.fullmatch(key)}
+    kept["quantization_config"] = values.get("quantization_config")
+    if _table_after_pad(decoder) is not None:
+        kept["pad_token_id"] = values.get("pad_token_id")
+    made: dict[str, Any] = json.loads(json.dumps(_finite(kept), default=str))
+    return made
+
+
+def _finite(value: Any) -> Any:
+    """The same with infinities, which JSON can't spell, as text."""
+    if isinstance(value, dict):
+        return {str(key): _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,89 @@
+"""A sweep over transformers' dense architectures: each is read as plain hooks on its own projections read it.
+
+Tiny random models, saved and loaded as their users' are; documents longer than the context are among the text. The
+rectangles are the same on both sides, so counts and extremes must agree to the bit.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES, LAYERS, VOCABULARY, PlainHooks, tiny_model
+from numpy.testing import assert_array_equal
+
+from neurotally.kernels.tally import PAD, SPECIAL
+from neurotally.profiler.batches import Batch, lay_out, rectangles
+from neurotally.profiler.capture import NeuronReader
+from neurotally.profiler.model import load_model
+from neurotally.profiler.neurons import NeuronRecorder
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len({family.family or name for name, family in FAMILIES.items()}) >= 60
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_dense_architecture_is_read_as_plain_hooks_read_it(name: str, tokenizer: Any, tmp_path: Path) -> None:
+    family = FAMILIES[name]
+    bare = tiny_model(name)
+    bare.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model = load_model(str(tmp_path), "cpu")
+    assert model.facts.gated is family.gated
+    assert model.facts.num_layers == LAYERS
+    assert model.facts.warnings == ()
+
+    rng = np.random.default_rng(1)
+    longest = min(model.facts.max_row_tokens, 400)
+    lengths = (63, 90, 7, longest, longest + 1, 2 * longest + 30)
+    documents = [(number, [0, *rng.integers(2, VOCABULARY, size=length - 1)]) for number, length in enumerate(lengths)]
+    rows = lay_out(documents, frozenset({0}), "documents", longest)
+    batches = list(rectangles(rows, 512, model.facts.attention_budget))
+    recorder = NeuronRecorder(model.facts.num_neurons, model.site_devices, num_triggers=2)
+    NeuronReader(model, recorder).tally(batches)
+    result = recorder.result()
+    hooks = PlainHooks(bare, name)
+    expected = _sums(hooks, batches)
+
+    assert model.facts.max_row_tokens == family.context
+    assert expected["active"].shape == (LAYERS, model.facts.num_neurons)
+    assert_array_equal(result.active_LF, expected["active"])
+    assert_array_equal(result.active_special_LF, expected["active_special"])
+    assert_array_equal(result.coefficient_max_LF, expected["max"])
+    assert_array_equal(result.coefficient_min_LF, expected["min"])
+    for got, part in (
+        (result.activation_sum_LF, "activation"),
+        (result.coefficient_sum_LF, "coefficient"),
+        (result.coefficient_sum_squares_LF, "squares"),
+    ):
+        assert (np.abs(got - expected[part]) <= 2e-6 * expected[f"{part}_absolute"]).all(), part
+
+
+def _sums(hooks: PlainHooks, batches: list[Batch]) -> dict[str, np.ndarray]:
+    """Every statistic [L, F], summed up in float64 over the tokens of all rectangles."""
+    tokens: list[list[tuple[torch.Tensor, ...]]] = [[] for _ in range(LAYERS)]
+    for batch in batches:
+        kind_BT = torch.from_numpy(batch.kind_BT)
+        for layer, seen in enumerate(hooks.run(torch.from_numpy(batch.ids_BT))):
+            here = kind_BT != PAD
+            of_each = (seen.pre_BTF, seen.activation_BTF, seen.coefficient_BTF)
+            tokens[layer].append((*(values[here] for values in of_each), kind_BT[here] == SPECIAL))
+    layers = [[torch.cat(parts) for parts in zip(*layer, strict=True)] for layer in tokens]
+
+    def stacked(statistic: Any) -> np.ndarray:
+        return np.stack([statistic(*layer).detach().numpy() for layer in layers])
+
+    return {
+        "active": stacked(lambda pre, a, c, special: (pre > 0).sum(0)),
+        "active_special": stacked(lambda pre, a, c, special: (pre[special] > 0).sum(0)),
+        "activation": stacked(lambda pre, a, c, special: a.sum(0)),
+        "activation_absolute": stacked(lambda pre, a, c, special: a.abs().sum(0)),
+        "coefficient": stacked(lambda pre, a, c, special: c.double().sum(0)),
+        "coefficient_absolute": stacked(lambda pre, a, c, special: c.double().abs().sum(0)),
+        "squares": stacked(lambda pre, a, c, special: c.double().square().sum(0)),
+        "squares_absolute": stacked(lambda pre, a, c, special: c.double().square().sum(0)),
+        "max": stacked(lambda pre, a, c, special: c.amax(0)),
+        "min": stacked(lambda pre, a, c, special: c.amin(0)),
+    }
