@@ -1,8 +1,8 @@
 """Load a causal Hugging Face model, find and verify its sites, and say what it is.
 
-Loaded the way its users do (`AutoModelForCausalLM`); only its body runs. `fingerprint` identifies weights by
-content: names, shapes, the checkpoint's dtype and a fixed sample of every tensor, so it takes seconds at any
-size and is the same on every device and in every dtype.
+Loaded the way its users do (`AutoModelForCausalLM`), but whole or not at all; only its body runs. `fingerprint`
+identifies weights by content: names, shapes, the checkpoint's dtype and a fixed sample of every tensor, so it takes
+seconds at any size and is the same on every device and in every dtype. `config` holds what else decides the result.
 """
 
 import hashlib

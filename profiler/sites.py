@@ -186,13 +186,13 @@ def find_decoder(model: Any, num_layers: int) -> nn.Module:
 
     `get_decoder()` goes by names and may give a head that is called "decoder".
     """
-    for part in (model.get_decoder(), model.base_model):
+    named: list[nn.Module] = [model.get_decoder(), model.base_model]
+    for part in named:
         if part is not model and _layer_lists(part, num_layers):
-            found: nn.Module = part
-            return found
-    parts = [part for part in model.children() if _layer_lists(part, num_layers)]
-    if len(parts) == 1:
-        return parts[0]
+            return part
+    children: list[nn.Module] = [part for part in model.children() if _layer_lists(part, num_layers)]
+    if len(children) == 1:
+        return children[0]
     raise UnsupportedModelError(
         f"{type(model).__name__}: found no list of {num_layers} decoder layers; this model isn't supported"
     )

@@ -134,6 +134,7 @@ def test_a_vision_language_model_is_told_what_it_is(name: str) -> None:
         ("t5", {}, "is an encoder-decoder (t5)"),
         ("roberta", {"architectures": ["RobertaForMaskedLM"]}, "its tokens see later tokens"),
         ("musicgen_decoder", {}, "has no entry for musicgen_decoder"),
+        ("reformer", {"is_decoder": True}, "depends on the length to which a row is padded"),
     ],
 )
 def test_other_kinds_are_refused_with_the_reason(name: str, settings: dict[str, Any], message: str) -> None:
@@ -161,6 +162,19 @@ def test_a_body_that_runs_its_layers_on_more_than_the_tokens_is_refused(tokenize
 def test_a_head_called_decoder_is_not_taken_for_the_decoder() -> None:
     model = tiny_model("modernbert-decoder")
     assert isinstance(model.get_decoder(), nn.Linear)
+    assert find_decoder(model, 2) is model.model
+
+
+def test_a_decoder_that_get_decoder_misses_is_found_by_its_layers() -> None:
+    from transformers import MllamaForCausalLM
+    from transformers.models.mllama.configuration_mllama import MllamaTextConfig
+
+    config = MllamaTextConfig(
+        vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+        intermediate_size=32, cross_attention_layers=[], pad_token_id=2,
+    )  # fmt: skip
+    model = MllamaForCausalLM(config)
+    assert model.get_decoder() is model
     assert find_decoder(model, 2) is model.model
 
 
