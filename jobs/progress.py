@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tqdm import tqdm
 
-from neurotally.profiler.store import RUN_FOLDER, replace_json
+from neurotally.profiler.store import RUN_FOLDER
+from neurotally.profiler.whole_files import replace_json
 
 if TYPE_CHECKING:
     from neurotally.jobs.ledger import Ledger

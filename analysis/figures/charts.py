@@ -16,6 +16,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from neurotally.analysis.languages.lape import layer_counts
+from neurotally.profiler.whole_files import whole_file
 
 Neurons = np.ndarray | Sequence[Sequence[int]]
 """[n, 2] of (layer, neuron), as an array or as it stands in a JSON document."""
@@ -131,7 +132,8 @@ def short_name(name: str, longest: int = _LONGEST_NAME) -> str:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write the figure; the suffix tells the format (.png, .pdf, .svg)."""
-    figure.savefig(path, dpi=_DPI, facecolor="white")
+    with whole_file(path) as partial:
+        figure.savefig(partial, dpi=_DPI, facecolor="white")
 
 
 def _draw_panel(panel: Any, name: str, specific: Neurons, exclusive: Neurons, num_layers: int) -> list[Any]:

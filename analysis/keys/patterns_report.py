@@ -27,6 +27,7 @@ import numpy as np
 from neurotally.analysis.json_numbers import numbers
 from neurotally.analysis.keys.patterns import CorpusPatterns, KeyCounts
 from neurotally.analysis.text_table import layer_runs, percent, text_table
+from neurotally.profiler.whole_files import whole_file
 
 PATTERNS_SCHEMA = 1
 FAMILIES = ("ngrams", "kinds", "concepts")
@@ -85,7 +86,8 @@ def save_key_patterns(corpora: Sequence[CorpusPatterns], path: Path) -> None:
             arrays[f"{corpus.corpus}/count/{family}/{name}"] = corpus.counts.count_S[number]
             if corpus.p_SLF is not None:
                 arrays[f"{corpus.corpus}/p/{family}/{name}"] = corpus.p_SLF[number]
-    np.savez_compressed(path, allow_pickle=False, **arrays)
+    with whole_file(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def _corpus(corpus: CorpusPatterns) -> dict[str, Any]:

@@ -48,6 +48,7 @@ from typing import Any
 import numpy as np
 
 from neurotally.analysis.languages.counts import GroupCounts
+from neurotally.profiler.whole_files import whole_file
 
 FEW_HITS = 20
 END_NATS = 0.01
@@ -175,7 +176,7 @@ def save_error_bars(bars: ErrorBars, path: Path) -> None:
         "entropy_bias": bars.entropy_bias_LF,
     }
     arrays |= {f"entropy_{flag.replace(' ', '_')}": is_LF for flag, is_LF in bars.entropy_flags().items()}
-    with path.open("wb") as file:
+    with whole_file(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, **arrays)
 
 

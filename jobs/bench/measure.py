@@ -14,6 +14,7 @@ noise of the machine.
 """
 
 import csv
+import io
 import random
 import statistics
 import subprocess
@@ -37,6 +38,7 @@ from neurotally.kernels.tally import TOKEN, LayerTally, gated, plain
 from neurotally.profiler.batches import Batch
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model import LoadedModel, device_name, load_model, resolve_device
+from neurotally.profiler.whole_files import whole_file
 
 _DEFAULT_BATCH = {"cpu": (8, 512), "cuda": (16, 2048)}
 _COPY_BYTES = 2**28
@@ -127,14 +129,16 @@ def append_csv(document: dict[str, Any], path: Path) -> None:
     """Add a row per variant to a table of results."""
     fixed = ("device", "threads", "shape", "dtype", "rows", "row_tokens", "rounds", "commit")
     is_new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if is_new:
-            writer.writerow([*fixed, "versions", "variant", "seconds", "ratio", "ratio_se"])
-        versions = " ".join(f"{name}={number}" for name, number in document["versions"].items())
-        for name, seconds in document["seconds"].items():
-            ratio, error = (document.get(f"ratio_{name}{suffix}", "") for suffix in ("", "_se"))
-            writer.writerow([*(document[key] for key in fixed), versions, name, seconds, ratio, error])
+    rows = io.StringIO(newline="")
+    writer = csv.writer(rows)
+    if is_new:
+        writer.writerow([*fixed, "versions", "variant", "seconds", "ratio", "ratio_se"])
+    versions = " ".join(f"{name}={number}" for name, number in document["versions"].items())
+    for name, seconds in document["seconds"].items():
+        ratio, error = (document.get(f"ratio_{name}{suffix}", "") for suffix in ("", "_se"))
+        writer.writerow([*(document[key] for key in fixed), versions, name, seconds, ratio, error])
+    with whole_file(path) as partial:
+        partial.write_bytes((path.read_bytes() if path.is_file() else b"") + rows.getvalue().encode())
 
 
 def _run_rounds(

@@ -8,12 +8,14 @@ from typing import Any
 
 import click
 
+from neurotally.profiler.whole_files import write_whole
+
 
 def show(document: Any, text: str, as_json: bool, out: Path | None = None) -> None:
     """Print a document as JSON or as text; `out` gets the JSON."""
     as_text = json.dumps(_finite(document), allow_nan=False)
     if out is not None:
-        out.write_text(as_text + "\n", encoding="utf-8")
+        write_whole(out, as_text + "\n")
     click.echo(as_text if as_json else text)
 
 

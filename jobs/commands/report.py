@@ -16,6 +16,7 @@ from neurotally.jobs.commands.options import (
     text_options,
 )
 from neurotally.jobs.commands.output import show
+from neurotally.profiler.whole_files import write_whole
 
 
 @click.command(short_help="One HTML page of a store")
@@ -62,7 +63,7 @@ def report(store: Path, out: Path | None, neurons: int, triggers: int, chosen_by
     found, missing = gather_triggers(texts.request(store), most_specific(material, neurons), triggers, progress)
     page = build_report(material, neurons, found, missing, of_concepts)
     target = out or Path(f"{store.resolve().name}.html")
-    target.write_text(page.html, encoding="utf-8")
+    write_whole(target, page.html)
     size = target.stat().st_size
     sections = [section.anchor for section in page.sections]
     text = f"{target}: {size / 1e6:.1f} MB, with {', '.join(section.title for section in page.sections)}"

@@ -33,7 +33,7 @@ from neurotally.jobs.profile import ProfileRequest, profile
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.worker import ModelConfig
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.store import replace_json
+from neurotally.profiler.whole_files import replace_json
 
 RULE = Rule(quantile=0.9, per_corpus=100)
 """4 % of the model's 2,560 neurons a language, from a lower bar than `lape`'s own: a model trained for a minute has

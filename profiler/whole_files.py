@@ -1,0 +1,73 @@
+"""Files that a reader finds whole or not at all: written beside their place, forced to the disk, then put there."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from neurotally.profiler.errors import InputError, first_line
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path to write to; what is there at the end takes the place of `path`, after an error all stays as it was.
+
+    The path ends as `path` does, so that libraries which go by it write the same format. Links are followed; a pipe
+    or a device is written to as it is.
+    """
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    target = Path(os.path.realpath(path))
+    partial = target.with_name(f".{target.stem[:80]}.{os.getpid()}.partial{target.suffix}")
+    try:
+        yield partial
+        _sync_file(partial)
+        if target.exists():
+            shutil.copymode(target, partial)
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, UTF-8."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def replace_json(path: Path, document: Any) -> None:
+    """Write a JSON file, and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(document, indent=1, allow_nan=False))
+
+
+def read_json(path: Path, *keys: str) -> Any:
+    """What `replace_json` wrote; None where nothing was. InputError where it is damaged or lacks one of `keys`."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged: {first_line(error)}") from error
+    if lacks := [key for key in keys if not isinstance(document, dict) or key not in document]:
+        raise InputError(f"{path} is damaged: it lacks {lacks[0]!r}")
+    return document
+
+
+def sync_tree(folder: Path) -> None:
+    """Force all files below `folder` to the disk."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            _sync_file(path)
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
