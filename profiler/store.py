@@ -8,6 +8,7 @@
 The root's zarr.json is the commit point: a group that it does not list is not there. It is replaced atomically.
 Every chunk is written, and read only if all are there; crc32c finds the damaged ones. Where a dtype has a value to
 spare, it is the fill value, so that other readers don't take a lost chunk for zeros (hashes and names have none).
+What an array's own zarr.json says of it must be what the root says (`profiler.array_layout`), before a chunk is read.
 `xarray.open_zarr(STORE, group="corpora/NAME")` works.
 """
 
@@ -15,15 +16,18 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from neurotally.profiler.errors import InputError
+from neurotally.profiler.array_layout import ArrayLayout, check_axes
+from neurotally.profiler.errors import InputError, first_line
+from neurotally.profiler.whole_files import read_json, replace_json, sync_tree
 
 SCHEMA_VERSION = 1
 RUN_FOLDER = ".run"
@@ -63,11 +67,15 @@ SCHEMA: Mapping[str, ArraySpec] = {
     "document_tokens": ArraySpec("uint32", ("document",), NO_DOCUMENT),
     "document_status": ArraySpec("uint8", ("document",), 255),
     "document_unit": ArraySpec("uint32", ("document",), NO_DOCUMENT),
+    "document_text": ArraySpec("string", ("document",), ""),
     "unit_tokens": ArraySpec("uint64", ("unit",), _COUNT_FILL),
     "unit_group": ArraySpec("uint16", ("unit",), 2**16 - 1),
 }
 
 Arrays = dict[str, np.ndarray]
+
+_ZARR_ERRORS = (OSError, ValueError, TypeError, RuntimeError, KeyError, ArithmeticError)
+"""What zarr and its codecs raise of damaged files."""
 
 
 def create_store(path: Path, attributes: Mapping[str, Any]) -> None:
@@ -121,7 +129,7 @@ def write_arrays(
     with warnings.catch_warnings():
         # `string` is a registered extension type of Zarr v3 that zarr-python still announces at every use.
         warnings.simplefilter("ignore")
-        group = zarr.create_group(str(path), attributes=dict(attributes))
+        group = zarr.create_group(str(path), attributes=dict(attributes), zarr_format=3)
         for name, values in arrays.items():
             spec = schema[name]
             if spec.dtype == "string":
@@ -141,40 +149,85 @@ def write_arrays(
                 array[...] = values
 
 
-def read_arrays(path: Path, names: list[str] | None = None) -> Arrays:
-    """Read arrays of the group at `path` (all, or those of `names` that are there), each chunk checked.
+def read_arrays(path: Path, names: Sequence[str] | None = None, schema: Mapping[str, ArraySpec] = SCHEMA) -> Arrays:
+    """Read arrays of a group that isn't committed (all, or those of `names` that are there), each chunk checked.
 
-    Raises InputError where a chunk is missing or damaged.
+    Raises InputError where an array isn't what `schema` says, or a chunk is missing or damaged.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            group = zarr.open_group(str(path), mode="r", use_consolidated=False)
-            found = {name: array for name, array in group.arrays() if names is None or name in names}
-            return {name: _read(path, array) for name, array in found.items()}
-    except InputError:
-        raise
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path} can't be read: {reason}") from error
+    found = sorted(node.parent.name for node in path.glob("*/zarr.json"))
+    wanted = found if names is None else [name for name in names if name in found]
+    layouts = {name: ArrayLayout.read(path / name / "zarr.json") for name in wanted}
+    check_axes(path, layouts)
+    return {name: read_slice(open_array(path / name, schema.get(name))) for name in wanted}
 
 
-def read_corpus(store: Path, corpus: str, names: list[str] | None = None) -> Arrays:
+def read_corpus(store: Path, corpus: str, names: Sequence[str] | None = None) -> Arrays:
     """Read a committed corpus's arrays; asked-for arrays that the store lacks raise an InputError naming them."""
     if corpus not in committed_corpora(store):
         raise InputError(f"{store} has no finished corpus {corpus!r}; it has {committed_corpora(store)}")
     return read_group(store, f"corpora/{corpus}", names)
 
 
-def read_group(store: Path, group: str, names: list[str] | None = None) -> Arrays:
+def read_group(store: Path, group: str, names: Sequence[str] | None = None) -> Arrays:
     """Read arrays of a committed group `FAMILY/NAME`; an InputError where it or one of `names` isn't there."""
-    family, _, name = group.partition("/")
-    if name not in committed(store, family):
-        raise InputError(f"{store} has no finished {group}; its {family}: {committed(store, family) or 'none'}")
-    arrays = read_arrays(store / group, names)
+    arrays = read_found(store, group, names)
     if missing := [name for name in names or [] if name not in arrays]:
         raise InputError(f"{group} of {store} lacks {', '.join(missing)}")
     return arrays
+
+
+def read_found(store: Path, group: str, names: Sequence[str] | None = None) -> Arrays:
+    """Read those of `names` that a committed group has (None: all); an InputError where there is no such group."""
+    arrays = open_committed(store, group, names)
+    return {name: read_slice(array) for name, array in arrays.items()}
+
+
+def open_committed(store: Path, group: str, names: Sequence[str] | None = None) -> dict[str, zarr.Array]:
+    """Open those of `names` that a committed group has (None: all), each compared with what the root says of it."""
+    family, _, name = group.partition("/")
+    root = _root(store)
+    metadata = root["consolidated_metadata"]["metadata"]
+    if group not in metadata or not name:
+        raise InputError(f"{store} has no finished {group}; its {family}: {committed(store, family) or 'none'}")
+    prefix = f"{group}/"
+    listed = {
+        node.removeprefix(prefix): ArrayLayout.of(entry, store / node)
+        for node, entry in metadata.items()
+        if node.startswith(prefix)
+    }
+    schema, known = (SCHEMA, _known_sizes(root)) if family == "corpora" else ({}, {})
+    check_axes(store / group, listed, known)
+    wanted = [array for array in listed if names is None or array in names]
+    return {array: open_array(store / group / array, schema.get(array), listed[array]) for array in wanted}
+
+
+def open_array(path: Path, spec: ArraySpec | None = None, listed: ArrayLayout | None = None) -> zarr.Array:
+    """Open an array for reading once its metadata has been compared with what is known of it.
+
+    `listed`: what the store's root says. Raises InputError; nothing of the array but its zarr.json is looked at then.
+    """
+    layout = ArrayLayout.read(path / "zarr.json")
+    layout.check(path, None if spec is None else (spec.dtype, spec.dimensions), listed)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # see `write_arrays`
+            array = zarr.open_array(str(path), mode="r", zarr_format=3)
+            is_whole = not array.size or array.nchunks_initialized == array.nchunks
+    except _ZARR_ERRORS as error:
+        raise InputError(f"{path} can't be read: {first_line(error)}") from error
+    if not is_whole:
+        raise InputError(f"{path} has {array.nchunks_initialized} of {array.nchunks} chunks: it was cut off")
+    return array
+
+
+def read_slice(array: zarr.Array, part: Any = ...) -> np.ndarray:
+    """Read (a part of) an opened array; an InputError naming it where a chunk is damaged."""
+    try:
+        values: np.ndarray = np.asarray(array[part])
+    except _ZARR_ERRORS as error:
+        path = str(array.store_path).removeprefix("file://")
+        raise InputError(f"{path} can't be read: {first_line(error)}") from error
+    return values
 
 
 def corpus_attributes(store: Path, corpus: str) -> dict[str, Any]:
@@ -184,7 +237,19 @@ def corpus_attributes(store: Path, corpus: str) -> dict[str, Any]:
 
 def group_attributes(store: Path, group: str) -> dict[str, Any]:
     """The attributes of a committed group `FAMILY/NAME`."""
-    attributes: dict[str, Any] = _root(store)["consolidated_metadata"]["metadata"][group]["attributes"]
+    node = _root(store)["consolidated_metadata"]["metadata"][group]
+    attributes: dict[str, Any] = node.get("attributes") or {}
+    return attributes
+
+
+def pass_folder(store: Path, group: str) -> Path:
+    """Where the working state of a pass lies that will become the group `FAMILY/NAME`."""
+    return store / RUN_FOLDER / "passes" / quote(group, safe="")
+
+
+def unlisted_attributes(path: Path) -> dict[str, Any]:
+    """The attributes of a group that isn't committed."""
+    attributes: dict[str, Any] = (read_json(path / "zarr.json") or {}).get("attributes") or {}
     return attributes
 
 
@@ -194,83 +259,60 @@ def publish_corpus(store: Path, corpus: str, finished: Path) -> None:
 
 
 def publish(store: Path, group: str, finished: Path) -> None:
-    """Commit the finished group at `finished` (inside the store) as `FAMILY/NAME`: rename, then replace the root."""
+    """Commit the finished group at `finished` (inside the store) as `FAMILY/NAME`: rename, then replace the root.
+
+    What `finished` was made from must stay until this returns: a run that ends between the two steps leaves a group
+    that isn't listed, so isn't there, and that is made and put there again.
+    """
     family, _, name = group.partition("/")
     target = store / group
+    if target.parent.is_symlink():
+        raise InputError(f"{target.parent} is a link; groups are moved into folders of the store: remove the link")
     if name in committed(store, family):
         raise AssertionError(f"{group} is committed already; a committed group never changes")
-    if target.exists():  # a run that died between the rename and the commit: not listed, so not there
+    if target.exists():
         shutil.rmtree(target)
     parent = store / family / "zarr.json"
     if not parent.exists():
         replace_json(parent, {"attributes": {}, "zarr_format": 3, "node_type": "group"})
-    _sync_tree(finished)
+    sync_tree(finished)
     os.rename(finished, target)
     root = _root(store)
     metadata = root["consolidated_metadata"]["metadata"]
-    metadata[family] = json.loads(parent.read_text())
+    metadata[family] = read_json(parent)
     for node in [target, *sorted(child for child in target.iterdir() if child.is_dir())]:
         metadata[node.relative_to(store).as_posix()] = json.loads((node / "zarr.json").read_text())
     root["consolidated_metadata"]["metadata"] = dict(sorted(metadata.items()))
     replace_json(store / "zarr.json", root)
 
 
-def replace_json(path: Path, document: Any) -> None:
-    """Write a JSON file so that a reader sees the old one or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(document, file, indent=1, allow_nan=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync_tree(path: Path) -> None:
-    """Force a finished group to the disk before the commit names it."""
-    for file in path.rglob("*"):
-        if file.is_file():
-            descriptor = os.open(file, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-
-
-def read_json(path: Path) -> Any:
-    """What `replace_json` wrote; None where nothing was."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-
-
 def _root(path: Path) -> dict[str, Any]:
     try:
         root: dict[str, Any] = json.loads((path / "zarr.json").read_text())
         schema = root["attributes"]["schema"]
-        root["consolidated_metadata"]["metadata"]
+        if not all(isinstance(node, dict) for node in root["consolidated_metadata"]["metadata"].values()):
+            raise TypeError("a node is no object")
     except FileNotFoundError as error:
         raise InputError(f"{path} is no store: it has no zarr.json; `neurotally profile` makes one") from error
     except NotADirectoryError as error:
         raise InputError(f"{path} is a file, not a store") from error
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path / 'zarr.json'} is not the root of a neurotally store, or was cut off") from error
     if schema != SCHEMA_VERSION:
         raise InputError(f"{path} has schema {schema!r}, this version reads {SCHEMA_VERSION}; upgrade neurotally")
     return root
 
 
-def _read(path: Path, array: zarr.Array) -> np.ndarray:
-    if array.size and array.nchunks_initialized != array.nchunks:
-        raise InputError(
-            f"{path / array.basename} has {array.nchunks_initialized} of {array.nchunks} chunks: it was cut off"
-        )
-    values: np.ndarray = np.asarray(array[...])
-    return values
+def _known_sizes(root: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
+    """How long the dimensions are that all corpora of a store share, and who says so; none of imported counts."""
+    model, config = (root["attributes"].get(part) or {} for part in ("model", "config"))
+    known = {
+        "layer": (model.get("num_layers"), "the model"),
+        "neuron": (model.get("num_neurons"), "the model"),
+        "group": (config.get("groups"), "the config"),
+        "trigger": (config.get("triggers"), "the config"),
+    }
+    return {dimension: (size, what) for dimension, (size, what) in known.items() if size is not None}
 
 
 def _chunks(spec: ArraySpec, values: np.ndarray) -> tuple[int, ...]:

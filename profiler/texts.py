@@ -103,8 +103,9 @@ class CorpusTexts:
 
     @cached_property
     def _kept_array(self) -> zarr.Array | None:
-        path = self.store_path / "corpora" / self.corpus / KEPT
-        return _open_array(path) if path.exists() else None
+        # Nothing is kept yet in the group that `keep_texts` is filling.
+        arrays = store.open_committed(self.store_path, f"corpora/{self.corpus}", [KEPT]) if self.corpus else {}
+        return arrays.get(KEPT)
 
     def _kept(self, array: zarr.Array, numbers: Sequence[int]) -> Iterator[Document]:
         first, end, held = 0, 0, np.empty(0, object)
@@ -112,7 +113,7 @@ class CorpusTexts:
             if not first <= number < end:
                 first = number - number % array.chunks[0]
                 end = first + array.chunks[0]
-                held = np.asarray(array[first:end])
+                held = store.read_slice(array, slice(first, end))
             text = str(held[number - first])
             yield Document(text or None, Status.COUNTED if text else Status.CHANGED, _sha256(text))
 
@@ -229,7 +230,7 @@ def keep_texts(
                         arrays["document_tokens"], window_lines, None, source)  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # see `store.write_arrays`
-        array = zarr.open_group(str(group), mode="r+").create_array(
+        array = zarr.open_group(str(group), mode="r+", zarr_format=3).create_array(
             KEPT, shape=(len(names),), dtype="string", chunks=(chunk,), fill_value="", dimension_names=("document",),
             compressors=[BloscCodec(cname="zstd", clevel=5, typesize=1), Crc32cCodec()],
             config={"write_empty_chunks": True}, overwrite=True,
@@ -245,15 +246,6 @@ def _documents_a_chunk(sizes_D: np.ndarray) -> int:
     """So many documents that a chunk of average ones is some 8 MB, and the largest chunk stays below 1 GB."""
     mean, largest = max(1.0, float(sizes_D.mean())), max(1, int(sizes_D.max()))
     return int(max(1, min(len(sizes_D), _CHUNK_BYTES / mean, 2**30 / largest)))
-
-
-def _open_array(path: Path) -> zarr.Array:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # see `store.write_arrays`
-        array = zarr.open_array(str(path), mode="r")
-    if array.nchunks_initialized != array.nchunks:
-        raise InputError(f"{path} has {array.nchunks_initialized} of {array.nchunks} chunks: it was cut off")
-    return array
 
 
 def _unescaped(name: str) -> str:

@@ -1,7 +1,11 @@
 """The store: round trip, the commit, and what damage looks like."""
 
+import json
+import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,7 +69,7 @@ def test_chunks_are_all_written_and_fill_values_no_results(made: Path) -> None:
         codecs = [type(codec).__name__ for codec in array.compressors]
         assert codecs == ["BloscCodec", "Crc32cCodec"], name
         assert array.nchunks_initialized == array.nchunks, name
-        if name in ("document_name", "document_hash"):  # have no value to spare
+        if name in ("document_name", "document_hash", "document_text"):  # have no value to spare
             continue
         fill = array.fill_value
         is_spare = np.isnan(fill) if array.dtype.kind == "f" else fill == largest[str(array.dtype)]
@@ -139,3 +143,136 @@ def test_sums_survive_the_round_trip_through_zarr(
     again = CorpusNeurons.from_arrays(store.read_arrays(path)).arrays()
     for name, array in neurons.arrays().items():
         assert array.tobytes() == again[name].tobytes(), name
+
+
+def edit(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    document = json.loads(file.read_text())
+    change(document)
+    file.write_text(json.dumps(document))
+
+
+def set_codec(name: str, **configuration: Any) -> Callable[[dict[str, Any]], Any]:
+    def change(node: dict[str, Any]) -> None:
+        node["codecs"] = [one for one in node["codecs"] if one["name"] != name]
+        node["codecs"].insert(0, {"name": name, "configuration": configuration})
+
+    return change
+
+
+def set_key(key: str, value: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda node: node.update({key: value})
+
+
+EDITS = {
+    "active: shape": ("active", set_key("shape", [2, 4, 50]), "shape"),
+    "active: data type": ("active", set_key("data_type", "int64"), "dtype"),
+    "active: byte order": ("active", set_codec("bytes", endian="big"), "byte order 'big'"),
+    "active: dimensions": ("active", set_key("dimension_names", ["group", "neuron", "layer"]), "dimensions"),
+    "active: chunks": (
+        "active", set_key("chunk_grid", {"name": "regular", "configuration": {"chunk_shape": [3, 4, 49]}}), "chunks",
+    ),
+    "active: chunk names": ("active", set_key("chunk_key_encoding", {"name": "v2"}), "chunk_keys"),
+    "tokens: shape": ("tokens", set_key("shape", [2]), "shape"),
+    "tokens: fill": ("tokens", set_key("fill_value", 0), "fill"),
+    "trigger_value: data type": ("trigger_value", set_key("data_type", "int32"), "dtype"),
+    "trigger_value: byte order": ("trigger_value", set_codec("bytes", endian="big"), "byte order"),
+    "document_hash: shape": ("document_hash", set_key("shape", [7, 31]), "shape"),
+    "document_hash: data type": ("document_hash", set_key("data_type", "int8"), "dtype"),
+    "document_name: codec": ("document_name", set_codec("numcodecs.pickle"), "codec 'numcodecs.pickle'"),
+    "document_text: transformer": ("document_text", set_key("storage_transformers", [{"name": "x"}]), "no Zarr v3"),
+    "tokens: format": ("tokens", set_key("zarr_format", 2), "no Zarr v3 array"),
+    "tokens: nonsense": ("tokens", set_key("shape", "abc"), "isn't the metadata of an array"),
+    "tokens: no codecs": ("tokens", lambda node: node.pop("codecs"), "lacks 'codecs'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", EDITS)
+def test_edited_metadata_is_refused(case: str, made: Path) -> None:
+    name, change, named = EDITS[case]
+    edit(made / "corpora" / "c++" / name / "zarr.json", change)
+    with pytest.raises(InputError, match=named) as caught:
+        store.read_corpus(made, "c++", [name])
+    assert str(made / "corpora" / "c++" / name) in str(caught.value)
+
+
+@pytest.mark.parametrize("case", ["active: shape", "active: data type", "tokens: shape", "trigger_value: data type"])
+def test_metadata_edited_in_the_root_too_is_refused(case: str, made: Path) -> None:
+    """By the schema, and by the other arrays of the group."""
+    name, change, _ = EDITS[case]
+    edit(made / "corpora" / "c++" / name / "zarr.json", change)
+    edit(made / "zarr.json", lambda root: change(root["consolidated_metadata"]["metadata"][f"corpora/c++/{name}"]))
+    with pytest.raises(InputError, match=r"a zarr.json was changed"):
+        store.read_corpus(made, "c++", [name])
+
+
+def test_shapes_are_those_of_the_model(made: Path) -> None:
+    edit(made / "zarr.json", lambda root: root["attributes"].update(model={"num_layers": 5, "num_neurons": 50}))
+    with pytest.raises(InputError, match="has 4 along 'layer', the model has 5"):
+        store.read_corpus(made, "c++", ["tokens"])
+
+
+def test_the_same_metadata_in_other_words_is_read(made: Path) -> None:
+    """As other versions of zarr may spell it."""
+
+    def respell(root: dict[str, Any]) -> None:
+        for name in ("active", "tokens", "coefficient_max"):
+            node = root["consolidated_metadata"]["metadata"][f"corpora/c++/{name}"]
+            node.pop("storage_transformers", None)
+            node["data_type"] = {"name": node["data_type"], "configuration": {}}
+            node["codecs"] = ["crc32c" if one["name"] == "crc32c" else one for one in node["codecs"]]
+            node["attributes"] = {"note": "1"}
+
+    edit(made / "zarr.json", respell)
+    arrays = store.read_corpus(made, "c++")
+    for name, expected in filled(SIZES).items():
+        assert (arrays[name] == expected).all(), name
+
+
+def test_a_copy_that_xarray_made_is_read(made: Path, tmp_path: Path) -> None:
+    """With the codecs of its own choice; its groups are listed once the root has the schema's number and is written."""
+    import zarr
+
+    with xarray.open_zarr(made, group="corpora/c++") as dataset:
+        kept = dataset[["tokens", "active"]].load().drop_encoding()
+        kept.to_zarr(tmp_path / "copy", group="corpora/c++", zarr_format=3, consolidated=False)
+    zarr.open_group(str(tmp_path / "copy"), mode="r+").attrs["schema"] = 1
+    zarr.consolidate_metadata(str(tmp_path / "copy"))
+    arrays = store.read_corpus(tmp_path / "copy", "c++", ["tokens", "active"])
+    assert (arrays["active"] == filled(SIZES)["active"]).all()
+
+
+class Hostile:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, target: Path):
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.target,)
+
+
+def test_a_group_of_zarr_v2_runs_nothing(made: Path, tmp_path: Path) -> None:
+    """An array of objects in the old format, whose chunks are pickles, beside or in place of ours."""
+    array, ran = made / "corpora" / "c++" / "document_name", tmp_path / "ran"
+    metadata = {
+        "zarr_format": 2, "shape": [7], "chunks": [7], "dtype": "|O", "compressor": None, "fill_value": None,
+        "order": "C", "filters": [{"id": "pickle", "protocol": 5}],
+    }  # fmt: skip
+    (array / ".zarray").write_text(json.dumps(metadata))
+    (array / "0").write_bytes(pickle.dumps(Hostile(ran)))
+    names = store.read_corpus(made, "c++", ["document_name"])["document_name"].tolist()
+    assert names == [f"é{number}" for number in range(7)]
+    (array / "zarr.json").unlink()
+    with pytest.raises(InputError, match=r"document_name.zarr.json is gone"):
+        store.read_corpus(made, "c++", ["document_name"])
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("name", ["active", "document_text"])
+def test_a_damaged_chunk_is_told_with_its_array(name: str, made: Path) -> None:
+    (chunk,) = (path for path in (made / "corpora" / "c++" / name / "c").rglob("*") if path.is_file())
+    content = bytearray(chunk.read_bytes())
+    content[-9] ^= 1
+    chunk.write_bytes(bytes(content))
+    with pytest.raises(InputError, match=rf"{name} can't be read: .*checksum"):
+        store.read_corpus(made, "c++")

@@ -41,8 +41,8 @@ class TriggerLists:
 
 def read_triggers(path: Path, corpus: str) -> TriggerLists:
     """Read the trigger lists of a corpus; InputError where the store has none."""
-    has_triggers = "trigger_value" in store.read_arrays(path / "corpora" / corpus, ["trigger_value"])
-    if corpus in store.committed_corpora(path) and not has_triggers:
+    group = f"corpora/{corpus}"
+    if corpus in store.committed_corpora(path) and not store.open_committed(path, group, ["trigger_value"]):
         raise InputError(f"{path} has no triggers; profile with --triggers K, K at least 1")
     arrays = store.read_corpus(path, corpus, ARRAYS)
     document_LFK, value_LFK = arrays["trigger_document"], arrays["trigger_value"]

@@ -189,7 +189,7 @@ def _read_active(path: Path, tokens: Mapping[str, int]) -> np.ndarray:
 def _documents(path: Path, corpus: str) -> np.ndarray | None:
     """int64 [G]: the documents counted in each group; None where the store doesn't say."""
     names = ["tokens", "document_unit", "document_status", "unit_group"]
-    arrays = store.read_arrays(path / "corpora" / corpus, names)
+    arrays = store.read_found(path, f"corpora/{corpus}", names)
     if any(name not in arrays for name in names):
         return None
     group_n = arrays["unit_group"][arrays["document_unit"][arrays["document_status"] == 0]]

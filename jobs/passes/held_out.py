@@ -53,7 +53,8 @@ def profiled_documents(path: Path) -> Choosers:
     files: set[bytes] = set()
     window_lines = _window_lines(path)
     for corpus in store.committed_corpora(path):
-        arrays = store.read_arrays(path / "corpora" / corpus, ["document_hash", "document_status", "document_name"])
+        names_D = ["document_hash", "document_status", "document_name"]
+        arrays = store.read_found(path, f"corpora/{corpus}", names_D)
         if "document_hash" not in arrays:  # imported counts
             continue
         is_counted_D = arrays["document_status"] == Status.COUNTED
