@@ -2,11 +2,14 @@
 
 The library is kept in `$XDG_CACHE_HOME/neurotally` (`~/.cache/neurotally`) under a name made of a hash of its
 source, the flags, and what the compiler says of itself and of this CPU; so an upgrade, another machine on the
-same home directory or an edit gets a library of its own. A driver calls `build` before it starts workers.
+same home directory or an edit gets a library of its own. The name ends in a hash of the library, so that one that was
+cut off is built again and never loaded; nor is one that another user could have written. Where there is no such folder
+the library is built for this process alone. A driver calls `build` before it starts workers.
 
 Where there is no compiler, or it fails, one warning says why and the callers go on in plain PyTorch.
 """
 
+import atexit
 import ctypes
 import functools
 import hashlib
@@ -14,6 +17,7 @@ import logging
 import os
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 from pathlib import Path
@@ -25,6 +29,7 @@ SOURCE = Path(__file__).with_name("tally.cpp")
 _COMMON_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-Wno-psabi")
 _FLAG_SETS = (("-march=native",), ())
 """Tried in order, with the same results; not every compiler knows the CPU it runs on."""
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _OPENMP = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
 
 _log = logging.getLogger(__name__)
@@ -103,9 +108,35 @@ def library() -> Library | None:
         return None
 
 
-def cache_folder() -> Path:
-    """Where compiled libraries are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neurotally"
+@functools.cache
+def _folder(cache_home: str | None) -> Path:
+    """Where compiled libraries are kept: a folder that this user alone can write to, or one of this process."""
+    try:
+        folder = Path(cache_home or Path.home() / ".cache") / "neurotally"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+        if found.st_uid != os.getuid():
+            raise OSError(f"{folder} belongs to another user")
+        if stat.S_IMODE(found.st_mode) & _OTHERS_WRITE:
+            folder.chmod(stat.S_IMODE(found.st_mode) & ~_OTHERS_WRITE)
+        if not os.access(folder, os.W_OK):
+            raise OSError(f"{folder} can't be written to")
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+        _log.warning("neurotally: the compiled CPU kernels can't be kept, set XDG_CACHE_HOME: %s", error)
+        folder = Path(tempfile.mkdtemp(prefix="neurotally-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _is_sound(library_file: Path) -> bool:
+    """Whether a kept library is whole, and nobody else's."""
+    found = library_file.lstat()
+    is_ours = stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & _OTHERS_WRITE
+    return is_ours and library_file.stem.endswith(_digest(library_file))
+
+
+def _digest(library_file: Path) -> str:
+    return hashlib.sha256(library_file.read_bytes()).hexdigest()[:24]
 
 
 def _build() -> tuple[Path, Library]:
@@ -141,13 +172,17 @@ def _compile(compiler: list[str], flags: tuple[str, ...]) -> Path:
     # The predefined macros hold the compiler's version and every instruction set that -march=native turns on.
     macros = _run([*compiler, *flags, "-x", "c++", "-E", "-dM", os.devnull])
     key = hashlib.sha256(b"\0".join([SOURCE.read_bytes(), " ".join(flags).encode(), macros.encode()]))
-    path = cache_folder() / f"tally-{key.hexdigest()[:24]}.so"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix="building-") as scratch:
-            built = f"{scratch}/{path.name}"
-            _run([*compiler, *flags, str(SOURCE), "-o", built])
-            os.replace(built, path)
+    folder, name = _folder(os.environ.get("XDG_CACHE_HOME")), f"tally-{key.hexdigest()[:24]}"
+    for kept in folder.glob(f"{name}-*.so"):
+        if _is_sound(kept):
+            return kept
+        kept.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as scratch:
+        built = Path(scratch, "library.so")
+        _run([*compiler, *flags, str(SOURCE), "-o", str(built)])
+        built.chmod(0o700)
+        path = folder / f"{name}-{_digest(built)}.so"
+        os.replace(built, path)
     return path
 
 
