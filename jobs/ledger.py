@@ -5,29 +5,38 @@
     STORE/.run/corpora/NAME/checkpoint-N/    a Zarr group: the sum of units 0 to N-1 and the ledger, together
     STORE/.run/corpora/NAME/current.json     names the checkpoint that counts; replaced atomically
 
-Units are added in order, so the ledger is a number: units 0 to n-1 are in. The last checkpoint, complete, is
-what gets published as corpora/NAME.
+Units are added in order, so the ledger is a number: units 0 to n-1 are in.
+
+A run may end anywhere, and the same command goes on to the same bits: a checkpoint that counts is never written to,
+and is dropped only when a later one counts or the corpus is committed. What gets committed is made beside it, in
+`finished`, and moved to corpora/NAME.
 """
 
-import json
+import os
 import shutil
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from neurotally.jobs.plan import CorpusPlan, changed_document, first_difference, stored_names
-from neurotally.jobs.worker import PassConfig, UnitResult
+from neurotally.jobs.worker import KERNEL_HINTS, PassConfig, UnitResult
 from neurotally.profiler import store
 from neurotally.profiler.corpus import Status
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.neurons import CorpusNeurons
 from neurotally.profiler.texts import keep_texts
 from neurotally.profiler.units import documents_by_unit
+from neurotally.profiler.whole_files import read_json, replace_json, sync_tree
 
 _LISTED_SKIPS = 1000
 """So many skipped documents are named in a corpus's attributes; all are in `document_status`."""
+
+_OF_THE_PLAN = ("document_name", "document_bytes", "document_unit", "unit_group")
+"""Arrays that are known before a unit is in."""
 
 
 def run_folder(store_path: Path, corpus: str) -> Path:
@@ -106,29 +115,30 @@ class Ledger:
             "tokens": int(self._tokens_G.sum()),
         }
 
-    def checkpoint(self, attributes: dict[str, Any] | None = None) -> Path:
-        """Save sum and ledger together in a new folder and make it the one that counts. Returns the folder."""
+    def checkpoint(self) -> None:
+        """Save sum and ledger together in a new folder and make it the one that counts."""
+        if self._saved == self.units_done:
+            return
         target = self._folder / f"checkpoint-{self.units_done}"
-        if self._saved == self.units_done and attributes is None:
-            return target
         fresh = target.with_name(f"{target.name}.partial")
-        shutil.rmtree(fresh, ignore_errors=True)
-        store.write_arrays(fresh, self._arrays(), attributes or {})
-        shutil.rmtree(target, ignore_errors=True)
+        for left_behind in (fresh, target):  # of a run that died here
+            shutil.rmtree(left_behind, ignore_errors=True)
+        store.write_arrays(fresh, self._arrays(), {"ledger": self._entries()})
+        sync_tree(fresh)
         fresh.rename(target)
-        current = {"folder": target.name, "restarted_units": self._restarted, **self.progress()}
-        store.replace_json(self._folder / "current.json", current)
+        replace_json(self._folder / "current.json", {"folder": target.name, **self._entries()})
         self._saved = self.units_done
         for other in self._folder.glob("checkpoint-*"):
             if other != target:
                 shutil.rmtree(other)
-        return target
 
     def publish(self, facts: dict[str, Any]) -> dict[str, Any]:
         """Commit the complete corpus to the store with its attributes, and drop its working state."""
         assert self.is_complete
         attributes = {**self.summary(), **facts, "source_path": self.plan.source.path}
-        finished = self.checkpoint(attributes)
+        finished = self._folder / "finished"
+        shutil.rmtree(finished, ignore_errors=True)
+        store.write_arrays(finished, self._arrays(), attributes)
         if self._config.keep_texts:
             keep_texts(finished, self.plan.source, self._config.window_lines, self.plan.manifest.names, self._arrays())
         store.publish_corpus(self._store, self.plan.name, finished)
@@ -169,31 +179,50 @@ class Ledger:
             "unit_group": np.array([unit.group(self._config.groups) for unit in self.units], np.uint16),
         }
 
+    def _entries(self) -> dict[str, Any]:
+        """What a checkpoint notes beside its arrays."""
+        return {"restarted_units": self._restarted, **self.progress()}
+
     def _open(self) -> None:
         """Go on from the last checkpoint of the same corpus, or note the plan of a new one."""
-        plan_file = self._folder / "plan.json"
-        if not plan_file.exists():
+        with self._begin_again_hint():
+            plan = read_json(self._folder / "plan.json", "identity")
+        if plan is None:
             self._write_plan()
             return
-        saved = json.loads(plan_file.read_text())
-        self._refuse_other_corpus(saved["identity"])
-        if saved.get("source_path") != self.plan.source.path:  # the same documents, elsewhere
-            store.replace_json(plan_file, self._plan_document())
-        if not (self._folder / "current.json").exists():
-            return
-        current = json.loads((self._folder / "current.json").read_text())
-        self._load(store.read_arrays(self._folder / current["folder"]), current)
+        self._refuse_other_corpus(plan["identity"])
+        kernels, ours = plan.get("kernels", self._config.kernels), self._config.kernels  # not noted by versions before
+        if kernels != ours:
+            raise InputError(
+                f"corpus {self.plan.name!r} was begun with the {kernels} kernels, these are the {ours} ones, which "
+                f"round sums differently; {KERNEL_HINTS[kernels]}, or remove {self._folder} to begin it again"
+            )
+        if plan.get("source_path") != self.plan.source.path:  # the same documents, elsewhere
+            replace_json(self._folder / "plan.json", self._plan_document())
+        with self._begin_again_hint():
+            current = read_json(self._folder / "current.json", "folder", "units_done", "restarted_units")
+            if current is not None:
+                self._load(current)
+
+    @contextmanager
+    def _begin_again_hint(self) -> Iterator[None]:
+        """Errors of damaged working state say what to do."""
+        try:
+            yield
+        except InputError as error:
+            raise InputError(f"{error}; remove {self._folder} to begin the corpus again") from error
 
     def _write_plan(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
         manifest = self.plan.manifest
-        self._folder.mkdir(parents=True, exist_ok=True)
         documents = {"names": manifest.names, "sizes": manifest.sizes.tolist()}
-        store.replace_json(self._folder / "documents.json", documents)
-        store.replace_json(self._folder / "plan.json", self._plan_document())
+        replace_json(self._folder / "documents.json", documents)
+        replace_json(self._folder / "plan.json", self._plan_document())
 
     def _plan_document(self) -> dict[str, Any]:
         return {
             "identity": self.plan.identity,
+            "kernels": self._config.kernels,
             "units": len(self.units),
             "documents": len(self.plan.manifest.names),
             "source_path": self.plan.source.path,
@@ -203,14 +232,35 @@ class Ledger:
         difference = first_difference(self.plan.identity, identity)
         if difference is None:
             return
-        saved = json.loads((self._folder / "documents.json").read_text())
+        saved = read_json(self._folder / "documents.json", "names", "sizes") or {"names": [], "sizes": []}
         document = changed_document(self.plan.manifest, saved["names"], saved["sizes"])
         raise InputError(
             f"corpus {self.plan.name!r} isn't the one this run started with: {difference} ({document}); "
             f"restore it, or remove {self._folder} to begin it again"
         )
 
-    def _load(self, arrays: store.Arrays, current: dict[str, Any]) -> None:
+    def _load(self, current: dict[str, Any]) -> None:
+        """Take over the checkpoint that `current` tells of, once it is seen to be whole and that of `current`."""
+        done, restarted = current["units_done"], current["restarted_units"]
+        if type(done) is not int or not 0 < done <= len(self.units) or current["folder"] != f"checkpoint-{done}":
+            told = f"{done!r} of {len(self.units)} units done in {current['folder']!r}"
+            raise InputError(f"{self._folder / 'current.json'} has {told}")
+        if not isinstance(restarted, list) or any(type(unit) is not int or not 0 <= unit < done for unit in restarted):
+            raise InputError(f"{self._folder / 'current.json'} has restarted_units {restarted!r}")
+        checkpoint = self._folder / current["folder"]
+        moved = self._store / "corpora" / self.plan.name
+        if not checkpoint.exists() and moved.exists():
+            # Of a version that moved the checkpoint itself there, and died before it was committed.
+            os.rename(moved, checkpoint)
+        fresh = self._arrays()
+        arrays = store.read_arrays(checkpoint, list(fresh))
+        for name, values in fresh.items():
+            if name not in arrays:
+                raise InputError(f"{checkpoint} lacks the array {name}")
+            if arrays[name].shape != values.shape:
+                raise InputError(f"{checkpoint / name} has shape {arrays[name].shape}, expected {values.shape}")
+            if name in _OF_THE_PLAN and not np.array_equal(arrays[name], values):
+                raise InputError(f"{checkpoint / name} isn't that of the plan")
         self._neurons = CorpusNeurons.from_arrays(arrays)
         self._tokens_G = arrays["tokens"]
         self._special_tokens_G = arrays["special_tokens"]
@@ -218,8 +268,31 @@ class Ledger:
         self._sha256 = arrays["document_hash"]
         self._document_tokens = arrays["document_tokens"]
         self._unit_tokens = arrays["unit_tokens"]
-        self._restarted = current["restarted_units"]
-        self.units_done = self._saved = current["units_done"]
+        self._restarted = restarted
+        self.units_done = self._saved = done
+        if reason := self._disagreement(current, checkpoint):
+            raise InputError(f"{self._folder / 'current.json'} doesn't agree with {checkpoint.name}: {reason}")
+
+    def _disagreement(self, current: dict[str, Any], checkpoint: Path) -> str | None:
+        """How the arrays and what `current` says differ, if they do."""
+        done = self.units_done
+        filled = {
+            "unit_tokens": (self._unit_tokens, done),
+            "document_status": (self._status, self._documents_done),
+            "document_tokens": (self._document_tokens, self._documents_done),
+        }
+        for name, (values, expected) in filled.items():
+            is_filled = values != store.SCHEMA[name].fill
+            if not (is_filled[:expected].all() and not is_filled[expected:].any()):
+                return f"units_done is {done}, {name} has {np.count_nonzero(is_filled)} entries, expected {expected}"
+        for group, tokens in enumerate(self._tokens_G):
+            if self._unit_tokens[:done][group :: self._config.groups].sum() != tokens:
+                return f"group {group} has {tokens} tokens, its units another number"
+        noted = store.unlisted_attributes(checkpoint).get("ledger", {})  # {} before it was noted there
+        for key, value in self._entries().items():
+            if not current.get(key) == noted.get(key, value) == value:
+                return f"{key} is {current.get(key)!r}, expected {noted.get(key, value)!r}"
+        return None
 
 
 def refuse_changed_corpus(store_path: Path, plan: CorpusPlan) -> None:

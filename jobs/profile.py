@@ -4,7 +4,6 @@ One driver lists, hands out units, adds results in order and alone writes. Every
 checkpointed survives any end of the process; the same command goes on from there.
 """
 
-import contextlib
 import shutil
 import time
 from dataclasses import asdict, dataclass, field, replace
@@ -13,7 +12,7 @@ from typing import Any
 
 from neurotally.jobs.engines import Engine, make_engine
 from neurotally.jobs.interrupts import StopRequest
-from neurotally.jobs.ledger import Ledger, refuse_changed_corpus, run_folder
+from neurotally.jobs.ledger import Ledger, refuse_changed_corpus
 from neurotally.jobs.plan import CorpusPlan, find_corpora, list_corpus
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.store_writer import open_store, versions, writer_lock
@@ -119,7 +118,6 @@ def profile(request: ProfileRequest, progress: Progress) -> RunReport:
         raise InputError("--window-lines needs --layout documents: each window is a row of its own")
     sources = find_corpora(request.corpora, request.corpus)
     with writer_lock(request.store):
-        _remove_leftovers(request.store)
         plans = []
         with progress.listing(len(sources)) as on_corpus:
             for name, source in sources.items():
@@ -161,8 +159,6 @@ def _run(
         _Drive(request.store, engine, facts.device, ledgers, progress, report).run()
     finally:
         engine.close()
-    with contextlib.suppress(OSError):
-        (request.store / store.RUN_FOLDER / "corpora").rmdir()
     return report
 
 
@@ -255,10 +251,13 @@ class _Drive:
             self._save()
 
     def _save(self) -> None:
-        """Checkpoint the corpus in progress, the only one that has units beyond its last checkpoint."""
+        """Checkpoint the corpus in progress, the only one that has units beyond its last checkpoint.
+
+        It may be complete: where committing it failed.
+        """
         start = time.perf_counter()
         for ledger in self._ledgers.values() if self._is_whole else ():
-            if ledger.units_done and not ledger.is_complete:
+            if ledger.units_done:
                 ledger.checkpoint()
         self._saved_at = time.monotonic()
         self._report.write_s += time.perf_counter() - start
@@ -279,6 +278,7 @@ def _open_store(request: ProfileRequest, facts: ModelFacts, report: RunReport, p
         triggers=request.triggers,
         window_lines=request.window_lines,
         keep_texts=request.keep_texts,
+        kernels=facts.kernels,
     )
     identity = {"dtype": facts.dtype, "device_type": facts.device_type, "attention": facts.attention}
     report.warnings += open_store(request.store, facts, {**identity, **config.to_json()})
@@ -294,10 +294,3 @@ def _named(facts: ModelFacts, untrained: str | None, request: ProfileRequest) ->
     return replace(
         facts, id=f"{untrained} with random weights, seed {request.random_init}", random_init=request.random_init
     )
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Drop the working state of corpora that a former run committed but died before it tidied up."""
-    if (path / "zarr.json").exists():
-        for name in store.committed_corpora(path):
-            shutil.rmtree(run_folder(path, name), ignore_errors=True)

@@ -1,16 +1,18 @@
-"""`neurotally status`: how far a store is. Reads while a run goes on, disturbs nothing."""
+"""`neurotally status`: how far a store is. Reads while a run goes on, disturbs nothing, writes nothing."""
 
+import errno
+import fcntl
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-import filelock
-
 from neurotally.analysis.concat_rows import concat_note, corpus_concat_rows
 from neurotally.jobs.progress import time_left
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
+from neurotally.profiler.whole_files import read_json
 
 
 def status(path: Path) -> dict[str, Any]:
@@ -19,7 +21,7 @@ def status(path: Path) -> dict[str, Any]:
     if not run.is_dir() or (path / "zarr.json").exists():
         store.store_attributes(path)  # says what is wrong with it
     is_running = _is_locked(run / "lock")
-    live = store.read_json(run / "progress.json") if is_running else None
+    live = read_json(run / "progress.json") if is_running else None
     unfinished = {folder.name: _unfinished(folder) for folder in sorted((run / "corpora").glob("*/"))}
     committed = store.committed_corpora(path) if (path / "zarr.json").exists() else []
     done: dict[str, dict[str, Any]] = {name: _committed(store.corpus_attributes(path, name)) for name in committed}
@@ -27,13 +29,15 @@ def status(path: Path) -> dict[str, Any]:
         if (rows := corpus_concat_rows(path, name)) is not None:
             of["concat"] = rows
     corpora = {**unfinished, **((live or {}).get("corpora") or {}), **done}
-    passes = _unfinished_passes(run / "passes")
+    finished = _finished_passes(path)
+    begun = _unfinished_passes(run / "passes")
+    passes = {name: one for name, one in begun.items() if name not in finished}
     is_complete = (path / "zarr.json").exists() and not unfinished.keys() - done.keys() and not passes
     state = "running" if is_running else "complete" if is_complete else "stopped"
     return {
         "state": state,
         "corpora": dict(sorted(corpora.items())),
-        "passes": passes | _finished_passes(path),
+        "passes": passes | finished,
         "sources_gone": _gone_sources(run / "corpora", unfinished.keys() - done.keys()),
         "tokens_per_s": live["tokens_per_s"] if live else None,
         "seconds_left": live["seconds_left"] if live else None,
@@ -75,8 +79,8 @@ def _unfinished_passes(folder: Path) -> dict[str, Any]:
     """Passes beside the neuron pass that have begun, by the name of their group."""
     found = {}
     for one in sorted(folder.glob("*/")):
-        tasks = (store.read_json(one / "plan.json") or {"tasks": 0})["tasks"]
-        found[unquote(one.name)] = {"done": False, "tasks": tasks, "tasks_done": len(list(one.glob("*.npz")))}
+        tasks = (read_json(one / "plan.json", "tasks") or {"tasks": 0})["tasks"]
+        found[unquote(one.name)] = {"done": False, "tasks": tasks, "tasks_done": len(list(one.glob("[!.]*.npz")))}
     return found
 
 
@@ -84,7 +88,7 @@ def _gone_sources(folder: Path, corpora: Iterable[str]) -> dict[str, str]:
     """Where the documents of unfinished corpora were and aren't any more. What is streamed can be streamed again."""
     gone = {}
     for name in sorted(corpora):
-        plan = store.read_json(folder / name / "plan.json") or {}
+        plan = read_json(folder / name / "plan.json") or {}
         is_streamed = str(plan.get("identity", {}).get("source")).startswith("hf:")
         source = plan.get("source_path")
         if source and not is_streamed and not Path(source).exists():
@@ -99,12 +103,11 @@ def _finished_passes(path: Path) -> dict[str, Any]:
 
 
 def _unfinished(folder: Path) -> dict[str, int]:
-    current = store.read_json(folder / "current.json")
+    keys = ("units", "units_done", "documents", "documents_done", "skipped", "tokens")
+    current = read_json(folder / "current.json", *keys)
     if current is not None:
-        return {
-            key: current[key] for key in ("units", "units_done", "documents", "documents_done", "skipped", "tokens")
-        }
-    plan = store.read_json(folder / "plan.json") or {"units": 0, "documents": 0}
+        return {key: current[key] for key in keys}
+    plan = read_json(folder / "plan.json", "units", "documents") or {"units": 0, "documents": 0}
     return {
         "units": plan["units"], "units_done": 0, "documents": plan["documents"], "documents_done": 0,
         "skipped": 0, "tokens": 0,
@@ -120,12 +123,20 @@ def _committed(attributes: dict[str, Any]) -> dict[str, int]:
 
 
 def _is_locked(lock_file: Path) -> bool:
-    if not lock_file.exists():
-        return False
+    """Whether a run holds the store's lock, which `filelock` takes by flock; needs no right to write."""
     try:
-        with filelock.FileLock(lock_file, timeout=0):
-            return False
-    except filelock.Timeout:
+        descriptor = os.open(lock_file, os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        reason = "it is a link" if error.errno == errno.ELOOP else error.strerror
+        raise InputError(f"can't look at the lock of {lock_file.parent.parent}, {lock_file}: {reason}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
     except OSError as error:
-        raise InputError(f"can't look at the lock of {lock_file.parent.parent}: {error}") from error
+        raise InputError(f"can't look at the lock of {lock_file.parent.parent}: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
+    return False

@@ -2,6 +2,7 @@
 
 import contextlib
 import platform
+import shutil
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -10,13 +11,23 @@ from typing import Any
 import filelock
 
 from neurotally.jobs.plan import first_difference
+from neurotally.jobs.worker import KERNEL_HINTS
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model import ModelFacts
 
 _LOCK_WAIT_S = 3.0
 _VERSIONED = ("neurotally", "torch", "transformers", "tokenizers", "numpy", "zarr", "triton")
-_RUN_FACTS = ("tokenizer_fingerprint", "dtype", "device_type", "device", "attention", "row_tokens", "max_row_tokens")
+_RUN_FACTS = (
+    "tokenizer_fingerprint",
+    "dtype",
+    "device_type",
+    "device",
+    "attention",
+    "kernels",
+    "row_tokens",
+    "max_row_tokens",
+)
 """What `ModelFacts` says beyond weights and config."""
 
 
@@ -46,7 +57,9 @@ def open_store(path: Path, facts: ModelFacts, config: dict[str, Any] | None) -> 
     if config is not None and theirs.get("config") is None:  # a store that another pass began
         store.replace_attributes(path, {**theirs, "config": config})
     elif config is not None:
-        _refuse_difference(path, "config", config, theirs.get("config") or {})
+        same = {key: value for key, value in config.items() if key != "kernels"}
+        _refuse_difference(path, "config", same, theirs["config"])
+        warnings += _compare_kernels(path, config["kernels"], theirs["config"].get("kernels"))
     before = theirs["versions"]
     return warnings + [
         f"{name} is {ours}, the store was started with {before.get(name)}"
@@ -77,11 +90,16 @@ def writer_lock(path: Path) -> Iterator[None]:
         raise InputError(f"{path} is a folder with other things in it, expected a store or a new folder")
     if (path / "zarr.json").exists():
         store.store_attributes(path)
+    _refuse_links(path)
     (path / store.RUN_FOLDER).mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path / store.RUN_FOLDER / "lock", timeout=_LOCK_WAIT_S)
     try:
         with lock:
-            yield
+            _remove_leftovers(path)
+            try:
+                yield
+            finally:
+                _remove_empty_folders(path)
     except filelock.Timeout as error:
         raise InputError(f"{path} is being written by another run; wait for it or stop it") from error
 
@@ -108,6 +126,43 @@ def _shared_difference(ours: dict[str, Any], theirs: dict[str, Any], within: str
         elif one != other:
             return f"{within}{key} is {one!r}, the store has {other!r}"
     return None
+
+
+def _compare_kernels(path: Path, ours: str, theirs: str | None) -> list[str]:
+    """A warning where the store doesn't say which kernels computed it; InputError where they were others."""
+    if theirs is None:
+        return [f"{path} was made before stores said which kernels computed them; here it goes on with {ours} ones"]
+    if theirs != ours:
+        raise InputError(
+            f"{path} was computed with the {theirs} kernels, these are the {ours} ones, which round sums differently; "
+            f"{KERNEL_HINTS[theirs]}, or use another store"
+        )
+    return []
+
+
+def _refuse_links(path: Path) -> None:
+    """InputError where a run would write, or remove, what a link in the store's working state points to."""
+    run = path / store.RUN_FOLDER
+    for entry in (run, *run.glob("*"), *run.glob("*/*")):
+        if entry.is_symlink():
+            raise InputError(f"{entry} is a link; a store's working state is written and removed: remove the link")
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Drop what a former run left half written, and the working state of what it committed before it died."""
+    for partial in (*path.glob(".*.partial.json"), *path.glob("*/.*.partial.json")):
+        partial.unlink()
+    if (path / "zarr.json").exists():
+        for group in store.committed_groups(path):
+            shutil.rmtree(store.pass_folder(path, group), ignore_errors=True)
+            if group.startswith("corpora/"):
+                shutil.rmtree(path / store.RUN_FOLDER / group, ignore_errors=True)
+
+
+def _remove_empty_folders(path: Path) -> None:
+    for name in ("corpora", "passes", "import"):
+        with contextlib.suppress(OSError):
+            (path / store.RUN_FOLDER / name).rmdir()
 
 
 def _refuse_difference(path: Path, part: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:

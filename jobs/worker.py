@@ -4,8 +4,9 @@ The same in a plain loop, a process or a Ray actor. Which worker ran a unit, whe
 changes no bit of the result.
 """
 
+import platform
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from neurotally.profiler.batches import TokenRows, lay_out, rectangles
 from neurotally.profiler.capture import NeuronReader
 from neurotally.profiler.corpus import Source, read_documents
 from neurotally.profiler.distinct import DistinctRecorder
+from neurotally.profiler.errors import InputError
 from neurotally.profiler.memory import halving
 from neurotally.profiler.model import LoadedModel
 from neurotally.profiler.neurons import NeuronRecorder, UnitNeurons
@@ -22,6 +24,12 @@ from neurotally.profiler.windows import read_windows
 
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 32768}
 """Cells of a rectangle, by type of device."""
+KERNEL_HINTS = {
+    "compiled": "install a C++ compiler (g++), or set CXX",
+    "triton": "install triton, on a GPU that it compiles for",
+    "plain": "set CXX=false, or uninstall triton, to compute without them",
+}
+"""What to do where the kernels named are needed."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +60,18 @@ class PassConfig:
     """Documents are windows of so many lines of a file; None: whole files."""
     keep_texts: bool = False
     """Whether the store holds the texts too."""
+    kernels: str = field(kw_only=True)
+    """See `kernels.tally.kernels_for`; stores made before don't say."""
 
     def to_json(self) -> dict[str, Any]:
         """As a plain dictionary."""
         return asdict(self) | {"keep_texts": self.keep_texts or None}  # stores made before have no such key
 
     def bind(self, model: LoadedModel) -> "Worker":
-        """The neuron pass on a loaded model."""
+        """The neuron pass on a loaded model. InputError where it would compute with other kernels than the rest."""
+        if model.facts.kernels != self.kernels:
+            here = f"a worker on {platform.node()} computes with the {model.facts.kernels} kernels"
+            raise InputError(f"{here}, the others with the {self.kernels} ones; {KERNEL_HINTS[self.kernels]}")
         return Worker(model, self)
 
 

@@ -144,6 +144,18 @@ def gated(
     return coefficient_BTF, tally_reference(gate_BTF, activation_BTF, coefficient_BTF, kind_BT, tally, statistics)
 
 
+def kernels_for(device: torch.device, dtype: torch.dtype) -> str:
+    """Which kernels tally a model of this dtype on this device: "compiled", "triton" or "plain" PyTorch.
+
+    They add in different orders, so that sums differ in their last bits.
+    """
+    if dtype in _COMPILED_DTYPES and device.type == "cpu" and library() is not None:
+        return "compiled"
+    if dtype in _COMPILED_DTYPES and device.type == "cuda" and has_triton(device):
+        return "triton"
+    return "plain"
+
+
 def tally_reference(
     pre_BTF: Tensor,
     activation_BTF: Tensor,

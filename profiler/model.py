@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neurotally.kernels.tally import kernels_for
 from neurotally.profiler.errors import InputError, UnsupportedModelError, first_line
 from neurotally.profiler.model_config import forward_config, refuse_other_kinds, row_limits
 from neurotally.profiler.offloading import brought_in, input_device
@@ -57,6 +58,8 @@ class ModelFacts:
     device: str
     """Its name, of the first device where there are several."""
     attention: str
+    kernels: str
+    """Those that tally its neurons: see `kernels.tally.kernels_for`."""
     row_tokens: int
     """The default: min(2048, the context the model was made for)."""
     max_row_tokens: int
@@ -208,6 +211,7 @@ def prepare_model(
             device_type=sites[0].device.type,
             device=device_name(sites[0].device.type),
             attention=str(getattr(model.config, "_attn_implementation", None) or "eager"),
+            kernels=kernels_for(weight.device, weight.dtype),
             row_tokens=row_tokens,
             max_row_tokens=max_row_tokens,
             config=forward_config(config, decoder),

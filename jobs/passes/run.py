@@ -9,15 +9,14 @@ the tasks. So the same command goes on after any end of the process, with any nu
 """
 
 import hashlib
-import os
 import shutil
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 
@@ -30,6 +29,7 @@ from neurotally.jobs.worker import ModelConfig
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model import ModelFacts
+from neurotally.profiler.whole_files import read_json, replace_json, whole_file
 
 _RESTARTS = "_restarts"
 """Beside a part's own arrays."""
@@ -97,7 +97,6 @@ def run_pass(request: PassRequest, make_plan: Callable[[ModelFacts, Path], Plan]
             if _is_committed(request.store, request.group):
                 attributes = store.group_attributes(request.store, request.group)
                 _refuse_other(request, identity, attributes["identity"])
-                shutil.rmtree(_run_folder(request), ignore_errors=True)  # of a run that died before it tidied up
                 return attributes
             return _Run(request, plan, identity, engine, facts.device, progress).run()
         finally:
@@ -115,7 +114,7 @@ class _Run:
         self._engine = engine
         self._device = device
         self._progress = progress
-        self._folder = _run_folder(request)
+        self._folder = store.pass_folder(request.store, request.group)
         self._tokens = 0
         self._model_s = 0.0
 
@@ -144,33 +143,32 @@ class _Run:
     def _open(self) -> None:
         """Note the plan, or check that the parts that are there are of the same pass."""
         plan_file = self._folder / "plan.json"
-        if saved := store.read_json(plan_file):
+        try:
+            saved = read_json(plan_file, "identity")
+        except InputError as error:
+            raise InputError(f"{error}; remove {self._folder} to begin the pass again") from error
+        if saved is not None:
             _refuse_other(self._request, self._identity, saved["identity"], self._folder)
-        store.replace_json(plan_file, {"identity": self._identity, "tasks": len(self._plan.tasks)})
+        replace_json(plan_file, {"identity": self._identity, "tasks": len(self._plan.tasks)})
 
     def _part(self, key: str) -> Path:
         return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
 
     def _is_done(self, task: Task) -> bool:
-        path = self._part(task.key)
-        return path.exists() and zipfile.is_zipfile(path)
+        return _read_part(self._part(task.key)) is not None
 
     def _keep(self, result: PassResult) -> None:
-        path = self._part(result.key)
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            np.savez(file, allow_pickle=False, **{_RESTARTS: np.array(result.restarts)}, **result.arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with whole_file(self._part(result.key)) as partial:
+            np.savez(partial, allow_pickle=False, **{_RESTARTS: np.array(result.restarts)}, **result.arrays)
         self._tokens += result.tokens
         self._model_s += result.model_s
 
     def _publish(self, start: float) -> dict[str, Any]:
         parts, restarted = [], []
         for task in self._plan.tasks:
-            with np.load(self._part(task.key), allow_pickle=False) as part:
-                arrays = dict(part)
+            arrays = _read_part(self._part(task.key))
+            if arrays is None:
+                raise InputError(f"{self._part(task.key)} is damaged; the same command makes it again")
             if arrays.pop(_RESTARTS):
                 restarted.append(task.key)
             parts.append(arrays)
@@ -196,8 +194,14 @@ class _Run:
         return attributes
 
 
-def _run_folder(request: PassRequest) -> Path:
-    return request.store / store.RUN_FOLDER / "passes" / quote(request.group, safe="")
+def _read_part(path: Path) -> dict[str, np.ndarray] | None:
+    """The arrays of a part; None where it isn't there, or damaged: the checksums of the archive tell."""
+    try:
+        with np.load(path, allow_pickle=False) as part:
+            arrays = dict(part)
+    except (OSError, ValueError, EOFError, RuntimeError, NotImplementedError, KeyError, zipfile.BadZipFile, zlib.error):
+        return None
+    return arrays if _RESTARTS in arrays else None
 
 
 def _is_committed(path: Path, group: str) -> bool:
