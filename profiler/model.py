@@ -211,7 +211,7 @@ def prepare_model(
             device_type=sites[0].device.type,
             device=device_name(sites[0].device.type),
             attention=str(getattr(model.config, "_attn_implementation", None) or "eager"),
-            kernels=kernels_for(weight.device, weight.dtype),
+            kernels=kernels_for(sites[0].device, weight.dtype),
             row_tokens=row_tokens,
             max_row_tokens=max_row_tokens,
             config=forward_config(config, decoder),
