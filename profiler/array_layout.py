@@ -74,7 +74,7 @@ class ArrayLayout(NamedTuple):
             raise InputError(f"{path} has byte order {self.byte_order!r}, expected 'little'")
         ours = self._asdict()
         by_root = listed._asdict() if listed else ours
-        by_schema = ours if expected is None else {"dtype": expected[0], "dimensions": expected[1]}
+        by_schema: dict[str, Any] = ours if expected is None else {"dtype": expected[0], "dimensions": expected[1]}
         for who, theirs in (("the root of its store", by_root), ("the store's schema", by_schema)):
             for what, value in theirs.items():
                 if ours[what] != value:
