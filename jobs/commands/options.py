@@ -32,7 +32,7 @@ class OutputFile(click.Path):
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
         """The path, once its folder is there and its suffix is one of those expected."""
-        path = super().convert(value, parameter, context)
+        path = Path(os.fsdecode(super().convert(value, parameter, context)))
         if self._suffixes and path.suffix.lower() not in self._suffixes:
             self.fail(f"{path}: expected a name that ends in {' or '.join(self._suffixes)}", parameter, context)
         if not path.parent.is_dir():
