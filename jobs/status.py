@@ -91,9 +91,20 @@ def _gone_sources(folder: Path, corpora: Iterable[str]) -> dict[str, str]:
         plan = read_json(folder / name / "plan.json") or {}
         is_streamed = str(plan.get("identity", {}).get("source")).startswith("hf:")
         source = plan.get("source_path")
-        if source and not is_streamed and not Path(source).exists():
+        if source and not is_streamed and _is_gone(source):
             gone[name] = source
     return gone
+
+
+def _is_gone(source: str) -> bool:
+    """Whether there is nothing at a path; a folder that only its owner may look into isn't gone."""
+    try:
+        os.stat(source)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _finished_passes(path: Path) -> dict[str, Any]:
