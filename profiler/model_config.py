@@ -16,8 +16,6 @@ _UNLIMITED = 2**31 - 1
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")
 _WIDTH_DEPENDENT_ROPE = ("longrope", "dynamic")
 _EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-_WIDTH_DEPENDENT = ("reformer",)
-"""Families whose attention divides a row, pads and all, into chunks: what a token sees depends on its rectangle."""
 _OTHER_HEADS = ("MaskedLM", "PreTraining")
 _NOT_DECISIVE = re.compile(
     r"_name_or_path|architectures|auto_map|transformers_version|(torch_)?dtype"  # names and versions
@@ -48,7 +46,7 @@ def refuse_other_kinds(config: Any, model_id: str, trust_remote_code: bool = Fal
             f"{model_id} ({kind}) is no causal language model that transformers knows: AutoModelForCausalLM has no "
             f"entry for {config.model_type}"
         )
-    if config.model_type in _WIDTH_DEPENDENT:
+    if _attention_depends_on_width(config):
         raise UnsupportedModelError(
             f"{model_id} ({config.model_type}) isn't supported: what its attention computes depends on the length to "
             "which a row is padded"
@@ -57,6 +55,12 @@ def refuse_other_kinds(config: Any, model_id: str, trust_remote_code: bool = Fal
     # Dense models may have such keys too, so the model is looked at, without its weights.
     if any(getattr(text, key, None) not in (None, 0, 1) for key in _EXPERT_KEYS):
         _refuse_experts(config, model_id, trust_remote_code)
+
+
+def _attention_depends_on_width(config: Any) -> bool:
+    """Reformer cuts a padded row into chunks; BigBird's sparse attention, which isn't causal, begins at 705 tokens."""
+    is_sparse = getattr(config, "attention_type", None) == "block_sparse"
+    return config.model_type == "reformer" or (config.model_type == "big_bird" and is_sparse)
 
 
 def _refuse_experts(config: Any, model_id: str, trust_remote_code: bool) -> None:

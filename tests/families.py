@@ -69,7 +69,8 @@ FAMILIES: dict[str, Family] = {
     "nemotron": replace(_UP_DOWN, config=(("num_key_value_heads", 2),)),
     **_each("bart bigbird_pegasus blenderbot blenderbot-small marian mbart mvp opt pegasus plbart", _BART),
     **_each("trocr whisper", _BART),
-    **_each("bert bert-generation big_bird megatron-bert", _BERT),
+    **_each("bert bert-generation megatron-bert", _BERT),
+    "big_bird": replace(_BERT, config=(("is_decoder", True), ("attention_type", "original_full"))),
     **{name: replace(_BERT, layers=f"{name}.encoder.layer") for name in
        ["electra", "ernie", "rembert", "roc_bert", "roformer"]},
     **_each("camembert roberta xlm-roberta xlm-roberta-xl", _ROBERTA),

@@ -135,6 +135,7 @@ def test_a_vision_language_model_is_told_what_it_is(name: str) -> None:
         ("roberta", {"architectures": ["RobertaForMaskedLM"]}, "its tokens see later tokens"),
         ("musicgen_decoder", {}, "has no entry for musicgen_decoder"),
         ("reformer", {"is_decoder": True}, "depends on the length to which a row is padded"),
+        ("big_bird", {"is_decoder": True}, "depends on the length to which a row is padded"),
     ],
 )
 def test_other_kinds_are_refused_with_the_reason(name: str, settings: dict[str, Any], message: str) -> None:
