@@ -229,7 +229,9 @@ def test_provenance_says_what_the_store_says(page: Element, path: Path) -> None:
         for name, value in attributes[part].items()
     }
     assert expected.items() <= shown.items() | {("fingerprint", attributes["tokenizer"]["fingerprint"])}
-    for value in attributes["model"].values():
+    model = attributes["model"]
+    model_config = model.pop("config")
+    for value in (*model.values(), *model_config.values()):
         assert ("–" if value is None else str(value)) in page.one("section", id="provenance").text
 
 
