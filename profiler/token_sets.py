@@ -187,7 +187,7 @@ class _Strata:
     def __init__(self, frequent_first: np.ndarray, excluded: Sequence[np.ndarray]):
         is_left = ~np.isin(frequent_first, np.concatenate(list(excluded)))
         self._left = frequent_first[is_left]
-        before = np.cumsum(is_left) - is_left  # of each token: how many that are left come before it
+        before: np.ndarray = np.cumsum(is_left) - is_left  # of each token: how many that are left come before it
         edges = [_FIRST_STRATUM]
         while edges[-1] < len(self._left):
             edges.append(2 * edges[-1])

@@ -107,7 +107,7 @@ def _draw_passing(panel: Any, document: Document, key: str, title: str) -> None:
 
 
 def _handles(document: Document) -> list[Any]:
-    handles = []
+    handles: list[Any] = []
     for number, (name, corpus) in enumerate(document["corpora"].items()):
         color, marker = line_look(number)
         label = f"{short_name(name)} ({corpus['keys']:,} keys)"

@@ -115,9 +115,9 @@ def corpora(material: Material) -> Section | None:
         if of.get("restarted_units")
     ]
     notes += [
-        concat_note(name, rows, of["tokens"])
+        concat_note(name, beyond, of["tokens"])
         for name, of in found.items()
-        if (rows := corpus_concat_rows(material.store, name)) is not None
+        if (beyond := corpus_concat_rows(material.store, name)) is not None
     ]
     root = store.store_attributes(material.store).get("versions")
     notes += [f"{name}: made with {_differing(root, of)}" for name, of in found.items() if _differing(root, of)]
