@@ -307,7 +307,7 @@ def test_where_no_key_can_pass_the_zero_is_called_no_finding_and_the_layers_are_
     ):
         assert said in text, said  # fmt: skip
     titles = [panel.get_title("right") for panel in draw_patterns(document).axes]
-    assert f"of all; for any {python['needed']} needed" in titles
+    assert f"{python['needed']} needed for any" in titles
     many = corpus_patterns(keys, places, sampled, [often_at(6, 0.2, 4000, 2)], "Python", 0.05, 0)
     assert "no finding" not in patterns_table(patterns_document([many], {}, SETTINGS))
 

@@ -450,8 +450,11 @@ def test_the_lens(path: Path, tmp_path: Path) -> None:
     }
     arrays |= {"language": np.array(["a", "b"], object), "set": np.array(["if <i>"], object),
                "prompt_source": np.array([0, 0, 0, 1]), "prompt_target": np.array([1, 1, 1, 0]),
-               "prompt_positions": np.array([5, 0, 9, 4])}  # fmt: skip
-    attributes = {"paper": False, "sets": {"if <i>": {"entries": 3, "single": 2, "tokens": 2}}, "empty_sets": {"z": 7},
+               "prompt_positions": np.array([5, 0, 9, 4]), "draw_mass": rng.random((2, 3, 1, 5)),
+               "draw_mass_pooled": rng.random((2, 3, 1, 5))}  # fmt: skip
+    about = {"entries": 3, "single": 2, "tokens": 2, "share": 0.25, "drawn_share": None}
+    attributes = {"paper": False, "draws": 5, "vocabulary": 100, "pairs": [["a", "b"], ["b", "a"]],
+                  "sets": {"if <i>": about}, "empty_sets": {"z": 7},
                   "skipped": {"a-b": {lens_pass.STATUS[lens_pass.TOO_LONG]: ["1"]}}}  # fmt: skip
     add_group(copy, "lens/translation", arrays, attributes, lens_pass.SCHEMA)
     assert lens_document(read_lens(copy, "translation"))["model"] == model_key(store.store_attributes(path)["model"])
@@ -464,7 +467,13 @@ def test_the_lens(path: Path, tmp_path: Path) -> None:
     assert rows["b-a"][:3] == ["1", "4", f"{gold[3].mean():.4f}"]
     assert rows["all pairs"][2] == f"{(gold[[0, 2]].mean() + gold[3].mean()) / 2:.4f}"
     mass_L = (arrays["prompt_mass"][[0, 2], :, 0].mean(axis=0) + arrays["prompt_mass"][3, :, 0]) / 2
-    assert rows_of(table_of(section, "Token sets"))["if <i>"][:3] == ["2", f"{mass_L.max():.4f}", str(mass_L.argmax())]
+    draw_D = arrays["draw_mass"][:, :, 0].mean(axis=(0, 1))
+    control_L = (arrays["control_mass"][[0, 2], :, 0].mean(axis=0) + arrays["control_mass"][3, :, 0]) / 2
+    assert rows_of(table_of(section, "Token sets"))["if <i>"][:7] == [
+        "2", "0.0200", f"{mass_L.mean():.4f}", f"{control_L.mean():.4f} ± {draw_D.std(ddof=1):.4f}",
+        f"{1 + (draw_D >= mass_L.mean()).sum()} of 6", f"{mass_L.max():.4f}", str(mass_L.argmax()),
+    ]  # fmt: skip
+    assert "over 5 sets of as many tokens of like frequency" in section.text
     assert "1 prompts (longer than the context)" in section.text
 
 

@@ -102,7 +102,7 @@ def _draw_passing(panel: Any, document: Document, key: str, title: str) -> None:
         color, marker = line_look(number)
         panel.plot(range(document["layers"]), corpus[key], color=color, marker=marker, markersize=3, linewidth=1.4)
     needed = max((corpus["needed"] for corpus in document["corpora"].values()), default=0)
-    name_panel(panel, title, f"of all; for any {needed:,} needed")
+    name_panel(panel, title, f"{needed:,} needed for any")
     _share_axis(panel, document["layers"])
 
 

@@ -166,7 +166,7 @@ def _lens(document: Mapping[str, Any], name: str) -> Section:
         columns = ("set", "tokens", "m/V", "mean over layers", "random tokens", "rank", "largest", "at layer",
                    "random tokens there")  # fmt: skip
         sets = [[row_head(of), *_set_cells(document, of)] for of in found]
-        parts.append(Table("Probability of token sets, beside random sets", columns, sets))
+        parts.append(Table("Token sets: their probability, beside random sets", columns, sets))
         parts.append(Notes(random_notes(document)))
     notes = [f"No set {of}: none of its {n} entries is one token." for of, n in document["empty_sets"].items()]
     skipped = Counter({reason: 0 for reasons in document["skipped"].values() for reason in reasons})
