@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import false_discovery_control, t, ttest_ind
 
 from neurotally.analysis.figures.patterns import draw_patterns
-from neurotally.analysis.keys.null_test import corrected, empirical_p, mean_difference, needed
+from neurotally.analysis.keys.null_test import corrected, difference_from_draws, empirical_p, mean_difference, needed
 from neurotally.analysis.keys.patterns import KeyCounts, Statistic, corpus_patterns, count_keys, key_p
 from neurotally.analysis.keys.patterns_report import patterns_document, patterns_table, save_key_patterns
 from neurotally.analysis.keys.places import KINDS, PlaceReader, Places, find_lexer
@@ -333,6 +333,33 @@ def test_the_intervals_of_layers_are_as_wide_as_they_say() -> None:
         found = mean_difference(shares(120, rng), shares(40, rng))
         missed += abs(found.difference) > found.half
     assert 2 <= missed <= 20  # 99.8 % of the time
+
+
+def test_of_three_null_models_the_trained_one_is_one_more_draw() -> None:
+    places = read([f"v{number} = {number}\n{SOURCE}" for number in range(16)], window=3)
+    nulls = [often_at(6, 0.2, 40, seed) for seed in (1, 2, 3)]
+    found = corpus_patterns(often_at(6, 0.35, 40, 0), places, np.arange(3), nulls, None, 0.05, 0)
+    document = patterns_document([found], {}, SETTINGS)
+    of = document["corpora"]["python"]["ngrams"]["token"]
+    each = [corpus_patterns(null, places, np.arange(3), [], None, 0.05, 0).counts for null in nulls]
+    for layer in range(2):
+        a, b, c = ((counts.count_S[0, layer] / counts.distinct[layer]).mean() for counts in each)
+        centre = (a + b + c) / 3
+        deviation = (((a - centre) ** 2 + (b - centre) ** 2 + (c - centre) ** 2) / 2) ** 0.5
+        own = (found.counts.count_S[0, layer] / found.counts.distinct[layer]).mean()
+        assert of["over_null_by_layer"][layer] == pytest.approx(own - centre, rel=1e-9)
+        assert of["over_null_half_by_layer"][layer] == pytest.approx(4.302653 * deviation * (4 / 3) ** 0.5, rel=1e-6)
+    assert "the trained one taken for one more" in patterns_table(document)
+
+
+def test_the_intervals_over_null_models_are_as_wide_as_they_say_though_keys_vary_together() -> None:
+    """A layer's mean varies between models by more than its keys do: 10 of 200 intervals should miss 0."""
+    missed = 0
+    for seed in range(200):
+        mean, *null_R = np.random.default_rng(seed).normal(0.4, 0.03, 6)
+        found = difference_from_draws(mean, np.array(null_R))
+        missed += abs(found.difference) > found.half
+    assert 2 <= missed <= 20
 
 
 def test_a_mean_difference_is_welchs_and_needs_two_values_a_side() -> None:

@@ -115,9 +115,7 @@ def _handles(document: Document) -> list[Any]:
     if document["null_keys"]:
         label = f"untrained model ({document['null_keys']:,} null keys)"
         handles.append(Line2D([], [], color=GREY, linewidth=1, linestyle=(0, (3, 2)), label=label))
-        handles.append(
-            Patch(color=GREY, alpha=0.2, label="95 % interval of the distance from these (keys independent)")
-        )
+        handles.append(Patch(color=GREY, alpha=0.2, label="95 % interval of the distance from these"))
     handles.append(Line2D([], [], color=GREY, marker=5, markersize=6, linestyle="", label="random positions"))
     return handles
 

@@ -11,10 +11,11 @@ neither few contexts nor many make a key look better than it is. Over all keys t
 Benjamini and Hochberg. No p is below 1 / (1 + N): with few null keys only many keys can pass together (`needed`), and
 that none does is no finding.
 
-A layer's keys are also tested together (`mean_difference`): its mean share less that of its null keys, with Welch's
-interval, which asks for dozens of keys and not for any one to stand out. It takes keys for independent of each other:
-those of one layer read the same vectors of the same texts, so where its keys' shares vary together, as with another
-initialisation, the interval is too narrow. Null keys of several initialisations show by how much.
+A layer's keys are also tested together: its mean share less that of its null keys, with a 95 % interval. Of three null
+models or more the trained one is taken for one more draw (`difference_from_draws`): it asks that its mean would vary as
+theirs do, and nothing of keys. With fewer, Welch's interval over keys (`mean_difference`) takes keys for independent,
+which those of one layer aren't quite: between untrained models of 2 layers of 128 keys it missed 0 in 9 and 16 % of 45
+pairs instead of 5 %, the other in 3 to 5 %.
 """
 
 import math
@@ -25,6 +26,8 @@ from scipy.stats import false_discovery_control, t
 
 LEVEL = 0.95
 """Of the intervals."""
+FEWEST_DRAWS = 3
+"""Two null models leave an interval 7 times as wide as ten do."""
 
 
 class Difference(NamedTuple):
@@ -78,6 +81,13 @@ def mean_difference(value_N: np.ndarray, null_M: np.ndarray) -> Difference:
         return Difference(difference, 0.0)
     freedom = (square + null_square) ** 2 / (square**2 / (len(sides[0]) - 1) + null_square**2 / (len(sides[1]) - 1))
     return Difference(difference, float(t.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(square + null_square))
+
+
+def difference_from_draws(mean: float, null_R: np.ndarray) -> Difference:
+    """A mean less that of R draws, with the `LEVEL` interval of one more draw: half = t(R - 1) · s · √(1 + 1/R)."""
+    number = len(null_R)
+    quantile = float(t.ppf((1 + LEVEL) / 2, number - 1))
+    return Difference(mean - float(null_R.mean()), quantile * float(null_R.std(ddof=1)) * math.sqrt(1 + 1 / number))
 
 
 def _share(count: np.ndarray, of: np.ndarray) -> np.ndarray:

@@ -20,7 +20,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from neurotally.analysis.keys.null_test import Difference, corrected, empirical_p, mean_difference, needed
+from neurotally.analysis.keys.null_test import (
+    FEWEST_DRAWS,
+    Difference,
+    corrected,
+    difference_from_draws,
+    empirical_p,
+    mean_difference,
+    needed,
+)
 from neurotally.analysis.keys.places import KINDS, Places
 from neurotally.analysis.keys.trigger_lists import TriggerLists, first_in_row
 from neurotally.analysis.overlap import safe_divide
@@ -78,17 +86,28 @@ class CorpusPatterns:
     """So many keys must be beyond every null key, for any to pass; None without null keys."""
     beyond_S: np.ndarray | None
     """int64: how many keys are, in each statistic."""
+    num_nulls: int
+    """Null stores."""
     num_triggers: int
     num_found: int
     """Triggers whose text was found."""
     num_copies: int
     missing: dict[str, str]
 
+    @property
+    def over_models(self) -> bool:
+        """Whether there are null models enough to take the trained one for one more; else intervals are over keys."""
+        return self.num_nulls >= FEWEST_DRAWS
+
     def over_null(self, statistic: int) -> list[Difference] | None:
         """By layer: the mean share less that of the layer's null keys; None without null keys."""
         if self.null is None:
             return None
         share_LF, null_LM = (counts.share(statistic, self.min_contexts) for counts in (self.counts, self.null))
+        if self.over_models:
+            null_LR = _means(null_LM.reshape(len(null_LM), self.num_nulls, -1))
+            return [difference_from_draws(float(mean), null_R) for mean, null_R in zip(_means(share_LF), null_LR,
+                                                                                        strict=True)]  # fmt: skip
         return [mean_difference(share_F, null_M) for share_F, null_M in zip(share_LF, null_LM, strict=True)]
 
 
@@ -163,6 +182,7 @@ def corpus_patterns(
         abstract_LF=abstract,
         needed=num_needed,
         beyond_S=beyond_S,
+        num_nulls=len(nulls),
         num_triggers=int(triggers.used_LFK.sum()),
         num_found=int((index_LFK >= 0).sum()),
         num_copies=triggers.num_copies,
@@ -206,6 +226,12 @@ def _num_tested(null: KeyCounts, min_contexts: int, by_layer: bool) -> np.ndarra
     """int64 [L, 1]: how many null keys a key of each layer is tested against."""
     enough_L1 = (null.distinct >= min_contexts).sum(axis=1, keepdims=True)
     return enough_L1 if by_layer else np.full_like(enough_L1, enough_L1.sum())
+
+
+def _means(share: np.ndarray) -> np.ndarray:
+    """The mean over the last axis, NaNs left out; NaN where there is nothing else."""
+    is_known = np.isfinite(share)
+    return safe_divide(np.where(is_known, share, 0).sum(axis=-1), is_known.sum(axis=-1))
 
 
 def _layer(counts: KeyCounts, layer: int) -> KeyCounts:

@@ -3,7 +3,7 @@
     {"schema": 1, "model", "null": [model, ...], "null_keys", "alpha", "by_layer_tests", "window_lines", "inside",
      "layers", "neurons", "triggers", "concepts": {name: regular expression}, "corpora": {name: {
         "lexer", "min_contexts", "keys", "triggers", "found", "copies", "missing": {document: reason},
-        "needed": keys | null, "keys_by_layer": [n],
+        "needed": keys | null, "over_models": bool, "keys_by_layer": [n],
         "shallow_by_layer": [share] | null, "abstract_by_layer": [share] | null,
         "ngrams" | "kinds" | "concepts": {name: {
             "by_layer": [mean share of a key's contexts], "null_by_layer": likewise | null, "chance", "chance_sd",
@@ -14,8 +14,8 @@
 Means are over the keys with at least `min_contexts` distinct contexts; `keys_by_layer` says how many. `needed`: so many
 keys must be beyond every null key together, for any to pass; `beyond_null`: how many are. Where these are fewer, that
 none passes is no finding; the layers' means tell. `over_null`: a layer's mean share less its null keys', with half of
-its 95 % interval (Welch's, over keys taken for independent, see `null_test`). The arrays of all keys are in
-`--archive FILE.npz`.
+its 95 % interval, over the null models, or over keys where `over_models` is false (see `null_test`). The arrays of all
+keys are in `--archive FILE.npz`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -70,8 +70,13 @@ def patterns_table(document: Mapping[str, Any]) -> str:
     if document["null_keys"]:
         note += (
             "\nover null: mean share less that of the same layers' null keys, in points, ± half of the 95 % interval "
-            "over keys, taken for independent (too narrow where a layer's keys vary together)"
         )
+        if all(corpus["over_models"] for corpus in document["corpora"].values()):
+            note += "over the null models, the trained one taken for one more"
+        else:
+            note += (
+                "over keys, taken for independent: somewhat too narrow; three --null stores or more give a sound one"
+            )
     else:
         note += "; not tested: give --null STORE, a profile of the same corpora made with --random-init"
     return "\n\n".join([*blocks, note])
@@ -104,6 +109,7 @@ def _corpus(corpus: CorpusPatterns) -> dict[str, Any]:
         "copies": corpus.num_copies,
         "missing": corpus.missing,
         "needed": corpus.needed,
+        "over_models": corpus.over_models,
         "keys_by_layer": enough_LF.sum(axis=1).tolist(),
         "shallow_by_layer": _layer_shares(corpus.shallow_LF),
         "abstract_by_layer": _layer_shares(corpus.abstract_LF),
@@ -162,7 +168,7 @@ def _row(name: str, found: Mapping[str, Any], runs: Mapping[str, np.ndarray]) ->
 
 
 def _over_null(found: Mapping[str, Any], runs: Mapping[str, np.ndarray]) -> list[str]:
-    """The mean over each run of layers, whose keys are others'; "-" where a layer has no interval."""
+    """The means over each run of layers; the halves' is no less than the run's own half, however layers go together."""
     if found["over_null_by_layer"] is None:
         return []
     cells = []
@@ -171,9 +177,8 @@ def _over_null(found: Mapping[str, Any], runs: Mapping[str, np.ndarray]) -> list
             np.array([found[key][layer] for layer in run], np.float64)
             for key in ("over_null_by_layer", "over_null_half_by_layer")
         )
-        spread = np.sqrt((half**2).sum()) / len(run)
-        is_known = np.isfinite(difference.sum() + spread)
-        cells.append(f"{100 * difference.mean():+.1f} ± {100 * spread:.1f}" if is_known else "-")
+        is_known = np.isfinite((difference + half).sum())
+        cells.append(f"{100 * difference.mean():+.1f} ± {100 * half.mean():.1f}" if is_known else "-")
     return cells
 
 
