@@ -26,3 +26,8 @@ def decimals(value: float, number: int) -> str:
 def percent(share: float | None) -> str:
     """A share as a whole percentage; a dash for None and NaN."""
     return "-" if share is None or share != share else f"{100 * share:.0f} %"
+
+
+def signed(value: float | None, number: int = 3) -> str:
+    """A value with its sign and so many decimals; a dash for None."""
+    return "-" if value is None else f"{value:+.{number}f}"

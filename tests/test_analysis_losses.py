@@ -9,15 +9,16 @@ import pytest
 
 from neurotally.analysis.figures.charts import save_figure
 from neurotally.analysis.figures.losses import draw_ablation, draw_mask
-from neurotally.analysis.masking.losses import CLASSES, Losses, change, in_errors, ratio
+from neurotally.analysis.masking.losses import CLASSES, Control, Losses, change, in_errors, ratio
 from neurotally.analysis.masking.losses_report import ablation_document, ablation_table, mask_document, mask_table
 
 
 def one_set(kind: str, of: str = "", draw: int = 0, neurons: int = 5) -> dict[str, Any]:
-    return {"kind": kind, "of": of, "draw": draw, "neurons": neurons, "by_layer": [neurons, 0]}
+    drawn_from = {"drawn_from": "layers"} if kind == "candidates" else {}
+    return {"kind": kind, "of": of, "draw": draw, "neurons": neurons, "by_layer": [neurons, 0], **drawn_from}
 
 
-def make_losses(draws: int = 2, concepts: tuple[str, ...] = (), spared: bool = False, seed: int = 0) -> Losses:
+def make_losses(draws: int = 3, concepts: tuple[str, ...] = (), spared: bool = False, seed: int = 0) -> Losses:
     """Two corpora of 12 and 9 documents; sets a and b with their controls; the first document has no scored token."""
     rng = np.random.default_rng(seed)
     sets = [one_set("none", neurons=0)] + [one_set("specific", name) for name in "ab"]
@@ -36,8 +37,9 @@ def make_losses(draws: int = 2, concepts: tuple[str, ...] = (), spared: bool = F
     attributes = {"identity": {"how": "activation", "row_tokens": 64}, "forced": False, "used_documents": [["a", "x"]],
                   "described": {"quantile": 0.95}}  # fmt: skip
     corpus_D = np.repeat([0, 1], [12, 9])
-    return Losses(["a", "b"], sets, list(concepts), attributes, {"id": "m", "fingerprint": "f"}, nats_SDX, hits_SDX,
-                  scored_DX, has_DK, corpus_D)  # fmt: skip
+    model = {"id": "m", "fingerprint": "f", "num_neurons": 500}
+    return Losses(["a", "b"], sets, list(concepts), attributes, model, nats_SDX, hits_SDX, scored_DX, has_DK,
+                  corpus_D)  # fmt: skip
 
 
 def written_out(pairs: list[tuple[float, int]]) -> tuple[float, float]:
@@ -56,7 +58,10 @@ def test_ratio_is_the_formula() -> None:
     assert ratio(difference_D, tokens_D) == pytest.approx(
         written_out(list(zip(difference_D.tolist(), tokens_D.tolist(), strict=True)))
     )
-    assert np.isnan(ratio(np.ones(1), np.array([3])).error)
+    few, enough = (ratio(np.arange(number), np.arange(1, number + 1)) for number in (4, 5))
+    assert np.isnan(few.error)
+    assert enough.error > 0
+    assert few.value == 6 / 10
     assert ratio(np.ones(1), np.array([4])).value == 0.25
     assert np.isnan(ratio(np.zeros(2), np.zeros(2, int)).value)
 
@@ -75,7 +80,7 @@ def test_ratios_error_is_what_a_repeated_draw_of_documents_shows() -> None:
 def test_change_is_paired_by_document() -> None:
     losses = make_losses()
     cell = losses.cell("a")
-    found = change(cell, 1, [3, 4])
+    found = change(cell, 1, Control([3, 4], 1.0, ""))
     here = [number for number in range(21) if losses.corpus_D[number] == 0]
     nats, tokens = losses.nats_SDX[:, here, 0], losses.scored_DX[here, 0].tolist()
     pairs = list(zip((nats[1] - nats[0]).tolist(), tokens, strict=True))
@@ -109,15 +114,18 @@ def test_the_document_of_ablate() -> None:
     document = ablation_document(losses)
     for row, name in enumerate("ab"):
         for column, corpus in enumerate("ab"):
-            found = change(losses.cell(corpus), 1 + row, losses.numbers("random", name))
+            found = change(losses.cell(corpus), 1 + row, losses.control("random", name))
             assert document["change"][row][column] == found.change.value
             assert document["standard_error"][row][column] == found.change.error
             assert document["random"][row][column] == found.random
             assert document["change_over_random"][row][column] == found.over_random.value
             assert document["in_standard_errors"][row][column] == pytest.approx(in_errors(found.over_random))
             assert [draw[row][column] for draw in document["random_draws"]] == found.draws
-            candidates = change(losses.cell(corpus), 1 + row, losses.numbers("candidates", name))
+            candidates = change(losses.cell(corpus), 1 + row, losses.control("candidates", name))
             assert document["random_candidates"]["random"][row][column] == candidates.random
+            z = found.judgement.z, candidates.judgement.z
+            assert (document["z"][row][column], document["random_candidates"]["z"][row][column]) == z
+            assert document["z_stricter"][row][column] == min(z)
             loss = document["baseline"][column]
             perplexity = np.exp(loss + found.change.value) - np.exp(loss)
             assert document["perplexity_change"][row][column] == pytest.approx(perplexity)
@@ -136,7 +144,10 @@ def test_without_draws_there_is_no_control() -> None:
     assert document["random_candidates"] is None
     assert document["random"] == [[None, None], [None, None]]
     json.dumps(document, allow_nan=False)
-    assert "over random" in ablation_table(document)
+    assert (document["z"], document["z_stricter"]) == ([[None, None], [None, None]],) * 2
+    assert document["not_judged"] == [["no draws", "no draws"]] * 2
+    assert document["verdict"]["a"]["costs_more"] is None
+    assert "nothing random to compare with was drawn (--draws 0)" in ablation_table(document)
     assert len(draw_ablation(document).axes) == 2  # one map, one colour bar
 
 
@@ -173,4 +184,4 @@ def test_pictures(concepts: tuple[str, ...], tmp_path: Path) -> None:
         save_figure(figure, tmp_path / f"{number}.png")
         assert (tmp_path / f"{number}.png").stat().st_size > 10_000
     maps = {(): 1, ("a", "b"): 3, ("x",): 2}[concepts]
-    assert [len(figure.axes) for figure in figures] == [6, 2 * maps]
+    assert [len(figure.axes) for figure in figures] == [12, 2 * 3 * maps]

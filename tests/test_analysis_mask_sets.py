@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from neurotally.analysis.languages.counts import CorpusCounts
 from neurotally.analysis.languages.lape import lape
-from neurotally.analysis.masking.mask_sets import candidate_neurons, mask_sets, read_origin, shared_neurons
+from neurotally.analysis.masking.mask_sets import MaskSet, above_threshold, mask_sets, read_origin, shared_neurons
 from neurotally.profiler.errors import InputError
 
 A = np.array([[0, 1], [0, 2], [2, 5]])
@@ -20,7 +19,7 @@ def rows(neurons_n2: np.ndarray) -> set[tuple[int, ...]]:
 
 
 def test_random_sets_have_as_many_neurons_in_every_layer() -> None:
-    sets = mask_sets({"a": A, "b": B}, num_neurons=500, draws=3)
+    sets = mask_sets({"a": A, "b": B}, num_neurons=500, draws=3).sets
     assert [(one.kind, one.of, one.draw) for one in sets] == [
         ("none", "", 0), ("specific", "a", 0), ("specific", "b", 0),
         *[("random", name, draw) for name in "ab" for draw in range(3)],
@@ -31,32 +30,76 @@ def test_random_sets_have_as_many_neurons_in_every_layer() -> None:
         assert np.bincount(one.neurons_n2[:, 0]).tolist() == np.bincount(of[:, 0]).tolist()
         assert not rows(one.neurons_n2) & rows(of)
     assert len({one.neurons_n2.tobytes() for one in sets}) == len(sets)
-    again = mask_sets({"a": A, "b": B}, num_neurons=500, draws=3)
+    again = mask_sets({"a": A, "b": B}, num_neurons=500, draws=3).sets
     assert all(np.array_equal(one.neurons_n2, other.neurons_n2) for one, other in zip(sets, again, strict=True))
 
 
-def test_candidates_are_above_the_bar_and_not_chosen() -> None:
+def candidates_of(specific: dict[str, np.ndarray], above: dict[str, np.ndarray] | str, draws: int = 4) -> list[MaskSet]:
+    sets = mask_sets(specific, 50, draws, above).sets
+    return [one for one in sets if one.kind == "candidates"]
+
+
+def test_candidates_are_above_the_threshold_in_the_same_layers() -> None:
     rng = np.random.default_rng(0)
     active_CLF = rng.integers(0, 1000, (3, 2, 50)).astype(np.uint64)
-    counts = CorpusCounts(None, ("a", "b", "c"), np.full(3, 1000, np.uint64), active_CLF, {})
-    selection = lape(active_CLF, counts.tokens_C, counts.corpora, quantile=0.8, per_corpus=8)
-    above = candidate_neurons(counts, selection)
-    assert {name: len(pairs) for name, pairs in above.items()} == dict(selection.num_candidates)
-    sets = mask_sets(selection.specific, 50, 1, above, candidate_draws=2)
-    drawn = [one for one in sets if one.kind == "candidates"]
-    assert len(drawn) == 6
+    selection = lape(active_CLF, np.full(3, 1000), "abc", quantile=0.6, per_corpus=8)
+    above = above_threshold(dict(zip("abc", active_CLF / 1000, strict=True)), selection.bar, [*"abc", "concept"])
+    assert {name: int(above[name].sum()) for name in "abc"} == dict(selection.num_candidates)
+    np.testing.assert_array_equal(above["concept"], above["a"] | above["b"] | above["c"])
+    drawn = candidates_of(dict(selection.specific), above)
+    assert [(one.of, one.draw, one.drawn_from) for one in drawn] == [(n, d, "layers") for n in "abc" for d in range(4)]
+    own = 0
     for one in drawn:
-        assert len(one.neurons_n2) == 8
-        assert rows(one.neurons_n2) <= rows(above[one.of]) - rows(selection.specific[one.of])
-    few = mask_sets({"a": above["a"][1:]}, 50, 0, above, candidate_draws=1)
-    assert few[-1].neurons_n2.tolist() == above["a"][:1].tolist()  # the one that is left
+        of = selection.specific[one.of]
+        assert np.bincount(one.neurons_n2[:, 0]).tolist() == np.bincount(of[:, 0]).tolist()
+        assert above[one.of][tuple(one.neurons_n2.T)].all()
+        assert one.neurons_n2.tolist() == sorted(rows_list(one.neurons_n2))
+        own += len(rows(one.neurons_n2) & rows(of))
+    assert 0 < own < 8 * len(drawn) / 2  # the set's own are drawn as all others are
+    assert len({one.neurons_n2.tobytes() for one in drawn}) == len(drawn)
+
+
+def rows_list(neurons_n2: np.ndarray) -> list[list[int]]:
+    return [list(row) for row in sorted(rows(neurons_n2))]
+
+
+def test_candidates_are_as_many_above_and_below() -> None:
+    above_LF = np.zeros((3, 50), bool)
+    above_LF[:, :20] = True
+    mixed = np.array([[0, 3], [0, 30], [0, 31], [2, 5]])
+    for one in candidates_of({"x": mixed}, {"x": above_LF}):
+        number = [[np.count_nonzero(half_LF[layer][one.neurons_n2[one.neurons_n2[:, 0] == layer, 1]])
+                   for layer in range(3)] for half_LF in (above_LF, ~above_LF)]  # fmt: skip
+        assert number == [[1, 0, 1], [2, 0, 0]]
+
+
+def test_candidates_come_from_all_layers_where_one_has_too_few_and_are_not_drawn_where_all_have() -> None:
+    above_LF = np.zeros((2, 50), bool)
+    above_LF[0, :7] = above_LF[1, :9] = True
+    x = np.array([[0, number] for number in range(6)])  # one other in the layer, nine in the next
+    drawn = candidates_of({"x": x}, {"x": above_LF})
+    assert {one.drawn_from for one in drawn} == {"all layers"}
+    assert all(len(one.neurons_n2) == 6 and above_LF[tuple(one.neurons_n2.T)].all() for one in drawn)
+    above_LF[1, 4:9] = False  # five others for six
+    made = mask_sets({"x": x, "a": A[:2]}, 50, 4, {"x": above_LF, "a": ~above_LF})
+    assert [one.of for one in made.sets if one.kind == "candidates"] == ["a"] * 4
+    assert made.not_drawn == {"random": {}, "candidates": {"x": "5 others above the threshold for 6 in the set"}}
+    assert mask_sets({"x": x}, 50, 4, "no corpus").not_drawn["candidates"] == {"x": "no corpus"}
+
+
+def test_random_neurons_need_four_times_as_many_others_in_each_layer() -> None:
+    for number, enough in ((10, True), (11, False)):
+        x = np.array([[1, neuron] for neuron in range(number)])
+        made = mask_sets({"x": x}, 50, 2)
+        assert [one.kind for one in made.sets[2:]] == ["random"] * 2 * enough
+        assert made.not_drawn["random"] == ({} if enough else {"x": "39 others in layer 1 for 11 in the set"})
 
 
 def test_polysemantic_neurons_are_spared() -> None:
     assert shared_neurons([A, B]).tolist() == [[0, 2]]
-    spared = [one for one in mask_sets({"a": A, "b": B}, 20, 0, with_spared=True) if one.kind == "spared"]
+    spared = [one for one in mask_sets({"a": A, "b": B}, 20, 0, with_spared=True).sets if one.kind == "spared"]
     assert [(one.of, one.neurons_n2.tolist()) for one in spared] == [("a", [[0, 1], [2, 5]]), ("b", [[1, 1]])]
-    assert not [one for one in mask_sets({"a": A}, 20, 0, with_spared=True) if one.kind == "spared"]
+    assert not [one for one in mask_sets({"a": A}, 20, 0, with_spared=True).sets if one.kind == "spared"]
 
 
 def test_the_origin_of_a_mask_file(tmp_path: Path) -> None:
@@ -65,8 +108,11 @@ def test_the_origin_of_a_mask_file(tmp_path: Path) -> None:
     origin = read_origin(path)
     assert origin.trigger_documents == {bytes(32), b"\xff" * 32}
     assert origin.has_polysemantic
+    assert origin.threshold is None
     path.write_text("{}")
     assert read_origin(path).trigger_documents is None
+    path.write_text(json.dumps({"bar": 0.25}))
+    assert read_origin(path).threshold == 0.25
     path.write_text(json.dumps({"trigger_documents": {"py": ["nonsense"]}}))
     with pytest.raises(InputError, match="trigger_documents"):
         read_origin(path)

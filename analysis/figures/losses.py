@@ -1,7 +1,8 @@
 """Pictures of what switching neurons off costs: heat maps from the documents of `ablate` and `mask`."""
 
 import math
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,73 +10,108 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from neurotally.analysis.figures.charts import INK, color_bar, label_matrix
+from neurotally.analysis.masking.losses_report import not_empty, verdict_lines
+
+_SAME_LAYERS = "random of the same layers"
+_ABOVE = "random above the threshold"
 
 Matrix = Sequence[Sequence[float | None]]
 
 
 def draw_ablation(document: Mapping[str, Any]) -> Figure:
-    """Three heat maps: change, change over random, and that in standard errors. One where nothing was drawn."""
-    names = document["corpora"]
-    panels = [
-        ("change", "nats per token", document["change"]),
-        ("change over random", "nats per token", document["change_over_random"]),
-        ("change over random, in standard errors", "standard errors", document["in_standard_errors"]),
-    ]
+    """Six heat maps: change, change over either kind of random neurons; below, z of both, and the smaller of them.
+
+    One, the change, where nothing was drawn.
+    """
+    names, draws = document["corpora"], document["draws"]
+    panels = [("change", "nats per token", document["change"])]
+    if draws:
+        over = document["random_candidates"] or dict.fromkeys(
+            ("change_over_random", "z"), [[None] * len(names)] * len(names)
+        )
+        panels += [
+            (f"change over {_SAME_LAYERS}", "nats per token", document["change_over_random"]),
+            (f"change over {_ABOVE}", "nats per token", over["change_over_random"]),
+            ("z, the smaller of both", "z", document["z_stricter"]),
+            (f"z over {_SAME_LAYERS}", "z", document["z"]),
+            (f"z over {_ABOVE}", "z", over["z"]),
+        ]
     return _heat_maps(
-        panels if document["draws"] else panels[:1], names, [names] * 3, "text of corpus",
-        f"What switching off each corpus's neurons costs ({document['how']})",
+        panels, names, [names] * len(panels), "text of corpus",
+        f"What switching off each corpus's neurons costs ({document['how']})", verdict_lines(document),
     )  # fmt: skip
 
 
 def draw_mask(document: Mapping[str, Any]) -> Figure:
-    """Heat maps of the change over random (the change, where nothing was drawn) by set.
+    """Heat maps of the change over either kind of random neurons, and of the smaller z, by set.
 
-    On every concept's matches, on the classes of the set's own concept, and on every corpus.
+    On every concept's matches, on the classes of the set's own concept, and on every corpus. The change alone where
+    nothing was drawn; without sets that have no neuron.
     """
-    key = "change_over_random" if document["draws"] else "change"
-    what = "change over random" if document["draws"] else "change"
-    names, effects = list(document["sets"]), document["effects"]
-    panels, columns = [], []
-    if document["concepts"]:
-        matches = [[effects[name]["concepts"][one]["match"][key] for one in document["concepts"]] for name in names]
-        panels.append((f"{what}: in concepts' matches", "nats per token", matches))
-        columns.append(document["concepts"])
-    if all(name in document["concepts"] for name in names):
-        own = [[effects[name]["concepts"][name][kind][key] for kind in document["classes"]] for name in names]
-        panels.append((f"{what}: by the tokens of its own concept", "nats per token", own))
-        columns.append(document["classes"])
-    by_corpus = [[effects[name]["corpora"][corpus][key] for corpus in document["corpora"]] for name in names]
-    panels.append((f"{what}: all tokens", "nats per token", by_corpus))
-    columns.append(document["corpora"])
+    effects = not_empty(document)
+    names = [name for name in document["sets"] if name in effects]
+    concepts = document["concepts"]
+    # By what a column of panels shows: the names of its columns, and the effects of a set.
+    groups: list[tuple[str, Sequence[str], Callable[[str], Sequence[Mapping[str, Any]]]]] = []
+    if concepts:
+        groups.append(("in concepts' matches", concepts, lambda name: [
+            effects[name]["concepts"][one]["match"] for one in concepts
+        ]))  # fmt: skip
+    if all(name in concepts for name in names):
+        groups.append(("by the tokens of its own concept", document["classes"], lambda name: [
+            effects[name]["concepts"][name][kind] for kind in document["classes"]
+        ]))  # fmt: skip
+    groups.append(("all tokens", document["corpora"], lambda name: list(effects[name]["corpora"].values())))
+    values: list[tuple[str, str, Callable[[Mapping[str, Any]], float | None]]] = [
+        (f"change over {_SAME_LAYERS}", "nats per token", lambda one: one["change_over_random"]),
+        (f"change over {_ABOVE}", "nats per token", lambda one: one["candidates"]["change_over_random"]),
+        ("z, the smaller of both", "z", lambda one: one["z_stricter"]),
+    ] if document["draws"] else [("change", "nats per token", lambda one: one["change"])]  # fmt: skip
+    panels = [
+        (f"{what}: {where}", unit, [[read(one) for one in effects_of(name)] for name in names])
+        for what, unit, read in values
+        for where, _, effects_of in groups
+    ]
+    columns = [group[1] for group in groups] * len(values)
     title = f"What switching off neurons costs ({document['how']})"
-    return _heat_maps(panels, names, columns, "text", title)
+    return _heat_maps(panels, names, columns, "text", title, verdict_lines(document), len(values))
 
 
 def _heat_maps(
     panels: Sequence[tuple[str, str, Matrix]], rows: Sequence[str], columns: Sequence[Sequence[str]],
-    column_label: str, title: str,
+    column_label: str, title: str, lines: Sequence[str], num_rows: int | None = None,
 ) -> Figure:  # fmt: skip
-    """(name, unit, values [rows, columns]) side by side, each with its own scale, white at zero."""
-    widths = [3.0 + 0.72 * len(names) for names in columns[: len(panels)]]
-    figure = Figure(figsize=(sum(widths), max(3.8, 2.2 + 0.46 * len(rows))), layout="constrained")
-    all_axes = figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)[0]
-    for axes, (name, unit, values), names in zip(all_axes, panels, columns, strict=False):
+    """(name, unit, values [rows, columns]), each with its own scale, white at zero; below them the lines.
+
+    In `num_rows` rows of panels; None: in one, or two of three.
+    """
+    num_rows = num_rows or math.ceil(len(panels) / 3)
+    across = len(panels) // num_rows
+    widths = [3.0 + 0.72 * len(names) for names in columns[:across]]
+    height = max(3.8, 2.2 + 0.46 * len(rows))
+    text = [part for line in lines for part in textwrap.wrap(line, int(13 * sum(widths)), subsequent_indent="    ")]
+    figure = Figure(figsize=(sum(widths), height * num_rows + 0.2 * len(text)), layout="constrained")
+    all_axes = figure.subplots(num_rows, across, squeeze=False, width_ratios=widths)
+    for place, (axes, (name, unit, values), names) in enumerate(zip(all_axes.flat, panels, columns, strict=True)):
         value_RC = np.array(values, np.float64).reshape(len(rows), len(names))
         limit = float(np.max(np.abs(value_RC), initial=0, where=np.isfinite(value_RC))) or 1.0
         axes.set_facecolor("#d9d9d9")
         image = axes.imshow(value_RC, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="none")
-        _write_cells(axes, value_RC, image, limit)
+        _write_cells(axes, value_RC, image, limit, 1 if unit == "z" else None)
         _frame_own(axes, rows, names)
-        label_matrix(axes, rows, names, "neurons switched off" if axes is all_axes[0] else "", column_label)
+        label_matrix(axes, rows, names, "" if place % across else "neurons switched off", column_label)
         axes.set_title(name, fontsize=10, color=INK)
         color_bar(figure, image, axes, unit)
     figure.suptitle(title, fontsize=12, color=INK, parse_math=False)
+    if text:
+        figure.supxlabel("\n".join(text), x=0.01, ha="left", fontsize=9, color=INK, parse_math=False)
     return figure
 
 
-def _write_cells(axes: Any, value_RC: np.ndarray, image: Any, limit: float) -> None:
-    """Each value in its cell, all with the decimals that give the largest three digits."""
-    decimals = min(5, max(0, 2 - math.floor(math.log10(limit)))) if limit < 100 else 0
+def _write_cells(axes: Any, value_RC: np.ndarray, image: Any, limit: float, decimals: int | None) -> None:
+    """Each value in its cell; `decimals` None: all with those that give the largest three digits."""
+    if decimals is None:
+        decimals = min(5, max(0, 2 - math.floor(math.log10(limit)))) if limit < 100 else 0
     for (row, column), value in np.ndenumerate(value_RC):
         text = f"{value:+.{decimals}f}".replace("-", "−") if np.isfinite(value) else "n/a"
         ink = INK

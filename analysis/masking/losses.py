@@ -5,20 +5,25 @@ same documents: with d_i the difference of nats in document i and n_i its tokens
 
     R = Σ d_i / Σ n_i        SE(R)² = m/(m-1) · Σ (d_i - R n_i)² / (Σ n_i)²        over the m documents with n_i > 0
 
-the linearised ("delta method") error, paired by document. Accuracy likewise, with hits for nats. Of two or more
-random draws the mean is taken and their spread (standard deviation) told; the error of a change over random holds the
-draws fixed. Perplexity is exp(loss).
+the linearised ("delta method") error, paired by document, of five documents or more. Accuracy likewise, with hits for
+nats. Of two or more random draws the mean is taken and their spread (standard deviation) told; the error of a change
+over random holds the draws fixed: `judgement` counts both. Perplexity is exp(loss).
+
+A set has two controls, both of as many neurons: `random` ones of the same layers, and random `candidates`, of which as
+many are above LAPE's threshold (`mask_sets`).
 
 Shapes: S sets, D documents, X classes of tokens, K concepts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from neurotally.analysis.masking.judgement import MIN_DOCUMENTS, Judgement, exclusive_factor, judge
+from neurotally.analysis.masking.mask_sets import CONTROLS, MIN_OTHERS
 from neurotally.profiler import store
 
 FAMILY = "loss"
@@ -51,6 +56,20 @@ class Cell(NamedTuple):
         return int(np.count_nonzero(self.scored_D))
 
 
+class Control(NamedTuple):
+    """What a set is compared with."""
+
+    randoms: list[int]
+    """The numbers of its draws."""
+    factor: float
+    """See `judgement.judge`."""
+    not_judged: str
+    """Why there are no draws, or none to judge by; "" where there are."""
+
+
+NO_CONTROL = Control([], 1.0, "no draws")
+
+
 class Change(NamedTuple):
     """What switching a set off does to a cell, nats a token; and to accuracy, a share."""
 
@@ -60,6 +79,8 @@ class Change(NamedTuple):
     """The change by each random draw."""
     over_random: Ratio
     """Beyond the mean of the draws; NaN without draws."""
+    judgement: Judgement
+    """Whether it costs more than the draws do."""
 
     @property
     def random(self) -> float:
@@ -101,6 +122,28 @@ class Losses:
     def specific(self) -> list[str]:
         """The names of the sets asked about."""
         return [one["of"] for one in self.sets if one["kind"] == "specific"]
+
+    def control(self, kind: str, of: str) -> Control:
+        """The control `kind` of a specific set, with why it can't be judged by: too few draws show in each cell."""
+        assert kind in CONTROLS
+        (own,) = (self.sets[number] for number in self.numbers("specific", of))
+        if not own["neurons"]:
+            return NO_CONTROL._replace(not_judged="the set is empty")
+        randoms = self.numbers(kind, of)
+        if not randoms:
+            return NO_CONTROL._replace(
+                not_judged=self.attributes.get("not_drawn", {}).get(kind, {}).get(of, "no draws")
+            )
+        if any(self.sets[number]["neurons"] != own["neurons"] for number in randoms):
+            return NO_CONTROL._replace(not_judged="fewer neurons are left to draw from than the set has")
+        if kind == "candidates":
+            known = "drawn_from" in self.sets[randoms[0]]
+            return Control(randoms, 1.0, "" if known else "an earlier version drew it; measure again by another --name")
+        in_layer = [number for number in own["by_layer"] if number]
+        num_neurons = self.model["num_neurons"]
+        if any(num_neurons - number < MIN_OTHERS * number for number in in_layer):
+            return NO_CONTROL._replace(not_judged="too few others in a layer to draw from")
+        return Control(randoms, max(exclusive_factor(one, num_neurons - one) for one in in_layer), "")
 
     def cell(self, corpus: str | None = None, concept: str | None = None, kind: str = "") -> Cell:
         """All tokens, or a concept's of one class; of all corpora, or of one."""
@@ -149,27 +192,33 @@ def read_losses(path: Path, name: str) -> Losses:
 
 
 def ratio(difference_D: np.ndarray, tokens_D: np.ndarray) -> Ratio:
-    """Σ difference / Σ tokens over documents with tokens, and its linearised standard error."""
+    """Σ difference / Σ tokens over documents with tokens, and its linearised standard error: NaN for very few."""
     used_D = tokens_D > 0
     total, number = float(tokens_D.sum()), int(np.count_nonzero(used_D))
     if not number:
         return Ratio(np.nan, np.nan)
     value = float(difference_D[used_D].sum() / total)
-    if number < 2:
+    if number < MIN_DOCUMENTS:
         return Ratio(value, np.nan)
     residual_m = difference_D[used_D] - value * tokens_D[used_D]
     return Ratio(value, float(np.sqrt(number / (number - 1) * (residual_m**2).sum()) / total))
 
 
-def change(cell: Cell, number: int, randoms: Sequence[int] = ()) -> Change:
-    """What switching off set `number` does, beside the sets `randoms`."""
+def change(cell: Cell, number: int, control: Control = NO_CONTROL) -> Change:
+    """What switching off set `number` does, beside its control."""
     nats_SD, hits_SD, scored_D = cell
-    beyond_D = nats_SD[number] - nats_SD[list(randoms)].mean(axis=0) if randoms else np.full(len(scored_D), np.nan)
+    own_D, randoms = nats_SD[number], control.randoms
+    cost = ratio(own_D - nats_SD[0], scored_D)
+    draws = [ratio(nats_SD[one] - nats_SD[0], scored_D).value for one in randoms]
+    beyond_D = own_D - nats_SD[randoms].mean(axis=0) if randoms else np.full(len(scored_D), np.nan)
     return Change(
-        change=ratio(nats_SD[number] - nats_SD[0], scored_D),
+        change=cost,
         accuracy=ratio(hits_SD[number] - hits_SD[0], scored_D),
-        draws=[ratio(nats_SD[one] - nats_SD[0], scored_D).value for one in randoms],
+        draws=draws,
         over_random=ratio(beyond_D, scored_D),
+        judgement=Judgement(np.nan, control.not_judged)
+        if control.not_judged
+        else judge(cost.value, draws, beyond_D, scored_D, control.factor),
     )
 
 

@@ -2,25 +2,34 @@
 
 none         nothing: the baseline, always the first
 specific     the sets asked about, each by its name
-random       for each of them as many random neurons in every layer, several draws
-candidates   for each as many random ones of the corpus's neurons above the bar that weren't chosen, several
-             draws: is it what LAPE chooses, or only that they fire often? (fewer where too few are left)
+random       for each of them as many random neurons of every layer, none of them its own, several draws
+candidates   for each as many random neurons of every layer of which as many are above LAPE's threshold, its own
+             among them, several draws: is it which ones LAPE chose, or only that they fire often?
 spared       for each that shares neurons with another: itself without these polysemantic ones
+
+A draw is a fair one where there is enough to draw from: for `random` four times as many others in each layer, for
+`candidates` as many others. Where some layer lacks these candidates, they are drawn from all layers together; where
+those lack, too, the control isn't drawn, and `MaskSets.not_drawn` says why. Candidates may hold neurons of the set,
+since only so are they what it is under the null hypothesis, a draw from all above the threshold: drawn from the others
+alone, few others give draws that are alike (30 for 40 neurons: one draw), whatever the set is.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from neurotally.analysis.languages.counts import CorpusCounts
-from neurotally.analysis.languages.lape import Selection
 from neurotally.analysis.masking.masks import random_like
 from neurotally.profiler.errors import InputError
+
+CONTROLS = ("random", "candidates")
+MIN_OTHERS = 4
+"""Others in a layer for each of a set's neurons. Of neurons whose costs are t-distributed with 3 degrees of freedom,
+6 % of random sets then pass as costing more or less at a level of 5 %, and 8 % with half as many others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,53 +44,74 @@ class MaskSet:
     """Number of the random draw; 0 for the others."""
     neurons_n2: np.ndarray
     """int64 (layer, neuron), ascending."""
+    drawn_from: str = ""
+    """Of candidates: "layers" where there are as many in every layer, else "all layers"."""
 
     def to_json(self, num_layers: int) -> dict[str, Any]:
         """What it is, and how many neurons of each layer."""
         by_layer = np.bincount(self.neurons_n2[:, 0], minlength=num_layers).tolist()
         return {
             "kind": self.kind, "of": self.of, "draw": self.draw, "neurons": len(self.neurons_n2), "by_layer": by_layer,
+            **({"drawn_from": self.drawn_from} if self.drawn_from else {}),
         }  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class MaskSets:
+    """What a loss pass switches off."""
+
+    sets: list[MaskSet]
+    not_drawn: Mapping[str, Mapping[str, str]]
+    """By control, by the name of a specific set that is without it: why."""
 
 
 def mask_sets(
     specific: Mapping[str, np.ndarray],
     num_neurons: int,
     draws: int,
-    candidates: Mapping[str, np.ndarray] | None = None,
-    candidate_draws: int | None = None,
+    above: Mapping[str, np.ndarray] | str = "no threshold",
     with_spared: bool = False,
     seed: int = 0,
-) -> list[MaskSet]:
-    """The sets of a pass. `num_neurons` a layer; `candidates` as `candidate_neurons` gives them.
-
-    `candidate_draws`: None is as many as `draws`. Raises InputError where a layer has too few other
-    neurons to draw from.
-    """
+) -> MaskSets:
+    """The sets of a pass. `num_neurons` a layer; `above`: as `above_threshold` gives it, or why it isn't known."""
     sets = [MaskSet("none", "", 0, np.empty((0, 2), np.int64))]
     sets += [MaskSet("specific", name, 0, neurons_n2) for name, neurons_n2 in specific.items()]
-    for index, (name, neurons_n2) in enumerate(specific.items()):
+    not_drawn: dict[str, dict[str, str]] = {kind: {} for kind in CONTROLS}
+    for index, (name, neurons_n2) in enumerate(specific.items() if draws else ()):
+        if lack := _lack_of_others(neurons_n2, num_neurons):
+            not_drawn["random"][name] = lack
+            continue
         for draw in range(draws):
             drawn_n2 = random_like(neurons_n2, num_neurons, _seed(seed, index, draw, 0))
             sets.append(MaskSet("random", name, draw, drawn_n2))
-    pools = {name: candidates[name] for name in specific} if candidates else {}
-    for index, (name, pool_n2) in enumerate(pools.items()):
-        for draw in range(draws if candidate_draws is None else candidate_draws):
-            drawn_n2 = _draw_rows(pool_n2, specific[name], _seed(seed, index, draw, 1))
-            sets.append(MaskSet("candidates", name, draw, drawn_n2))
+    for index, (name, neurons_n2) in enumerate(specific.items() if draws else ()):
+        if isinstance(above, str):
+            not_drawn["candidates"][name] = above
+            continue
+        if lack := _lack_of_candidates(neurons_n2, above[name]):
+            not_drawn["candidates"][name] = lack
+            continue
+        strata, drawn_from = _strata(neurons_n2, above[name])
+        for draw in range(draws):
+            drawn_n2 = _draw(strata, num_neurons, _seed(seed, index, draw, 1))
+            sets.append(MaskSet("candidates", name, draw, drawn_n2, drawn_from))
     shared_n2 = shared_neurons(list(specific.values())) if with_spared else np.empty((0, 2), np.int64)
     for name, neurons_n2 in specific.items():
         if len(spared_n2 := _without(neurons_n2, shared_n2)) < len(neurons_n2):
             sets.append(MaskSet("spared", name, 0, spared_n2))
-    return sets
+    return MaskSets(sets, not_drawn)
 
 
-def candidate_neurons(counts: CorpusCounts, selection: Selection) -> dict[str, np.ndarray]:
-    """By corpus the neurons above the selection's bar: int64 [n, 2] of (layer, neuron), ascending."""
-    return {
-        name: np.argwhere(active_LF / tokens > selection.bar)
-        for name, active_LF, tokens in zip(counts.corpora, counts.active_CLF, counts.tokens_C, strict=True)
-    }
+def above_threshold(
+    rate_CLF: Mapping[str, np.ndarray], threshold: float, names: Iterable[str]
+) -> dict[str, np.ndarray]:
+    """bool [L, F] for each name: the neurons that fire more often than the threshold in the corpus of that name.
+
+    Of a name that is no corpus: in any corpus.
+    """
+    above = {name: rate_LF > threshold for name, rate_LF in rate_CLF.items()}
+    anywhere_LF = np.any(list(above.values()), axis=0)
+    return {name: above.get(name, anywhere_LF) for name in names}
 
 
 def shared_neurons(sets: Sequence[np.ndarray]) -> np.ndarray:
@@ -104,6 +134,8 @@ class MaskOrigin:
     document_lines: int | None
     """How many lines a document has at most; None: documents are whole files."""
     has_polysemantic: bool
+    threshold: float | None
+    """LAPE's, where LAPE chose them."""
 
 
 def read_origin(path: Path) -> MaskOrigin:
@@ -121,7 +153,11 @@ def read_origin(path: Path) -> MaskOrigin:
             f"{path}: 'trigger_documents' and 'trigger_files' must be {{corpus: [SHA-256 in hexadecimal, ...]}}, and "
             "'trigger_names' {corpus: [name, ...]}"
         ) from error
-    return MaskOrigin(hashes, names, files, document.get("document_lines"), "polysemantic" in document)
+    threshold = document.get("bar")
+    return MaskOrigin(
+        hashes, names, files, document.get("document_lines"), "polysemantic" in document,
+        threshold if isinstance(threshold, float) else None,
+    )  # fmt: skip
 
 
 def file_digests(file_of_D: Sequence[str], sha256_D32: np.ndarray) -> dict[str, bytes]:
@@ -136,13 +172,46 @@ def _seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-def _draw_rows(pool_n2: np.ndarray, taken_n2: np.ndarray, seed: int) -> np.ndarray:
-    """As many rows of the pool as are taken, or all there are, none of them taken; ascending."""
-    others_n2 = _without(pool_n2, taken_n2)
-    number = min(len(taken_n2), len(others_n2))
-    chosen = np.random.default_rng(seed).choice(len(others_n2), number, replace=False)
-    drawn_n2: np.ndarray = others_n2[np.sort(chosen)]
-    return drawn_n2
+def _lack_of_others(neurons_n2: np.ndarray, num_neurons: int) -> str:
+    """Why random neurons of the same layers can't be drawn; "" where they can."""
+    layers, number_l = np.unique(neurons_n2[:, 0], return_counts=True)
+    for layer, number in zip(layers.tolist(), number_l.tolist(), strict=True):
+        if num_neurons - number < MIN_OTHERS * number:
+            return f"{num_neurons - number} others in layer {layer} for {number} in the set"
+    return ""
+
+
+def _lack_of_candidates(neurons_n2: np.ndarray, above_LF: np.ndarray) -> str:
+    """Why as many neurons above and below the threshold can't be drawn from all layers; "" where they can."""
+    is_above_n = above_LF[tuple(neurons_n2.T)]
+    for half_LF, is_in_n, where in ((above_LF, is_above_n, "above"), (~above_LF, ~is_above_n, "below")):
+        number = np.count_nonzero(is_in_n)
+        if (others := np.count_nonzero(half_LF) - number) < number:
+            return f"{others} others {where} the threshold for {number} in the set"
+    return ""
+
+
+def _strata(neurons_n2: np.ndarray, above_LF: np.ndarray) -> tuple[list[tuple[int, np.ndarray]], str]:
+    """How many to draw of which neurons, numbered through the layers; and whether from "layers" or "all layers"."""
+    chosen_LF = np.zeros(above_LF.shape, bool)
+    chosen_LF[tuple(neurons_n2.T)] = True
+    number_LF = np.arange(above_LF.size).reshape(above_LF.shape)
+    halves = [(chosen_LF & half_LF, half_LF) for half_LF in (above_LF, ~above_LF)]
+    by_layer = [
+        (int(np.count_nonzero(own_LF[layer])), number_LF[layer][half_LF[layer]])
+        for own_LF, half_LF in halves
+        for layer in range(len(above_LF))
+    ]
+    if all(len(pool) >= 2 * number for number, pool in by_layer):
+        return by_layer, "layers"
+    return [(int(np.count_nonzero(own_LF)), number_LF[half_LF]) for own_LF, half_LF in halves], "all layers"
+
+
+def _draw(strata: Sequence[tuple[int, np.ndarray]], num_neurons: int, seed: int) -> np.ndarray:
+    """So many random ones of each stratum: int64 [n, 2], ascending."""
+    generator = np.random.default_rng(seed)
+    drawn = [generator.choice(pool, number, replace=False) for number, pool in strata]
+    return np.stack(np.divmod(np.sort(np.concatenate(drawn)), num_neurons), axis=1)
 
 
 def _without(neurons_n2: np.ndarray, others_n2: np.ndarray) -> np.ndarray:

@@ -18,7 +18,14 @@ from neurotally.analysis.layers.mexa import mexa, read_embeddings
 from neurotally.analysis.layers.mexa_report import means_note, mexa_document
 from neurotally.analysis.masking.losses import FAMILY as LOSSES
 from neurotally.analysis.masking.losses import Losses, read_losses
-from neurotally.analysis.masking.losses_report import ablation_document, mask_document
+from neurotally.analysis.masking.losses_report import (
+    COSTS_MORE,
+    ablation_document,
+    control_notes,
+    mask_document,
+    not_empty,
+    verdict_lines,
+)
 from neurotally.analysis.report.parts import (
     Cell,
     Matrix,
@@ -73,28 +80,31 @@ def agreements(material: Material) -> Iterator[Section]:
 
 def _ablation(losses: Losses, name: str) -> Section:
     document = ablation_document(losses)
-    names = document["corpora"]
+    names, over = document["corpora"], document["random_candidates"]
     rows = [
         [row_head(corpus), count(document["documents"][at]), count(document["tokens"][at]),
          count(document["neurons"][corpus]), real(document["baseline"][at], ".3f"),
          real(document["perplexity"][at], ".2f"), real(document["change"][at][at], "+.4f"),
-         real(document["change_over_random"][at][at], "+.4f"), real(document["in_standard_errors"][at][at], "+.1f")]
+         real(document["change_over_random"][at][at], "+.4f"), real(document["z"][at][at], "+.1f"),
+         real(over["change_over_random"][at][at] if over else None, "+.4f"),
+         real(over["z"][at][at] if over else None, "+.1f"), word(COSTS_MORE[document["verdict"][corpus]["costs_more"]])]
         for at, corpus in enumerate(names)
     ]  # fmt: skip
-    header = ("corpus", "documents", "tokens", "neurons off", "loss", "perplexity", "own change", "over random",
-              "in standard errors")  # fmt: skip
-    parts: list[Part] = [Table("Held-out text, and what its own neurons are worth to it", header, rows)]
-    change = "Change of the loss ± its standard error, nats a token"
+    header = ("corpus", "documents", "tokens", "neurons off", "loss", "perplexity", "own change", "over same layers",
+              "z", "over above threshold", "z", "more than random")  # fmt: skip
+    lines = verdict_lines(document)
+    parts: list[Part] = [Notes(lines)] if lines else []
+    parts.append(Table("Held-out text, and what its own neurons are worth to it", header, rows))
+    change = "Change of the loss ± its standard error over documents, nats per token"
     parts.append(_losses_matrix(change, names, document["change"], "+.4f", document["standard_error"]))
     if document["draws"]:
-        over = f"Change over {document['draws']} draws of random neurons of the same layers ± its standard error"
-        error = document["change_over_random_standard_error"]
-        parts.append(_losses_matrix(over, names, document["change_over_random"], "+.4f", error))
-        parts.append(_losses_matrix("The same in standard errors", names, document["in_standard_errors"], "+.1f"))
-    if document["random_candidates"]:
-        over_candidates = document["random_candidates"]["in_standard_errors"]
-        caption = "Change over random neurons above LAPE's bar, in standard errors"
-        parts.append(_losses_matrix(caption, names, over_candidates, "+.1f"))
+        controls = [("of the same layers", document), *([("above LAPE's threshold", over)] if over else [])]
+        parts.append(_losses_matrix("z, the smaller of both controls'", names, document["z_stricter"], "+.1f"))
+        for which, control in controls:
+            caption = f"Change over {document['draws']} draws of random neurons {which} ± its error over documents"
+            error = control["change_over_random_standard_error"]
+            parts.append(_losses_matrix(caption, names, control["change_over_random"], "+.4f", error))
+            parts.append(_losses_matrix(f"z over random neurons {which}", names, control["z"], "+.1f"))
     parts.append(Notes([_OWN, *_loss_notes(document)]))
     lead = "How much worse the model reads each corpus when another's, or its own, specific neurons are switched off."
     return Section(f"loss-{name}", _titled("Ablation", name, "ablate"), lead, parts)
@@ -102,19 +112,26 @@ def _ablation(losses: Losses, name: str) -> Section:
 
 def _mask(losses: Losses, name: str) -> Section:
     document = mask_document(losses)
-    header = ("switched off", "on", "tokens", "perplexity", "change", "random", "over random", "in standard errors")
+    header = ("switched off", "on", "documents", "tokens", "perplexity", "change", "over same layers", "z",
+              "over above threshold", "z")  # fmt: skip
     rows = []
-    for label, effect in document["effects"].items():
+    for label, effect in not_empty(document).items():
         for where, base, one in _effects(document["baseline"], effect):
+            over = one["candidates"] or {}
             rows.append([
-                row_head(label), word(where), count(base["tokens"]), real(base["perplexity"], ".2f"),
-                real(one["change"], "+.4f", one["standard_error"]), real(one["random"], "+.4f", one["random_spread"]),
+                row_head(label), word(where), count(base["documents"]), count(base["tokens"]),
+                real(base["perplexity"], ".2f"), real(one["change"], "+.4f", one["standard_error"]),
                 real(one["change_over_random"], "+.4f", one["change_over_random_standard_error"]),
-                real(one["in_standard_errors"], "+.1f"),
+                real(one["z"], "+.1f"),
+                real(over.get("change_over_random"), "+.4f", over.get("change_over_random_standard_error")),
+                real(over.get("z"), "+.1f"),
             ])  # fmt: skip
-    table = Table("Change of the loss, nats a token", header, rows, is_searchable=True)
+    table = Table("Change of the loss ± its standard error over documents, nats per token", header, rows,
+                  is_searchable=True)  # fmt: skip
     lead = "How much worse the model reads text, and the tokens of each concept, with named sets of neurons off."
-    return Section(f"loss-{name}", _titled("Masked neurons", name, "mask"), lead, [table, Notes(_loss_notes(document))])
+    lines = verdict_lines(document)
+    parts: list[Part] = [*([Notes(lines)] if lines else []), table, Notes(_loss_notes(document))]
+    return Section(f"loss-{name}", _titled("Masked neurons", name, "mask"), lead, parts)
 
 
 def _alignment(document: Mapping[str, Any], name: str) -> Section:
@@ -240,7 +257,11 @@ def _losses_matrix(caption: str, names: list[str], values: Any, form: str, error
 
 
 def _loss_notes(document: Mapping[str, Any]) -> list[str]:
-    notes = [f"Neurons are switched off by their {document['how']}; errors are over documents, paired."]
+    notes = [
+        f"Neurons are switched off by their {document['how']}; errors are over documents, paired.",
+        "z counts both the documents and the spread of the draws: beyond ±1.96 lie 5 % of cells by chance.",
+        *control_notes(document),
+    ]
     if document["left_out"]:
         notes.append(f"{document['left_out']:,} documents that chose the neurons are left out.")
     if document["forced"]:

@@ -22,8 +22,8 @@ from neurotally.analysis.languages.lape import Selection
 from neurotally.analysis.languages.lape_report import lape_document, lape_table
 from neurotally.analysis.languages.rule import Rule
 from neurotally.analysis.masking.losses import read_losses
-from neurotally.analysis.masking.losses_report import ablation_document
-from neurotally.analysis.text_table import text_table
+from neurotally.analysis.masking.losses_report import ablation_document, verdict_lines
+from neurotally.analysis.text_table import signed, text_table
 from neurotally.jobs.demo.corpus import gather
 from neurotally.jobs.demo.model import train
 from neurotally.jobs.passes.ablation import ablation_request
@@ -40,7 +40,7 @@ RULE = Rule(quantile=0.9, per_corpus=100)
 few neurons that fire often, and 40 of them cost its languages little more than random ones do."""
 EVALUATION_FILES, EVALUATION_FILE_TOKENS = 12, 600
 """Of each language, for every cell of the matrix."""
-RANDOM_DRAWS = 2
+RANDOM_DRAWS = 8
 _GROUP = "loss/ablate"
 
 
@@ -56,20 +56,20 @@ class DemoResult:
 
     def text(self) -> str:
         """For people: both tables, where everything lies and what to type next."""
-        corpora, over_random = self.ablation["corpora"], self.ablation["change_over_random"]
-        errors = self.ablation["in_standard_errors"]
+        corpora, verdict = self.ablation["corpora"], self.ablation["verdict"]
         rows = [
-            [name, *(f"{value:+.3f}" for value in row), f"{errors[index][index]:+.1f}"]
-            for index, (name, row) in enumerate(zip(corpora, over_random, strict=True))
-        ]
-        table = text_table(("switched off", *corpora, "own in errors"), rows)
-        hits = sum(row.index(max(row)) == index for index, row in enumerate(over_random))
+            [name, *(signed(value, 3) for value in row), signed(verdict[name]["z"], 1),
+             signed(verdict[name]["z_candidates"], 1)]
+            for name, row in zip(corpora, self.ablation["change_over_random"], strict=True)
+        ]  # fmt: skip
+        table = text_table(("switched off", *corpora, "own z", "above threshold"), rows)
+        lines = "\n".join(verdict_lines(self.ablation))
         store = self.folder / "store"
         return (
             f"{self.lape_text}\n\n"
-            f"What switching them off costs on other files, beyond as many random neurons in the same layers\n"
-            f"(nats per token; mean of {RANDOM_DRAWS} draws; standard errors over files):\n{table}\n"
-            f"{hits} of {len(corpora)} languages lose most themselves.\n\n"
+            f"What switching them off costs on other files, beyond as many random neurons of the same layers\n"
+            f"(nats per token; mean of {RANDOM_DRAWS} draws), with its z on the language's own files, and z over\n"
+            f"random neurons above LAPE's threshold; both count the draws and the files:\n{table}\n{lines}\n\n"
             f"Pictures:  {self.folder / 'layers.png'}, {self.folder / 'ablation.png'}\n"
             f"Store:     {store}, to open with xarray.open_zarr({str(store)!r}, group='corpora/python')\n"
             f"Next:      neurotally lape {store} --select top\n"
@@ -107,7 +107,7 @@ def demo(folder: Path, workers: int, progress: Progress) -> DemoResult:
 def _ablation(folder: Path, model: ModelConfig, progress: Progress) -> dict[str, Any]:
     request = ablation_request(
         PassRequest(model, folder / "store", _GROUP), folder / "corpus" / "evaluation", RULE, RANDOM_DRAWS,
-        candidate_draws=0, max_files=EVALUATION_FILES, document_tokens=EVALUATION_FILE_TOKENS, note=progress.note,
+        max_files=EVALUATION_FILES, document_tokens=EVALUATION_FILE_TOKENS, note=progress.note,
     )  # fmt: skip
     measure_losses(request, progress)
     document = ablation_document(read_losses(folder / "store", "ablate"))

@@ -1,6 +1,6 @@
 """What `neurotally ablate` and `neurotally mask` ask of the loss pass: which neurons, which controls, which text."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from re import Pattern
 from typing import Any
@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from neurotally.analysis.languages.counts import read_counts
+from neurotally.analysis.languages.lape import bar_rank
 from neurotally.analysis.languages.rule import Rule
-from neurotally.analysis.masking.mask_sets import MaskSet, candidate_neurons, mask_sets, read_origin
+from neurotally.analysis.masking.mask_sets import MaskSets, above_threshold, mask_sets, read_origin
 from neurotally.analysis.masking.masks import read_mask
 from neurotally.jobs.passes.held_out import Choosers, profiled_documents
 from neurotally.jobs.passes.loss import LossRequest
@@ -21,6 +22,8 @@ from neurotally.profiler.model import ModelFacts
 
 Neurons = Mapping[str, np.ndarray]
 """Sets by name: int64 [n, 2] of (layer, neuron)."""
+Above = Mapping[str, np.ndarray] | str
+"""As `mask_sets` takes it."""
 
 
 def ablation_request(
@@ -29,7 +32,6 @@ def ablation_request(
     chosen_by: Rule | Path,
     draws: int,
     how: str = "activation",
-    candidate_draws: int | None = None,
     max_files: int | None = None,
     document_tokens: int | None = None,
     force: bool = False,
@@ -39,21 +41,22 @@ def ablation_request(
 ) -> LossRequest:
     """Each corpus's neurons, by a rule from the store's counts or from a mask file, on its held-out files in `corpora`.
 
-    Only names that both have are taken; the others are told to `note`. `candidate_draws`: None is as many as `draws`.
-    `only`: with a rule, the corpora of the store that it compares; none: all.
+    Only names that both have are taken; the others are told to `note`. `only`: with a rule, the corpora of the store
+    that it compares; none: all.
     """
     if only and isinstance(chosen_by, Path):
         raise InputError("--corpus says which of the store's corpora LAPE compares; with --neurons the file says it")
-    candidates: Neurons | None = None
     described: dict[str, Any] = {"neurons_from": chosen_by.name} if isinstance(chosen_by, Path) else {}
     if isinstance(chosen_by, Rule):
         counts = read_counts(run.store, only)
         selection = chosen_by.choose(counts)
         specific: Neurons = selection.specific
-        candidates = candidate_neurons(counts, selection)
+        rate_CLF = dict(zip(counts.corpora, counts.active_CLF / counts.tokens_C[:, None, None], strict=True))
+        above: Above = above_threshold(rate_CLF, selection.bar, specific)
         described = {**chosen_by.as_json(), "bar": selection.bar, "compared": list(counts.corpora)}
     else:
         specific = _read_neurons(chosen_by, run.store)
+        above = _above(chosen_by, run.store, specific)
     sources = find_corpora(corpora, ())
     names = [name for name in specific if name in sources]
     if not names:
@@ -64,11 +67,10 @@ def ablation_request(
         note(f"{corpora}: {', '.join(others)} left out: no neurons are known for them")
     wanted = {name: specific[name] for name in names}
 
-    def make_sets(facts: ModelFacts) -> list[MaskSet]:
+    def make_sets(facts: ModelFacts) -> MaskSets:
         if isinstance(chosen_by, Path):
             read_mask(chosen_by, facts.fingerprint, facts.num_layers, facts.num_neurons)
-        above = candidates if candidate_draws is None or candidate_draws > 0 else None
-        return mask_sets(wanted, facts.num_neurons, draws, above, candidate_draws=candidate_draws)
+        return mask_sets(wanted, facts.num_neurons, draws, above)
 
     choosers = _choosers(chosen_by, run.store) if isinstance(chosen_by, Path) else profiled_documents(run.store)
     return LossRequest(
@@ -92,11 +94,12 @@ def mask_request(
 ) -> LossRequest:
     """The sets of a mask file, on all corpora of a folder and the tokens of `concepts`."""
     specific = _read_neurons(neurons, run.store)
+    above = _above(neurons, run.store, specific)
     with_spared = read_origin(neurons).has_polysemantic
 
-    def make_sets(facts: ModelFacts) -> list[MaskSet]:
+    def make_sets(facts: ModelFacts) -> MaskSets:
         read_mask(neurons, facts.fingerprint, facts.num_layers, facts.num_neurons)
-        return mask_sets(specific, facts.num_neurons, draws, with_spared=with_spared)
+        return mask_sets(specific, facts.num_neurons, draws, above, with_spared)
 
     return LossRequest(
         run=run, sources=find_corpora(corpora, ()), make_sets=make_sets, choosers=_choosers(neurons, run.store),
@@ -116,6 +119,23 @@ def _read_neurons(path: Path, store_path: Path) -> Neurons:
     if not neurons:
         raise InputError(f"{path} has no set of neurons: its 'specific' is empty")
     return neurons
+
+
+def _above(path: Path, store_path: Path, names: Iterable[str]) -> Above:
+    """Which neurons are above the threshold in the store's corpora: the mask file's, or else LAPE's usual one."""
+    rate_CLF = {}
+    for name in store.committed_corpora(store_path) if (store_path / "zarr.json").exists() else ():
+        arrays = store.read_corpus(store_path, name, ["tokens", "active"])
+        if tokens := int(arrays["tokens"].sum()):
+            rate_CLF[name] = arrays["active"].sum(axis=0, dtype=np.uint64) / tokens
+    if not rate_CLF:
+        return "the store has no corpus that tells which neurons are above LAPE's threshold"
+    threshold = read_origin(path).threshold
+    if threshold is None:
+        rate_N = np.concatenate([rate_LF.ravel() for rate_LF in rate_CLF.values()])
+        rank = bar_rank(rate_N.size, Rule().quantile)
+        threshold = float(np.partition(rate_N, rank - 1)[rank - 1])
+    return above_threshold(rate_CLF, threshold, names)
 
 
 def _choosers(path: Path, store_path: Path) -> Choosers:

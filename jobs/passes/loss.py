@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from neurotally.analysis.masking.mask_sets import MaskSet
+from neurotally.analysis.masking.mask_sets import MaskSet, MaskSets
 from neurotally.jobs.passes.held_out import Choosers, UsedDocument, find_used, refuse_or_leave_out
 from neurotally.jobs.passes.loss_worker import LossConfig
 from neurotally.jobs.passes.run import PassRequest, Plan, run_pass
@@ -61,7 +61,7 @@ class LossRequest:
     run: PassRequest
     sources: Mapping[str, str]
     """SOURCE of each evaluation corpus, by name, as `find_corpora` gives them."""
-    make_sets: Callable[[ModelFacts], list[MaskSet]]
+    make_sets: Callable[[ModelFacts], MaskSets]
     choosers: Choosers
     how: str = "activation"
     concepts: Mapping[str, Pattern[str]] = field(default_factory=dict)
@@ -93,6 +93,7 @@ class _LossPlan:
     facts: ModelFacts
     corpora: list[CorpusPlan]
     sets: list[MaskSet]
+    not_drawn: Mapping[str, Mapping[str, str]]
     used: list[UsedDocument]
     config: LossConfig
     which_S: list[int]
@@ -139,6 +140,7 @@ class _LossPlan:
         return arrays, {
             "corpora": [plan.name for plan in self.corpora],
             "sets": [one.to_json(self.facts.num_layers) for one in self.sets],
+            "not_drawn": {kind: dict(reasons) for kind, reasons in self.not_drawn.items()},
             "concepts": list(self.config.concepts),
             "classes": class_names(list(self.config.concepts)),
             "used_documents": [[one.corpus, one.name] for one in self.used],
@@ -153,7 +155,8 @@ def _make_plan(request: LossRequest, facts: ModelFacts, path: Path, progress: Pr
         for name, source in request.sources.items():
             plans.append(list_corpus(name, source, request.max_files, path))
             on_corpus(name)
-    sets = request.make_sets(facts)
+    made = request.make_sets(facts)
+    sets = made.sets
     used = find_used(plans, request.choosers)
     if not request.force:
         refuse_or_leave_out(plans, used, request.choosers, request.leave_out_used)
@@ -174,7 +177,7 @@ def _make_plan(request: LossRequest, facts: ModelFacts, path: Path, progress: Pr
         left_out=frozenset() if request.force else frozenset(one.sha256 for one in used),
     )
     which_S = [keys.index(one.neurons_n2.tobytes()) for one in sets]
-    plan = _LossPlan(request, facts, plans, sets, used, config, which_S)
+    plan = _LossPlan(request, facts, plans, sets, made.not_drawn, used, config, which_S)
     return Plan(config, plan.tasks, plan.identity, plan.assemble, SCHEMA, "unit")
 
 
