@@ -60,29 +60,38 @@ def test_layers_of_a_json_document_with_an_empty_corpus(tmp_path: Path) -> None:
 
 def ablation(change: Any, names: Sequence[str] = ("a", "b"), **more: Any) -> dict[str, Any]:
     """What `draw_ablation` reads; without `more` no random neurons were drawn."""
-    return {"corpora": list(names), "how": "coefficient", "draws": 0, "change": change,
-            "change_over_random": None, "in_standard_errors": None, **more}  # fmt: skip
+    return {"corpora": list(names), "how": "coefficient", "draws": 0, "change": change, "verdict": {}, **more}
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 13])
 def test_ablation(tmp_path: Path, size: int) -> None:
     rng = np.random.default_rng(0)
-    value_PRC = rng.normal(size=(3, size, size)).clip(-2, 2)
+    value_PRC = rng.normal(size=(6, size, size)).clip(-2, 2)
     value_PRC[:, 0, 0] = -1.5
-    keys = ("change", "change_over_random", "in_standard_errors")
-    document = ablation(None, NAMES[:size], draws=3) | dict(zip(keys, value_PRC.tolist(), strict=True))
+    change, over_random, over_candidates, z_stricter, z, z_candidates = value_PRC.tolist()
+    verdict = {"costs_more": False, "z": 8.6, "z_candidates": -0.2, "not_judged": None}
+    document = ablation(
+        change, NAMES[:size], draws=3, change_over_random=over_random, z=z, z_stricter=z_stricter,
+        random_candidates={"change_over_random": over_candidates, "z": z_candidates},
+        verdict=dict.fromkeys(NAMES[:size], verdict),
+    )  # fmt: skip
     figure = draw_ablation(document)
-    for axes, value_RC in zip(figure.axes[:3], value_PRC, strict=True):
+    for axes, value_RC in zip(figure.axes[:6], value_PRC, strict=True):
         shown = {text.get_position(): text.get_text() for text in axes.texts}
         assert len(shown) == size**2
         for (row, column), value in np.ndenumerate(value_RC):
-            assert float(shown[column, row].replace("−", "-")) == pytest.approx(value, abs=0.006)
+            decimals = 1 if axes.get_title().startswith("z") else 2
+            assert float(shown[column, row].replace("−", "-")) == pytest.approx(value, abs=0.51 * 10**-decimals)
             assert re.match("[+−]", shown[column, row])
         low, high = axes.images[0].get_clim()
         assert -low == high == np.abs(value_RC).max()
         assert len([patch for patch in axes.patches if patch.get_visible()]) == size  # the frames of the diagonal
     text = all_text(figure)
-    for part in ("nats per token", "standard errors", "change over random", "corpus's neurons costs (coefficient)"):
+    for part in (
+        "nats per token", "change over random of the same layers", "change over random above the threshold",
+        "z, the smaller of both", "corpus's neurons costs (coefficient)", f"0 of {size} sets cost their own text more",
+        "C# (z +8.6 over the same layers, -0.2",
+    ):  # fmt: skip
         assert part in text
     save_figure(figure, tmp_path / "ablation.png")
     check_png(tmp_path / "ablation.png")

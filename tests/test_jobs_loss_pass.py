@@ -103,7 +103,9 @@ def test_the_matrix_is_what_edited_weights_give(profiled: Path, model_folder: Pa
             row = document["corpora"].index(one["of"])
             change_C = np.array(loss_C) - document["baseline"]
             np.testing.assert_allclose(document["random_draws"][one["draw"]][row], change_C, atol=1e-5)
-    assert document["random_candidates"]["random"][0][0] is not None
+    for row, name in enumerate(document["corpora"]):
+        lacks = document["controls"][name]["candidates"]
+        assert (document["random_candidates"]["random"][row][row] is None) == (lacks is not None)
     assert len(arrays["document_name"]) == 27
     assert arrays["scored"][:, 0].sum() == sum(document["tokens"])
 

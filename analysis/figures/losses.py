@@ -48,8 +48,8 @@ def draw_mask(document: Mapping[str, Any]) -> Figure:
     On every concept's matches, on the classes of the set's own concept, and on every corpus. The change alone where
     nothing was drawn; without sets that have no neuron.
     """
-    effects = not_empty(document)
-    names = [name for name in document["sets"] if name in effects]
+    effects = document["effects"]
+    names = [name for name in document["sets"] if name in not_empty(document)] or list(document["sets"])
     concepts = document["concepts"]
     # By what a column of panels shows: the names of its columns, and the effects of a set.
     groups: list[tuple[str, Sequence[str], Callable[[str], Sequence[Mapping[str, Any]]]]] = []

@@ -131,8 +131,7 @@ def verdict_lines(document: Mapping[str, Any]) -> list[str]:
         each = [f"{name} ({_both(verdict[name])})" for name in not_more]
         lines.append(f"not more than random: {', '.join(each)}")
     if not_judged:
-        each = [f"{name} ({verdict[name]['not_judged']})" for name in not_judged]
-        lines.append(f"can't be judged: {', '.join(each)}")
+        lines.append(f"can't be judged: {_by_reason({name: verdict[name]['not_judged'] for name in not_judged})}")
     return lines
 
 
@@ -217,7 +216,9 @@ def _head(losses: Losses) -> dict[str, Any]:
         "schema": LOSSES_SCHEMA,
         "model": model_key(losses.model),
         "how": attributes["identity"]["how"],
-        "draws": 1 + max((one["draw"] for one in losses.sets if one["kind"] in CONTROLS), default=-1),
+        "draws": attributes.get(
+            "draws", 1 + max((one["draw"] for one in losses.sets if one["kind"] in CONTROLS), default=-1)
+        ),
         "row_tokens": attributes["identity"]["row_tokens"],
         "document_tokens": attributes["identity"].get("document_tokens"),
         "left_out": 0 if attributes["forced"] else len(attributes["used_documents"]),
@@ -445,10 +446,18 @@ def control_notes(document: Mapping[str, Any]) -> list[str]:
             f"above the threshold of any layer, since some layers have too few: the controls of {', '.join(anywhere)}"
         )
     for control, what in (("random", "of the same layers"), ("candidates", "above the threshold")):
-        without = [f"{name} ({one[control]})" for name, one in controls.items() if one[control] and name not in empty]
+        without = {name: one[control] for name, one in controls.items() if one[control] and name not in empty}
         if without and document["draws"]:
-            notes.append(f"no random neurons {what} for {', '.join(without)}")
+            notes.append(f"no random neurons {what} to judge by for {_by_reason(without)}")
     return notes
+
+
+def _by_reason(reasons: Mapping[str, str]) -> str:
+    """Names with their reasons, each reason once."""
+    names: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        names.setdefault(reason, []).append(name)
+    return "; ".join(f"{', '.join(of)} ({reason})" for reason, of in names.items())
 
 
 def _both(one: Mapping[str, Any]) -> str:

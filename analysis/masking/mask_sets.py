@@ -61,6 +61,8 @@ class MaskSets:
     """What a loss pass switches off."""
 
     sets: list[MaskSet]
+    draws: int
+    """Of each control, asked for."""
     not_drawn: Mapping[str, Mapping[str, str]]
     """By control, by the name of a specific set that is without it: why."""
 
@@ -99,7 +101,7 @@ def mask_sets(
     for name, neurons_n2 in specific.items():
         if len(spared_n2 := _without(neurons_n2, shared_n2)) < len(neurons_n2):
             sets.append(MaskSet("spared", name, 0, spared_n2))
-    return MaskSets(sets, not_drawn)
+    return MaskSets(sets, draws, not_drawn)
 
 
 def above_threshold(
@@ -109,8 +111,8 @@ def above_threshold(
 
     Of a name that is no corpus: in any corpus.
     """
-    above = {name: rate_LF > threshold for name, rate_LF in rate_CLF.items()}
-    anywhere_LF = np.any(list(above.values()), axis=0)
+    above: dict[str, np.ndarray] = {name: rate_LF > threshold for name, rate_LF in rate_CLF.items()}
+    anywhere_LF: np.ndarray = np.any(list(above.values()), axis=0)
     return {name: above.get(name, anywhere_LF) for name in names}
 
 

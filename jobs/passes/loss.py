@@ -92,12 +92,16 @@ class _LossPlan:
     request: LossRequest
     facts: ModelFacts
     corpora: list[CorpusPlan]
-    sets: list[MaskSet]
-    not_drawn: Mapping[str, Mapping[str, str]]
+    made: MaskSets
     used: list[UsedDocument]
     config: LossConfig
     which_S: list[int]
     """Of each set its place among the distinct ones."""
+
+    @property
+    def sets(self) -> list[MaskSet]:
+        """All that is switched off in turn."""
+        return self.made.sets
 
     @cached_property
     def tasks(self) -> list[Task]:
@@ -140,7 +144,8 @@ class _LossPlan:
         return arrays, {
             "corpora": [plan.name for plan in self.corpora],
             "sets": [one.to_json(self.facts.num_layers) for one in self.sets],
-            "not_drawn": {kind: dict(reasons) for kind, reasons in self.not_drawn.items()},
+            "draws": self.made.draws,
+            "not_drawn": {kind: dict(reasons) for kind, reasons in self.made.not_drawn.items()},
             "concepts": list(self.config.concepts),
             "classes": class_names(list(self.config.concepts)),
             "used_documents": [[one.corpus, one.name] for one in self.used],
@@ -156,14 +161,13 @@ def _make_plan(request: LossRequest, facts: ModelFacts, path: Path, progress: Pr
             plans.append(list_corpus(name, source, request.max_files, path))
             on_corpus(name)
     made = request.make_sets(facts)
-    sets = made.sets
     used = find_used(plans, request.choosers)
     if not request.force:
         refuse_or_leave_out(plans, used, request.choosers, request.leave_out_used)
     if used:
         kept = "evaluated on all the same" if request.force else "left out"
         progress.note(f"{len(used)} documents chose the neurons and are {kept}: {used[0].corpus}: {used[0].name} …")
-    distinct = {one.neurons_n2.tobytes(): one.neurons_n2 for one in sets}
+    distinct = {one.neurons_n2.tobytes(): one.neurons_n2 for one in made.sets}
     keys = list(distinct)
     row_tokens = (store.store_attributes(path).get("config") or {}).get("row_tokens") or facts.row_tokens
     config = LossConfig(
@@ -176,8 +180,8 @@ def _make_plan(request: LossRequest, facts: ModelFacts, path: Path, progress: Pr
         mean_LF=_means(path, [plan.name for plan in plans]) if request.how == "mean" else {},
         left_out=frozenset() if request.force else frozenset(one.sha256 for one in used),
     )
-    which_S = [keys.index(one.neurons_n2.tobytes()) for one in sets]
-    plan = _LossPlan(request, facts, plans, sets, made.not_drawn, used, config, which_S)
+    which_S = [keys.index(one.neurons_n2.tobytes()) for one in made.sets]
+    plan = _LossPlan(request, facts, plans, made, used, config, which_S)
     return Plan(config, plan.tasks, plan.identity, plan.assemble, SCHEMA, "unit")
 
 
