@@ -15,6 +15,9 @@ from neurotally.analysis.masking.losses_report import not_empty, verdict_lines
 _SAME_LAYERS = "random of the same layers"
 _ABOVE = "random above the threshold"
 
+_FULL_Z = 4.0
+"""No smaller z has the fullest colour: what chance gives looks pale."""
+
 Matrix = Sequence[Sequence[float | None]]
 
 
@@ -68,7 +71,7 @@ def draw_mask(document: Mapping[str, Any]) -> Figure:
         ("z, the smaller of both", "z", lambda one: one["z_stricter"]),
     ] if document["draws"] else [("change", "nats per token", lambda one: one["change"])]  # fmt: skip
     panels = [
-        (f"{what}: {where}", unit, [[read(one) for one in effects_of(name)] for name in names])
+        (f"{what}\n{where}", unit, [[read(one) for one in effects_of(name)] for name in names])
         for what, unit, read in values
         for where, _, effects_of in groups
     ]
@@ -94,7 +97,8 @@ def _heat_maps(
     all_axes = figure.subplots(num_rows, across, squeeze=False, width_ratios=widths)
     for place, (axes, (name, unit, values), names) in enumerate(zip(all_axes.flat, panels, columns, strict=True)):
         value_RC = np.array(values, np.float64).reshape(len(rows), len(names))
-        limit = float(np.max(np.abs(value_RC), initial=0, where=np.isfinite(value_RC))) or 1.0
+        least = _FULL_Z if unit == "z" else 0.0
+        limit = float(np.max(np.abs(value_RC), initial=least, where=np.isfinite(value_RC))) or 1.0
         axes.set_facecolor("#d9d9d9")
         image = axes.imshow(value_RC, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="none")
         _write_cells(axes, value_RC, image, limit, 1 if unit == "z" else None)
