@@ -15,7 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from neurotally.jobs.worker import Task
-from neurotally.profiler.corpus import Manifest, Source, check_names, list_documents, parse_source
+from neurotally.profiler.corpus import (
+    MAX_DOCUMENT_BYTES,
+    Manifest,
+    Source,
+    check_names,
+    list_documents,
+    parse_source,
+)
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.store import RUN_FOLDER
 from neurotally.profiler.streaming import spool_dataset
@@ -37,6 +44,7 @@ class CorpusPlan:
     @property
     def identity(self) -> dict[str, Any]:
         """What must not change while the corpus is in a store. JSON-ready; never a path."""
+        limit = {"max_document_bytes": MAX_DOCUMENT_BYTES} if self.manifest.has_too_large else {}
         return {
             "source": self.source.origin,
             "selector": self.source.selector,
@@ -44,6 +52,7 @@ class CorpusPlan:
             "documents": len(self.manifest.names),
             "bytes": int(self.manifest.sizes.sum()),
             "manifest": self.manifest.sha256,
+            **limit,
         }
 
     def units(self, max_unit_bytes: int, num_groups: int) -> list[Unit]:
@@ -69,7 +78,8 @@ def find_corpora(folder: Path | None, named: Sequence[str]) -> dict[str, str]:
     if folder is not None:
         if not folder.is_dir():
             raise InputError(f"--corpora {folder}: no such folder")
-        found = {path.name: str(path) for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
+        entries = [path for path in folder.absolute().iterdir() if not path.name.startswith(".")]
+        found = {path.name: str(path) for path in entries if path.is_dir()}
         if not found:
             raise InputError(f"--corpora {folder}: expected one subfolder a corpus, found none")
     for text in named:

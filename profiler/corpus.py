@@ -10,25 +10,33 @@ A source is one of
 Files are ordered by the SHA-256 of their relative POSIX path, so that every unit and every prefix is a fair
 sample and `max_files` takes the same N everywhere; records keep their order. Listing reads names and sizes;
 contents are read, checked and hashed where the unit runs. A document that can't be used is never fatal: it
-keeps its number, and its status says why.
+keeps its number, and its status says why. A folder that can't be listed stands among the documents under its name
+with a "/" at the end, unreadable, so that what it holds isn't left out in silence.
+
+A document of more than MAX_DOCUMENT_BYTES, as listed, is never read: a tokenizer takes up to 250 MB for each MB, and
+the first tokens of a text can depend on all of it, so that a part wouldn't do where only those are wanted.
 """
 
+import contextlib
+import errno
 import fnmatch
 import hashlib
 import json
 import os
 import stat
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from neurotally.profiler.errors import InputError, first_line
 
 DEFAULT_COLUMNS = ("text", "content", "code")
+MAX_DOCUMENT_BYTES = 8 * 2**20
 _RECORD_SUFFIXES = (".jsonl", ".parquet")
 _MAX_NAME_CHARACTERS = 100
 _MAX_NAME_BYTES = 255
@@ -42,9 +50,16 @@ class Status(IntEnum):
     """No bytes, or the tokenizer makes no token of it."""
     NOT_UTF8 = 2
     UNREADABLE = 3
-    """The file can't be opened or is gone; the record isn't JSON or has no text in the column."""
+    """The file can't be opened or is gone; the folder can't be listed; the record isn't JSON or has no text in the
+    column."""
     CHANGED = 4
-    """Its size isn't the one listed when the run started."""
+    """Its size isn't the one listed when the run started, or it is no ordinary file any more."""
+    TOO_LARGE = 5
+    """It has more than MAX_DOCUMENT_BYTES."""
+
+
+class NotRegularError(OSError):
+    """A folder, a FIFO or a device where a file was expected."""
 
 
 class Document(NamedTuple):
@@ -78,6 +93,11 @@ class Manifest:
     """uint64 [documents]: bytes of the file, of the JSON line, or of the text in a parquet row."""
 
     @property
+    def has_too_large(self) -> bool:
+        """Whether a document is beyond MAX_DOCUMENT_BYTES, so that the limit decides the result."""
+        return bool((self.sizes > MAX_DOCUMENT_BYTES).any())
+
+    @property
     def sha256(self) -> str:
         """Over names and sizes, in order."""
         digest = hashlib.sha256()
@@ -87,34 +107,45 @@ class Manifest:
 
 
 def check_names(names: Sequence[str], what: str = "corpus name") -> None:
-    """Refuse names that can't be a folder in every store, or that differ only in case."""
+    """Refuse names that can't be a folder in every store, or that differ only in case or in how Unicode spells them."""
     for name in names:
-        if not 1 <= len(name) <= _MAX_NAME_CHARACTERS or len(name.encode()) > _MAX_NAME_BYTES:
+        if not 1 <= len(name) <= _MAX_NAME_CHARACTERS or len(name.encode("utf-8", "surrogatepass")) > _MAX_NAME_BYTES:
             raise InputError(f"{what} {name[:40]!r}…: expected 1 to 100 characters and at most 255 bytes")
         if any(character in "/=" or not character.isprintable() for character in name):
-            raise InputError(f"{what} {name!r}: '/', '=' and control characters aren't allowed")
+            raise InputError(f"{what} {name!r}: '/', '=', control characters and what isn't UTF-8 aren't allowed")
         if name.startswith((".", "__")) or name == "zarr.json":
             raise InputError(f"{what} {name!r}: it may not start with '.' or '__', nor be 'zarr.json'")
     folded: dict[str, str] = {}
     for name in names:
-        other = folded.setdefault(name.casefold(), name)
+        other = folded.setdefault(unicodedata.normalize("NFC", name.casefold()), name)
         if other != name:
-            raise InputError(f"corpora {other!r} and {name!r} differ only in case; rename one")
+            raise InputError(
+                f"corpora {other!a} and {name!a} differ only in case, or in how Unicode spells them; rename one"
+            )
 
 
 def parse_source(text: str) -> Source:
-    """Parse SOURCE; raises InputError where there is no such file or folder. hf: sources are spooled first."""
-    path_text, _, selector = text.partition("::")
-    path = Path(path_text).expanduser()
+    """Parse SOURCE; raises InputError where there is no such file or folder. hf: sources are spooled first.
+
+    A path may have "::" in it: the longest path that is there counts, the rest is the selector.
+    """
     if text.startswith("hf:"):
         raise AssertionError("hf: sources are spooled to parquet first (neurotally.profiler.streaming)")
+    parts = text.split("::")
+    for number in range(len(parts), 0, -1):
+        path = _existing("::".join(parts[:number]))
+        if path is not None:
+            return source_at(path, "::".join(parts[number:]) or None)
+    raise InputError(f"no such corpus: {parts[0]}")
+
+
+def source_at(path: Path, selector: str | None) -> Source:
+    """The source that is there; raises InputError where it isn't one."""
     if path.is_dir():
-        return Source("folder", str(path.absolute()), selector or None, "folder")
-    if not path.exists():
-        raise InputError(f"no such corpus: {path_text}")
-    if path.suffix not in _RECORD_SUFFIXES:
-        raise InputError(f"{path_text}: expected a folder, a .jsonl or a .parquet file")
-    return Source(path.suffix[1:], str(path.absolute()), selector or None, "records")
+        return Source("folder", str(path.absolute()), selector, "folder")
+    if path.suffix not in _RECORD_SUFFIXES or not path.is_file():
+        raise InputError(f"{path}: expected a folder, a .jsonl or a .parquet file")
+    return Source(path.suffix[1:], str(path.absolute()), selector, "records")
 
 
 def list_documents(source: Source, max_files: int | None = None) -> Manifest:
@@ -137,6 +168,15 @@ def read_documents(source: Source, names: Sequence[str], sizes: Sequence[int], o
     return _read_parquet(source, int(names[0]), int(names[-1]) + 1)
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Open an ordinary file to read; OSError where it is anything else. Never waits, as opening a FIFO would."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NotRegularError(errno.EINVAL, "expected an ordinary file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
 def text_document(content: bytes) -> Document:
     """A document from its bytes."""
     sha256 = hashlib.sha256(content).digest()
@@ -150,12 +190,30 @@ def text_document(content: bytes) -> Document:
 
 _UNREADABLE = Document(None, Status.UNREADABLE, bytes(32))
 _CHANGED = Document(None, Status.CHANGED, bytes(32))
+TOO_LARGE = Document(None, Status.TOO_LARGE, bytes(32))
+
+
+def _existing(text: str) -> Path | None:
+    """The path as it is spelled, else with "~" as the home folder; None where there is neither."""
+    path = Path(text)
+    if not path.exists() and text.startswith("~"):
+        with contextlib.suppress(RuntimeError):  # no such user
+            path = path.expanduser()
+    return path if path.exists() else None
 
 
 def _list_folder(source: Source) -> tuple[list[str], list[int]]:
     root = Path(source.path)
     found: dict[str, int] = {}
-    for folder, subfolders, files in os.walk(root):
+
+    def unlisted(error: OSError) -> None:
+        folder = Path(error.filename)
+        if folder == root:
+            raise InputError(f"can't list {root}: {error.strerror}") from error
+        if not isinstance(error, FileNotFoundError):
+            found[f"{folder.relative_to(root).as_posix()}/"] = 0
+
+    for folder, subfolders, files in os.walk(root, onerror=unlisted):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         for name in files:
             path = Path(folder, name)
@@ -165,6 +223,9 @@ def _list_folder(source: Source) -> tuple[list[str], list[int]]:
             try:
                 status = path.lstat()
             except FileNotFoundError:
+                continue
+            except OSError:  # a folder whose names can be read and no more
+                found[relative] = 0
                 continue
             if stat.S_ISREG(status.st_mode):
                 found[relative] = status.st_size
@@ -181,12 +242,16 @@ def _matches(relative: str, glob: str | None) -> bool:
 
 
 def _read_file(root: Path, name: str, size: int) -> Document:
+    if size > MAX_DOCUMENT_BYTES:
+        return TOO_LARGE
     path = root / name
     try:
-        if not path.resolve().is_relative_to(root.resolve()):
+        if name.endswith("/") or not path.resolve().is_relative_to(root.resolve()):
             return _UNREADABLE
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             content = file.read(size + 1)
+    except NotRegularError:
+        return _CHANGED
     except OSError:
         return _UNREADABLE
     if len(content) != size:
@@ -195,33 +260,59 @@ def _read_file(root: Path, name: str, size: int) -> Document:
 
 
 def _list_jsonl(source: Source) -> tuple[list[str], list[int]]:
-    with open(source.path, "rb") as file:
-        sizes = [len(line) for line in file]
+    """Every line; InputError where none of them is a record with the column."""
+    sizes: list[int] = []
+    has_column = False
+    with open_regular(Path(source.path)) as file:
+        for line, size in _sized_lines(file):
+            sizes.append(size)
+            has_column = has_column or size > len(line) or _record_text(line, source.selector) is not None
+    if sizes and not has_column:
+        wanted = " or ".join([source.selector] if source.selector else DEFAULT_COLUMNS)
+        raise InputError(f"{source.path}: expected records with a text in {wanted}, none of its lines is one")
     return [str(number) for number in range(len(sizes))], sizes
 
 
+def _sized_lines(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Each line and its bytes; of one beyond MAX_DOCUMENT_BYTES the beginning alone."""
+    while line := file.readline(MAX_DOCUMENT_BYTES + 1):
+        piece, size = line, len(line)
+        while not piece.endswith(b"\n") and (piece := file.readline(MAX_DOCUMENT_BYTES)):
+            size += len(piece)
+        yield line, size
+
+
 def _read_jsonl(source: Source, sizes: Sequence[int], offset: int) -> Iterator[Document]:
-    with open(source.path, "rb") as file:
+    with open_regular(Path(source.path)) as file:
         file.seek(offset)
         for size in sizes:
+            if size > MAX_DOCUMENT_BYTES:
+                file.seek(size, os.SEEK_CUR)
+                yield TOO_LARGE
+                continue
             line = file.readline()
             yield _record_document(line, source.selector) if len(line) == size else _CHANGED
 
 
 def _record_document(line: bytes, column: str | None) -> Document:
+    text = _record_text(line, column)
+    return _UNREADABLE if text is None else _value_document(text)
+
+
+def _record_text(line: bytes, column: str | None) -> str | None:
+    """What a line's record has in the column; None where it is no record, or has no text there."""
     try:
         record = json.loads(line)
         name = column or next(name for name in DEFAULT_COLUMNS if name in record)
-        return _value_document(record[name])
-    except (ValueError, KeyError, TypeError, StopIteration):
-        return _UNREADABLE
+        text = record[name]
+    except (ValueError, KeyError, TypeError, StopIteration, RecursionError):
+        return None
+    return text if isinstance(text, str) else None
 
 
-def _value_document(value: Any) -> Document:
-    if not isinstance(value, str):
-        return _UNREADABLE
+def _value_document(text: str) -> Document:
     try:
-        return text_document(value.encode())
+        return text_document(text.encode())
     except UnicodeEncodeError:  # a lone surrogate, which JSON can spell
         return Document(None, Status.NOT_UTF8, bytes(32))
 
@@ -240,9 +331,16 @@ def _read_parquet(source: Source, first: int, end: int) -> Iterator[Document]:
     for batch in _parquet_batches(source, skip_groups):
         if number >= end:
             return
-        for value in batch.slice(max(0, first - number), end - max(first, number)).to_pylist():
-            yield _value_document(value)
+        for value in batch.slice(max(0, first - number), end - max(first, number)):
+            yield _buffer_document(value.as_buffer())
         number += len(batch)
+
+
+def _buffer_document(buffer: Any) -> Document:
+    """A document from the bytes of a parquet row; None where it is null."""
+    if buffer is None:
+        return _UNREADABLE
+    return TOO_LARGE if buffer.size > MAX_DOCUMENT_BYTES else text_document(buffer.to_pybytes())
 
 
 def _parquet_group(source: Source, record: int) -> tuple[int, int]:
@@ -264,6 +362,7 @@ def _parquet_batches(source: Source, first_group: int) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     try:
+        open_regular(Path(source.path)).close()
         with pq.ParquetFile(source.path) as file:
             names = file.schema_arrow.names
             wanted = [source.selector] if source.selector else list(DEFAULT_COLUMNS)

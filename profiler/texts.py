@@ -3,7 +3,8 @@
 A store holds pointers: a trigger is (document, token position). Its text comes from, by preference, the texts kept
 in the store (`profile --keep-texts`), a source that the caller names, or the source that the store remembers. The
 text must have the SHA-256 that was noted when the model read it; one that has changed or gone is said so, and is
-never taken for what it was.
+never taken for what it was. Which of the two is told only of a source that the caller names: a store that somebody
+else made could name any path, and a report tell what lies there.
 
 Here every line break is "\\n": Python's universal newlines, so a "\\r\\n" is one break and so is a lone "\\r", while
 form feeds and Unicode's other separators are ordinary characters. Characters, lines and columns count that text,
@@ -26,7 +27,7 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from neurotally.profiler import store
-from neurotally.profiler.corpus import Document, Source, Status, parse_source, read_documents
+from neurotally.profiler.corpus import MAX_DOCUMENT_BYTES, Document, Source, Status, read_documents, source_at
 from neurotally.profiler.errors import InputError, first_line
 from neurotally.profiler.tokenise import tokenise
 from neurotally.profiler.windows import first_line_of, read_windows
@@ -35,11 +36,13 @@ KEPT = "document_text"
 """The array of kept texts: string (document), "" for documents that were skipped."""
 _CHUNK_BYTES = 8 * 2**20
 _BATCH_CHARACTERS = 2**20
+_NOT_FOUND = "it isn't in the store, and gone or changed where the store says it was"
 _REASONS = {
     Status.UNREADABLE: "gone, or can't be read",
     Status.CHANGED: "changed since it was profiled",
     Status.NOT_UTF8: "changed since it was profiled: it is not UTF-8 now",
     Status.EMPTY: "changed since it was profiled: it is empty now",
+    Status.TOO_LARGE: f"larger than {MAX_DOCUMENT_BYTES // 2**20} MiB, which isn't read",
 }
 
 
@@ -84,6 +87,8 @@ class CorpusTexts:
     """Only so many tokens of each document were read."""
     source: Source | None
     """Where texts that the store doesn't hold are read from."""
+    is_source_given: bool = True
+    """Whether the caller named the source; else the store did."""
 
     @property
     def num_documents(self) -> int:
@@ -140,8 +145,8 @@ class CorpusTexts:
     def _verified(self, number: int, document: Document) -> Text:
         if document.text is not None and document.sha256 == bytes(self.sha256_D32[number]):
             return Text(number, document.text, None)
-        if self.source is None and self._kept_array is None:
-            return Text(number, None, "it isn't in the store, and where it was is not known or gone")
+        if not self.is_source_given:
+            return Text(number, None, _NOT_FOUND)
         status = Status.CHANGED if document.text is not None else document.status
         return Text(number, None, _REASONS[status])
 
@@ -162,23 +167,24 @@ def corpus_texts(store_path: Path, corpus: str, source: Source | None = None) ->
         window_lines=config.get("window_lines"),
         document_tokens=config.get("document_tokens"),
         source=source or remembered_source(store.corpus_attributes(store_path, corpus)),
+        is_source_given=source is not None,
     )
 
 
 def remembered_source(attributes: dict[str, Any]) -> Source | None:
     """The source that a corpus's attributes name, where it still lies there."""
     path = attributes.get("source_path")
-    if not path or not Path(path).exists():
+    try:
+        return source_at(Path(path), attributes.get("selector")) if path and Path(path).exists() else None
+    except (InputError, OSError):
         return None
-    selector = attributes.get("selector")
-    return parse_source(f"{path}::{selector}" if selector else path)
 
 
 def load_tokenizer(store_path: Path, model: str | None = None, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a store's model, from the hub or folder in its attributes, or from `model`.
 
     Raises InputError where it can't be loaded, isn't the one that the store was made with, or can't tell which
-    characters a token is.
+    characters a token is. Code comes from `model` alone, never from where a store says.
     """
     from neurotally.profiler.model import fingerprint_tokenizer, split_revision
 
@@ -186,6 +192,10 @@ def load_tokenizer(store_path: Path, model: str | None = None, trust_remote_code
     theirs = attributes.get("model") or {}
     if model is None and not theirs.get("id"):
         raise InputError(f"{store_path} names no model, so its texts can't be tokenised; give --model")
+    if model is None and trust_remote_code:
+        raise InputError(
+            f"--trust-remote-code needs --model: code isn't taken from {theirs['id']}, only because a store names it"
+        )
     model_id, revision = split_revision(model) if model else (theirs["id"], theirs.get("revision"))
     tokenizer = _from_pretrained(model_id, revision, trust_remote_code)
     wanted = (attributes.get("tokenizer") or {}).get("fingerprint")

@@ -3,7 +3,7 @@
 A file of n lines is ceil(n / N) windows, one after the other and without overlap, so that every token of the corpus
 is still counted once (the papers' windows overlap: n lines give n - N of them). A window is a document like any
 other, named `path#L11-15` and hashed by itself. Lines end at "\\n", "\\r\\n" or a lone "\\r", as Python's universal
-newlines have it. A file that is empty or not UTF-8 is one window, so that it is skipped and listed once.
+newlines have it. A file that is empty, not UTF-8 or too large is one window, so that it is skipped and listed once.
 """
 
 import hashlib
@@ -15,7 +15,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from neurotally.profiler.corpus import Document, Manifest, Source, Status, text_document
+from neurotally.profiler.corpus import (
+    MAX_DOCUMENT_BYTES,
+    TOO_LARGE,
+    Document,
+    Manifest,
+    Source,
+    Status,
+    open_regular,
+    text_document,
+)
 from neurotally.profiler.errors import InputError
 
 _LINE_END = re.compile(rb"\r\n|\r|\n")
@@ -38,7 +47,12 @@ def cut_windows(source: Source, manifest: Manifest, num_lines: int) -> Windows:
     sizes: list[int] = []
     is_repeat: list[bool] = []
     seen: set[bytes] = set()
-    for name in manifest.names:
+    for name, size in zip(manifest.names, manifest.sizes.tolist(), strict=True):
+        if size > MAX_DOCUMENT_BYTES:
+            names.append(f"{name}#L1-1")
+            sizes.append(size)
+            is_repeat.append(False)
+            continue
         content = _read(Path(source.path), name)
         for first, window in _windows(content, num_lines):
             names.append(f"{name}#L{first}-{first + max(0, _count_lines(window) - 1)}")
@@ -52,7 +66,12 @@ def cut_windows(source: Source, manifest: Manifest, num_lines: int) -> Windows:
 def read_windows(source: Source, names: Sequence[str], sizes: Sequence[int]) -> Iterator[Document]:
     """Read windows by name, in order; a file is read once for all its windows that follow each other."""
     parsed = [(*_parse(name), size) for name, size in zip(names, sizes, strict=True)]
-    for path, windows in itertools.groupby(parsed, key=lambda entry: entry[0]):
+    for (path, is_too_large), windows in itertools.groupby(
+        parsed, key=lambda entry: (entry[0], entry[3] > MAX_DOCUMENT_BYTES)
+    ):
+        if is_too_large:
+            yield from (TOO_LARGE for _ in windows)
+            continue
         content = _read(Path(source.path), path)
         starts = [0, *(match.end() for match in _LINE_END.finditer(content or b""))]
         for _, first, last, size in windows:
@@ -106,12 +125,16 @@ def _is_utf8(content: bytes) -> bool:
 
 
 def _read(root: Path, name: str) -> bytes | None:
-    """A file's bytes; None where it can't be read or lies outside the folder."""
+    """A file's bytes; None where it can't be read, lies outside the folder or is too large."""
     path = root / name
     try:
-        return path.read_bytes() if path.resolve().is_relative_to(root.resolve()) else None
+        if name.endswith("/") or not path.resolve().is_relative_to(root.resolve()):
+            return None
+        with open_regular(path) as file:
+            content = file.read(MAX_DOCUMENT_BYTES + 1)
     except OSError:
         return None
+    return content if len(content) <= MAX_DOCUMENT_BYTES else None  # it has grown since it was listed
 
 
 def _parse(name: str) -> tuple[str, int, int]:

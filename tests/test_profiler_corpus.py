@@ -1,15 +1,21 @@
 """Sources of every kind: the same texts come out, and what can't be used is skipped by name."""
 
+import contextlib
 import hashlib
 import json
 import os
+import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from neurotally.jobs.plan import find_corpora, list_corpus
 from neurotally.profiler.corpus import (
+    MAX_DOCUMENT_BYTES,
     Document,
     Manifest,
     Source,
@@ -21,6 +27,7 @@ from neurotally.profiler.corpus import (
 )
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.streaming import spool_dataset
+from neurotally.profiler.windows import cut_windows, read_windows
 
 TEXTS = ["def f():\n\treturn 'é'\r\n", "x", "日本\n" * 3000, "\ufeffbom", "no newline"]
 
@@ -175,9 +182,168 @@ def test_bad_sources_are_refused(tmp_path: Path, text: str) -> None:
         list_documents(parse_source(text.format(here=tmp_path)))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_a_file_without_permission_is_skipped(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("x")
-    (tmp_path / "a").chmod(0)
-    source = parse_source(str(tmp_path))
-    assert [d.status for d in read_all(source, list_documents(source))] == [Status.UNREADABLE]
+@contextlib.contextmanager
+def as_nobody() -> Iterator[Path]:
+    """A folder of our own, seen as a user who isn't root: root reads everything."""
+    with tempfile.TemporaryDirectory() as folder:
+        is_root = os.geteuid() == 0
+        if is_root:
+            os.chown(folder, 65534, -1)
+            os.seteuid(65534)
+        try:
+            yield Path(folder)
+        finally:
+            for path, folders, _ in os.walk(folder):
+                for name in folders:
+                    os.chmod(Path(path, name), 0o700)
+            if is_root:
+                os.seteuid(0)
+
+
+def statuses(source: Source) -> dict[str, Status]:
+    manifest = list_documents(source)
+    return dict(zip(manifest.names, (d.status for d in read_all(source, manifest)), strict=True))
+
+
+def test_files_and_folders_without_permission_are_skipped_by_name() -> None:
+    with as_nobody() as root:
+        for name in ("a", "b", "closed/c", "closed/deep/d", "names/e", "names/deep/f"):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text("x")
+        (root / "a").chmod(0)
+        (root / "closed").chmod(0)
+        (root / "names").chmod(0o400)
+        found = statuses(parse_source(str(root)))
+        unreadable = {"a", "closed/", "names/e", "names/deep/"}
+        assert found == {"b": Status.COUNTED} | dict.fromkeys(unreadable, Status.UNREADABLE)
+        assert set(list_documents(parse_source(f"{root}::b")).names) == {"b", "closed/", "names/deep/"}
+        windows = cut_windows(parse_source(str(root)), list_documents(parse_source(str(root))), 5).manifest
+        read = read_windows(parse_source(str(root)), windows.names, windows.sizes.tolist())
+        assert sorted(one.status for one in read) == [Status.COUNTED] + [Status.UNREADABLE] * 4
+        root.chmod(0o300)
+        with pytest.raises(InputError, match=f"can't list {root}: Permission denied"):
+            list_documents(Source("folder", str(root), None, "folder"))
+        root.chmod(0o700)
+
+
+def in_time(function: "threading.Thread") -> None:
+    function.daemon = True
+    function.start()
+    function.join(20)
+    assert not function.is_alive(), "it waits for ever"
+
+
+def test_a_file_that_became_a_fifo_never_blocks(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / "d" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "d" / name).write_text("x")
+    (tmp_path / "r.jsonl").write_text('{"text": "x"}\n')
+    source, records = parse_source(str(tmp_path / "d")), parse_source(str(tmp_path / "r.jsonl"))
+    manifest, windows = list_documents(source), cut_windows(source, list_documents(source), 5).manifest
+    for path in (tmp_path / "d" / "b", tmp_path / "r.jsonl"):
+        path.unlink()
+        os.mkfifo(path)
+    found: list[Document] = []
+    in_time(threading.Thread(target=lambda: found.extend(read_all(source, manifest))))
+    assert [d.status for d in found] == [Status.CHANGED if name == "b" else Status.COUNTED for name in manifest.names]
+    in_time(threading.Thread(target=lambda: found.extend(read_windows(source, windows.names, windows.sizes.tolist()))))
+    assert [d.text is None for d in found[3:]] == [name == "b#L1-1" for name in windows.names]
+    errors: list[OSError] = []
+
+    def read_records() -> None:
+        try:
+            list(read_documents(records, ["0"], [14], 0))
+        except OSError as error:
+            errors.append(error)
+
+    in_time(threading.Thread(target=read_records))
+    assert "ordinary file" in str(errors[0])
+    with pytest.raises(InputError, match=r"expected a folder, a \.jsonl"):
+        parse_source(str(tmp_path / "r.jsonl"))
+
+
+@pytest.mark.parametrize("kind", ["folder", "jsonl", "parquet", "windows"])
+def test_what_is_too_large_is_skipped_by_name_and_the_rest_is_read(kind: str, tmp_path: Path) -> None:
+    limit = MAX_DOCUMENT_BYTES
+    record = len(json.dumps({"text": ""})) + 1 if kind == "jsonl" else 0
+    texts = {"0": "x", "1": "y" * (limit + 1 - record), "2": "z" * (limit - record), "3": "last"}
+    if kind == "jsonl":
+        (tmp_path / "c.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts.values()))
+    elif kind == "parquet":
+        pq.write_table(pa.table({"text": list(texts.values())}), tmp_path / "c.parquet")
+    else:
+        (tmp_path / "c").mkdir()
+        for name, text in texts.items():
+            (tmp_path / "c" / name).write_text(text)
+    path = tmp_path / ("c" if kind in ("folder", "windows") else f"c.{kind}")
+    source = parse_source(str(path))
+    manifest = list_documents(source)
+    if kind == "windows":
+        manifest = cut_windows(source, manifest, 5).manifest
+        found = list(read_windows(source, manifest.names, manifest.sizes.tolist()))
+    else:
+        found = read_all(source, manifest)
+    by_name = dict(zip((name.partition("#")[0] for name in manifest.names), found, strict=True))
+    assert by_name["1"] == Document(None, Status.TOO_LARGE, bytes(32))
+    assert {name: one.text for name, one in by_name.items()} == texts | {"1": None}
+
+
+def test_the_limit_is_part_of_a_corpus_that_it_decides(tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "small").write_text("x")
+    assert "max_document_bytes" not in list_corpus("c", str(tmp_path / "c"), None, tmp_path).identity
+    with (tmp_path / "c" / "large").open("wb") as file:
+        file.truncate(MAX_DOCUMENT_BYTES + 1)
+    assert list_corpus("c", str(tmp_path / "c"), None, tmp_path).identity["max_document_bytes"] == MAX_DOCUMENT_BYTES
+
+
+def test_a_record_that_cannot_be_parsed_is_one_document(tmp_path: Path) -> None:
+    deep = '{"text": ' + "[" * 200_000 + "]" * 200_000 + "}"
+    huge = '{"text": ' + "9" * 10_000 + "}"
+    (tmp_path / "c.jsonl").write_text("\n".join([deep, huge, '{"text": "x"}']))
+    source = parse_source(str(tmp_path / "c.jsonl"))
+    found = read_all(source, list_documents(source))
+    assert [one.status for one in found] == [Status.UNREADABLE, Status.UNREADABLE, Status.COUNTED]
+
+
+def test_parquet_that_is_not_utf8_is_one_document(tmp_path: Path) -> None:
+    column = pa.array([b"good", b"\xff\xfe", "é".encode()], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": column}), tmp_path / "c.parquet")
+    source = parse_source(str(tmp_path / "c.parquet"))
+    found = read_all(source, list_documents(source))
+    assert [(one.text, one.status) for one in found] == [
+        ("good", Status.COUNTED), (None, Status.NOT_UTF8), ("é", Status.COUNTED),
+    ]  # fmt: skip
+    assert found[1].sha256 == hashlib.sha256(b"\xff\xfe").digest()
+
+
+@pytest.mark.parametrize("column", ["txet", "id", None])
+def test_a_column_that_no_record_has_is_refused(tmp_path: Path, column: str | None) -> None:
+    key = "text" if column else "body"
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps({"id": n, key: "x"}) + "\n" for n in range(3)))
+    source = parse_source(f"{tmp_path}/c.jsonl" + (f"::{column}" if column else ""))
+    with pytest.raises(InputError, match=f"a text in {column or 'text or content or code'}, none of its lines is one"):
+        list_documents(source)
+
+
+@pytest.mark.parametrize("name", ["a::b", "~a", "hf:a", "::"])
+def test_folders_of_any_name_are_found(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "corpora" / name).mkdir(parents=True)
+    (tmp_path / "corpora" / name / "x.py").write_text("x")
+    (tmp_path / "corpora" / name / "x.md").write_text("x")
+    monkeypatch.chdir(tmp_path / "corpora")
+    for folder in (tmp_path / "corpora", Path()):
+        plan = list_corpus(name, find_corpora(folder, ())[name], None, tmp_path)
+        assert (plan.source.path, sorted(plan.manifest.names)) == (str(tmp_path / "corpora" / name), ["x.md", "x.py"])
+    if name != "hf:a":
+        assert list_documents(parse_source(f"{name}::*.py")).names == ["x.py"]
+    with pytest.raises(InputError, match="no such corpus"):
+        parse_source("~nobody-of-this-name/x")
+
+
+def test_names_that_only_unicode_tells_apart_and_names_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"'\\xe9' and 'e\\u0301' differ only in .* how Unicode spells them"):
+        check_names(["\u00e9", "e\u0301"])
+    os.mkdir(os.fsencode(tmp_path) + b"/\xff")
+    with pytest.raises(InputError, match="what isn't UTF-8"):
+        find_corpora(tmp_path, ())

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,14 @@ from neurotally.jobs.worker import ModelConfig
 from neurotally.profiler import store
 from neurotally.profiler.corpus import Manifest, parse_source
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.texts import CorpusTexts, TokenText, corpus_texts, load_tokenizer, read_tokens
+from neurotally.profiler.texts import (
+    CorpusTexts,
+    TokenText,
+    corpus_texts,
+    load_tokenizer,
+    read_tokens,
+    remembered_source,
+)
 from neurotally.profiler.windows import cut_windows, read_windows
 
 FILES = {
@@ -114,7 +122,7 @@ def test_a_moved_folder_is_named_by_the_caller(model_folder: Path, folder: Path,
     assert store.corpus_attributes(path, "python")["source_path"] == str(folder / "python")
     folder.rename(tmp_path / "moved")
     assert {one.reason for one in corpus_texts(path, "python").read([0, 1])} == {
-        "it isn't in the store, and where it was is not known or gone"
+        "it isn't in the store, and gone or changed where the store says it was"
     }
     source = parse_source(str(tmp_path / "moved" / "python"))
     assert all(one.text for one in corpus_texts(path, "python", source).read(range(len(FILES))))
@@ -207,3 +215,30 @@ def test_windows_are_the_file_cut_at_its_lines(num_lines: int, folder: Path) -> 
         seen.add(document.text)
     expected = {**FILES, "copy.py": FILES["tabs.py"]}
     assert {name: "".join(parts) for name, parts in by_file.items()} == expected
+
+
+def test_what_lies_at_paths_that_a_store_names_is_not_told(model_folder: Path, folder: Path, tmp_path: Path) -> None:
+    path = run(model_folder, tmp_path / "s", folder)
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "there").write_text("secret")
+    (tmp_path / "private" / "file.txt").write_text("secret")
+
+    def reasons(source_path: Path, name: str) -> set[str | None]:
+        texts = corpus_texts(path, "python")
+        source = remembered_source({"source_path": str(source_path), "selector": None})
+        names = [name] * len(texts.names)
+        return {one.reason for one in replace(texts, names=names, source=source).read(range(3))}
+
+    told = [
+        reasons(tmp_path / "private", "there"), reasons(tmp_path / "private", "nothing"),
+        reasons(tmp_path / "nothing", "there"), reasons(tmp_path / "private" / "file.txt", "x"),
+    ]  # fmt: skip
+    assert told == [{"it isn't in the store, and gone or changed where the store says it was"}] * 4
+
+
+def test_code_is_not_taken_from_where_a_store_says(model_folder: Path, folder: Path, tmp_path: Path) -> None:
+    path = run(model_folder, tmp_path / "s", folder)
+    with pytest.raises(InputError, match=f"--trust-remote-code needs --model: .* {model_folder}, only because a store"):
+        load_tokenizer(path, trust_remote_code=True)
+    assert load_tokenizer(path, str(model_folder), trust_remote_code=True) is not None
+    assert load_tokenizer(path) is not None

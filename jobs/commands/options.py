@@ -240,7 +240,7 @@ text_options = as_one(
         help="Where one corpus is now; as `profile --corpus` takes it.",
     ),
     click.option("--model", metavar="MODEL[@REVISION]", help="Where the tokenizer is, if it has moved."),
-    click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the tokenizer."),
+    click.option("--trust-remote-code", is_flag=True, help="Run code that comes with --model's tokenizer."),
 )
 """The argument `texts`, a TextOptions."""
 
