@@ -36,6 +36,7 @@ from neurotally.jobs.commands.options import (
 from neurotally.jobs.commands.output import show
 from neurotally.jobs.commands.report import REPORT_COMMANDS
 from neurotally.profiler.errors import InputError
+from neurotally.profiler.visible import visible
 
 
 class _InOrder(click.Group):
@@ -172,7 +173,7 @@ def import_(store: Path, files: tuple[str, ...]) -> None:
     from neurotally.jobs.import_counts import import_counts
 
     for name, (tokens, layers, neurons) in import_counts(store, files).items():
-        click.echo(f"{name}: {tokens:,} tokens, {layers} layers x {neurons} neurons")
+        click.echo(f"{visible(name)}: {tokens:,} tokens, {layers} layers x {neurons} neurons")
 
 
 @click.command(short_help="What the statistics cost in time")
@@ -256,7 +257,7 @@ def _fail_job(error: Exception) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"neurotally: {' '.join(message.split())}", file=sys.stderr)
+    print(visible(f"neurotally: {' '.join(message.split())}"), file=sys.stderr)
     return code
 
 

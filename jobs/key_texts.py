@@ -99,7 +99,7 @@ def _read_file(
         if isinstance(document, TokenText):
             if position_P is not None:
                 reader.add(document.number, document.text, document.ids_T, document.span_T2, position_P, special_ids,
-                           file, first_character)  # fmt: skip
+                           file, first_character, names[document.number])  # fmt: skip
             first_character += len(document.text)
         elif position_P is not None:
             reader.add_missing(document.number, position_P, names[document.number], document.reason or "")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tqdm import tqdm
 
 from neurotally.profiler.store import RUN_FOLDER
+from neurotally.profiler.visible import visible
 from neurotally.profiler.whole_files import replace_json
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Progress:
     def note(self, text: str) -> None:
         """One line."""
         if not self._quiet:
-            tqdm.write(text, file=sys.stderr)
+            tqdm.write(visible(text), file=sys.stderr)
 
     @contextlib.contextmanager
     def listing(self, num_corpora: int) -> Iterator[Callable[[str], None]]:
@@ -57,7 +58,7 @@ class Progress:
         with tqdm(total=num_corpora, desc="listing", unit="corpus", leave=False, disable=not self.on_terminal) as bar:
 
             def listed(name: str) -> None:
-                bar.set_postfix_str(name)
+                bar.set_postfix_str(visible(name))
                 bar.update()
 
             yield listed
@@ -96,7 +97,7 @@ class Progress:
         start = line_at = time.monotonic()
         before = done
         with tqdm(
-            total=total, initial=done, desc=description, unit=what, disable=not self.on_terminal, dynamic_ncols=True,
+            total=total, initial=done, desc=visible(description), unit=what, disable=not self.on_terminal, dynamic_ncols=True,
             leave=leave,
         ) as bar:  # fmt: skip
 

@@ -14,21 +14,25 @@ from re import Pattern
 
 import numpy as np
 
+from neurotally.profiler.matches import find_spans
 from neurotally.profiler.texts import closed_gaps, universal_newlines
 
 
 def classify(
-    text: str, offsets: Sequence[tuple[int, int]] | np.ndarray, concepts: Mapping[str, Pattern[str]]
+    text: str,
+    offsets: Sequence[tuple[int, int]] | np.ndarray,
+    concepts: Mapping[str, Pattern[str]],
+    name: str = "a document",
 ) -> np.ndarray:
     """bool [T, S, 2]: which of a text's T tokens are in a match of each of S concepts, and which on its lines.
 
     `offsets`: first character of each token and one past its last, as a fast tokenizer gives them. A token in a match
-    isn't also on its lines.
+    isn't also on its lines. InputError, with the document's `name`, if an expression takes too long over it.
     """
     text, span_T2 = universal_newlines(text, closed_gaps(np.array(offsets, np.int64).reshape(-1, 2)))
     class_TS2 = np.zeros((len(span_T2), len(concepts), 2), bool)
-    for column, pattern in enumerate(concepts.values()):
-        matches = [match.span() for match in pattern.finditer(text) if match.end() > match.start()]
+    for column, (concept, pattern) in enumerate(concepts.items()):
+        matches = find_spans(concept, pattern, [text], name)[0].tolist()
         lines = [(text.rfind("\n", 0, start) + 1, _line_end(text, end)) for start, end in matches]
         in_match_T = _overlap(len(text), matches, span_T2)
         class_TS2[:, column, 0] = in_match_T

@@ -26,7 +26,7 @@ from neurotally.analysis.layers.agreement import agreement_document
 from neurotally.analysis.layers.lens import lens_document, read_lens
 from neurotally.analysis.report.neurons import most_specific
 from neurotally.analysis.report.page import build_report
-from neurotally.analysis.report.parts import inline_svg, real, visible
+from neurotally.analysis.report.parts import inline_svg, real
 from neurotally.analysis.report.sections import read_material
 from neurotally.jobs.commands.report import report
 from neurotally.jobs.passes import agreement as agreement_pass
@@ -38,6 +38,7 @@ from neurotally.jobs.progress import Progress
 from neurotally.jobs.worker import ModelConfig
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
+from neurotally.profiler.visible import visible
 
 VOID = {"meta", "link", "input", "br", "img", "hr"}
 EVIL = (

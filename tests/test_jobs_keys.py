@@ -13,7 +13,7 @@ from reference import HookCount, corpus_order, everything
 from test_profiler_texts import FILES, line_and_column
 from transformers import AutoTokenizer
 
-from neurotally.profiler import store
+from neurotally.profiler import matches, store
 
 Run = Callable[..., tuple[int, str, str]]
 TOP = 4
@@ -139,6 +139,7 @@ def test_triggers_of_lost_texts(run: Run, model_folder: Path, corpora: Path, tmp
     assert f"«{before[1]['token']}" in text
     shutil.move(corpora, tmp_path / "moved")
     refused(run("triggers", tmp_path / "s", 1, 3), "none of")
+    after[0]["reason"] = "gone, or can't be read"
     assert (
         json.loads(run("triggers", tmp_path / "s", 1, 3, "--json", "--top", 3, "--corpora", tmp_path / "moved")[1])
         == after
@@ -236,3 +237,50 @@ def test_bad_input_is_one_line(run: Run, model_folder: Path, corpora: Path, tmp_
         run("profile", model_folder, tmp_path / "t", "--corpus", f"r={tmp_path / 'r.jsonl'}", "--window-lines", 5),
         "records",
     )
+
+
+@pytest.mark.parametrize("command", ["patterns", "concepts", "mask"])
+def test_an_expression_that_takes_for_ever_is_named_with_the_document(
+    command: str, run: Run, model_folder: Path, corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (corpora / "python" / "slow.py").write_text("x = '" + "a" * 60 + "'\n")
+    profile(run, model_folder, tmp_path / "s", corpora)
+    monkeypatch.setattr(matches, "LIMIT_S", 0.3)
+    (tmp_path / "c.toml").write_text("[concepts]\nslow = '(a+)+$'\n")
+    (tmp_path / "mask.json").write_text(json.dumps({"model": None, "specific": {"slow": [[0, 1]]}}))
+    options = ["--regex", tmp_path / "c.toml"]
+    if command == "mask":
+        mask = ["mask", model_folder, tmp_path / "s", "--neurons", tmp_path / "mask.json", "--draws", 1]
+        code, out, err = run(*mask, "--corpora", corpora, *options, "--force")
+        result = code, out, err.splitlines()[-1]
+    else:
+        result = run(command, tmp_path / "s", *options)
+    refused(result, "the expression 'slow', '(a+)+$', takes more than 0.3 s over slow.py")
+
+
+EVIL = "\x1b]0;owned\x07\x1b[31m\u202e\x9b31m\r"
+
+
+def test_names_and_texts_cannot_command_the_terminal(
+    run: Run, model_folder: Path, corpora: Path, tmp_path: Path
+) -> None:
+    folder = corpora / "python"
+    for number in range(5):
+        (folder / f"{EVIL}{number}.py").write_text(f"evil = '{EVIL}{number}'\n" * 4)
+    (folder / f"{EVIL}empty.py").touch()
+    code, out, err = run("profile", model_folder, tmp_path / "s", "--corpora", corpora, "--row-tokens", 64)
+    assert code == 0
+    attributes = store.store_attributes(tmp_path / "s")
+    attributes["model"]["id"] = f"{EVIL}model"
+    store.replace_attributes(tmp_path / "s", attributes)
+    shown = out + err
+    for neuron in range(48):
+        shown += "".join(run("triggers", tmp_path / "s", 1, neuron, "--model", model_folder)[1:])
+    shown += "".join(run("triggers", tmp_path / "s", 1, 0)[1:])  # can't load the tokenizer of …
+    shown += "".join(run("lape", tmp_path / EVIL)[1:])
+    shown += "".join(run("profile", f"{EVIL}model", tmp_path / "new", "--corpora", corpora)[1:])
+    assert not set(shown) & set(EVIL.replace("0;owned", "").replace("31m", "").replace("[", "").replace("]", ""))
+    assert "␛]0;owned␇␛[31m‹U+202E›‹U+009B›31m␍empty.py" in shown
+    assert "'␛" in shown
+    assert "the tokenizer of ␛" in shown
+    assert "loading ␛" in shown

@@ -17,7 +17,7 @@ import hashlib
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from neurotally.profiler.errors import InputError
+from neurotally.profiler.matches import find_spans
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -161,10 +162,12 @@ class PlaceReader:
         special_ids: Sequence[int],
         file: "LexedFile | None" = None,
         first_character: int = 0,
+        name: str = "a document",
     ) -> None:
         """Look at some tokens of a document. `text` has "\\n" line breaks; `position_P` ascends.
 
         `file`: the file of which the document is the part from `first_character` on; None: it is all of it.
+        InputError, with its `name`, if an expression takes too long over it.
         """
         starts = _line_starts(text)
         span_P2 = span_T2[position_P]
@@ -181,7 +184,7 @@ class PlaceReader:
                 self._bigrams.of(_last_tokens(ids_T, is_special_T, position_P, 2)),
                 self._trigrams.of(_last_tokens(ids_T, is_special_T, position_P, 3)),
                 (file or self.lex(text)).kinds(text, span_P2, first_character),
-                _matches(self.concepts, text, window_P2, span_P2 if self.inside else None),
+                _matches(self.concepts, text, window_P2, span_P2 if self.inside else None, name),
             )
         )
 
@@ -327,22 +330,20 @@ def _kind(token_type: Any) -> int:
     return KINDS.index(next((kind for parent, kind in classes if token_type in parent), "other"))
 
 
-def _matches(concepts: Patterns, text: str, window_P2: np.ndarray, inside_P2: np.ndarray | None) -> np.ndarray:
+def _matches(
+    concepts: Patterns, text: str, window_P2: np.ndarray, inside_P2: np.ndarray | None, name: str
+) -> np.ndarray:
     """bool [P, C]: whether each concept is found in the lines, and overlaps the token if it must lie inside."""
     windows, which_P = np.unique(window_P2, axis=0, return_inverse=True)
     texts = [text[start:end] for start, end in windows.tolist()]
     match_PC = np.zeros((len(window_P2), len(concepts)), bool)
-    for column, pattern in enumerate(concepts.values()):
-        found = np.array([any(_matches_of(pattern, window)) for window in texts], bool)
+    for column, (concept, pattern) in enumerate(concepts.items()):
+        spans = find_spans(concept, pattern, texts, name)
+        found = np.array([len(span_M2) > 0 for span_M2 in spans], bool)
         match_PC[:, column] = found[which_P.ravel()]
         if inside_P2 is not None:
             for place in np.flatnonzero(match_PC[:, column]).tolist():
                 start, end = (inside_P2[place] - window_P2[place, 0]).tolist()
-                found_in = _matches_of(pattern, texts[int(which_P.ravel()[place])])
-                match_PC[place, column] = any(match.start() < end and start < match.end() for match in found_in)
+                span_M2 = spans[int(which_P.ravel()[place])]
+                match_PC[place, column] = bool(((span_M2[:, 0] < end) & (start < span_M2[:, 1])).any())
     return match_PC
-
-
-def _matches_of(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
-    """A match without characters is none."""
-    return (match for match in pattern.finditer(text) if match.group())

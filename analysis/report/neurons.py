@@ -16,10 +16,10 @@ from neurotally.analysis.report.parts import (
     Trigger,
     real,
     row_head,
-    visible,
     word,
 )
 from neurotally.analysis.report.sections import Material
+from neurotally.profiler.visible import visible
 
 Place = tuple[str, int, int]
 """(corpus, layer, neuron)."""

@@ -18,10 +18,6 @@ from matplotlib import rc_context
 
 _COLOUR = re.compile(r"#([0-9a-f]{6})\b")
 _REFERENCE = re.compile(r"url\(#")
-_HIDDEN = [*range(0x200B, 0x2010), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFEFF]
-_VISIBLE = {code: chr(0x2400 + code) for code in range(32) if code not in (9, 10)} | {0x7F: "␡"}
-_VISIBLE |= {code: f"‹U+{code:04X}›" for code in _HIDDEN}
-"""Control characters, and those that turn the direction of text or don't show, made visible."""
 _HREF = "{http://www.w3.org/1999/xlink}href"
 
 
@@ -140,11 +136,6 @@ class Section:
     lead: str
     """What the reader sees here, in a sentence or two."""
     parts: Sequence[Part] = field(default_factory=tuple)
-
-
-def visible(text: str) -> str:
-    """The text with its control and direction characters spelled out; line breaks and tabs stay."""
-    return text.translate(_VISIBLE)
 
 
 def word(text: str) -> Cell:

@@ -33,11 +33,11 @@ from neurotally.analysis.report.parts import (
     real,
     row_head,
     square_matrix,
-    visible,
     word,
 )
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
+from neurotally.profiler.visible import visible
 
 FAMILIES = ("loss", "embeddings", "lens")
 """Of groups beside the corpora."""

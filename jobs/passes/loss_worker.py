@@ -80,7 +80,7 @@ class LossWorker:
         documents = list(read_documents(task.source, task.names, task.sizes, task.offset))
         texts = [None if one.sha256 in config.left_out else one.text for one in documents]
         found = tokenise(self._model.tokenizer, texts, config.document_tokens, with_spans=bool(config.concepts))
-        classes = [self._classes(text, one) for text, one in zip(texts, found, strict=True)]
+        classes = [self._classes(text, one, name) for text, one, name in zip(texts, found, task.names, strict=True)]
         class_NS2 = np.concatenate(classes)
         numbered = [(task.first + number, one.ids_T) for number, one in enumerate(found) if one.ids_T]
         tokens_n = np.array([len(one.ids_T) for one in found], np.int64)
@@ -139,11 +139,11 @@ class LossWorker:
             self._values[corpus] = replacements(self._model, self._config.how, self._config.mean_LF.get(corpus))
         return self._values[corpus]
 
-    def _classes(self, text: str | None, tokens: TokenIds) -> np.ndarray:
-        """bool [T, S, 2]: a text's tokens' classes."""
+    def _classes(self, text: str | None, tokens: TokenIds, name: str) -> np.ndarray:
+        """bool [T, S, 2]: the classes of the tokens of a document's text."""
         if text is None or not self._config.concepts:
             return np.zeros((len(tokens.ids_T), len(self._config.concepts), 2), bool)
-        return classify(text, tokens.span_T2, self._config.concepts)
+        return classify(text, tokens.span_T2, self._config.concepts, name)
 
 
 class _Places:
