@@ -7,7 +7,7 @@ A source is one of
     DIR/LANGUAGE.txt          a line an id: line 17 of each file is the same piece
     DIR/LANGUAGE.jsonl        a record a line; its id is the field `id`, else its line's number
     FILE.jsonl                a record an id, a field a language, and `id` as above
-    FILE.zip                  any of the first four, packed
+    FILE.zip                  any of the first four, packed; at most 256 MiB and a million lines when unpacked
 
 A folder that holds nothing but one folder of these is looked through. Names that begin with a dot or `__` are
 left out. Texts are never stripped: a trailing newline of a file is part of its text, that of a line isn't.
@@ -18,18 +18,27 @@ the order of the lines.
 import hashlib
 import json
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from neurotally.profiler.corpus import open_regular
 from neurotally.profiler.errors import InputError, first_line
 
 TEXT_FIELDS = ("snippet", "text", "content", "code")
 """The first of them that a record has is its text."""
 _ID_FIELD = "id"
 _LINE_SUFFIXES = (".txt", ".jsonl")
+_MAX_UNPACKED_BYTES = 256 * 2**20
+_MAX_UNPACKED_LINES = 1_000_000
+"""Of a .zip, which a small file can exceed by thousands of times; of other files the user sees the size."""
+_PIECE_BYTES = 2**20
+
+_UNREADABLE = (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
+"""What reading a file or an archive raises; RuntimeError: an encrypted one."""
 
 Entry = Path | zipfile.Path
 Reader = Callable[[str | None], str]
@@ -105,10 +114,7 @@ def _list_source(path: Path) -> dict[str, dict[str, Reader]]:
     if path.suffix == ".jsonl" and path.is_file():
         return _list_wide_records(path)
     if path.suffix == ".zip" and path.is_file():
-        try:
-            root: Entry = zipfile.Path(zipfile.ZipFile(path))
-        except (zipfile.BadZipFile, OSError) as error:
-            raise InputError(f"can't read {path}: {first_line(error)}") from error
+        root: Entry = _open_zip(path)
     elif path.is_dir():
         root = path
     else:
@@ -125,6 +131,31 @@ def _list_source(path: Path) -> dict[str, dict[str, Reader]]:
     return readers
 
 
+def _open_zip(path: Path) -> zipfile.Path:
+    """The archive, if what is packed in it fits in memory."""
+    try:
+        archive = zipfile.ZipFile(path)
+        _check_size(path, sum(info.file_size for info in archive.infolist()), 0)
+        num_bytes = lines = 0
+        for info in archive.infolist():
+            if PurePosixPath(info.filename).suffix in _LINE_SUFFIXES:
+                with archive.open(info) as file:
+                    while piece := file.read(_PIECE_BYTES):
+                        num_bytes, lines = num_bytes + len(piece), lines + piece.count(b"\n")
+                        _check_size(path, num_bytes, lines)
+    except _UNREADABLE as error:
+        raise InputError(f"can't read {path}: {first_line(error)}") from error
+    return zipfile.Path(archive)
+
+
+def _check_size(path: Path, num_bytes: int, lines: int) -> None:
+    if num_bytes > _MAX_UNPACKED_BYTES or lines > _MAX_UNPACKED_LINES:
+        raise InputError(
+            f"{path} unpacks to more than {_MAX_UNPACKED_BYTES // 2**20} MiB or {_MAX_UNPACKED_LINES:,} lines; "
+            "if it is what you expect, unpack it and give the folder"
+        )
+
+
 def _language_entries(root: Entry) -> list[Entry]:
     """What stands for a language each, in name order; a folder around it all is gone through."""
     entries = _entries(root)
@@ -138,6 +169,8 @@ def _language_entries(root: Entry) -> list[Entry]:
 
 def _entries(folder: Entry) -> list[Entry]:
     found = [entry for entry in folder.iterdir() if not entry.name.startswith((".", "__"))]
+    for entry in found:
+        _as_text(entry.name, "its name", ascii(str(entry)))
     return sorted(found, key=lambda entry: entry.name)
 
 
@@ -185,7 +218,8 @@ def _list_wide_records(file: Path) -> dict[str, dict[str, Reader]]:
         seen.add(id_)
         for language, value in record.items():
             if language != _ID_FIELD:
-                readers.setdefault(language, {})[id_] = partial(_plain, where, _as_text(value, language, where))
+                by_id = readers.setdefault(_as_text(language, "a field's name", where), {})
+                by_id[id_] = partial(_plain, where, _as_text(value, language, where))
     if not readers:
         raise InputError(f"{file}: expected records with a field for each language, found none")
     return readers
@@ -197,7 +231,7 @@ def _records(file: Entry) -> list[tuple[str, str, dict[str, Any]]]:
     for number, line in enumerate(_lines(file), 1):
         where = f"{file}, line {number}"
         record = _parse_record(line, where)
-        found.append((str(record.get(_ID_FIELD, _line_id(number))), where, record))
+        found.append((_as_text(str(record.get(_ID_FIELD, _line_id(number))), _ID_FIELD, where), where, record))
     return found
 
 
@@ -251,7 +285,7 @@ def _as_text(value: Any, field: str, where: str) -> str:
 def _parse_record(text: str, where: str) -> dict[str, Any]:
     try:
         record = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is no JSON: {first_line(error)}") from error
     if not isinstance(record, dict):
         raise InputError(f"{where}: expected a JSON object, it is {type(record).__name__}")
@@ -267,10 +301,15 @@ def _lines(file: Entry) -> list[str]:
 def _decode(file: Entry) -> str:
     """The file's text, its line ends as they are."""
     try:
-        return file.read_bytes().decode("utf-8")
+        if isinstance(file, zipfile.Path):
+            content: bytes = file.read_bytes()
+        else:
+            with open_regular(file) as opened:
+                content = opened.read()
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is not UTF-8: {error.reason} at byte {error.start}") from error
-    except (OSError, zipfile.BadZipFile, RuntimeError) as error:  # RuntimeError: an encrypted one
+    except _UNREADABLE as error:
         raise InputError(f"can't read {file}: {first_line(error)}") from error
 
 

@@ -158,3 +158,52 @@ def test_the_published_snippets() -> None:
     for language, expected in stripped.items():
         text_by_id = found.texts[language]
         assert count(lambda id_, texts=text_by_id: texts[id_] != texts[id_].strip()) == expected
+
+
+@pytest.mark.parametrize("kind", ["a line", "lines", "an id", "ids"])
+def test_a_zip_that_unpacks_to_too_much_is_refused(kind: str, tmp_path: Path) -> None:
+    from neurotally.profiler import parallel
+
+    files = {
+        "a line": {"C.txt": b"0" * (parallel._MAX_UNPACKED_BYTES + 1), "Python.txt": b"x"},
+        "lines": {"C.jsonl": b"{}\n" * (parallel._MAX_UNPACKED_LINES // 2 + 1),
+                  "Python.jsonl": b"{}\n" * (parallel._MAX_UNPACKED_LINES // 2)},
+        "an id": {"C/1.c": b"0" * (parallel._MAX_UNPACKED_BYTES + 1), "Python/1.py": b"x"},
+        "ids": {f"{name}/{id_}": b"0" * (parallel._MAX_UNPACKED_BYTES // 8 + 1) for name in "ab" for id_ in range(4)},
+    }[kind]  # fmt: skip
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    assert (tmp_path / "bomb.zip").stat().st_size < 4e6
+    with pytest.raises(InputError, match=r"bomb\.zip unpacks to more than 256 MiB or 1,000,000 lines; .* unpack it"):
+        read_parallel(tmp_path / "bomb.zip")
+
+
+def test_a_zip_that_lies_about_its_sizes_or_is_damaged_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("C/1", b"0" * 100_000)
+        archive.writestr("Python/1", b"x")
+    whole = (tmp_path / "a.zip").read_bytes()
+    declared = (100_000).to_bytes(4, "little")
+    assert whole.count(declared) == 2
+    (tmp_path / "lies.zip").write_bytes(whole.replace(declared, (10).to_bytes(4, "little")))
+    (tmp_path / "damaged.zip").write_bytes(whole[:45] + b"\xff" * 10 + whole[55:])
+    for name in ("lies", "damaged"):
+        with pytest.raises(InputError, match=f"can't read .*{name}.zip"):
+            read_parallel(tmp_path / f"{name}.zip")
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ('{"id": "\\ud800", "text": "x"}', "'id' is no Unicode text"),
+        ('{"id": 1, "text": ' + "[" * 200_000 + "]" * 200_000 + "}", "is no JSON: maximum recursion"),
+        ('{"id": ' + "9" * 10_000 + ', "text": "x"}', "is no JSON: Exceeds the limit"),
+    ],
+    ids=["a surrogate", "nested", "a huge number"],
+)
+def test_records_that_are_refused_in_one_line(record: str, message: str, tmp_path: Path) -> None:
+    lay_out(tmp_path, {"C.jsonl": record, "Python.jsonl": '{"id": 1, "text": "x"}'})
+    with pytest.raises(InputError, match=message) as caught:
+        read_parallel(tmp_path)
+    assert "\n" not in str(caught.value)
