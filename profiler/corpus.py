@@ -47,7 +47,7 @@ class Status(IntEnum):
 
     COUNTED = 0
     EMPTY = 1
-    """No bytes, or the tokenizer makes no token of it."""
+    """No bytes, or the tokenizer makes no token of it, be it that it fails over it."""
     NOT_UTF8 = 2
     UNREADABLE = 3
     """The file can't be opened or is gone; the folder can't be listed; the record isn't JSON or has no text in the

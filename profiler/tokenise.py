@@ -19,21 +19,35 @@ class TokenIds(NamedTuple):
 def tokenise(
     tokenizer: Any, texts: Sequence[str | None], document_tokens: int | None = None, with_spans: bool = False
 ) -> list[TokenIds]:
-    """Every text's tokens, special ones included; none of None. `document_tokens`: the first so many; None: all."""
+    """Every text's tokens, special ones included; none of None, and none of a text that the tokenizer fails over.
+
+    `document_tokens`: the first so many; None: all.
+    """
     there = [text for text in texts if text is not None]
     encoded: Any = {"input_ids": [], "offset_mapping": []}
     if there:
         cut = {} if document_tokens is None else {"truncation": True, "max_length": document_tokens}
-        encoded = tokenizer(
-            there, return_attention_mask=False, return_token_type_ids=False, verbose=False,
-            return_offsets_mapping=with_spans, **cut,
-        )  # fmt: skip
+        encoded = _encode(tokenizer, there, {"return_offsets_mapping": with_spans, **cut})
     ids = iter(encoded["input_ids"])
     spans = iter(encoded["offset_mapping"] if with_spans else [[]] * len(there))
     none = TokenIds([], np.empty((0, 2), np.int64))
     return [
         none if text is None else TokenIds(next(ids), np.array(next(spans), np.int64).reshape(-1, 2)) for text in texts
     ]
+
+
+def _encode(tokenizer: Any, texts: Sequence[str], options: dict[str, Any]) -> Any:
+    plain = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
+    try:
+        return tokenizer(texts, **plain, **options)
+    except BaseException as error:  # no Exception: a panic of the library, as where its regular expressions give up
+        if type(error).__name__ != "PanicException":
+            raise
+    if len(texts) == 1:
+        return {"input_ids": [[]], "offset_mapping": [[]]}
+    alone = [_encode(tokenizer, [text], options) for text in texts]
+    names = alone[0].keys()
+    return {name: [one[name][0] for one in alone] for name in names}
 
 
 def final_status(document: Document, ids_T: Sequence[int]) -> Status:
