@@ -50,10 +50,10 @@ def _read_counts(file: Path) -> tuple[int, np.ndarray]:
         raise InputError(f"no such file: {file}") from error
     except pickle.UnpicklingError as error:
         raise InputError(f"{file}: {_EXPECTED}; it is no torch file, or holds more than tensors and numbers") from error
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError) as error:
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, OverflowError, EOFError) as error:
         raise InputError(f"{file}: {_EXPECTED}: {first_line(error)}") from error
     is_count = active_LF.ndim == 2 and np.issubdtype(active_LF.dtype, np.integer) and active_LF.size > 0
-    if not is_count or tokens <= 0 or active_LF.min() < 0 or active_LF.max() > tokens:
+    if not is_count or not 0 < tokens < 2**63 or active_LF.min() < 0 or active_LF.max() > tokens:
         raise InputError(f"{file}: 'over_zero' isn't integers [layers, neurons] between 0 and n = {tokens}")
     return tokens, active_LF.astype(np.uint64)
 

@@ -349,3 +349,14 @@ def test_an_import_runs_no_code(run: Run, tmp_path: Path) -> None:
 def test_imports_that_are_refused(run: Run, document: Any, tmp_path: Path) -> None:
     torch.save(document, tmp_path / "f")
     refused(run("import", tmp_path / "s", f"en={tmp_path}/f"), str(tmp_path / "f"))
+
+
+@pytest.mark.parametrize("n", [10**30, float("inf"), 2**63], ids=str)
+def test_counts_beyond_what_a_store_holds_are_refused(n: Any, run: Run, tmp_path: Path) -> None:
+    torch.save({"n": n, "over_zero": torch.ones(2, 3, dtype=torch.int32)}, tmp_path / "en")
+    refused(run("import", tmp_path / "s", f"en={tmp_path}/en"), f"{tmp_path}/en: ")
+
+
+@pytest.mark.parametrize("option", ["--document-tokens", "--random-init", "--row-tokens", "--workers"])
+def test_numbers_beyond_all_measure_are_refused(option: str, run: Run, model_folder: Path, tmp_path: Path) -> None:
+    refused(run("profile", model_folder, tmp_path / "s", "--corpora", tmp_path, option, 10**30), option)

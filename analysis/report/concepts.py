@@ -33,7 +33,7 @@ def read_concepts_document(path: Path, store_path: Path) -> Mapping[str, Any]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} isn't JSON: {error}") from error
     if not isinstance(document, dict) or any(key not in document for key in _KEYS):
         raise InputError(f"{path} isn't a document of `neurotally concepts --out`")

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from neurotally.jobs.passes.run import PassRequest, PassResult, Plan, run_pass
-from neurotally.jobs.plan import CorpusPlan, find_corpora, list_corpus
+from neurotally.jobs.plan import CorpusPlan, find_corpora, list_corpus, stored_names
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.worker import TOKEN_BUDGET, Task
 from neurotally.profiler import store
@@ -272,5 +272,5 @@ def _describe(plan: CorpusPlan, parts: Sequence[dict[str, np.ndarray]]) -> dict[
         "skipped": {
             Status(code).name.lower(): int((status == code).sum()) for code in np.unique(status[skipped]).tolist()
         },
-        "skipped_documents": [plan.manifest.names[number] for number in skipped[:_LISTED_SKIPS]],
+        "skipped_documents": stored_names(plan.manifest)[skipped[:_LISTED_SKIPS]].tolist(),
     }
