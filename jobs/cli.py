@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
 import click
 
@@ -35,6 +34,7 @@ from neurotally.jobs.commands.options import (
 )  # fmt: skip
 from neurotally.jobs.commands.output import show
 from neurotally.jobs.commands.report import REPORT_COMMANDS
+from neurotally.jobs.interrupts import Interrupted, stop
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.visible import visible
 
@@ -111,7 +111,7 @@ def demo(folder: Path, workers: int, as_json: bool) -> None:
 @click.option("--window-lines", type=COUNT, metavar="N", help="Documents are windows of N lines, without overlap.")
 @click.option(
     "--random-init",
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, 2**32 - 1),
     metavar="SEED",
     help="Profile the architecture with fresh weights instead: for `patterns --null`.",
 )
@@ -222,7 +222,7 @@ def main() -> None:
 
 def _main(arguments: list[str]) -> int:
     """Run a command; the exit status."""
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, stop)
     try:
         result = cli.main(arguments, prog_name="neurotally", standalone_mode=False)
         return result if isinstance(result, int) else 0
@@ -239,16 +239,15 @@ def _main(arguments: list[str]) -> int:
         return 0
     except OSError as error:
         return _fail(_disk_message(error), 2)
+    except Interrupted as error:
+        return _fail(str(error), 128 + error.signal_number)
     except Exception as error:
         return _fail_job(error)
 
 
 def _fail_job(error: Exception) -> int:
     from neurotally.jobs.engines import JobError
-    from neurotally.jobs.interrupts import Interrupted
 
-    if isinstance(error, Interrupted):
-        return _fail(str(error), 128 + error.signal_number)
     if isinstance(error, JobError):
         return _fail(str(error), 1)
     if os.environ.get("NEUROTALLY_DEBUG"):
@@ -266,7 +265,3 @@ def _disk_message(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full{where}: make room, then the same command goes on from the last checkpoint"
     return f"{error.strerror or error}{where}"
-
-
-def _terminate(_number: int, _frame: FrameType | None) -> None:
-    raise SystemExit(128 + signal.SIGTERM)

@@ -1,4 +1,7 @@
-"""The first Ctrl-C or SIGTERM asks a run to stop when it has saved; a second one stops it at once."""
+"""The first Ctrl-C or SIGTERM asks a run to stop when it has saved; a second one stops it at once.
+
+Outside of a run's loop, where nothing needs saving, the first one stops the command.
+"""
 
 import contextlib
 import signal
@@ -7,12 +10,20 @@ from types import FrameType
 from typing import Any
 
 
-class Interrupted(Exception):
-    """Asked to stop by a signal; the work so far is saved. `signal_number` says which."""
+class Interrupted(BaseException):
+    """Asked to stop by a signal; the work so far is saved. `signal_number` says which.
+
+    No Exception, as KeyboardInterrupt is none: libraries that load a model mustn't take it for a failure of their own.
+    """
 
     def __init__(self, signal_number: int):
         super().__init__("stopped; the same command goes on from here")
         self.signal_number = signal_number
+
+
+def stop(number: int, _frame: FrameType | None = None) -> None:
+    """Stop the command at once: a handler of signals."""
+    raise Interrupted(number)
 
 
 class StopRequest:
@@ -44,6 +55,6 @@ class StopRequest:
 
     def _ask(self, number: int, _frame: FrameType | None) -> None:
         if self._signal is not None:
-            raise KeyboardInterrupt
+            raise Interrupted(number)
         self._signal = number
         self._on_ask("stopping after the work in hand; again to stop at once")

@@ -97,8 +97,8 @@ class Progress:
         start = line_at = time.monotonic()
         before = done
         with tqdm(
-            total=total, initial=done, desc=visible(description), unit=what, disable=not self.on_terminal, dynamic_ncols=True,
-            leave=leave,
+            total=total, initial=done, desc=visible(description), unit=what, disable=not self.on_terminal,
+            dynamic_ncols=True, leave=leave,
         ) as bar:  # fmt: skip
 
             def step(said: str) -> None:

@@ -2,16 +2,24 @@
 
 The only file that imports ray. Results come back to the driver, which alone writes. A worker that dies is
 replaced and its tasks run again; a task under suspicion runs alone on its worker, so that the culprit is
-known.
+known. Nothing here waits for longer than it was asked to: a signal, or the end of Ray itself, ends a run at once.
+
+A Ray that we start listens on all of this machine's interfaces. Who talks to it needs a token, drawn anew for every
+process of ours that starts one; other users can't read it. A cluster at an address is as its owner made it.
 """
 
 import contextlib
+import functools
+import io
 import logging
 import os
+import secrets
+import signal
 import threading
+import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +27,10 @@ from typing import Any
 import numpy as np
 import psutil
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 
 from neurotally.jobs.engines import MAX_CRASHES, MAX_FAILURES, Job, JobError, Task, failed_task
+from neurotally.jobs.interrupts import Interrupted
 from neurotally.jobs.worker import ModelConfig
 from neurotally.kernels.compiled import library
 from neurotally.profiler.errors import InputError, first_line
@@ -30,8 +39,13 @@ from neurotally.profiler.model import ModelFacts, load_model, resolve_device
 _IN_FLIGHT = 2
 """Tasks a worker holds: one is computed while the next is read and tokenised."""
 _START_TIMEOUT_S = 1800.0
+_KILL_WAIT_S = 5.0
+_LOOK_EVERY_S = 0.5
+"""So often, while it waits, the driver looks whether Ray is still there."""
 _SESSION_VARIABLE = "NEUROTALLY_RAY_SESSION"
 """Set in the environment of a Ray that we start; its processes inherit it."""
+_RAY_PROCESSES = ("raylet", "gcs_server")
+"""Without these nothing goes on."""
 _DEAD = (RayActorError, WorkerCrashedError)
 
 
@@ -43,12 +57,15 @@ class _ActorWorker:
         self._num_threads = num_threads
         self._computing = threading.Lock()
 
-    def start(self) -> ModelFacts:
+    def start(self, job: Job | None) -> ModelFacts:
+        """Load the model; `job`, if the pass is fixed already."""
         import torch
 
         torch.set_num_threads(self._num_threads)
         config = self._model_config
         self._model = load_model(config.spec, config.device, config.dtype, config.trust_remote_code)
+        if job is not None:
+            self.configure(job)
         return self._model.facts
 
     def configure(self, job: Job) -> None:
@@ -68,6 +85,9 @@ class _Actor:
     handle: Any
     in_flight: dict[Any, Task] = field(default_factory=dict)
     """Result reference: task."""
+    starting: Any = None
+    """Reference that is ready once it has loaded the model; None: it has."""
+    started_at: float = 0.0
 
 
 class RayEngine:
@@ -87,9 +107,27 @@ class RayEngine:
         self._waiting: deque[Task] = deque()
         self._failures: Counter[str] = Counter()
         self._crashes: Counter[str] = Counter()
+        self._dead_starts = 0
+        """Workers in a row that died while they loaded the model."""
         self._put_hint: tuple[np.ndarray | None, Any] = (None, None)
         self._session_file = session_file
-        _connect(address, session_file)
+        self._ray_processes: dict[str, psutil.Process] = {}
+        self._quiet = contextlib.ExitStack()
+        """Ray tells of its troubles on stdout, which is for results; what ends a run is an error of ours."""
+        try:
+            self._connect(address, num_workers, device)
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self, address: str | None, num_workers: int | None, device: str) -> None:
+        self._quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        _connect(address, self._session_file)
+        if address is None:
+            for process in _processes_of(self._session_file.read_text()):
+                with contextlib.suppress(psutil.Error):  # some of Ray's are gone at once
+                    if (name := process.name()) in _RAY_PROCESSES:
+                        self._ray_processes[name] = process
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         num_gpus = sum(int(node.get("GPU", 0)) for node in nodes)
         self._device = device if device != "auto" else "cuda" if num_gpus else "cpu"
@@ -100,7 +138,7 @@ class RayEngine:
         """Start the actors and load the model on each of them."""
         library()  # built once here, before workers would all build it
         self._actors = [_Actor(self._new_handle()) for _ in range(self.num_workers)]
-        facts = [_get(actor.handle.start.remote()) for actor in self._actors]
+        facts = self._get_all([actor.handle.start.remote(None) for actor in self._actors])
         self._facts = facts[0]
         if any(other.fingerprint != self._facts.fingerprint for other in facts):
             raise InputError(f"the workers loaded different weights of {self._model.spec}")
@@ -109,8 +147,7 @@ class RayEngine:
     def configure(self, job: Job) -> None:
         """Fix the pass on every worker."""
         self._job = job
-        for actor in self._actors:
-            _get(actor.handle.configure.remote(job))
+        self._get_all([actor.handle.configure.remote(job) for actor in self._actors])
 
     def has_room(self) -> bool:
         """Whether a worker holds fewer tasks than it can."""
@@ -119,19 +156,30 @@ class RayEngine:
 
     def submit(self, task: Task, hint: np.ndarray | None = None) -> None:
         """Queue a task and hand it to a worker with room."""
-        if hint is not None and self._put_hint[0] is not hint:
-            self._put_hint = (hint, ray.put(hint))
-        self._hints[task.key] = self._put_hint[1] if hint is not None else None
-        self._waiting.append(task)
-        self._hand_out()
+        with self._telling_of_its_end():
+            if hint is not None and self._put_hint[0] is not hint:
+                self._put_hint = (hint, ray.put(hint))
+            self._hints[task.key] = self._put_hint[1] if hint is not None else None
+            self._waiting.append(task)
+            self._hand_out()
 
     def next_result(self, timeout_s: float) -> Any:
         """The result of a finished task, or None after `timeout_s`; replaces workers that died."""
+        self._check_ray()
+        with self._telling_of_its_end():
+            return self._next_result(timeout_s)
+
+    def _next_result(self, timeout_s: float) -> Any:
         owners = {reference: actor for actor in self._actors for reference in actor.in_flight}
+        owners |= {actor.starting: actor for actor in self._actors if actor.starting is not None}
         ready, _ = ray.wait(list(owners), num_returns=1, timeout=timeout_s) if owners else ([], [])
         if not ready:
+            self._check_starts()
             return None
         actor = owners[ready[0]]
+        if ready[0] == actor.starting:
+            self._note_start(actor)
+            return None
         task = actor.in_flight[ready[0]]
         try:
             result = ray.get(ready[0])
@@ -148,12 +196,16 @@ class RayEngine:
         return result
 
     def close(self) -> None:
-        """End the actors, and Ray if we started it."""
-        for actor in self._actors:
-            ray.kill(actor.handle)
-        self._actors = []
-        ray.shutdown()
-        self._session_file.unlink(missing_ok=True)
+        """End the actors, and Ray if we started it: what doesn't go by itself is killed."""
+        try:
+            if self._ray_that_ended() is None:
+                for actor in self._actors:
+                    ray.kill(actor.handle)
+            self._actors = []
+            ray.shutdown()
+        finally:
+            self._quiet.close()
+            _end_leftovers(self._session_file)
 
     def _new_handle(self) -> Any:
         cores, gpus = self._cores, 1 if self._device == "cuda" else 0
@@ -165,7 +217,8 @@ class RayEngine:
         for _ in range(len(self._waiting)):
             task = self._waiting.popleft()
             limit = 1 if self._crashes[task.key] else _IN_FLIGHT
-            free = [actor for actor in self._actors if len(actor.in_flight) < limit and not self._guards(actor)]
+            started = [actor for actor in self._actors if actor.starting is None]
+            free = [actor for actor in started if len(actor.in_flight) < limit and not self._guards(actor)]
             if not free:
                 self._waiting.append(task)
                 continue
@@ -193,13 +246,81 @@ class RayEngine:
                 raise JobError(f"{task} took {MAX_CRASHES} workers down: {first_line(error)}") from error
         logging.getLogger(__name__).warning("a worker died; its %d tasks run again", len(tasks))
         dead.in_flight = {}
-        ray.kill(dead.handle)
-        dead.handle = self._new_handle()
-        _get(dead.handle.start.remote())
-        if self._job is not None:
-            _get(dead.handle.configure.remote(self._job))
+        self._start_again(dead)
         self._waiting.extendleft(reversed(tasks))
         self._hand_out()
+
+    def _start_again(self, dead: _Actor) -> None:
+        """Begin to load the model on a new worker; `next_result` sees when it has."""
+        ray.kill(dead.handle)
+        dead.handle = self._new_handle()
+        dead.starting = dead.handle.start.remote(self._job)
+        dead.started_at = time.monotonic()
+
+    def _note_start(self, actor: _Actor) -> None:
+        """A replacement has loaded the model, or died of it."""
+        try:
+            ray.get(actor.starting)
+        except _DEAD as error:
+            self._dead_starts += 1
+            if self._dead_starts >= MAX_CRASHES:
+                raise JobError(
+                    f"{MAX_CRASHES} workers in a row died while they loaded the model: {first_line(error)}"
+                ) from error
+            self._start_again(actor)
+        except RayTaskError as error:
+            raise _failed_start(error) from error
+        else:
+            self._dead_starts = 0
+            actor.starting = None
+            self._hand_out()
+
+    def _check_starts(self) -> None:
+        now = time.monotonic()
+        if any(actor.starting is not None and now - actor.started_at > _START_TIMEOUT_S for actor in self._actors):
+            raise _late_start()
+
+    def _get_all(self, references: Sequence[Any]) -> list[Any]:
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        return [self._get(reference, deadline) for reference in references]
+
+    def _get(self, reference: Any, deadline: float) -> Any:
+        while True:
+            self._check_ray()
+            try:
+                return ray.get(reference, timeout=_LOOK_EVERY_S)
+            except RayTaskError as error:
+                raise _failed_start(error) from error
+            except _DEAD as error:
+                self._check_ray()
+                raise JobError(f"a worker died while it started: {first_line(error)}") from error
+            except GetTimeoutError as error:
+                if time.monotonic() > deadline:
+                    raise _late_start() from error
+
+    def _check_ray(self) -> None:
+        """JobError if a process without which Ray waits for ever is gone."""
+        if name := self._ray_that_ended():
+            _end_leftovers(self._session_file)  # before they wait for it to come back
+            raise JobError(f"Ray's process {name} ended; the same command goes on from the last checkpoint")
+
+    @contextlib.contextmanager
+    def _telling_of_its_end(self) -> Iterator[None]:
+        """What Ray raises is a JobError that says so where it is Ray that ended."""
+        try:
+            yield
+        except (RayError, OSError):
+            self._check_ray()
+            raise
+
+    def _ray_that_ended(self) -> str | None:
+        for name, process in self._ray_processes.items():
+            try:
+                if process.status() == psutil.STATUS_ZOMBIE:
+                    return name
+            except psutil.NoSuchProcess:
+                return name
+        return None
 
 
 def _cores_each(nodes: Sequence[Mapping[str, float]], num_workers: int, device: str) -> float:
@@ -218,38 +339,74 @@ def _connect(address: str | None, session_file: Path) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
-        if address is None:
-            os.environ[_SESSION_VARIABLE] = uuid.uuid4().hex
-            session_file.write_text(os.environ[_SESSION_VARIABLE])
-            ray.init(address="local", num_cpus=os.cpu_count(), include_dashboard=False, **quiet)
-        else:
-            ray.init(address=address, **quiet)
+        with _own_sigterm():
+            if address is None:
+                _start_ray(session_file, quiet)
+            else:
+                ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(f"can't connect to Ray at {address or 'this machine'}: {first_line(error)}") from error
+
+
+def _start_ray(session_file: Path, quiet: dict[str, Any]) -> None:
+    """Start a Ray on this machine, whose processes can be told by their environment and ask for a token."""
+    session = uuid.uuid4().hex
+    session_file.write_text(session)
+    os.environ.pop("RAY_AUTH_MODE", None)  # unset, Ray asks for a token, from 2.59 on
+    os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
+    os.environ["RAY_AUTH_TOKEN"] = _token()
+    os.environ[_SESSION_VARIABLE] = session
+    try:
+        ray.init(address="local", num_cpus=os.cpu_count(), include_dashboard=False, **quiet)
+    finally:
+        del os.environ[_SESSION_VARIABLE]  # later processes are not Ray's
+
+
+@functools.cache
+def _token() -> str:
+    """One for this process: Ray reads it once."""
+    return secrets.token_hex(32)
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep the handler of SIGTERM: Ray puts one in its place, which ends the process with a status of its own."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as error:
+        raise Interrupted(signal.SIGTERM) from error
+    finally:
+        with contextlib.suppress(ValueError):  # not in the main thread, where Ray takes no signals either
+            signal.signal(signal.SIGTERM, before)
 
 
 def _end_leftovers(session_file: Path) -> None:
     """End the processes of a Ray whose driver was killed: its workers go by themselves, some of its agents don't."""
     if not session_file.exists():
         return
-    session = session_file.read_text()
-    for process in psutil.process_iter():
+    left = _processes_of(session_file.read_text())
+    for process in left:
         with contextlib.suppress(psutil.Error):
-            if process.environ().get(_SESSION_VARIABLE) == session and process.pid != os.getpid():
-                process.kill()
+            process.kill()
+    psutil.wait_procs(left, timeout=_KILL_WAIT_S)
     session_file.unlink()
 
 
-def _get(reference: Any) -> Any:
-    try:
-        return ray.get(reference, timeout=_START_TIMEOUT_S)
-    except RayTaskError as error:
-        if isinstance(error.cause, InputError):
-            raise InputError(str(error.cause)) from error
-        raise JobError(f"a worker can't start: {type(error.cause).__name__}: {first_line(error.cause)}") from error
-    except _DEAD as error:
-        raise JobError(f"a worker died while it started: {first_line(error)}") from error
-    except GetTimeoutError as error:
-        raise JobError(
-            f"workers didn't start in {_START_TIMEOUT_S:.0f} s: are there enough free CPUs or GPUs?"
-        ) from error
+def _processes_of(session: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(_SESSION_VARIABLE) == session and process.pid != os.getpid():
+                found.append(process)
+    return found
+
+
+def _failed_start(error: RayTaskError) -> Exception:
+    if isinstance(error.cause, InputError):
+        return InputError(str(error.cause))
+    return JobError(f"a worker can't start: {type(error.cause).__name__}: {first_line(error.cause)}")
+
+
+def _late_start() -> JobError:
+    return JobError(f"workers didn't start in {_START_TIMEOUT_S:.0f} s: are there enough free CPUs or GPUs?")

@@ -1,0 +1,163 @@
+"""Ray: who may talk to it, and what is left when it, a worker or the run dies."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from reference import everything
+from test_jobs_profile import COMMAND, start, wait_for_units
+
+from neurotally.jobs.ray_engine import RayEngine
+from neurotally.jobs.worker import ModelConfig
+
+TAG = "NEUROTALLY_TEST_TAG"
+
+
+@pytest.fixture
+def tag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Set in the environment of what a test starts; nothing of it is left behind."""
+    monkeypatch.setenv(TAG, str(tmp_path))
+    yield str(tmp_path)
+    for process in tagged(str(tmp_path)):
+        process.kill()
+
+
+def tagged(tag: str) -> list[psutil.Process]:
+    """The processes, other than this one, that were started with the tag."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(TAG) == tag and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def named(tag: str, name: str) -> list[psutil.Process]:
+    found = []
+    for process in tagged(tag):
+        try:
+            if name in process.name() or name in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def wait_for(tag: str, name: str, but: set[int] = frozenset()) -> psutil.Process:  # type: ignore[assignment]
+    deadline = time.monotonic() + 400
+    while time.monotonic() < deadline:
+        for process in named(tag, name):
+            if process.pid not in but:
+                return process
+        time.sleep(0.02)
+    raise AssertionError(f"no {name} came up")
+
+
+def all_gone(tag: str) -> bool:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and tagged(tag):
+        time.sleep(0.2)
+    return not tagged(tag)
+
+
+def test_only_who_has_the_token_of_this_process_can_talk_to_ray(model_folder: Path, tag: str, tmp_path: Path) -> None:
+    import ray
+
+    engine = RayEngine(ModelConfig(str(model_folder)), 1, tmp_path / "ray")
+    try:
+        address, token = ray.get_runtime_context().gcs_address, os.environ["RAY_AUTH_TOKEN"]
+        assert len(token) == 64
+        free = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+        client = f"import ray; ray.init({address!r}, log_to_driver=False); print('joined')"
+
+        def join(**more: str) -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-c", client]
+            return subprocess.run(command, env={**free, **more}, capture_output=True, text=True, timeout=240)
+
+        for refused in (join(), join(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64)):
+            assert "joined" not in refused.stdout
+            assert "InvalidAuthToken" in refused.stderr
+        assert "joined" in join(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token).stdout
+    finally:
+        engine.close()
+    assert not (tmp_path / "ray").exists()
+    assert all_gone(tag)
+
+
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_the_end_of_ray_ends_the_run_at_once_and_it_goes_on(
+    name: str, model_folder: Path, make_corpora: Any, tag: str, tmp_path: Path
+) -> None:
+    corpora = make_corpora({"python": 300})
+    process = start(model_folder, tmp_path / "s", corpora, "--workers", "2")
+    wait_for_units(tmp_path / "s", 5, process, timeout_s=400)
+    named(tag, name)[0].kill()
+    began = time.monotonic()
+    out, errors = process.communicate(timeout=120)
+    assert time.monotonic() - began < 60
+    assert process.returncode == 1
+    assert out == ""
+    assert errors.splitlines()[-1].startswith("neurotally: Ray's process ")
+    assert "Traceback" not in errors
+    assert all_gone(tag)
+    again = start(model_folder, tmp_path / "s", corpora)
+    _, errors = again.communicate()
+    assert again.returncode == 0, errors
+    start(model_folder, tmp_path / "clean", corpora).communicate()
+    assert everything(tmp_path / "s") == everything(tmp_path / "clean")
+
+
+def test_replacements_that_die_while_they_load_are_replaced_too(
+    model_folder: Path, make_corpora: Any, tag: str, tmp_path: Path
+) -> None:
+    process = start(model_folder, tmp_path / "s", make_corpora({"python": 300}), "--workers", "2")
+    wait_for_units(tmp_path / "s", 5, process, timeout_s=400)
+    seen = {worker.pid for worker in named(tag, "ray::_ActorWorker")}
+    psutil.Process(min(seen)).kill()
+    for _ in range(2):
+        replacement = wait_for(tag, "ray::_ActorWorker", seen)
+        seen.add(replacement.pid)
+        replacement.kill()
+    _, errors = process.communicate(timeout=400)
+    assert process.returncode == 0, errors
+    assert all_gone(tag)
+
+
+@pytest.mark.parametrize("when", ["gcs_server", "ray::_ActorWorker"], ids=["while Ray starts", "while models load"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_before_the_run_leaves_nothing_behind(
+    when: str, number: signal.Signals, code: int, model_folder: Path, make_corpora: Any, tag: str, tmp_path: Path
+) -> None:
+    process = start(model_folder, tmp_path / "s", make_corpora({"python": 20}), "--workers", "2")
+    wait_for(tag, when)
+    os.kill(process.pid, number)
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == code, errors
+    assert out == ""
+    lines = [line for line in errors.splitlines() if line and not line.startswith("loading ")]
+    assert len(lines) == 1, errors
+    assert "the same command goes on from" in lines[0]
+    assert all_gone(tag)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_while_the_model_loads_here(
+    number: signal.Signals, code: int, model_folder: Path, make_corpora: Any, tmp_path: Path
+) -> None:
+    corpora = str(make_corpora({"python": 20}))
+    command = [*COMMAND, "profile", str(model_folder), str(tmp_path / "s"), "--corpora", corpora]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("loading ")
+    os.kill(process.pid, number)
+    out, errors = process.communicate(timeout=120)
+    assert (process.returncode, out, errors.strip().count("\n")) == (code, "", 0), errors
