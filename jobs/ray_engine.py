@@ -198,11 +198,11 @@ class RayEngine:
     def close(self) -> None:
         """End the actors, and Ray if we started it: what doesn't go by itself is killed."""
         try:
-            if self._ray_that_ended() is None:
+            if self._ray_that_ended() is None:  # else Ray would end this process, before it can say why
                 for actor in self._actors:
                     ray.kill(actor.handle)
+                ray.shutdown()
             self._actors = []
-            ray.shutdown()
         finally:
             self._quiet.close()
             _end_leftovers(self._session_file)
@@ -301,7 +301,6 @@ class RayEngine:
     def _check_ray(self) -> None:
         """JobError if a process without which Ray waits for ever is gone."""
         if name := self._ray_that_ended():
-            _end_leftovers(self._session_file)  # before they wait for it to come back
             raise JobError(f"Ray's process {name} ended; the same command goes on from the last checkpoint")
 
     @contextlib.contextmanager
