@@ -26,6 +26,8 @@ _SUBJECTS = {
     "stores": cases_stores.CASES,
     "texts": cases_texts.CASES,
 }
+_IDLE_S = 15.0
+"""A run that computes nothing for so long hangs."""
 _IN_OPEN = 0x20
 _EVENT = struct.Struct("iIII")
 
@@ -70,7 +72,7 @@ def _try(name: str, case: Case, place: Place, folder: Path, findings: Findings) 
         launch = start(arguments, folder / "log", SMALL_TASKS, cwd=place.folder)
         if case.during is not None:
             case.during(place, launch)
-        outcome = launch.finish(case.limit_s)
+        outcome = launch.finish(case.limit_s, _IDLE_S)
     findings.check(name, outcome, case.allowed, lines=1)
     text = outcome.out + outcome.err
     if case.says and case.says.encode() not in text:

@@ -87,7 +87,7 @@ class Case:
     """What is wrong afterwards, if anything."""
     during: Callable[[Place, Launch], None] | None = None
     """What happens while it runs."""
-    limit_s: float = 120.0
+    limit_s: float = 300.0
     is_costly: bool = False
     """Needs much memory, or time where it is not refused."""
 

@@ -29,7 +29,7 @@ from neurotally.profiler.store import RUN_FOLDER
 _ENDS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 _RAY_ENDS = {0, 1, 2, 130, 143, -9}
 _TARGETS = ("driver", "worker", "raylet", "gcs_server", "group")
-_LIMIT_S = 120.0
+_LIMIT_S = 300.0
 _RAY_LIMIT_S = 400.0
 _MOST_DISTURBED = 3
 

@@ -114,11 +114,16 @@ class Launch:
         except psutil.Error:
             return []
 
-    def finish(self, limit_s: float) -> Outcome:
-        """Wait for its end; at the limit end it and its group."""
+    def finish(self, limit_s: float, idle_s: float | None = None) -> Outcome:
+        """Wait for its end; end it and its group at the limit, or when it computes nothing for `idle_s`."""
         deadline = time.monotonic() + limit_s
+        busy, busy_at = 0.0, time.monotonic()
         while not self.poll() and time.monotonic() < deadline:
             time.sleep(0.005)
+            if idle_s is not None and time.monotonic() > busy_at + idle_s:
+                before, busy, busy_at = busy, self._computed_s(), time.monotonic()
+                if busy == before:
+                    break
         hung = not self.poll()
         if hung:
             _kill_group(self.pid)
@@ -135,6 +140,13 @@ class Launch:
             peak_bytes=usage.ru_maxrss * 1024,
             changes=tuple(json.loads(counted.read_text())) if counted.exists() else (),
         )
+
+    def _computed_s(self) -> float:
+        try:
+            times = psutil.Process(self.pid).cpu_times()
+        except psutil.Error:
+            return float("inf")
+        return times.user + times.system
 
 
 def preload() -> None:
@@ -175,9 +187,11 @@ def start(
     return Launch(pid, folder, run_id)
 
 
-def run(arguments: Sequence[object], folder: Path, limit_s: float = 120.0, **options: Any) -> Outcome:
-    """Run `neurotally ARGUMENTS` to its end, or to the limit."""
-    return start(arguments, folder, **options).finish(limit_s)
+def run(
+    arguments: Sequence[object], folder: Path, limit_s: float = 300.0, idle_s: float | None = None, **options: Any
+) -> Outcome:
+    """Run `neurotally ARGUMENTS` to its end, or to a limit."""
+    return start(arguments, folder, **options).finish(limit_s, idle_s)
 
 
 def left_behind(seen: set[psutil.Process], run_ids: set[str], grace_s: float = 15.0) -> list[str]:
