@@ -136,8 +136,8 @@ def _committed(attributes: dict[str, Any]) -> dict[str, int]:
 def _is_locked(lock_file: Path) -> bool:
     """Whether a run holds the store's lock, which `filelock` takes by flock; needs no right to write."""
     try:
-        descriptor = os.open(lock_file, os.O_RDONLY | os.O_NOFOLLOW)
-    except FileNotFoundError:
+        descriptor = os.open(lock_file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
         reason = "it is a link" if error.errno == errno.ELOOP else error.strerror

@@ -18,7 +18,6 @@ the first tokens of a text can depend on all of it, so that a part wouldn't do w
 """
 
 import contextlib
-import errno
 import fnmatch
 import hashlib
 import json
@@ -34,6 +33,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from neurotally.profiler.errors import InputError, first_line
+from neurotally.profiler.whole_files import NotRegularError, open_regular
 
 DEFAULT_COLUMNS = ("text", "content", "code")
 MAX_DOCUMENT_BYTES = 8 * 2**20
@@ -56,10 +56,6 @@ class Status(IntEnum):
     """Its size isn't the one listed when the run started, or it is no ordinary file any more."""
     TOO_LARGE = 5
     """It has more than MAX_DOCUMENT_BYTES."""
-
-
-class NotRegularError(OSError):
-    """A folder, a FIFO or a device where a file was expected."""
 
 
 class Document(NamedTuple):
@@ -166,15 +162,6 @@ def read_documents(source: Source, names: Sequence[str], sizes: Sequence[int], o
     if source.kind == "jsonl":
         return _read_jsonl(source, sizes, offset)
     return _read_parquet(source, int(names[0]), int(names[-1]) + 1)
-
-
-def open_regular(path: Path) -> BinaryIO:
-    """Open an ordinary file to read; OSError where it is anything else. Never waits, as opening a FIFO would."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise NotRegularError(errno.EINVAL, "expected an ordinary file", str(path))
-    return os.fdopen(descriptor, "rb")
 
 
 def text_document(content: bytes) -> Document:

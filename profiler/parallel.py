@@ -25,8 +25,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from neurotally.profiler.corpus import open_regular
 from neurotally.profiler.errors import InputError, first_line
+from neurotally.profiler.whole_files import open_regular
 
 TEXT_FIELDS = ("snippet", "text", "content", "code")
 """The first of them that a record has is its text."""

@@ -27,7 +27,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from neurotally.profiler.array_layout import ArrayLayout, check_axes
 from neurotally.profiler.errors import InputError, first_line
-from neurotally.profiler.whole_files import read_json, replace_json, sync_tree
+from neurotally.profiler.whole_files import NotRegularError, open_regular, read_json, replace_json, sync_tree
 
 SCHEMA_VERSION = 1
 RUN_FOLDER = ".run"
@@ -288,7 +288,8 @@ def publish(store: Path, group: str, finished: Path) -> None:
 
 def _root(path: Path) -> dict[str, Any]:
     try:
-        root: dict[str, Any] = json.loads((path / "zarr.json").read_text())
+        with open_regular(path / "zarr.json") as file:
+            root: dict[str, Any] = json.loads(file.read())
         schema = root["attributes"]["schema"]
         if not all(isinstance(node, dict) for node in root["consolidated_metadata"]["metadata"].values()):
             raise TypeError("a node is no object")
@@ -296,7 +297,7 @@ def _root(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is no store: it has no zarr.json; `neurotally profile` makes one") from error
     except NotADirectoryError as error:
         raise InputError(f"{path} is a file, not a store") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, NotRegularError) as error:
         raise InputError(f"{path / 'zarr.json'} is not the root of a neurotally store, or was cut off") from error
     if schema != SCHEMA_VERSION:
         raise InputError(f"{path} has schema {schema!r}, this version reads {SCHEMA_VERSION}; upgrade neurotally")

@@ -1,14 +1,20 @@
 """Files that a reader finds whole or not at all: written beside their place, forced to the disk, then put there."""
 
+import errno
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from neurotally.profiler.errors import InputError, first_line
+
+
+class NotRegularError(OSError):
+    """A folder, a FIFO or a device where a file was expected."""
 
 
 @contextmanager
@@ -48,14 +54,24 @@ def replace_json(path: Path, document: Any) -> None:
 def read_json(path: Path, *keys: str) -> Any:
     """What `replace_json` wrote; None where nothing was. InputError where it is damaged or lacks one of `keys`."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            document = json.loads(file.read())
     except FileNotFoundError:
         return None
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, NotRegularError) as error:
         raise InputError(f"{path} is damaged: {first_line(error)}") from error
     if lacks := [key for key in keys if not isinstance(document, dict) or key not in document]:
         raise InputError(f"{path} is damaged: it lacks {lacks[0]!r}")
     return document
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open an ordinary file to read; OSError where it is anything else. Never waits, as opening a FIFO would."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NotRegularError(errno.EINVAL, "expected an ordinary file", str(path))
+    return os.fdopen(descriptor, "rb")
 
 
 def sync_tree(folder: Path) -> None:

@@ -22,10 +22,10 @@ from neurotally.profiler.corpus import (
     Manifest,
     Source,
     Status,
-    open_regular,
     text_document,
 )
 from neurotally.profiler.errors import InputError
+from neurotally.profiler.whole_files import open_regular
 
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _NAME = re.compile(r"(?s)(.*)#L(\d+)-(\d+)")

@@ -95,7 +95,7 @@ def test_counts_that_cannot_be(made: Path) -> None:
 
 def test_arrays_that_disagree(made: Path) -> None:
     publish(made, "zig", corpus(3, [1000, 1000]) | {"tokens": np.array([2000], np.uint64)})
-    with pytest.raises(InputError, match="'zig' has tokens of 1 groups, active of 2"):
+    with pytest.raises(InputError, match="zig: tokens has 1 along 'group', active has 2"):
         read_group_counts(made)
 
 

@@ -1,6 +1,7 @@
 """The store: round trip, the commit, and what damage looks like."""
 
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -276,3 +277,18 @@ def test_a_damaged_chunk_is_told_with_its_array(name: str, made: Path) -> None:
     chunk.write_bytes(bytes(content))
     with pytest.raises(InputError, match=rf"{name} can't be read: .*checksum"):
         store.read_corpus(made, "c++")
+
+
+@pytest.mark.parametrize("file", ["zarr.json", ".run/lock"])
+def test_a_pipe_in_a_stores_place_is_not_waited_for(file: str, tmp_path: Path) -> None:
+    from neurotally.jobs.status import status
+
+    store.create_store(tmp_path, {})
+    (tmp_path / ".run").mkdir()
+    (tmp_path / file).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / file)
+    if file == "zarr.json":
+        with pytest.raises(InputError, match="is not the root of a neurotally store"):
+            status(tmp_path)
+    else:
+        assert status(tmp_path)["state"] == "complete"

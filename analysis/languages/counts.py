@@ -197,8 +197,6 @@ def _documents(path: Path, corpus: str) -> np.ndarray | None:
 
 
 def _check_groups(path: Path, corpus: str, tokens_G: np.ndarray, active_GLF: np.ndarray) -> None:
-    if len(tokens_G) != len(active_GLF):
-        raise InputError(f"{path}: corpus {corpus!r} has tokens of {len(tokens_G)} groups, active of {len(active_GLF)}")
     if (active_GLF.max(axis=(1, 2), initial=0) > tokens_G).any():
         raise InputError(f"{path}: corpus {corpus!r} has neurons active at more tokens than a group has")
 
