@@ -31,6 +31,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 
 from neurotally.jobs.engines import MAX_CRASHES, MAX_FAILURES, Job, JobError, Task, failed_task
 from neurotally.jobs.interrupts import Interrupted
+from neurotally.jobs.ray_session import SESSION_VARIABLE, Guard, end_leftovers, is_gone, processes_of, ray_ended
 from neurotally.jobs.worker import ModelConfig
 from neurotally.kernels.compiled import library
 from neurotally.profiler.errors import InputError, first_line
@@ -39,11 +40,8 @@ from neurotally.profiler.model import ModelFacts, load_model, resolve_device
 _IN_FLIGHT = 2
 """Tasks a worker holds: one is computed while the next is read and tokenised."""
 _START_TIMEOUT_S = 1800.0
-_KILL_WAIT_S = 5.0
 _LOOK_EVERY_S = 0.5
 """So often, while it waits, the driver looks whether Ray is still there."""
-_SESSION_VARIABLE = "NEUROTALLY_RAY_SESSION"
-"""Set in the environment of a Ray that we start; its processes inherit it."""
 _RAY_PROCESSES = ("raylet", "gcs_server")
 """Without these nothing goes on."""
 _DEAD = (RayActorError, WorkerCrashedError)
@@ -112,6 +110,7 @@ class RayEngine:
         self._put_hint: tuple[np.ndarray | None, Any] = (None, None)
         self._session_file = session_file
         self._ray_processes: dict[str, psutil.Process] = {}
+        self._guard: Guard | None = None
         self._quiet = contextlib.ExitStack()
         """Ray tells of its troubles on stdout, which is for results; what ends a run is an error of ours."""
         try:
@@ -124,10 +123,11 @@ class RayEngine:
         self._quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))
         _connect(address, self._session_file)
         if address is None:
-            for process in _processes_of(self._session_file.read_text()):
+            for process in processes_of(self._session_file.read_text()):
                 with contextlib.suppress(psutil.Error):  # some of Ray's are gone at once
                     if (name := process.name()) in _RAY_PROCESSES:
                         self._ray_processes[name] = process
+            self._guard = Guard(self._session_file, self._ray_processes)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         num_gpus = sum(int(node.get("GPU", 0)) for node in nodes)
         self._device = device if device != "auto" else "cuda" if num_gpus else "cpu"
@@ -205,7 +205,9 @@ class RayEngine:
             self._actors = []
         finally:
             self._quiet.close()
-            _end_leftovers(self._session_file)
+            end_leftovers(self._session_file)
+            if self._guard is not None:
+                self._guard.dismiss()
 
     def _new_handle(self) -> Any:
         cores, gpus = self._cores, 1 if self._device == "cuda" else 0
@@ -301,7 +303,7 @@ class RayEngine:
     def _check_ray(self) -> None:
         """JobError if a process without which Ray waits for ever is gone."""
         if name := self._ray_that_ended():
-            raise JobError(f"Ray's process {name} ended; the same command goes on from the last checkpoint")
+            raise JobError(ray_ended(name))
 
     @contextlib.contextmanager
     def _telling_of_its_end(self) -> Iterator[None]:
@@ -313,13 +315,7 @@ class RayEngine:
             raise
 
     def _ray_that_ended(self) -> str | None:
-        for name, process in self._ray_processes.items():
-            try:
-                if process.status() == psutil.STATUS_ZOMBIE:
-                    return name
-            except psutil.NoSuchProcess:
-                return name
-        return None
+        return next((name for name, process in self._ray_processes.items() if is_gone(process)), None)
 
 
 def _cores_each(nodes: Sequence[Mapping[str, float]], num_workers: int, device: str) -> float:
@@ -333,7 +329,7 @@ def _cores_each(nodes: Sequence[Mapping[str, float]], num_workers: int, device: 
 
 
 def _connect(address: str | None, session_file: Path) -> None:
-    _end_leftovers(session_file)
+    end_leftovers(session_file)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -354,11 +350,11 @@ def _start_ray(session_file: Path, quiet: dict[str, Any]) -> None:
     os.environ.pop("RAY_AUTH_MODE", None)  # unset, Ray asks for a token, from 2.59 on
     os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
     os.environ["RAY_AUTH_TOKEN"] = _token()
-    os.environ[_SESSION_VARIABLE] = session
+    os.environ[SESSION_VARIABLE] = session
     try:
         ray.init(address="local", num_cpus=os.cpu_count(), include_dashboard=False, **quiet)
     finally:
-        del os.environ[_SESSION_VARIABLE]  # later processes are not Ray's
+        del os.environ[SESSION_VARIABLE]  # later processes are not Ray's
 
 
 @functools.cache
@@ -378,27 +374,6 @@ def _own_sigterm() -> Iterator[None]:
     finally:
         with contextlib.suppress(ValueError):  # not in the main thread, where Ray takes no signals either
             signal.signal(signal.SIGTERM, before)
-
-
-def _end_leftovers(session_file: Path) -> None:
-    """End the processes of a Ray whose driver was killed: its workers go by themselves, some of its agents don't."""
-    if not session_file.exists():
-        return
-    left = _processes_of(session_file.read_text())
-    for process in left:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(left, timeout=_KILL_WAIT_S)
-    session_file.unlink()
-
-
-def _processes_of(session: str) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get(_SESSION_VARIABLE) == session and process.pid != os.getpid():
-                found.append(process)
-    return found
 
 
 def _failed_start(error: RayTaskError) -> Exception:
