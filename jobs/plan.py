@@ -6,6 +6,7 @@ the first difference; program versions are only warned about.
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -80,6 +81,12 @@ def find_corpora(folder: Path | None, named: Sequence[str]) -> dict[str, str]:
             raise InputError(f"--corpora {folder}: no such folder")
         entries = [path for path in folder.absolute().iterdir() if not path.name.startswith(".")]
         found = {path.name: str(path) for path in entries if path.is_dir()}
+        if linked := sorted(name for name, path in found.items() if os.path.islink(path)):
+            target = os.path.realpath(found[linked[0]])
+            raise InputError(
+                f"--corpora {folder}: {linked[0]} is a link, and links are not followed; name it: "
+                f"--corpus '{linked[0]}={target}'"
+            )
         if not found:
             raise InputError(f"--corpora {folder}: expected one subfolder a corpus, found none")
     for text in named:

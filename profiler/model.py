@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -145,8 +146,8 @@ def load_model(spec: str, device: str = "auto", dtype: str = "auto", trust_remot
         model, loading = _try_load(model_id, "model", load)
     _refuse_incomplete(model_id, loading)
     prepared = prepare_model(model.eval(), tokenizer, model_id, revision, checkpoint_dtype)
-    warnings = _unused_weights(type(model).__name__, loading["unexpected_keys"])
-    return replace(prepared, facts=replace(prepared.facts, warnings=warnings))
+    unused = _unused_weights(type(model).__name__, loading["unexpected_keys"])
+    return replace(prepared, facts=replace(prepared.facts, warnings=unused))
 
 
 def load_config_and_tokenizer(model_id: str, common: dict[str, Any]) -> tuple[Any, Any]:
@@ -170,9 +171,10 @@ def prepare_model(
 
     config = model.config.get_text_config()
     num_layers = getattr(config, "num_hidden_layers", None)
-    if num_layers is None:
+    if not num_layers:
         raise UnsupportedModelError(
-            f"{model_id} ({config.model_type}): its config has no num_hidden_layers; this model isn't supported"
+            f"{model_id} ({config.model_type}): its config says num_hidden_layers={num_layers!r}, expected 1 or more; "
+            "this model isn't supported"
         )
     decoder = find_decoder(model, num_layers)
     num_embeddings = model.get_input_embeddings().weight.shape[0]
@@ -398,7 +400,9 @@ def quiet_transformers() -> Iterator[None]:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         transformers_logging.set_verbosity(verbosity)
         if had_bars:

@@ -293,6 +293,10 @@ def _root(path: Path) -> dict[str, Any]:
         schema = root["attributes"]["schema"]
         if not all(isinstance(node, dict) for node in root["consolidated_metadata"]["metadata"].values()):
             raise TypeError("a node is no object")
+        if any(
+            not isinstance(root["attributes"].get(part, {}), dict | None) for part in ("model", "config", "versions")
+        ):
+            raise TypeError("a part is no object")
     except FileNotFoundError as error:
         raise InputError(f"{path} is no store: it has no zarr.json; `neurotally profile` makes one") from error
     except NotADirectoryError as error:

@@ -176,7 +176,7 @@ def remembered_source(attributes: dict[str, Any]) -> Source | None:
     path = attributes.get("source_path")
     try:
         return source_at(Path(path), attributes.get("selector")) if path and Path(path).exists() else None
-    except (InputError, OSError):
+    except (InputError, OSError, TypeError, ValueError):  # whatever an edited store says
         return None
 
 

@@ -360,3 +360,11 @@ def test_counts_beyond_what_a_store_holds_are_refused(n: Any, run: Run, tmp_path
 @pytest.mark.parametrize("option", ["--document-tokens", "--random-init", "--row-tokens", "--workers"])
 def test_numbers_beyond_all_measure_are_refused(option: str, run: Run, model_folder: Path, tmp_path: Path) -> None:
     refused(run("profile", model_folder, tmp_path / "s", "--corpora", tmp_path, option, 10**30), option)
+
+
+@pytest.mark.parametrize("options", [("lape", "--quantile"), ("lape", "--top-rate"), ("patterns", "--alpha")])
+def test_no_share_is_not_a_number(options: tuple[str, str], run: Run, tmp_path: Path) -> None:
+    command, option = options
+    code, out, error = run(command, tmp_path, option, "nan")
+    assert (code, out) == (2, "")
+    assert "'nan' is not in the range 0 to 1" in error

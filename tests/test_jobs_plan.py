@@ -1,10 +1,12 @@
-"""How a difference between what was asked for and what a store has is named."""
+"""Which corpora a run takes, and how a difference between what was asked for and what a store has is named."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from neurotally.jobs.plan import first_difference
+from neurotally.jobs.plan import find_corpora, first_difference
+from neurotally.profiler.errors import InputError
 
 A, B = "a" * 64, "b" * 64
 SETS = ["none", "specific C++", "random C++ 0", "random C++ 1"]
@@ -46,3 +48,12 @@ def test_a_difference_fits_a_line() -> None:
     for ours, theirs in (({"sets": many}, {"sets": many[:2]}), ({"few_shot": shots}, {"few_shot": {"Python": ["x"]}}),
                          ({"text": "x" * 999}, {"text": "y" * 999})):  # fmt: skip
         assert len(first_difference(ours, theirs) or "") < 160
+
+
+def test_a_corpus_that_is_a_link_is_refused_by_name(tmp_path: Path) -> None:
+    for folder in ("elsewhere", "corpora/python"):
+        (tmp_path / folder).mkdir(parents=True)
+    assert list(find_corpora(tmp_path / "corpora", ())) == ["python"]
+    (tmp_path / "corpora" / "linked").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=f"linked is a link.*--corpus 'linked={tmp_path / 'elsewhere'}'"):
+        find_corpora(tmp_path / "corpora", ())

@@ -145,7 +145,9 @@ def test_other_kinds_are_refused_with_the_reason(name: str, settings: dict[str, 
 def test_a_config_without_a_number_of_layers_is_refused(tokenizer: Any) -> None:
     model = tiny_model("llama")
     model.config = AutoConfig.for_model("blt")
-    assert "has no num_hidden_layers" in refusal(lambda: prepare_model(model, tokenizer, "m", None, "float32"))
+    assert "says num_hidden_layers=None, expected 1 or more" in refusal(
+        lambda: prepare_model(model, tokenizer, "m", None, "float32")
+    )
 
 
 def test_a_body_that_runs_its_layers_on_more_than_the_tokens_is_refused(tokenizer: Any) -> None:

@@ -59,7 +59,7 @@ def _read_shape(shape: str) -> dict[str, Any]:
     try:
         settings: dict[str, Any] = json.loads(Path(shape).read_text())
         settings["model_type"]  # a config.json always has it
-    except (OSError, json.JSONDecodeError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"--shape {shape}: expected one of {', '.join(SHAPES)}, or a config.json") from error
     return settings
 

@@ -17,6 +17,7 @@ from neurotally.jobs.commands.options import (
     OUT,
     PATH,
     STORE,
+    Share,
     TextOptions,
     as_one,
     text_options,
@@ -69,7 +70,7 @@ _test_options = as_one(
     click.option("--inside", is_flag=True, help="The trigger token itself must lie in the concept's match."),
     click.option(
         "--alpha",
-        type=click.FloatRange(0, 1, min_open=True),
+        type=Share(),
         default=0.05,
         show_default=True,
         help="The share of false ones among the keys that pass.",

@@ -16,6 +16,7 @@ from neurotally.jobs.commands.options import (
     PICTURE,
     STORE,
     RuleOptions,
+    Share,
     rule_options,
 )  # fmt: skip
 from neurotally.jobs.commands.output import draw, show
@@ -76,7 +77,7 @@ def lape(store: Path, corpus: tuple[str, ...], chosen_by: RuleOptions, error_bar
 @rule_options
 @click.option("--samples", type=COUNT, default=20, show_default=True, help="Half-samples; an even number.")
 @click.option("--orders", type=COUNT, default=6, show_default=True, help="Orders for the curve; an even number.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of half-samples and orders.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of half-samples and orders.")
 @FIGURE
 @OUT
 @JSON_FLAG
@@ -106,7 +107,7 @@ def stability(store: Path, corpus: tuple[str, ...], chosen_by: RuleOptions, samp
 @ONLY_CORPUS
 @click.option(
     "--quantile",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Share(),
     multiple=True,
     metavar="Q",
     help="Default: 0.9 0.925 0.95 0.975 0.99",
@@ -114,7 +115,7 @@ def stability(store: Path, corpus: tuple[str, ...], chosen_by: RuleOptions, samp
 @click.option("--per-corpus", type=COUNT, multiple=True, metavar="N", help="Default: 100 200 400 800 1600")
 @click.option(
     "--top-rate",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Share(),
     multiple=True,
     metavar="R",
     help="Default: 0.0025 ... 0.04",
@@ -122,8 +123,8 @@ def stability(store: Path, corpus: tuple[str, ...], chosen_by: RuleOptions, samp
 @click.option("--base-select", type=click.Choice(["balanced", "top"]), default="balanced", show_default=True,
               help="The setting that others are compared with; so the three below.")  # fmt: skip
 @click.option("--base-per-corpus", type=COUNT, metavar="N", default=400, show_default=True)
-@click.option("--base-top-rate", type=click.FloatRange(0, 1, min_open=True), default=0.01, show_default=True)
-@click.option("--base-quantile", type=click.FloatRange(0, 1, min_open=True), default=0.95, show_default=True)
+@click.option("--base-top-rate", type=Share(), default=0.01, show_default=True)
+@click.option("--base-quantile", type=Share(), default=0.95, show_default=True)
 @FIGURE
 @OUT
 @JSON_FLAG

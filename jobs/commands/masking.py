@@ -16,6 +16,7 @@ from neurotally.jobs.commands.options import (
     WRITTEN_STORE,
     DocumentOptions,
     RunOptions,
+    Share,
     document_options,
     name_option,
     run_options,
@@ -66,7 +67,7 @@ def _pass_options(name: str) -> Callable[[Callable[..., None]], Callable[..., No
 @ONLY_CORPUS
 @click.option("--per-corpus", type=COUNT, metavar="N", default=400, show_default=True,
               help="LAPE's balanced selection; for another one: `lape --out`, and --neurons.")  # fmt: skip
-@click.option("--quantile", type=click.FloatRange(0, 1), default=0.95, show_default=True, help="The threshold.")
+@click.option("--quantile", type=Share(min_open=False), default=0.95, show_default=True, help="The threshold.")
 @_pass_options("ablate")
 def ablate(
     model: str, store: Path, neurons: Path | None, corpus: tuple[str, ...], per_corpus: int, quantile: float,

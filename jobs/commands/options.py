@@ -42,6 +42,21 @@ class OutputFile(click.Path):
         return path
 
 
+class Share(click.FloatRange):
+    """A number from 0 to 1; not NaN, which compares with nothing."""
+
+    def __init__(self, min_open: bool = True):
+        """`min_open`: more than 0."""
+        super().__init__(0, 1, min_open=min_open)
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        """The number."""
+        number = super().convert(value, parameter, context)
+        if number != number:
+            self.fail(f"{value!r} is not in the range 0 to 1", parameter, context)
+        return number
+
+
 def _free_store(_context: click.Context, _parameter: click.Parameter, path: Path) -> Path:
     """The store, refused where another run writes it: before the seconds in which PyTorch is imported.
 
@@ -214,14 +229,14 @@ rule_options = as_one(
     click.option("--per-corpus", type=COUNT, metavar="N", default=400, show_default=True, help="With balanced."),
     click.option(
         "--top-rate",
-        type=click.FloatRange(0, 1, min_open=True),
+        type=Share(),
         default=0.01,
         show_default=True,
         help="With top: share of all neurons.",
     ),
     click.option(
         "--quantile",
-        type=click.FloatRange(0, 1, min_open=True),
+        type=Share(),
         default=0.95,
         show_default=True,
         help="The bar: a neuron's activation rate must exceed this quantile of all rates.",
