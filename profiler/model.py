@@ -387,7 +387,8 @@ def weight_bytes(config: Any, dtype: torch.dtype, trust_remote_code: bool) -> in
 
     with init_empty_weights():
         empty = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-    return dtype.itemsize * sum(parameter.numel() for parameter in empty.parameters())
+    num_weights: int = sum(parameter.numel() for parameter in empty.parameters())
+    return dtype.itemsize * num_weights
 
 
 @contextmanager

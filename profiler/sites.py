@@ -100,8 +100,8 @@ class Site(nn.Module):
         coefficient_BTF = activation_BTF if up_BTF is None else activation_BTF * up_BTF
         for edit in self._edits("coefficient"):
             coefficient_BTF = edit.applied(coefficient_BTF)
-        touched = [edit.index_n for edit in self.edits]
-        index_n = torch.cat(touched).unique() if touched else torch.empty(0, dtype=torch.int64, device=pre_BTF.device)
+        none = torch.empty(0, dtype=torch.int64, device=pre_BTF.device)
+        index_n = torch.unique(torch.cat([none, *(edit.index_n for edit in self.edits)]))
         return Edited(pre_BTF, activation_BTF, coefficient_BTF, index_n)
 
     def _edits(self, stage: str) -> list[Edit]:
