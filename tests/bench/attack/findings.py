@@ -11,7 +11,10 @@ from bench.attack.launch import Outcome
 
 MOST_SHOWN = 60
 _MOST_MEMORY = 3 * 2**30
-_NOTES = ("neurotally: ", "loading ", "warning: ", "stopping after the work in hand", "a worker died; its ")
+_NOTES = (
+    "neurotally: ", "loading ", "warning: ", "stopping after the work in hand", "a worker died; its ",
+    "'[Errno ", "Retrying in ",  # the hub, out of reach
+)  # fmt: skip
 """How lines on stderr may begin."""
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\xc2[\x80-\x9f]")
 
