@@ -37,6 +37,8 @@ from neurotally.profiler.whole_files import NotRegularError, open_regular
 
 DEFAULT_COLUMNS = ("text", "content", "code")
 MAX_DOCUMENT_BYTES = 8 * 2**20
+_ROWS_AT_ONCE = 16
+"""Of a parquet file: few, since some kilobytes of it may hold gigabytes of text."""
 _RECORD_SUFFIXES = (".jsonl", ".parquet")
 _MAX_NAME_CHARACTERS = 100
 _MAX_NAME_BYTES = 255
@@ -359,7 +361,7 @@ def _parquet_batches(source: Source, first_group: int) -> Iterator[Any]:
             ):
                 raise InputError(f"{source.path}: expected a text column {' or '.join(wanted)}, it has {names}")
             groups = list(range(first_group, file.metadata.num_row_groups))
-            for batch in file.iter_batches(batch_size=1024, row_groups=groups, columns=[column]):
+            for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, row_groups=groups, columns=[column]):
                 yield batch.column(0)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"can't read {source.path}: {first_line(error)}") from error
