@@ -123,11 +123,12 @@ class RayEngine:
         self._quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))
         _connect(address, self._session_file)
         if address is None:
-            for process in processes_of(self._session_file.read_text()):
+            session = self._session_file.read_text()
+            for process in processes_of(session):
                 with contextlib.suppress(psutil.Error):  # some of Ray's are gone at once
                     if (name := process.name()) in _RAY_PROCESSES:
                         self._ray_processes[name] = process
-            self._guard = Guard(self._session_file, self._ray_processes)
+            self._guard = Guard(session, self._ray_processes)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         num_gpus = sum(int(node.get("GPU", 0)) for node in nodes)
         self._device = device if device != "auto" else "cuda" if num_gpus else "cpu"

@@ -1,9 +1,10 @@
 """The processes of a Ray that we started, and a guard that ends them when the run can't.
 
 Ray's core ends the driver's process on the spot when its raylet is gone, without an exception; and a driver may be
-killed. So a process beside it waits for its end: `python -m neurotally.jobs.ray_session SESSION_FILE PID...`, which
+killed. So a process beside it waits for its end: `python -m neurotally.jobs.ray_session SESSION NAME=PID...`, which
 reads from the driver. The driver closes with a word when it has tidied up; if its end comes without, the guard
-tells why, where one of Ray's processes `PID` is gone, and ends what is left.
+tells why, where one of Ray's processes `NAME` is gone, and ends what is left of this session: the next run may have
+begun one of its own meanwhile.
 """
 
 import contextlib
@@ -40,12 +41,16 @@ def end_leftovers(session_file: Path) -> None:
     """End the processes of a Ray whose driver was killed: its workers go by themselves, some of its agents don't."""
     if not session_file.exists():
         return
-    left = processes_of(session_file.read_text())
+    _end_session(session_file.read_text())
+    session_file.unlink(missing_ok=True)
+
+
+def _end_session(session: str) -> None:
+    left = processes_of(session)
     for process in left:
         with contextlib.suppress(psutil.Error):
             process.kill()
     psutil.wait_procs(left, timeout=_KILL_WAIT_S)
-    session_file.unlink(missing_ok=True)
 
 
 def is_gone(process: psutil.Process) -> bool:
@@ -59,9 +64,9 @@ def is_gone(process: psutil.Process) -> bool:
 class Guard:
     """The process beside a driver, which outlives its end, its group's and its terminal's."""
 
-    def __init__(self, session_file: Path, ray_processes: Mapping[str, psutil.Process]):
+    def __init__(self, session: str, ray_processes: Mapping[str, psutil.Process]):
         watched = [f"{name}={process.pid}" for name, process in ray_processes.items()]
-        command = [sys.executable, "-m", __name__, str(session_file), *watched]
+        command = [sys.executable, "-m", __name__, session, *watched]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True, cwd=os.sep
         )
@@ -75,7 +80,7 @@ class Guard:
         self._process.wait()
 
 
-def _guard(session_file: Path, watched: Mapping[str, int]) -> None:
+def _guard(session: str, watched: Mapping[str, int]) -> None:
     processes = {}
     for name, pid in watched.items():
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -85,8 +90,8 @@ def _guard(session_file: Path, watched: Mapping[str, int]) -> None:
     gone = [name for name in watched if name not in processes or is_gone(processes[name])]
     if gone:
         print(f"neurotally: {ray_ended(gone[0])}", file=sys.stderr)
-    end_leftovers(session_file)
+    _end_session(session)
 
 
 if __name__ == "__main__":
-    _guard(Path(sys.argv[1]), {name: int(pid) for name, pid in (text.split("=") for text in sys.argv[2:])})
+    _guard(sys.argv[1], {name: int(pid) for name, pid in (text.split("=") for text in sys.argv[2:])})
