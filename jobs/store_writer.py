@@ -152,6 +152,7 @@ def _remove_leftovers(path: Path) -> None:
     """Drop what a former run left half written, and the working state of what it committed before it died."""
     for partial in (*path.glob(".*.partial.json"), *path.glob("*/.*.partial.json")):
         partial.unlink()
+    (path / store.RUN_FOLDER / "progress.json").unlink(missing_ok=True)  # of a run that is no more
     if (path / "zarr.json").exists():
         for group in store.committed_groups(path):
             shutil.rmtree(store.pass_folder(path, group), ignore_errors=True)
