@@ -128,7 +128,7 @@ class RayEngine:
                 with contextlib.suppress(psutil.Error):  # some of Ray's are gone at once
                     if (name := process.name()) in _RAY_PROCESSES:
                         self._ray_processes[name] = process
-            self._guard = Guard(session, self._ray_processes)
+            self._guard = Guard(session, self._ray_processes.values())
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         num_gpus = sum(int(node.get("GPU", 0)) for node in nodes)
         self._device = device if device != "auto" else "cuda" if num_gpus else "cpu"

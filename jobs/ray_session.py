@@ -1,9 +1,9 @@
 """The processes of a Ray that we started, and a guard that ends them when the run can't.
 
 Ray's core ends the driver's process on the spot when its raylet is gone, without an exception; and a driver may be
-killed. So a process beside it waits for its end: `python -m neurotally.jobs.ray_session SESSION NAME=PID...`, which
+killed. So a process beside it waits for its end: `python -m neurotally.jobs.ray_session SESSION PID...`, which
 reads from the driver. The driver closes with a word when it has tidied up; if its end comes without, the guard
-tells why, where one of Ray's processes `NAME` is gone, and ends what is left of this session: the next run may have
+tells why, where one of Ray's processes `PID` is gone, and ends what is left of this session: the next run may have
 begun one of its own meanwhile.
 """
 
@@ -11,7 +11,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -64,8 +64,8 @@ def is_gone(process: psutil.Process) -> bool:
 class Guard:
     """The process beside a driver, which outlives its end, its group's and its terminal's."""
 
-    def __init__(self, session: str, ray_processes: Mapping[str, psutil.Process]):
-        watched = [f"{name}={process.pid}" for name, process in ray_processes.items()]
+    def __init__(self, session: str, ray_processes: Iterable[psutil.Process]):
+        watched = [str(process.pid) for process in ray_processes]
         command = [sys.executable, "-m", __name__, session, *watched]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True, cwd=os.sep
@@ -80,18 +80,19 @@ class Guard:
         self._process.wait()
 
 
-def _guard(session: str, watched: Mapping[str, int]) -> None:
+def _guard(session: str, watched: Iterable[int]) -> None:
     processes = {}
-    for name, pid in watched.items():
+    for pid in watched:
         with contextlib.suppress(psutil.NoSuchProcess):
-            processes[name] = psutil.Process(pid)
+            process = psutil.Process(pid)
+            processes[process.name()] = process
     if sys.stdin.buffer.read() == _TIDY:
         return
-    gone = [name for name in watched if name not in processes or is_gone(processes[name])]
+    gone = [name for name, process in processes.items() if is_gone(process)]
     if gone:
         print(f"neurotally: {ray_ended(gone[0])}", file=sys.stderr)
     _end_session(session)
 
 
 if __name__ == "__main__":
-    _guard(sys.argv[1], {name: int(pid) for name, pid in (text.split("=") for text in sys.argv[2:])})
+    _guard(sys.argv[1], map(int, sys.argv[2:]))
