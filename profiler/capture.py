@@ -12,6 +12,7 @@ Ways to switch a neuron off, none of which touches a weight:
     mean              the coefficient becomes a given mean
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Literal
@@ -83,8 +84,9 @@ class NeuronReader:
         hidden_BTD = None
         with suppress(_LastSiteRead), reading(self._model.sites, read):
             hidden_BTD = self._model.run_body(batch.ids_BT)
+        runs = Counter(seen)
         for site in self._model.sites:
-            if (times := seen.count(site.layer)) != 1:
+            if (times := runs[site.layer]) != 1:
                 raise UnsupportedModelError(
                     f"layer {site.layer} ({site.name}) runs {times} times in a forward pass, expected once; "
                     "this model isn't supported"
@@ -96,29 +98,30 @@ class NeuronReader:
         kind_BT, document_BT, position_BT = batch.tables[pre_BTF.device]
         into = self._recorder.tallies[site.layer]
         edited = site.edited(pre_BTF, up_BTF) if site.edits else None
-        before = None if edited is None else LayerTally(*(sums_F[edited.index_n] for sums_F in into))
+        before = None if edited is None else LayerTally(*(sums_F[site.edited_n] for sums_F in into))
         if up_BTF is None:
             read_BTF, maxima = tally.plain(site.act, pre_BTF, kind_BT, into, self._statistics)
         else:
             read_BTF, maxima = tally.gated(site.act, pre_BTF, up_BTF, kind_BT, into, self._statistics)
         if edited is not None and before is not None:
-            read_BTF, maxima = _tally_edited(edited, before, kind_BT, into, self._statistics, read_BTF, maxima)
+            read_BTF, maxima = _tally_edited(
+                edited, site.edited_n, before, kind_BT, into, self._statistics, read_BTF, maxima
+            )
         if self._statistics == Statistics.EVERYTHING:
             self._recorder.offer(site.layer, maxima, document_BT, position_BT)
         return read_BTF
 
 
 def _tally_edited(
-    edited: Edited, before: LayerTally, kind_BT: Tensor, into: LayerTally, statistics: Statistics, read_BTF: Tensor,
-    maxima: RowMaxima,
+    edited: Edited, index_n: Tensor, before: LayerTally, kind_BT: Tensor, into: LayerTally, statistics: Statistics,
+    read_BTF: Tensor, maxima: RowMaxima,
 ) -> tuple[Tensor, RowMaxima]:  # fmt: skip
-    """Put edited neurons in their place, in a layer that was tallied as if it had no edits.
+    """Put the edited neurons `index_n` in their place, in a layer that was tallied as if it had no edits.
 
     `before`: their tallies before this batch. Returns what the down projection reads and the row maxima; neurons
     that no edit touches keep theirs, bitwise.
     """
-    index_n = edited.index_n
-    pre_BTn, activation_BTn, coefficient_BTn = (values_BTF[..., index_n] for values_BTF in edited[:3])
+    pre_BTn, activation_BTn, coefficient_BTn = (values_BTF[..., index_n] for values_BTF in edited)
     maxima_n = tally.tally_reference(pre_BTn, activation_BTn, coefficient_BTn, kind_BT, before, statistics)
     for sums_F, sums_n in zip(into, before, strict=True):
         sums_F[index_n] = sums_n

@@ -58,8 +58,6 @@ class Edited(NamedTuple):
     """With the value that an edit gave to an activation, so that the neuron counts as active where that is positive."""
     activation_BTF: Tensor
     coefficient_BTF: Tensor
-    index_n: Tensor
-    """int64: the neurons that an edit touches; all others compute what they would without."""
 
 
 class Site(nn.Module):
@@ -76,6 +74,8 @@ class Site(nn.Module):
         """Where the layer computes; its weights may lie elsewhere meanwhile."""
         self.edits: list[Edit] = []
         """In the order in which they were entered."""
+        self.edited_n = torch.empty(0, dtype=torch.int64, device=device)
+        """int64: the neurons that an edit touches; all others compute what they would without."""
         self.reader: Reader | None = None
 
     def forward(self, pre_BTF: Tensor) -> Any:
@@ -100,9 +100,20 @@ class Site(nn.Module):
         coefficient_BTF = activation_BTF if up_BTF is None else activation_BTF * up_BTF
         for edit in self._edits("coefficient"):
             coefficient_BTF = edit.applied(coefficient_BTF)
-        none = torch.empty(0, dtype=torch.int64, device=pre_BTF.device)
-        index_n = torch.unique(torch.cat([none, *(edit.index_n for edit in self.edits)]))
-        return Edited(pre_BTF, activation_BTF, coefficient_BTF, index_n)
+        return Edited(pre_BTF, activation_BTF, coefficient_BTF)
+
+    def add_edit(self, edit: Edit) -> None:
+        """Let an edit be in force, after those that are."""
+        self._set_edits([*self.edits, edit])
+
+    def remove_edit(self, edit: Edit) -> None:
+        """Take an edit off."""
+        self._set_edits([one for one in self.edits if one is not edit])
+
+    def _set_edits(self, edits: list[Edit]) -> None:
+        # Here and not where they are applied: finding distinct numbers waits for a GPU.
+        self.edits = edits
+        self.edited_n = torch.unique(torch.cat([self.edited_n[:0], *(edit.index_n for edit in edits)]))
 
     def _edits(self, stage: str) -> list[Edit]:
         return [edit for edit in self.edits if edit.stage == stage]
@@ -117,12 +128,12 @@ reads, with the site's edits in it (`Site.edited`)."""
 def editing(sites: Sequence[Site], edits: Sequence[Edit]) -> Iterator[None]:
     """Within this context each site's edit is in force, after those that were entered before."""
     for site, edit in zip(sites, edits, strict=True):
-        site.edits.append(edit)
+        site.add_edit(edit)
     try:
         yield
     finally:
         for site, edit in zip(sites, edits, strict=True):
-            site.edits.remove(edit)
+            site.remove_edit(edit)
 
 
 @contextmanager
