@@ -89,10 +89,9 @@ def lape(
     assert len(names) == len(set(names)) == num_corpora == len(tokens_C), "one name and token count a corpus"
     _check_corpora(tokens_C, names)
     limit = _check_limit(select, per_corpus, top_rate, num_neurons)
-    rank = bar_rank(active_CLF.size, quantile)
 
     p_CN = active_CLF.reshape(num_corpora, num_neurons) / tokens_C[:, None]
-    bar = _kth_smallest(p_CN, rank)
+    bar = threshold_of(p_CN, quantile)
     passing_P = np.flatnonzero((p_CN > bar).any(axis=0))
     is_candidate_CP = p_CN[:, passing_P] > bar
     entropy_P = _entropies(p_CN, passing_P)
@@ -120,6 +119,11 @@ def lape(
         exclusive={name: _pairs(neuron_n, by_layer[1]) for name, neuron_n in _exclusive(specific).items()},
         num_tied_out=dict(zip(names, num_tied_out, strict=True)),
     )
+
+
+def threshold_of(p: np.ndarray, quantile: float) -> float:
+    """The value that a neuron's rate must exceed: a quantile of all rates `p`, of any shape; see `bar_rank`."""
+    return _kth_smallest(p, bar_rank(p.size, quantile))
 
 
 def bar_rank(num_values: int, quantile: float) -> int:
@@ -160,11 +164,11 @@ def _check_limit(select: str, per_corpus: int, top_rate: float, num_neurons: int
     return limit
 
 
-def _kth_smallest(p_CN: np.ndarray, rank: int) -> float:
+def _kth_smallest(p: np.ndarray, rank: int) -> float:
     """The `rank`-th smallest value, 1-indexed; none is negative."""
     # Zeros apart: with 90 % of them (the dead neurons of a ReLU model) NumPy's SIMD partition is ten times slower.
-    positive_M = p_CN[p_CN > 0]
-    num_zeros = p_CN.size - len(positive_M)
+    positive_M = p[p > 0]
+    num_zeros = p.size - len(positive_M)
     if rank <= num_zeros:
         return 0.0
     positive_M.partition(rank - num_zeros - 1)

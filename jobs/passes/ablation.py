@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from neurotally.analysis.languages.counts import read_counts
-from neurotally.analysis.languages.lape import bar_rank
+from neurotally.analysis.languages.lape import threshold_of
 from neurotally.analysis.languages.rule import Rule
 from neurotally.analysis.masking.mask_sets import MaskSets, above_threshold, mask_sets, read_origin
 from neurotally.analysis.masking.masks import read_mask
@@ -132,9 +132,7 @@ def _above(path: Path, store_path: Path, names: Iterable[str]) -> Above:
         return "the store has no corpus that tells which neurons are above LAPE's threshold"
     threshold = read_origin(path).threshold
     if threshold is None:
-        rate_N = np.concatenate([rate_LF.ravel() for rate_LF in rate_CLF.values()])
-        rank = bar_rank(rate_N.size, Rule().quantile)
-        threshold = float(np.partition(rate_N, rank - 1)[rank - 1])
+        threshold = threshold_of(np.concatenate([rate_LF.ravel() for rate_LF in rate_CLF.values()]), Rule().quantile)
     return above_threshold(rate_CLF, threshold, names)
 
 
