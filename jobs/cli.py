@@ -241,6 +241,10 @@ def _main(arguments: list[str]) -> int:
         return _fail(_disk_message(error), 2)
     except Interrupted as error:
         return _fail(str(error), 128 + error.signal_number)
+    except SystemError as error:  # what C code makes of a signal that met another error
+        if not isinstance(error.__cause__, Interrupted):
+            return _fail_job(error)
+        return _fail(str(error.__cause__), 128 + error.__cause__.signal_number)
     except Exception as error:
         return _fail_job(error)
 

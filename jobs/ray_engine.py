@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import psutil
 import ray
+import torch
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 
 from neurotally.jobs.engines import MAX_CRASHES, MAX_FAILURES, Job, JobError, Task, failed_task
@@ -57,8 +58,6 @@ class _ActorWorker:
 
     def start(self, job: Job | None) -> ModelFacts:
         """Load the model; `job`, if the pass is fixed already."""
-        import torch
-
         torch.set_num_threads(self._num_threads)
         config = self._model_config
         self._model = load_model(config.spec, config.device, config.dtype, config.trust_remote_code)
@@ -70,8 +69,6 @@ class _ActorWorker:
         self._runner = job.bind(self._model)
 
     def run(self, task: Task, hint: np.ndarray | None) -> Any:
-        import torch
-
         torch.set_num_threads(self._num_threads)  # a setting of the thread that asks
         prepared = self._runner.prepare(task)
         with self._computing:
@@ -213,7 +210,7 @@ class RayEngine:
     def _new_handle(self) -> Any:
         cores, gpus = self._cores, 1 if self._device == "cuda" else 0
         remote = ray.remote(num_cpus=cores if cores < 1 else int(cores), num_gpus=gpus, max_concurrency=_IN_FLIGHT)
-        return remote(_ActorWorker).remote(self._model, max(1, int(cores)))
+        return remote(_ActorWorker).remote(self._model, _threads_each(cores))
 
     def _hand_out(self) -> None:
         """Give waiting tasks to the workers that hold fewest; a suspect only to an idle one, and nothing beside it."""
@@ -327,6 +324,12 @@ def _cores_each(nodes: Sequence[Mapping[str, float]], num_workers: int, device: 
     else:
         actors = [-(-num_workers // len(nodes))] * len(nodes)
     return min(node.get("CPU", 1) / number for node, number in zip(nodes, actors, strict=True))
+
+
+def _threads_each(cores: float) -> int:
+    """CPU threads of an actor: its cores, or as many as the user's OMP_NUM_THREADS says if these are fewer."""
+    whole = max(1, int(cores))
+    return min(whole, torch.get_num_threads()) if os.environ.get("OMP_NUM_THREADS") else whole
 
 
 def _connect(address: str | None, session_file: Path) -> None:

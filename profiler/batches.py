@@ -18,7 +18,7 @@ from neurotally.kernels.tally import PAD, SPECIAL, TOKEN
 
 LAYOUTS = ("documents", "concat")
 MIN_RECTANGLE_TOKENS = 64
-"""Below about this many token rows, fp32 matrix products depend on the number of CPU threads."""
+"""Below about this many token rows, fp32 matrix products depend on the number of CPU threads (see `threads`)."""
 
 
 @dataclass(frozen=True)

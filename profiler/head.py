@@ -15,6 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from neurotally.profiler.batches import MIN_RECTANGLE_TOKENS
 from neurotally.profiler.model import LoadedModel
+from neurotally.profiler.threads import few_enough_threads
 
 
 def head_logits(model: LoadedModel, hidden_ND: Tensor) -> Tensor:
@@ -33,9 +34,10 @@ def head_logits(model: LoadedModel, hidden_ND: Tensor) -> Tensor:
 def of_many_rows(read: Callable[[Tensor], Tensor], x_ND: Tensor) -> Tensor:
     """`read(x_ND)`, which gives a row for a row; rows are repeated if there are too few for bits that stay."""
     number = len(x_ND)
-    if number >= MIN_RECTANGLE_TOKENS or number == 0:
-        return read(x_ND)
-    return read(x_ND[torch.arange(MIN_RECTANGLE_TOKENS, device=x_ND.device) % number])[:number]
+    with few_enough_threads(number, x_ND.device):
+        if number >= MIN_RECTANGLE_TOKENS or number == 0:
+            return read(x_ND)
+        return read(x_ND[torch.arange(MIN_RECTANGLE_TOKENS, device=x_ND.device) % number])[:number]
 
 
 @contextmanager

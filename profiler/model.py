@@ -24,6 +24,7 @@ from neurotally.profiler.errors import InputError, UnsupportedModelError, first_
 from neurotally.profiler.model_config import forward_config, refuse_other_kinds, row_limits
 from neurotally.profiler.offloading import brought_in, input_device
 from neurotally.profiler.sites import Site, find_decoder, install_sites
+from neurotally.profiler.threads import few_enough_threads
 
 _ATTENTION_BYTES = 2**30
 """What attention scores of models without a fused path may take, one layer at a time."""
@@ -187,8 +188,8 @@ def prepare_model(
     fingerprint = fingerprint_weights(model, checkpoint_dtype)
     ids_BT = verify.probe_ids(num_embeddings)
     with _refused_if_it_fails(model_id):
-        verify.verify_causal(lambda ids: run_decoder(model, decoder, ids), ids_BT, num_embeddings, model_id)
         sites = install_sites(decoder, num_layers, lambda: run_decoder(model, decoder, ids_BT))
+        verify.verify_causal(lambda ids: run_decoder(model, decoder, ids), ids_BT, num_embeddings, model_id)
     weight = next(parameter for parameter in decoder.parameters() if parameter.is_floating_point())
     row_tokens, max_row_tokens = row_limits(config, decoder)
     loaded = LoadedModel(
@@ -226,8 +227,9 @@ def prepare_model(
 
 def run_decoder(model: Any, decoder: nn.Module, ids_BT: Tensor) -> Tensor:
     """The last hidden states [B, T, D] of right-padded rows: no head, no cache, no attention mask."""
-    with torch.inference_mode():
-        output = decoder(input_ids=ids_BT.to(input_device(model)), use_cache=False)
+    device = input_device(model)
+    with torch.inference_mode(), few_enough_threads(ids_BT.numel(), device):
+        output = decoder(input_ids=ids_BT.to(device), use_cache=False)
     hidden_BTD: Tensor = output[0]
     return hidden_BTD
 

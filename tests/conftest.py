@@ -1,5 +1,6 @@
 """Small real models, tokenizers and corpora, made once a session."""
 
+import os
 import random
 import sysconfig
 from collections.abc import Callable
@@ -7,6 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # threads only slow models as small as these; runs started here inherit it
+
 import torch
 
 Run = Callable[..., tuple[int, str, str]]

@@ -149,6 +149,31 @@ def test_a_signal_before_the_run_leaves_nothing_behind(
     assert all_gone(tag)
 
 
+def test_a_signal_that_ray_sees_while_it_waits(tag: str) -> None:
+    waiting = (
+        "import os, signal, threading, ray\n"
+        "from neurotally.jobs import cli, ray_engine\n"
+        "from neurotally.jobs.worker import ModelConfig\n"
+        "ray_engine._LOOK_EVERY_S = 4.0\n"
+        "def profile(*_):\n"
+        "    engine = ray_engine.RayEngine(ModelConfig('none'), 1, __import__('pathlib').Path('session'))\n"
+        "    threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
+        "    try:\n"
+        "        engine._get_all([ray.remote(lambda: __import__('time').sleep(60)).remote()])\n"
+        "    finally:\n"
+        "        engine.close()\n"
+        "cli.cli.add_command(cli.click.command('wait')(profile))\n"
+        "cli.main()\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", waiting, "wait"], capture_output=True, text=True, cwd=tag, timeout=240
+    )
+    assert process.returncode == 143, process.stderr
+    assert len(process.stderr.splitlines()) == 1
+    assert "the same command goes on from" in process.stderr
+    assert all_gone(tag)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
 def test_a_signal_while_the_model_loads_here(
     number: signal.Signals, code: int, model_folder: Path, make_corpora: Any, tmp_path: Path

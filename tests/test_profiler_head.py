@@ -1,12 +1,14 @@
-"""The head run by itself: its bits don't depend on the number of threads."""
+"""Body and head: their bits don't depend on the number of threads."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional
 
 from neurotally.profiler.head import of_many_rows
+from neurotally.profiler.model import load_model
 
 
 @pytest.fixture(autouse=True)
@@ -29,3 +31,14 @@ def test_small_products_have_the_same_bits_for_any_number_of_threads(rows: int) 
         torch.testing.assert_close(found[-1].double(), expected_NV, rtol=1e-5, atol=1e-4)
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
+
+
+def test_short_rows_have_the_same_bits_for_very_many_threads(model_folder: Path) -> None:
+    model = load_model(str(model_folder), "cpu", "float32")
+    for columns in range(64, 120, 3):
+        ids_BT = torch.arange(columns)[None]
+        torch.set_num_threads(1)
+        expected_BTD = model.run_body(ids_BT)
+        torch.set_num_threads(64)
+        assert torch.equal(model.run_body(ids_BT), expected_BTD), columns
+        assert torch.get_num_threads() == 64
