@@ -13,6 +13,8 @@ from neurotally.profiler.sites import find_experts
 
 _DEFAULT_ROW_TOKENS = 2048
 _UNLIMITED = 2**31 - 1
+_MAX_LAYERS = 10_000
+"""More are taken for a damaged config: they would be made before anything could tell that they have no weights."""
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")
 _WIDTH_DEPENDENT_ROPE = ("longrope", "dynamic")
 _EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
@@ -52,6 +54,9 @@ def refuse_other_kinds(config: Any, model_id: str, trust_remote_code: bool = Fal
             "which a row is padded"
         )
     text = config.get_text_config()
+    num_layers = getattr(text, "num_hidden_layers", None)
+    if isinstance(num_layers, int) and num_layers > _MAX_LAYERS:
+        raise InputError(f"{model_id}: its config says num_hidden_layers={num_layers}, expected {_MAX_LAYERS} or fewer")
     # Dense models may have such keys too, so the model is looked at, without its weights.
     if any(getattr(text, key, None) not in (None, 0, 1) for key in _EXPERT_KEYS):
         _refuse_experts(config, model_id, trust_remote_code)

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # threads only slow models as small as these; runs started here inherit it
+# Threads only slow models as small as these; what the tests start inherits it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 

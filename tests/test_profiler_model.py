@@ -1,6 +1,7 @@
 """Loading a model: whole or not at all, of a kind that can be read, and refused with the true reason."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,15 @@ def test_a_config_without_a_number_of_layers_is_refused(tokenizer: Any) -> None:
     model.config = AutoConfig.for_model("blt")
     assert "says num_hidden_layers=None, expected 1 or more" in refusal(
         lambda: prepare_model(model, tokenizer, "m", None, "float32")
+    )
+
+
+def test_a_config_with_absurdly_many_layers_is_refused_before_they_are_made(model_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(model_folder, tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 10**12}))
+    assert "num_hidden_layers=1000000000000, expected 10000 or fewer" in refusal(
+        lambda: load_model(str(tmp_path / "m"))
     )
 
 
