@@ -77,6 +77,7 @@ def test_kernels_import_torch_and_triton_only() -> None:
         ("neurotally.jobs.cli", ("torch", "ray", "transformers", "zarr")),
         ("neurotally.profiler.store", ("torch", "ray", "transformers")),
         ("neurotally.analysis.languages.lape", ("torch", "ray", "transformers")),
+        ("neurotally.analysis.studies", ("torch", "zarr", "matplotlib", "pandas", "numpy")),
         ("neurotally.jobs.profile", ("ray",)),
     ],
 )
