@@ -23,9 +23,10 @@ def status(path: Path) -> dict[str, Any]:
     is_running = _is_locked(run / "lock")
     live = read_json(run / "progress.json") if is_running else None
     unfinished = {folder.name: _unfinished(folder) for folder in sorted((run / "corpora").glob("*/"))}
-    committed = store.committed_corpora(path) if (path / "zarr.json").exists() else []
-    done: dict[str, dict[str, Any]] = {name: _committed(store.corpus_attributes(path, name)) for name in committed}
-    for name, of in done.items():
+    committed = store.family_attributes(path, "corpora") if (path / "zarr.json").exists() else {}
+    done: dict[str, dict[str, Any]] = {name: _committed(of) for name, of in committed.items()}
+    layout = (store.store_attributes(path).get("config") or {}).get("layout") if done else None
+    for name, of in done.items() if layout == "concat" else ():
         if (rows := corpus_concat_rows(path, name)) is not None:
             of["concat"] = rows
     corpora = {**unfinished, **((live or {}).get("corpora") or {}), **done}

@@ -25,6 +25,7 @@ from neurotally.profiler.model_config import forward_config, refuse_other_kinds,
 from neurotally.profiler.offloading import brought_in, input_device
 from neurotally.profiler.sites import Site, find_decoder, install_sites
 from neurotally.profiler.threads import few_enough_threads
+from neurotally.profiler.whole_files import read_json
 
 _ATTENTION_BYTES = 2**30
 """What attention scores of models without a fused path may take, one layer at a time."""
@@ -304,10 +305,21 @@ def _check_folder(model_id: str) -> None:
     if path.is_dir():
         if not (path / "config.json").exists():
             raise InputError(f"{model_id} is no model folder: it has no config.json")
+        _refuse_weights_elsewhere(path)
     elif path.exists():
         raise InputError(f"{model_id} is a file, expected a model folder or a hub id")
     elif path.is_absolute() or model_id.startswith(".") or model_id.count("/") > 1:
         raise InputError(f"no such model folder: {model_id}")
+
+
+def _refuse_weights_elsewhere(folder: Path) -> None:
+    """InputError where an index of weight files names one that isn't in its folder: transformers would open it."""
+    for index in sorted(folder.glob("*.index.json")):
+        document = read_json(index)
+        weight_map = document.get("weight_map") if isinstance(document, dict) else None
+        for name in weight_map.values() if isinstance(weight_map, dict) else ():
+            if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
+                raise InputError(f"{index} names the weight file {name!r}, expected a file in its folder")
 
 
 def _try_load(model_id: str, what: str, load: Callable[[], Any]) -> Any:

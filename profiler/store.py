@@ -72,6 +72,15 @@ SCHEMA: Mapping[str, ArraySpec] = {
     "unit_group": ArraySpec("uint16", ("unit",), 2**16 - 1),
 }
 
+_CORPUS_ATTRIBUTES: Mapping[str, type] = {
+    **dict.fromkeys(("documents", "bytes", "counted", "duplicates", "tokens", "units", "empty_groups"), int),
+    "skipped": dict,
+    "skipped_documents": list,
+    "restarted_units": list,
+    "versions": dict,
+}
+"""Types of those attributes of a corpus that are read for more than to be compared."""
+
 Arrays = dict[str, np.ndarray]
 
 _ZARR_ERRORS = (OSError, ValueError, TypeError, RuntimeError, KeyError, ArithmeticError)
@@ -236,10 +245,31 @@ def corpus_attributes(store: Path, corpus: str) -> dict[str, Any]:
 
 
 def group_attributes(store: Path, group: str) -> dict[str, Any]:
-    """The attributes of a committed group `FAMILY/NAME`."""
-    node = _root(store)["consolidated_metadata"]["metadata"][group]
-    attributes: dict[str, Any] = node.get("attributes") or {}
-    return attributes
+    """The attributes of a committed group `FAMILY/NAME`; InputError where one is of another type than it must be."""
+    family, _, name = group.partition("/")
+    return family_attributes(store, family)[name]
+
+
+def family_attributes(store: Path, family: str) -> dict[str, dict[str, Any]]:
+    """Name: attributes of all committed groups of a family, in name order; the root is read once."""
+    prefix = f"{family}/"
+    found = {
+        group.removeprefix(prefix): node.get("attributes") or {}
+        for group, node in sorted(_root(store)["consolidated_metadata"]["metadata"].items())
+        if group.startswith(prefix) and group.count("/") == 1
+    }
+    for name, attributes in found.items() if family == "corpora" else ():
+        _check_types(f"{store}: corpus {name!r}", attributes)
+    return found
+
+
+def _check_types(whose: str, attributes: Mapping[str, Any]) -> None:
+    for key, kind in _CORPUS_ATTRIBUTES.items():
+        if key in attributes and not isinstance(attributes[key], kind):
+            raise InputError(
+                f"{whose} has {key} {attributes[key]!r}, expected {kind.__name__}: a zarr.json was changed; "
+                "restore the store from a copy"
+            )
 
 
 def pass_folder(store: Path, group: str) -> Path:
@@ -291,7 +321,8 @@ def _root(path: Path) -> dict[str, Any]:
         with open_regular(path / "zarr.json") as file:
             root: dict[str, Any] = json.loads(file.read())
         schema = root["attributes"]["schema"]
-        if not all(isinstance(node, dict) for node in root["consolidated_metadata"]["metadata"].values()):
+        nodes = root["consolidated_metadata"]["metadata"].values()
+        if not all(isinstance(node, dict) and isinstance(node.get("attributes") or {}, dict) for node in nodes):
             raise TypeError("a node is no object")
         if any(
             not isinstance(root["attributes"].get(part, {}), dict | None) for part in ("model", "config", "versions")

@@ -160,6 +160,15 @@ def test_a_config_with_absurdly_many_layers_is_refused_before_they_are_made(mode
     )
 
 
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", 5])
+def test_an_index_of_weights_elsewhere_is_refused(name: object, model_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(model_folder, tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": {"model.embed_tokens.weight": name}}
+    (tmp_path / "m" / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert f"names the weight file {name!r}" in refusal(lambda: load_model(str(tmp_path / "m")))
+
+
 def test_a_body_that_runs_its_layers_on_more_than_the_tokens_is_refused(tokenizer: Any) -> None:
     from transformers import ProphetNetConfig, ProphetNetForCausalLM
 

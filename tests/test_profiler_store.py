@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -292,3 +293,17 @@ def test_a_pipe_in_a_stores_place_is_not_waited_for(file: str, tmp_path: Path) -
             status(tmp_path)
     else:
         assert status(tmp_path)["state"] == "complete"
+
+
+@pytest.mark.parametrize(("name", "value"), [("tokens", "many"), ("units", None), ("skipped", 5), ("skipped", [1])])
+def test_an_edited_attribute_of_a_corpus_is_refused_by_name(name: str, value: object, tmp_path: Path) -> None:
+    store.create_store(tmp_path / "s", {})
+    arrays = {"tokens": np.array([1], np.uint64), "active": np.zeros((1, 2, 3), np.uint64)}
+    store.write_arrays(tmp_path / "s" / ".run" / "x", arrays, {"tokens": 1, "units": 1, "skipped": {}})
+    store.publish_corpus(tmp_path / "s", "c", tmp_path / "s" / ".run" / "x")
+    assert store.corpus_attributes(tmp_path / "s", "c")["tokens"] == 1
+    root = json.loads((tmp_path / "s" / "zarr.json").read_text())
+    root["consolidated_metadata"]["metadata"]["corpora/c"]["attributes"][name] = value
+    (tmp_path / "s" / "zarr.json").write_text(json.dumps(root))
+    with pytest.raises(InputError, match=re.escape(f"corpus 'c' has {name} {value!r}")):
+        store.corpus_attributes(tmp_path / "s", "c")

@@ -258,7 +258,7 @@ def _settings(store: Path, test: TestOptions) -> dict[str, Any]:
         "by_layer_tests": test.by_layer,
         "window_lines": test.window,
         "inside": test.inside,
-        "triggers": store_attributes(store)["config"]["triggers"],
+        "triggers": (store_attributes(store)["config"] or {}).get("triggers"),
     }
 
 

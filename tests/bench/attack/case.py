@@ -88,6 +88,8 @@ class Case:
     during: Callable[[Place, Launch], None] | None = None
     """What happens while it runs."""
     limit_s: float = 300.0
+    may_open_outside: bool = False
+    """The store says that its corpus lies there; what it has must still not be shown, nor whether it is there."""
     is_costly: bool = False
     """Needs much memory, or time where it is not refused."""
 

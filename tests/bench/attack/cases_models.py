@@ -170,11 +170,11 @@ _CONFIGS: dict[str, dict[str, object]] = {
     "no tokens": {"vocab_size": 0},
     "no activation known": {"hidden_act": "\x1b[31mno-such"},
     "activation a number": {"hidden_act": 5},
-    "no positions": {"max_position_embeddings": 0},
     "a huge dtype": {"dtype": "float8192", "torch_dtype": "float8192"},
     "heads that don't divide": {"num_attention_heads": 5},
 }
 _MAYBE: dict[str, dict[str, object]] = {
+    "no positions": {"max_position_embeddings": 0},
     "a layer less": {"num_hidden_layers": 1},
     "another activation": {"hidden_act": "relu"},
     "epsilon not a number": {"rms_norm_eps": float("nan")},

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench.attack.case import DONE, EITHER, Case, Outcome, Place, deep, edited, rewritten
+from bench.attack.case import EITHER, Case, Outcome, Place, deep, edited, rewritten
 
 Arguments = Callable[[Place], list[object]]
 _ESCAPE = "\x1b]0;owned\x07\x1b[31m"
@@ -290,6 +290,7 @@ CASES = [
         _exists_or_not("secret.py"),
         EITHER,
         check=lambda place, outcome: "tells a file that is there" if b"changed" in outcome.out + outcome.err else None,
+        may_open_outside=True,
     ),
     Case("a document that isn't there", _exists_or_not("no-such.py"), EITHER),
     Case(
@@ -323,8 +324,10 @@ CASES = [
     ],
     *[
         Case(f"format 2 with a pickle filter, {c[0]}", _store(_old_format, *c))
-        for c in (("lape",), ("triggers", 0, 1), ("patterns",), ("report", "--out", "{here}/page.html"))
+        for c in (("lape",), ("triggers", 0, 1), ("patterns",))
     ],
+    # The page says which part it can't show.
+    Case("format 2 with a pickle filter, report", _store(_old_format, "report", "--out", "{here}/page.html"), EITHER),
     Case("a codec that unpickles", _store(_own_codec, "lape")),
     *[Case(f"a model with code, {c[0]}", _store(_own_model, *c), EITHER) for c in _TEXTS],
     Case("a group that is a link out", _store(_link("corpora/c", lambda place: place.outside), "lape")),
@@ -358,7 +361,7 @@ CASES = [
     Case(
         "another run's session",
         _store(lambda place, path: (path / ".run/ray").write_bytes(b"\xff" * 100), "profile"),
-        DONE,
+        EITHER,
     ),
     Case(
         "progress of another kind",
