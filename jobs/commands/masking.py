@@ -23,7 +23,7 @@ from neurotally.jobs.commands.options import (
 )  # fmt: skip
 from neurotally.jobs.commands.output import draw, show
 
-_WAYS = ("activation", "coefficient", "weights", "weights-no-bias", "mean")  # profiler.capture.WAYS, without torch
+_WAYS = ("activation", "coefficient", "weights", "weights-no-bias", "mean")  # of profiler.interventions.WAYS
 _DRAWS = 8
 """At a level of 5 % a set must cost more than the draws' mean by 2.5 of their standard deviations: by 5.0 with three,
 by 2.1 with twenty draws, for 0.4 and 2.4 times the model's runs."""
