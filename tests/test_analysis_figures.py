@@ -8,8 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from neurotally.analysis.figures.charts import draw_layers, save_figure
 from neurotally.analysis.figures.losses import draw_ablation
+from neurotally.analysis.languages.counts import CorpusCounts
+from neurotally.analysis.languages.lape import Selection
+from neurotally.analysis.languages.lape_study import lape_result
+from neurotally.analysis.render.charts import draw, save_figure
+from neurotally.analysis.result import Chart, Panel, Series
 
 NAMES = ["C#", "C++", "c", "$cuda_1$", "english", "a name that is much longer than its panel", *"ghijklm"]
 
@@ -33,29 +37,80 @@ def check_png(path: Path) -> None:
     assert height > 400
 
 
+def selection(num_corpora: int, num_layers: int, number: int = 40) -> tuple[CorpusCounts, Selection]:
+    """Made-up sets, every third neuron exclusive; the counts don't matter."""
+    names = tuple(NAMES[:num_corpora])
+    specific = {name: neurons(seed, num_layers, number) for seed, name in enumerate(names)}
+    every = dict.fromkeys(names, number)
+    exclusive = {name: neurons_n2[::3] for name, neurons_n2 in specific.items()}
+    entropy_LF = np.zeros((num_layers, 1000))
+    chosen = Selection(
+        names, "balanced", 0.9, number, 0.5, entropy_LF, every, every, specific, exclusive, dict.fromkeys(names, 0)
+    )
+    counts = CorpusCounts(None, names, np.full(num_corpora, 9), np.zeros((num_corpora, num_layers, 1000)), {})
+    return counts, chosen
+
+
 @pytest.mark.parametrize(("num_corpora", "num_layers"), [(1, 1), (2, 4), (5, 6), (13, 80)])
 def test_layers(tmp_path: Path, num_corpora: int, num_layers: int) -> None:
-    specific = {name: neurons(seed, num_layers, 40) for seed, name in enumerate(NAMES[:num_corpora])}
-    exclusive = {name: neurons_n2[::3] for name, neurons_n2 in specific.items()}
-    figure = draw_layers(specific, exclusive, num_layers, title="Where they sit")
+    counts, chosen = selection(num_corpora, num_layers)
+    figure = lape_result(counts, chosen).of("org/$model_1$", counts.corpora).figure()
     panels: list[Any] = [panel for panel in figure.axes if panel.get_visible()]
     assert len(panels) == num_corpora
-    for panel, name in zip(panels, specific, strict=True):
+    for panel, name in zip(panels, counts.corpora, strict=True):
         outer, inner = (patch.get_data().values for patch in panel.patches)
-        assert outer.tolist() == np.bincount(specific[name][:, 0], minlength=num_layers).tolist()
-        assert inner.tolist() == np.bincount(exclusive[name][:, 0], minlength=num_layers).tolist()
+        assert outer.tolist() == np.bincount(chosen.specific[name][:, 0], minlength=num_layers).tolist()
+        assert inner.tolist() == np.bincount(chosen.exclusive[name][:, 0], minlength=num_layers).tolist()
+        assert panel.get_ylim()[1] >= outer.max()
     text = all_text(figure)
-    for part in ("Where they sit", "layer, from the input", "neurons in the layer", "specific", "exclusive", "40 / 14"):
+    for part in (
+        "Where each",
+        "org/$model_1$",
+        "layer, from the input",
+        "neurons in the layer",
+        "exclusive",
+        "40 / 14",
+    ):
         assert part in text
     save_figure(figure, tmp_path / "layers.png")
     check_png(tmp_path / "layers.png")
 
 
-def test_layers_of_a_json_document_with_an_empty_corpus(tmp_path: Path) -> None:
-    figure = draw_layers({"go": [[0, 5], [1, 6]], "html": []}, {"go": [[1, 6]], "html": []}, 2)
-    assert "no neuron\npasses the bar" in all_text(figure)
+def test_layers_with_an_empty_corpus(tmp_path: Path) -> None:
+    figure = lape_result(*selection(2, 2, number=0)).figure()
+    assert "no neuron\nabove the threshold" in all_text(figure)
     save_figure(figure, tmp_path / "layers.svg")
     assert b"<svg" in (tmp_path / "layers.svg").read_bytes()
+
+
+def lines(chart: Chart, order: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+    """Colour and marker by the label in the legend."""
+    handles = draw(chart, "m", order).legends[0].legend_handles
+    return {str(handle.get_label()): (handle.get_color(), handle.get_marker()) for handle in handles}
+
+
+def test_a_name_has_one_colour_in_every_figure() -> None:
+    """Whatever else is shown, in whatever order, and however it is spelt; no two of 25 look the same."""
+    names = [f"language {number}" for number in range(25)]
+    chart = Chart("c", "t", [Panel("", [Series(name, [0, 1], corpus=name) for name in reversed(names)])])
+    looks = lines(chart, names)
+    assert len(set(looks.values())) == 25
+    some = Chart("c", "t", [Panel("", [Series(name, [1, 2], corpus=name.title()) for name in names[3:20:4]])])
+    assert all(look == looks[name] for name, look in lines(some, names).items())
+
+
+@pytest.mark.parametrize("mark", ["line", "steps", "filled", "bars", "points", "crosses", "band", "level"])
+def test_every_mark_is_drawn_and_in_the_legend(mark: Any) -> None:
+    values = [5.0] if mark == "level" else [1.0, 5.0, 2.0]
+    low = [0.5, 4.0, 1.0] if mark in ("line", "points", "band") else []
+    series = Series("$a_1$", values, mark=mark, low=low, high=[2.0, 6.0, 3.0] if low else [])
+    figure = draw(Chart("c", "t", [Panel("p", [series])], y="count"))
+    (panel,) = figure.axes
+    panel.relim()
+    assert panel.get_ylim()[0] <= 1
+    assert panel.get_ylim()[1] >= 5
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["$a_1$"]
+    assert not figure.legends[0].get_texts()[0].get_parse_math()
 
 
 def ablation(change: Any, names: Sequence[str] = ("a", "b"), **more: Any) -> dict[str, Any]:

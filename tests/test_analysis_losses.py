@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from neurotally.analysis.figures.charts import save_figure
 from neurotally.analysis.figures.losses import draw_ablation, draw_mask
 from neurotally.analysis.masking.losses import CLASSES, Control, Losses, change, in_errors, ratio
 from neurotally.analysis.masking.losses_report import ablation_document, ablation_table, mask_document, mask_table
+from neurotally.analysis.render.charts import save_figure
 
 
 def one_set(kind: str, of: str = "", draw: int = 0, neurons: int = 5) -> dict[str, Any]:

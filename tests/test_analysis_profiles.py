@@ -21,7 +21,7 @@ from neurotally.analysis.languages.compare import (
     store_labels,
 )
 from neurotally.analysis.languages.lape import lape
-from neurotally.analysis.languages.profiles import profiles, profiles_document, profiles_table
+from neurotally.analysis.languages.profiles import profiles, profiles_result
 from neurotally.analysis.languages.rule import Rule
 from neurotally.analysis.languages.sweep import sweep, sweep_document, sweep_table
 from neurotally.analysis.overlap import agreement, contained, is_member, jaccard, num_common, safe_divide
@@ -69,7 +69,8 @@ def test_profiles_document_and_table() -> None:
     counts = made_up_groups().total()
     counts.active_CLF[3] //= 10_000
     selection = RULE.choose(counts)
-    document = json.loads(json.dumps(profiles_document(counts, RULE, selection), allow_nan=False))
+    result = profiles_result(counts, RULE, selection)
+    document = json.loads(json.dumps(result.document, allow_nan=False))
     assert (document["layers"], document["neurons"], document["per_corpus"]) == (4, 123, 40)
     by_layer = document["by_layer"]
     for name, exclusive in selection.exclusive.items():
@@ -80,8 +81,17 @@ def test_profiles_document_and_table() -> None:
     assert document["overlap"]["jaccard"][3] == [0, 0, 0, None]
     assert document["without_candidates"] == ["html"]
     assert document["left_out"] == {"zig": "unfinished"}
-    text = profiles_table(counts, RULE, selection)
-    for part in ("org/model", "html: no neuron passes the bar", "2 corpora", "left out: zig (unfinished)", "Jaccard"):
+    for name in selection.corpora:
+        assert result.frame("exclusive")[name].tolist() == by_layer["exclusive"][name]
+    assert "Exclusive neurons" in result.text().splitlines()[-1]
+    text = result.text(full=True)
+    for part in (
+        "org/model",
+        "html: no neuron above the threshold",
+        "2 corpora",
+        "left out: zig (unfinished)",
+        "Jaccard",
+    ):
         assert part in text
 
 

@@ -8,25 +8,17 @@ import numpy as np
 import pytest
 from group_counts import made_up_groups
 
-from neurotally.analysis.figures.charts import save_figure
-from neurotally.analysis.figures.sets import (
-    draw_compare,
-    draw_error_bars,
-    draw_overlap,
-    draw_profiles,
-    draw_stability,
-    draw_sweep,
-)
+from neurotally.analysis.figures.sets import draw_compare, draw_stability, draw_sweep
 from neurotally.analysis.languages.compare import compare, compare_document
 from neurotally.analysis.languages.counts import GroupCounts
 from neurotally.analysis.languages.jackknife import error_bars
-from neurotally.analysis.languages.jackknife_report import error_bars_document
-from neurotally.analysis.languages.lape_report import lape_document
-from neurotally.analysis.languages.profiles import profiles_document
+from neurotally.analysis.languages.lape_study import lape_result
+from neurotally.analysis.languages.profiles import profiles_result
 from neurotally.analysis.languages.rule import Rule
 from neurotally.analysis.languages.stability import stability
 from neurotally.analysis.languages.stability_report import stability_document
 from neurotally.analysis.languages.sweep import sweep, sweep_document
+from neurotally.analysis.render.charts import save_figure
 
 RULE = Rule(per_corpus=20)
 SIZES = [pytest.param(2, 4, id="2 corpora, 4 layers"), pytest.param(6, 80, id="6 corpora, 80 layers")]
@@ -64,23 +56,20 @@ def plain(document: dict[str, Any]) -> dict[str, Any]:
 def test_error_bars(tmp_path: Path, num_corpora: int, num_layers: int) -> None:
     groups = made(num_corpora, num_layers)
     counts = groups.total()
-    selection = RULE.choose(counts)
-    document = plain(
-        lape_document(counts, selection) | {"error_bars": error_bars_document(error_bars(groups), selection)}
-    )
-    figure = draw_error_bars(document)
+    result = lape_result(counts, RULE.choose(counts), error_bars(groups)).of("org/model", groups.corpora)
+    document, figure = plain(result.document), result.figure("error-bars")
     for panel, name in zip(panels(figure), groups.corpora, strict=True):
         of = document["error_bars"]["specific"][name]
-        lines = {line.get_color(): line for line in panel.lines}
         if of["entropy"]:
-            points = [pair for color in ("#2166ac", "#d95f02") for pair in zip(*lines[color].get_data(), strict=True)]
+            points = [pair for line in panel.lines[:2] for pair in zip(*line.get_data(), strict=True)]
             assert sorted(float(x) for x, _ in points) == sorted(
                 value for value, error in zip(of["entropy"], of["entropy_standard_error"], strict=True) if error
             )
             flagged = sum(map(bool, of["entropy_flags"]))
             assert f"clear, {flagged} flagged" in panel.get_title(loc="right")
         else:
-            assert "no neuron\npasses the bar" in shown(panel)
+            assert "no neuron\nabove the threshold" in shown(panel)
+    assert "org/model" in shown(figure)
     assert "95 % interval (nats)" in shown(figure)
     saved(figure, tmp_path)
 
@@ -131,8 +120,8 @@ def test_sweep(tmp_path: Path, kinds: str) -> None:
 @pytest.mark.parametrize(("num_corpora", "num_layers"), SIZES)
 def test_profiles(tmp_path: Path, num_corpora: int, num_layers: int) -> None:
     counts = made(num_corpora, num_layers).total()
-    document = plain(profiles_document(counts, RULE, RULE.choose(counts)))
-    figure = draw_profiles(document)
+    result = profiles_result(counts, RULE, RULE.choose(counts))
+    document, figure = plain(result.document), result.figure()
     by_layer = document["by_layer"]
     for panel, total_L in zip(panels(figure), [by_layer["distinct"], *by_layer["specific"].values()], strict=True):
         tops = np.zeros(num_layers)
@@ -148,8 +137,8 @@ def test_profiles(tmp_path: Path, num_corpora: int, num_layers: int) -> None:
 @pytest.mark.parametrize(("num_corpora", "num_layers"), SIZES)
 def test_overlap(tmp_path: Path, num_corpora: int, num_layers: int) -> None:
     counts = made(num_corpora, num_layers).total()
-    document = plain(profiles_document(counts, RULE, RULE.choose(counts)))
-    figure = draw_overlap(document["corpora"], document["overlap"])
+    result = profiles_result(counts, RULE, RULE.choose(counts))
+    document, figure = plain(result.document), result.figure("overlap")
     cells = {text.get_position(): text.get_text() for text in figure.axes[0].texts}
     for row, column in np.ndindex(num_corpora, num_corpora):
         count, value = (document["overlap"][key][row][column] for key in ("count", "jaccard"))

@@ -78,6 +78,7 @@ def test_kernels_import_torch_and_triton_only() -> None:
         ("neurotally.profiler", ("torch", "ray", "transformers", "zarr", "numpy")),
         ("neurotally.profiler.store", ("torch", "ray", "transformers")),
         ("neurotally.analysis.languages.lape", ("torch", "ray", "transformers")),
+        ("neurotally.analysis.studies", ("torch", "zarr", "matplotlib", "pandas", "numpy")),
         ("neurotally.jobs.profile", ("ray",)),
     ],
 )

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from neurotally.analysis.figures.charts import INK, color_bar, label_matrix
 from neurotally.analysis.masking.losses_report import not_empty, verdict_lines
+from neurotally.analysis.render.charts import INK, color_bar, label_matrix
 
 _SAME_LAYERS = "random of the same layers"
 _ABOVE = "random above the threshold"

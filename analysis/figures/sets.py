@@ -11,8 +11,6 @@ Made for 2 to 13 corpora and 4 to 80 layers. As in `charts`, no pyplot, and colo
 common colour blindness.
 """
 
-import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,20 +21,18 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
-from neurotally.analysis.figures.charts import (
+from neurotally.analysis.overlap import safe_divide
+from neurotally.analysis.render.charts import (
     EXCLUSIVE,
     GREY,
     INK,
     SPECIFIC,
     clean_panel,
-    color_bar,
     head,
     label_matrix,
-    layer_axis,
     name_panel,
     panel_grid,
 )
-from neurotally.analysis.overlap import safe_divide
 
 Document = Mapping[str, Any]
 
@@ -45,29 +41,6 @@ _SHARED = ("#d6e6f4", "#94c4df", "#4292c6", "#0b4f94")
 """Light to dark: shared by few, by many."""
 _WIDEST = 4
 """So many steps of sharing beyond exclusive fit the legend and the eye."""
-
-
-def draw_error_bars(document: Document) -> Figure:
-    """One panel a corpus: for each specific neuron half its entropy's interval against the entropy.
-
-    Below the curve an interval ends before the set's highest entropy: these neurons are clear of the cut.
-    `document`: LAPE's, with `error_bars`.
-    """
-    bars = document["error_bars"]
-    figure, panels = panel_grid(len(document["corpora"]))
-    for panel, name in zip(panels, document["corpora"], strict=True):
-        _draw_entropies(panel, name, bars["specific"][name])
-    figure.supxlabel(f"entropy over corpora (nats; at most {math.log(len(panels)):.2f})", fontsize=10, color=INK)
-    figure.supylabel(f"± half of the {100 * bars['level']:g} % interval (nats)", fontsize=10, color=INK)
-    handles = [
-        Line2D([], [], color=_BLUE, marker="o", markersize=3.5, linestyle="", label="specific neuron"),
-        Line2D(
-            [], [], color=EXCLUSIVE, marker="x", markersize=5, linestyle="", label="flagged: don't trust its interval"
-        ),
-        Line2D([], [], color=GREY, linewidth=1, label="below it: clear of the set's highest entropy"),
-    ]
-    head(figure, handles, "How well the specific neurons' entropies are known", num_columns=3)
-    return figure
 
 
 def draw_stability(document: Document) -> Figure:
@@ -113,53 +86,6 @@ def draw_sweep(document: Document) -> Figure:
     return figure
 
 
-def draw_profiles(document: Document) -> Figure:
-    """Neurons by layer, stacked by how many corpora share them: all chosen neurons, then one panel a corpus."""
-    corpora, by_layer = document["corpora"], document["by_layer"]
-    bins = _sharing_bins(len(corpora))
-    figure, panels = panel_grid(1 + len(corpora), share_y=False)
-    everyone, *own = panels
-    _draw_stack(everyone, "all corpora", by_layer["shared_by"], bins)
-    most = max((max(of_layer) for of_layer in by_layer["specific"].values()), default=0)
-    for panel, name in zip(own, corpora, strict=True):
-        _draw_stack(panel, name, by_layer["sharing"][name], bins)
-        panel.set_ylim(0, max(1, 1.06 * most))
-    figure.supxlabel("layer, from the input to the output", fontsize=10, color=INK)
-    figure.supylabel("neurons in the layer", fontsize=10, color=INK)
-    handles = [Patch(facecolor=color, label=label) for _, label, color in bins]
-    head(figure, handles, "Where the chosen neurons sit, and how many corpora share them", num_columns=5)
-    return figure
-
-
-def draw_overlap(corpora: Sequence[str], overlap: Document) -> Figure:
-    """A heat map of Jaccard indices, each cell with its index and the neurons in common; sizes on the diagonal.
-
-    `overlap`: that key of `profiles`' document, or of a store in `compare`'s.
-    """
-    jaccard_CC = np.array(overlap["jaccard"], dtype=np.float64)
-    size = len(corpora)
-    figure = Figure(figsize=(max(5.6, 3.2 + 0.74 * size), max(4.0, 2.0 + 0.56 * size)), layout="constrained")
-    axes = figure.subplots()
-    off_CC = np.where(np.eye(size, dtype=bool), np.nan, jaccard_CC)
-    highest = float(np.max(off_CC, initial=0, where=np.isfinite(off_CC))) or 1.0
-    axes.set_facecolor("#d9d9d9")
-    image = axes.imshow(off_CC, cmap="Blues", vmin=0, vmax=highest, aspect="auto", interpolation="none")
-    for (row, column), count in np.ndenumerate(np.array(overlap["count"])):
-        value = off_CC[row, column]
-        text = f"{count:,}" if row == column else (f"{value:.2f}\n{count:,}" if np.isfinite(value) else "n/a")
-        weight = "bold" if row == column else "normal"
-        ink = "white" if value > 0.6 * highest else INK
-        axes.text(
-            column, row, text, ha="center", va="center", fontsize=8, color=ink, fontweight=weight, linespacing=1.1
-        )
-    label_matrix(axes, corpora, corpora, "", "")
-    figure.suptitle("Neurons that two corpora share", fontsize=12, color=INK)
-    explained = "Jaccard index and neurons in common; diagonal: all specific neurons"
-    axes.set_title(textwrap.fill(explained, 10 * size + 22), fontsize=8.5, color=GREY)
-    color_bar(figure, image, axes, "Jaccard index of the two sets")
-    return figure
-
-
 def draw_compare(document: Document) -> Figure:
     """One panel a corpus: its specific neurons' profiles in both stores, over relative depth if layers differ."""
     one, other = document["stores"]
@@ -180,33 +106,6 @@ def draw_compare(document: Document) -> Figure:
     for text in figure.legends[0].get_texts():
         text.set_parse_math(False)
     return figure
-
-
-def _draw_entropies(panel: Any, name: str, bars: Document) -> None:
-    entropy_n, error_n, low_n, high_n = (
-        np.array(bars[key], dtype=np.float64)
-        for key in ("entropy", "entropy_standard_error", "entropy_low", "entropy_high")
-    )
-    panel.xaxis.set_major_locator(MaxNLocator(nbins=5))
-    clean_panel(panel)
-    if not len(entropy_n):
-        _nothing(panel, name)
-        return
-    half_n = np.maximum(high_n - entropy_n, entropy_n - low_n)  # one side may be cut short at an end
-    is_flagged_n = np.array([bool(flags) for flags in bars["entropy_flags"]], dtype=bool)
-    cut = entropy_n.max()
-    is_shown_n = error_n > 0  # a logarithmic axis has no 0
-    for is_kind_n, style in (
-        (~is_flagged_n, {"color": _BLUE, "marker": ".", "markersize": 3.5, "alpha": 0.6, "markeredgewidth": 0}),
-        (is_flagged_n, {"color": EXCLUSIVE, "marker": "x", "markersize": 4}),
-    ):
-        at_n = is_kind_n & is_shown_n
-        panel.plot(entropy_n[at_n], half_n[at_n], linestyle="", **style)
-    panel.set_yscale("log")
-    entropy_x = np.linspace(entropy_n.min(), cut, 300)[:-1]
-    panel.plot(entropy_x, cut - entropy_x, color=GREY, linewidth=1, zorder=1)
-    num_clear = int((entropy_n + half_n < cut).sum())
-    name_panel(panel, name, f"{num_clear:,} of {len(half_n):,} clear, {is_flagged_n.sum():,} flagged")
 
 
 def _draw_curve(panel: Any, name: str, document: Document) -> None:
@@ -309,34 +208,6 @@ def _draw_swept_profiles(
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     clean_panel(axes)
-
-
-def _sharing_bins(num_corpora: int) -> list[tuple[range, str, str]]:
-    """Numbers of corpora that share a neuron, in up to five steps, with their label and colour."""
-    most = min(num_corpora, _WIDEST + 1)
-    bins = [(range(1, 2), "exclusive to one", EXCLUSIVE)]
-    for m in range(2, most + 1):
-        is_last = m == most and num_corpora > most
-        numbers = range(m, num_corpora + 1) if is_last else range(m, m + 1)
-        label = f"shared by {m}" + (" and more" if is_last else "")
-        bins.append((numbers, label, _SHARED[m - 2]))
-    return bins
-
-
-def _draw_stack(panel: Any, name: str, by_sharing: Mapping[str, Sequence[int]], bins: Sequence) -> None:
-    num_layers = len(by_sharing["1"])
-    below_L = np.zeros(num_layers)
-    for numbers, _, color in bins:
-        count_L = np.sum([by_sharing[str(m)] for m in numbers], axis=0)
-        panel.bar(np.arange(num_layers), count_L, width=1.0, bottom=below_L, color=color, linewidth=0)
-        below_L = below_L + count_L
-    if below_L.any():
-        name_panel(panel, name, f"{int(below_L.sum()):,} / {sum(by_sharing['1']):,} exclusive")
-    else:
-        _nothing(panel, name)
-    layer_axis(panel, num_layers)
-    panel.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
-    clean_panel(panel)
 
 
 def _draw_both(panel: Any, name: str, document: Document) -> None:

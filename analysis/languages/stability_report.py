@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from neurotally.analysis.json_numbers import number, numbers
-from neurotally.analysis.languages.counts import GroupCounts, model_key, model_name
+from neurotally.analysis.languages.counts import GroupCounts
 from neurotally.analysis.languages.stability import Stability
+from neurotally.analysis.result import model_key, model_name
 from neurotally.analysis.text_table import percent, text_table
 
 STABILITY_SCHEMA = 1

@@ -26,11 +26,12 @@ from typing import Any
 import numpy as np
 
 from neurotally.analysis.json_numbers import number
-from neurotally.analysis.languages.counts import CorpusCounts, model_key, model_name
+from neurotally.analysis.languages.counts import CorpusCounts
 from neurotally.analysis.languages.lape import Selection
 from neurotally.analysis.languages.profiles import Profiles, profiles, sets_by_layer
 from neurotally.analysis.languages.rule import Rule
 from neurotally.analysis.overlap import contained, jaccard
+from neurotally.analysis.result import model_key, model_name
 from neurotally.analysis.text_table import decimals, percent, text_table
 from neurotally.profiler.errors import InputError
 

@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 
 from neurotally.analysis.json_numbers import number, numbers
-from neurotally.analysis.languages.counts import model_key
 from neurotally.analysis.masking.judgement import MIN_DOCUMENTS
 from neurotally.analysis.masking.losses import (
     CLASSES,
@@ -41,6 +40,7 @@ from neurotally.analysis.masking.losses import (
     in_errors,
 )
 from neurotally.analysis.masking.mask_sets import CONTROLS
+from neurotally.analysis.result import model_key
 from neurotally.analysis.text_table import signed, text_table
 
 LOSSES_SCHEMA = 1

@@ -26,7 +26,7 @@ from neurotally.analysis.masking.losses_report import (
     not_empty,
     verdict_lines,
 )
-from neurotally.analysis.report.parts import (
+from neurotally.analysis.render.html import (
     Cell,
     Matrix,
     Notes,

@@ -1,4 +1,4 @@
-"""The commands about sets of neurons: lape, stability, sweep, profiles, compare. They read stores and load no torch."""
+"""The commands about sets of neurons: stability, sweep, compare. They read stores and load no torch."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -6,69 +6,21 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from neurotally.jobs.commands.options import (
-    ARCHIVE,
     COUNT,
     FIGURE,
     JSON_FLAG,
     ONLY_CORPUS,
     OUT,
     PATH,
-    PICTURE,
     STORE,
     RuleOptions,
     Share,
     rule_options,
 )  # fmt: skip
 from neurotally.jobs.commands.output import draw, show
-from neurotally.profiler.errors import InputError
 
 if TYPE_CHECKING:
     from neurotally.analysis.languages.lape import Selection
-
-
-@click.command(short_help="The neurons specific to each corpus")
-@STORE
-@ONLY_CORPUS
-@rule_options
-@click.option("--error-bars", is_flag=True, help="Intervals for every specific neuron, from the groups in the store.")
-@click.option("--archive", type=ARCHIVE, metavar="FILE.npz", help="With --error-bars: those of all neurons.")
-@FIGURE
-@OUT
-@JSON_FLAG
-def lape(store: Path, corpus: tuple[str, ...], chosen_by: RuleOptions, error_bars: bool, archive: Path | None,
-         figure: Path | None, out: Path | None, as_json: bool) -> None:  # fmt: skip
-    """Find the neurons that are specific to each corpus (LAPE, arXiv 2402.16438, as in arXiv 2506.01074).
-
-    \b
-    Example:
-      neurotally lape llama.store --out neurons.json --error-bars
-    """
-    from neurotally.analysis.figures.charts import draw_layers
-    from neurotally.analysis.figures.sets import draw_error_bars
-    from neurotally.analysis.languages.counts import read_counts, read_group_counts
-    from neurotally.analysis.languages.jackknife import error_bars as jackknife
-    from neurotally.analysis.languages.jackknife import save_error_bars
-    from neurotally.analysis.languages.jackknife_report import error_bars_document, error_bars_table
-    from neurotally.analysis.languages.lape_report import lape_document, lape_table
-
-    rule = chosen_by.rule()
-    if archive is not None and not error_bars:
-        raise InputError("--archive: expected --error-bars with it")
-    groups = read_group_counts(store, corpus) if error_bars else None
-    counts = groups.total() if groups else read_counts(store, corpus)
-    selection = rule.choose(counts)
-    _warn(selection)
-    document, text = lape_document(counts, selection), lape_table(counts, selection)
-    if groups:
-        bars = jackknife(groups)
-        document["error_bars"] = error_bars_document(bars, selection)
-        text += "\n\n" + error_bars_table(bars, selection)
-        if archive is not None:
-            save_error_bars(bars, archive)
-        draw(figure, draw_error_bars, document)
-    else:
-        draw(figure, lambda of: draw_layers(of["specific"], of["exclusive"], of["layers"]), document)
-    show(document, text, as_json, out)
 
 
 @click.command(short_help="Would other text choose the same neurons?")
@@ -154,35 +106,6 @@ def sweep(store: Path, corpus: tuple[str, ...], quantile: tuple[float, ...], per
     show(document, sweep_table(counts, found), as_json, out)
 
 
-@click.command(short_help="Where each corpus's neurons sit, and who shares them")
-@STORE
-@ONLY_CORPUS
-@rule_options
-@click.option("--overlap-figure", type=PICTURE, metavar="FILE.png", help="Draw the overlap of every two corpora.")
-@FIGURE
-@OUT
-@JSON_FLAG
-def profiles(store: Path, corpus: tuple[str, ...], chosen_by: RuleOptions, overlap_figure: Path | None,
-             figure: Path | None, out: Path | None, as_json: bool) -> None:  # fmt: skip
-    """Where each corpus's neurons sit, layer by layer, and which corpora share them.
-
-    \b
-    Example:
-      neurotally profiles llama.store --figure profiles.png --overlap-figure overlap.png
-    """
-    from neurotally.analysis.figures.sets import draw_overlap, draw_profiles
-    from neurotally.analysis.languages.counts import read_counts
-    from neurotally.analysis.languages.profiles import profiles_document, profiles_table
-
-    counts, rule = read_counts(store, corpus), chosen_by.rule()
-    selection = rule.choose(counts)
-    _warn(selection)
-    document = profiles_document(counts, rule, selection)
-    draw(figure, draw_profiles, document)
-    draw(overlap_figure, lambda of: draw_overlap(of["corpora"], of["overlap"]), document)
-    show(document, profiles_table(counts, rule, selection), as_json, out)
-
-
 @click.command(short_help="Two stores side by side")
 @STORE
 @click.argument("other", type=PATH, metavar="STORE")
@@ -216,10 +139,10 @@ def compare(store: Path, other: Path, corpus: tuple[str, ...], chosen_by: RuleOp
 
 def _warn(selection: "Selection", of: str = "") -> None:
     """Say on stderr where a corpus has fewer candidates than asked for."""
-    from neurotally.analysis.languages.lape_report import candidates_warning
+    from neurotally.analysis.languages.lape_study import candidates_warnings
 
-    if warning := candidates_warning(selection):
+    for warning in candidates_warnings(selection):
         click.echo(f"warning: {of}{warning}", err=True)
 
 
-LANGUAGE_COMMANDS = (lape, stability, sweep, profiles, compare)
+LANGUAGE_COMMANDS = (stability, sweep, compare)

@@ -24,6 +24,7 @@ from neurotally.jobs.commands.options import (
 from neurotally.jobs.commands.output import draw, show
 
 _WAYS = ("activation", "coefficient", "weights", "weights-no-bias", "mean")  # of profiler.interventions.WAYS
+_MAX_DRAWS = 1000
 _DRAWS = 8
 """At a level of 5 % a set must cost more than the draws' mean by 2.5 of their standard deviations: by 5.0 with three,
 by 2.1 with twenty draws, for 0.4 and 2.4 times the model's runs."""
@@ -44,7 +45,7 @@ def _pass_options(name: str) -> Callable[[Callable[..., None]], Callable[..., No
                          help="Leave out and count documents whose triggers chose the neurons, instead of refusing "
                               "them; those that LAPE counted are left out in any case."),
             document_options,
-            click.option("--draws", type=click.IntRange(min=0), default=_DRAWS, show_default=True,
+            click.option("--draws", type=click.IntRange(0, _MAX_DRAWS), default=_DRAWS, show_default=True,
                          help="Random sets of each of two kinds, for every set: each is a run of the model over all "
                               "text. With fewer than 3 nothing is judged; to pass at 5 %, a set must differ by 2.5 "
                               "standard deviations of 8 draws, 5.0 of 3, 2.1 of 20."),

@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neurotally.analysis.figures.charts import draw_layers, save_figure
 from neurotally.analysis.figures.losses import draw_ablation
 from neurotally.analysis.languages.counts import read_counts
 from neurotally.analysis.languages.lape import Selection
-from neurotally.analysis.languages.lape_report import lape_document, lape_table
+from neurotally.analysis.languages.lape_study import lape_result
 from neurotally.analysis.languages.rule import Rule
 from neurotally.analysis.masking.losses import read_losses
 from neurotally.analysis.masking.losses_report import ablation_document, verdict_lines
+from neurotally.analysis.render.charts import save_figure
+from neurotally.analysis.result import model_name
 from neurotally.analysis.text_table import signed, text_table
 from neurotally.jobs.demo.corpus import gather
 from neurotally.jobs.demo.model import train
@@ -99,11 +100,13 @@ def demo(folder: Path, workers: int, progress: Progress) -> DemoResult:
     progress.note("4/5 finding each language's neurons, switching them off …")
     counts = read_counts(folder / "store")
     selection = RULE.choose(counts)
-    replace_json(folder / "lape.json", lape_document(counts, selection))
+    neurons = lape_result(counts, selection).of(model_name(counts.model), counts.corpora)
+    replace_json(folder / "lape.json", neurons.document)
     ablation = _ablation(folder, model, progress)
     progress.note("5/5 drawing …")
-    _draw(folder, selection, ablation)
-    return DemoResult(folder, selection, ablation, lape_table(counts, selection))
+    save_figure(neurons.figure(), folder / "layers.png")
+    save_figure(draw_ablation(ablation), folder / "ablation.png")
+    return DemoResult(folder, selection, ablation, neurons.text())
 
 
 def _ablation(folder: Path, model: ModelConfig, progress: Progress) -> dict[str, Any]:
@@ -115,13 +118,6 @@ def _ablation(folder: Path, model: ModelConfig, progress: Progress) -> dict[str,
     document = ablation_document(read_losses(folder / "store", "ablate"))
     replace_json(folder / "ablation.json", document)
     return document
-
-
-def _draw(folder: Path, selection: Selection, ablation: dict[str, Any]) -> None:
-    num_layers = selection.entropy_LF.shape[0]
-    layers = draw_layers(selection.specific, selection.exclusive, num_layers, "Where each language's neurons sit")
-    save_figure(layers, folder / "layers.png")
-    save_figure(draw_ablation(ablation), folder / "ablation.png")
 
 
 def _refuse_other_folder(folder: Path) -> None:
