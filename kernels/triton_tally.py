@@ -393,7 +393,7 @@ def _launch(
         CHUNK=tiling.chunk_tokens, TILE_T=tiling.tile_tokens, BLOCK_F=tiling.block_neurons, num_warps=4, **_NO_FUSION,
     )  # fmt: skip
     _add_partials[(triton.cdiv(num_neurons, tiling.merge_neurons),)](
-        count, sums, extremes, *into, num_partials, num_neurons,
+        count, sums, extremes, num_partials=num_partials, num_neurons=num_neurons, **into,
         GATED=is_gated, STATISTICS=int(statistics), BLOCK_C=tiling.merge_partials, BLOCK_F=tiling.merge_neurons,
         num_warps=4, **_NO_FUSION,
     )  # fmt: skip

@@ -145,7 +145,7 @@ def test_every_set_of_flags_gives_the_same_bits(
         monkeypatch.setattr(tally, "library", lambda library=library: library)
         into = LayerTally.empty(123)
         h_BTF, maxima = tally.gated(torch.nn.SiLU(), gate_BTF, up_BTF, kind_BT, into)
-        results.append([h_BTF, *into, *maxima])
+        results.append([h_BTF, *into.values(), *maxima])
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
@@ -159,7 +159,7 @@ for _ in range(3):
     h, maxima = tally.plain(torch.nn.ReLU(), torch.ones(2, 5, 7), kind, into)
     lists = triggers.LayerTriggers(7, 2, "cpu", None)
     lists.add(maxima, kind, kind)
-    assert into.active_F.tolist() == [10] * 7 and len(lists.best().value_N) == 7
+    assert into["active"].tolist() == [10] * 7 and len(lists.best().value_N) == 7
 """
 
 
