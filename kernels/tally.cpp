@@ -136,7 +136,7 @@ struct Job {
   const float* table;  // activation of each of the 65,536 elements of a 16-bit dtype; or null, and
   const void* activation;  // [B, T, F] contiguous, in the model's dtype; may be `out`
   void* out;  // [B, T, F] contiguous; null in a plain FFN whose activation is given
-  const uint8_t* kind;  // [B, T]: 0 pad, 1 token, 2 special token
+  const uint8_t* kind;  // [B, T]: 0 pad, 1 token, 2 special token, 3 token of a repeat
   STATISTICS(POINTER)  // [F] each
   float* row_value;  // [B, F]
   int32_t* row_position;

@@ -13,7 +13,8 @@ for triggers. `act` and the product are each rounded to the model's dtype, as th
 Counts are int64 and sums float64, whatever the model's dtype: fp32 counters stall at 2^24, bf16 sums at 256.
 
 Shapes: B rows, T tokens a row, F neurons of a layer. `kind_BT` tells what each cell of the batch is:
-0 pad (never counted, whatever it holds), 1 token, 2 special token (counted, also apart, never a trigger).
+0 pad (never counted, whatever it holds), 1 token, 2 special token (counted, also apart, never a trigger),
+3 token of a document that repeats an earlier one (counted, never a trigger).
 
 `plain` and `gated` pick by device: on the CPU the compiled loop of `tally.cpp`, which reads the activation of a
 16-bit dtype from a table made with the model's own module; on a GPU the Triton kernels of `triton_tally.py`; else
@@ -32,7 +33,7 @@ from neurotally.kernels.activations import activate, activation_table
 from neurotally.kernels.compiled import Job, Library, library
 from neurotally.kernels.statistics import STATISTICS
 
-PAD, TOKEN, SPECIAL = 0, 1, 2
+PAD, TOKEN, SPECIAL, REPEAT = 0, 1, 2, 3
 
 _MAXIMA_DTYPES = (torch.float32, torch.int32)
 _COMPILED_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -146,8 +147,7 @@ def tally_reference(
     statistics: Statistics = Statistics.EVERYTHING,
 ) -> RowMaxima:
     """Add a batch to `tally` in plain PyTorch, and return its row maxima: the formulas of this file, spelled out."""
-    special_BT = kind_BT == SPECIAL
-    counted_BT = (kind_BT == TOKEN) | special_BT
+    special_BT, counted_BT = kind_BT == SPECIAL, kind_BT != PAD
     tally["active"].add_((pre_BTF[counted_BT] > 0).sum(0))
     tally["active_special"].add_((pre_BTF[special_BT] > 0).sum(0))
     coefficient_NF = coefficient_BTF[counted_BT]

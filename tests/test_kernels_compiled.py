@@ -150,6 +150,19 @@ def test_every_set_of_flags_gives_the_same_bits(
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@needs_compiler
+@pytest.mark.parametrize("pair", [("active", "active_special"), ("coefficient_max", "coefficient_min")])
+def test_a_loop_that_adds_up_in_another_order_than_the_table_is_refused(
+    pair: tuple[str, str], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = (f", {name})" for name in pair)
+    swapped = compiled.SOURCE.read_text().replace(one, ", ?").replace(other, one).replace(", ?", other)
+    (tmp_path / "tally.cpp").write_text(swapped)
+    monkeypatch.setattr(compiled, "SOURCE", tmp_path / "tally.cpp")
+    with pytest.raises(AssertionError, match=f"{pair[1]};.* {pair[0]};.*, statistics.py says .*: make them the same"):
+        compiled.build()
+
+
 FALLS_BACK = """
 import torch
 from neurotally.kernels import tally, triggers

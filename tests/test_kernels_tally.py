@@ -15,7 +15,7 @@ from transformers.activations import ACT2FN, ClippedGELUActivation
 from neurotally.kernels import tally as kernels
 from neurotally.kernels.activations import activation_table
 from neurotally.kernels.compiled import library
-from neurotally.kernels.tally import PAD, SPECIAL, TOKEN, LayerTally, RowMaxima, Statistics
+from neurotally.kernels.tally import PAD, REPEAT, SPECIAL, TOKEN, LayerTally, RowMaxima, Statistics
 
 PATHS = ("compiled", "reference")
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -82,11 +82,12 @@ def bare(act: nn.Module, pre_BTF: Tensor, up_BTF: Tensor | None) -> tuple[Tensor
 
 
 def random_batch(shape: tuple[int, int, int], dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """(pre, up, kind): true lengths from 0 to all, a special token in front, the pads NaN."""
+    """(pre, up, kind): true lengths from 0 to all, a special token in front, some of a repeat, the pads NaN."""
     num_rows, num_tokens, _ = shape
     rng = torch.Generator().manual_seed(seed)
     pre_BTF, up_BTF = (torch.randn(shape, generator=rng).mul(2).to(dtype) for _ in range(2))
     kind_BT = torch.full((num_rows, num_tokens), TOKEN, dtype=torch.uint8)
+    kind_BT[:, 3::7] = REPEAT
     kind_BT[:, 0] = SPECIAL if num_tokens > 1 else TOKEN
     for row in range(num_rows):
         length = (num_tokens, 0, num_tokens // 2 + 1)[row % 3]
@@ -251,7 +252,7 @@ def test_any_split_into_batches_gives_the_whole(kernel_path: str, data: st.DataO
     dtype = data.draw(st.sampled_from(DTYPES))
     pre_BTF, up_BTF, _ = random_batch(shape, dtype, seed=data.draw(st.integers(0, 99)))
     pre_BTF, up_BTF = pre_BTF.nan_to_num(1), up_BTF.nan_to_num(-1)
-    kinds = data.draw(st.lists(st.sampled_from([PAD, TOKEN, SPECIAL]), min_size=6 * 40, max_size=6 * 40))
+    kinds = data.draw(st.lists(st.sampled_from([PAD, TOKEN, SPECIAL, REPEAT]), min_size=6 * 40, max_size=6 * 40))
     kind_BT = torch.tensor(kinds, dtype=torch.uint8)[: shape[0] * shape[1]].view(shape[:2])
     cuts = sorted(data.draw(st.lists(st.integers(0, shape[0]), max_size=3)))
     with path(kernel_path):

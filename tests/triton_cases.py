@@ -18,7 +18,7 @@ from sorted_triggers import as_list, sorted_triggers
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from neurotally.kernels.tally import PAD, SPECIAL, TOKEN, LayerTally, RowMaxima, Statistics, tally_reference
+from neurotally.kernels.tally import PAD, REPEAT, SPECIAL, TOKEN, LayerTally, RowMaxima, Statistics, tally_reference
 from neurotally.kernels.triggers import _TritonLists
 
 ON_GPU = torch.cuda.is_available()
@@ -94,11 +94,12 @@ def run(
 
 
 def random_batch(shape: tuple[int, int, int], dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """(pre, up, kind): rows of full length, 0 and 1, special tokens among them, the pads NaN."""
+    """(pre, up, kind): rows of full length, 0 and 1, special tokens and some of repeats among them, the pads NaN."""
     num_rows, num_tokens, _ = shape
     rng = torch.Generator().manual_seed(seed)
     pre_BTF, up_BTF = (torch.randn(shape, generator=rng).mul(2).to(dtype) for _ in range(2))
-    kind_BT = torch.where(torch.rand((num_rows, num_tokens), generator=rng) < 0.1, SPECIAL, TOKEN).to(torch.uint8)
+    draw_BT = torch.rand((num_rows, num_tokens), generator=rng)
+    kind_BT = torch.where(draw_BT < 0.1, SPECIAL, torch.where(draw_BT > 0.9, REPEAT, TOKEN)).to(torch.uint8)
     for row in range(num_rows):
         length = (num_tokens, 0, 1)[row % 3]
         kind_BT[row, length:] = PAD
