@@ -25,7 +25,7 @@ import numpy as np
 from neurotally.jobs.plan import CorpusPlan, changed_document, first_difference, stored_names
 from neurotally.jobs.worker import KERNEL_HINTS, PassConfig, UnitResult
 from neurotally.profiler import store
-from neurotally.profiler.corpus import Status
+from neurotally.profiler.documents import Status
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.neurons import CorpusNeurons
 from neurotally.profiler.texts import keep_texts
@@ -140,7 +140,7 @@ class Ledger:
         shutil.rmtree(finished, ignore_errors=True)
         store.write_arrays(finished, self._arrays(), attributes)
         if self._config.keep_texts:
-            keep_texts(finished, self.plan.source, self._config.window_lines, self.plan.manifest.names, self._arrays())
+            keep_texts(finished, self.plan.source, self.plan.manifest.names, self._arrays())
         store.publish_corpus(self._store, self.plan.name, finished)
         shutil.rmtree(self._folder)
         return attributes

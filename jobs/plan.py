@@ -9,21 +9,15 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from neurotally.jobs.worker import Task
-from neurotally.profiler.corpus import (
-    MAX_DOCUMENT_BYTES,
-    Manifest,
-    Source,
-    check_names,
-    list_documents,
-    parse_source,
-)
+from neurotally.profiler.corpus import check_names, list_documents, parse_source
+from neurotally.profiler.documents import MAX_DOCUMENT_BYTES, Manifest, Source
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.store import RUN_FOLDER
 from neurotally.profiler.streaming import spool_dataset
@@ -70,6 +64,7 @@ class CorpusPlan:
             names=self.manifest.names[unit.first : unit.end],
             sizes=self.manifest.sizes[unit.first : unit.end].tolist(),
             offset=int(self.manifest.sizes[: unit.first].sum()),
+            repeats=self.manifest.repeats(unit.first, unit.end),
         )
 
 
@@ -108,6 +103,7 @@ def list_corpus(
     max_files: int | None,
     store: Path,
     on_record: Callable[[], object] = lambda: None,
+    window_lines: int | None = None,
 ) -> CorpusPlan:
     """List one corpus; a dataset is first streamed to a file beside the store's working state."""
     if source_text.startswith("hf:"):
@@ -115,6 +111,7 @@ def list_corpus(
         source = spool_dataset(source_text, store / RUN_FOLDER / "spool" / f"{key}.parquet", max_files, on_record)
     else:
         source = parse_source(source_text)
+    source = replace(source, window_lines=window_lines)
     return CorpusPlan(name, source, max_files, list_documents(source, max_files))
 
 

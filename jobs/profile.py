@@ -17,7 +17,6 @@ from neurotally.jobs.plan import CorpusPlan, find_corpora, list_corpus
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.store_writer import open_store, versions, writer_lock
 from neurotally.jobs.untrained import untrained_model
-from neurotally.jobs.window_plan import plan_windows
 from neurotally.jobs.worker import TOKEN_BUDGET, ModelConfig, PassConfig, UnitResult
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
@@ -121,8 +120,8 @@ def profile(request: ProfileRequest, progress: Progress) -> RunReport:
         plans = []
         with progress.listing(len(sources)) as on_corpus:
             for name, source in sources.items():
-                plan = list_corpus(name, source, request.max_files, request.store)
-                plans.append(plan if request.window_lines is None else plan_windows(plan, request.window_lines))
+                listed = list_corpus(name, source, request.max_files, request.store, window_lines=request.window_lines)
+                plans.append(listed)
                 on_corpus(name)
         if request.random_init is None:
             return _run(request, plans, progress)

@@ -27,7 +27,7 @@ from neurotally.jobs.profile import ProfileRequest, profile
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.worker import ModelConfig
 from neurotally.profiler import store
-from neurotally.profiler.corpus import Status
+from neurotally.profiler.documents import Status
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.loss import LossReader
 

@@ -26,7 +26,8 @@ from neurotally.jobs.worker import TOKEN_BUDGET, Task
 from neurotally.profiler import store
 from neurotally.profiler.agreement import AgreementCounts, Context, Place, choose_places, read_first_tokens
 from neurotally.profiler.batches import lay_out
-from neurotally.profiler.corpus import Status, read_documents
+from neurotally.profiler.corpus import read_documents
+from neurotally.profiler.documents import Status
 from neurotally.profiler.errors import InputError, UnsupportedModelError
 from neurotally.profiler.lens import Lens
 from neurotally.profiler.memory import halving
