@@ -22,11 +22,14 @@ class Study(NamedTuple):
     where: str
     help: str
     in_report: bool = True
+    has_command: bool = True
+    """Not where the command of the pass shows it."""
 
 
 STUDIES: Mapping[str, Study] = {
     "lape": Study("languages.lape_study", "The neurons specific to each corpus"),
     "profiles": Study("languages.profiles", "Where each corpus's neurons sit, and who shares them"),
+    "losses": Study("masking.losses_study", "What `ablate` and `mask` found: the price of neurons"),
 }
 
 
@@ -41,7 +44,7 @@ def study(name: str) -> Callable[..., Result]:
     return function
 
 
-def run(name: str, store: Path, **values: Any) -> Result:
+def run(name: str, store: Path, /, **values: Any) -> Result:
     """A study of a store, its parameters by their names; what is left out has its default."""
     from neurotally.profiler.store import committed_corpora, store_attributes
 
