@@ -28,7 +28,10 @@ class Study(NamedTuple):
 
 STUDIES: Mapping[str, Study] = {
     "lape": Study("languages.lape_study", "The neurons specific to each corpus"),
+    "stability": Study("languages.stability_study", "Would other text choose the same neurons?", in_report=False),
+    "sweep": Study("languages.sweep", "LAPE at every setting of a grid", in_report=False),
     "profiles": Study("languages.profiles", "Where each corpus's neurons sit, and who shares them"),
+    "compare": Study("languages.compare", "Two stores side by side", in_report=False),
     "losses": Study("masking.losses_study", "What `ablate` and `mask` found: the price of neurons"),
 }
 

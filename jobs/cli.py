@@ -13,7 +13,6 @@ from pathlib import Path
 import click
 
 from neurotally.jobs.commands.keys import KEY_COMMANDS
-from neurotally.jobs.commands.languages import LANGUAGE_COMMANDS
 from neurotally.jobs.commands.layers import LAYER_COMMANDS
 from neurotally.jobs.commands.masking import MASKING_COMMANDS
 from neurotally.jobs.commands.options import (
@@ -204,7 +203,7 @@ def bench(
     show(document, bench_table(document), as_json, out)
 
 
-for command in (*LANGUAGE_COMMANDS, *KEY_COMMANDS, *MASKING_COMMANDS, *LAYER_COMMANDS, *REPORT_COMMANDS, bench):
+for command in (*KEY_COMMANDS, *MASKING_COMMANDS, *LAYER_COMMANDS, *REPORT_COMMANDS, bench):
     cli.add_command(command)
 
 

@@ -186,7 +186,7 @@ class Worker:
         facts = self.model.facts
 
         def tally(budget: int) -> UnitNeurons:
-            into = (facts.num_neurons, self.model.site_devices, self.config.triggers, bar_LF)
+            into = (facts.num_neurons, self.model.devices, self.config.triggers, bar_LF)
             recorder = NeuronRecorder(*into) if repeats is None else DistinctRecorder(*into, repeats)
             NeuronReader(self.model, recorder).tally(rectangles(rows, budget, facts.attention_budget))
             return recorder.result()

@@ -3,7 +3,7 @@
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
@@ -49,13 +49,12 @@ def study(
 
 
 @pytest.fixture
-def nothing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The study above, as a file of its own and a line in the registry."""
     file: Any = ModuleType("neurotally.analysis.made_up")
     file.study, file.FIGURES = study, {"m": "Draw more."}
     monkeypatch.setitem(sys.modules, file.__name__, file)
     monkeypatch.setitem(studies.STUDIES, "nothing", studies.Study("made_up", "Nothing at all"))  # type: ignore[arg-type]
-    yield
 
 
 @pytest.fixture

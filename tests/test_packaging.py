@@ -75,6 +75,7 @@ def test_kernels_import_torch_and_triton_only() -> None:
     ("module", "absent"),
     [
         ("neurotally.jobs.cli", ("torch", "ray", "transformers", "zarr")),
+        ("neurotally.profiler", ("torch", "ray", "transformers", "zarr", "numpy")),
         ("neurotally.profiler.store", ("torch", "ray", "transformers")),
         ("neurotally.analysis.languages.lape", ("torch", "ray", "transformers")),
         ("neurotally.analysis.studies", ("torch", "zarr", "matplotlib", "pandas", "numpy")),

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from neurotally.kernels.tally import PAD, SPECIAL
 from neurotally.profiler.batches import Batch, lay_out, rectangles
-from neurotally.profiler.capture import WAYS, NeuronReader, replacements, switched_off
+from neurotally.profiler.capture import NeuronReader
+from neurotally.profiler.interventions import WAYS, switched_off
 from neurotally.profiler.model import LoadedModel, prepare_model
 from neurotally.profiler.neurons import NeuronRecorder, UnitNeurons
 
 MEAN_LF = np.random.default_rng(1).normal(size=(2, 96))
+VALUES = {"mean": MEAN_LF, "set": 1.5, "scale": -2.0}
 
 
 def batches() -> list[Batch]:
@@ -26,7 +28,7 @@ def batches() -> list[Batch]:
 
 
 def tallied(model: LoadedModel) -> UnitNeurons:
-    recorder = NeuronRecorder(model.facts.num_neurons, model.site_devices, num_triggers=2)
+    recorder = NeuronRecorder(model.facts.num_neurons, model.devices, num_triggers=2)
     NeuronReader(model, recorder).tally(batches())
     return recorder.result()
 
@@ -45,8 +47,10 @@ class Hooked:
             if how == "activation":
                 act.register_forward_hook(self._zeroing(NEURONS[layer]))
             act.register_forward_hook(lambda _m, _a, out, layer=layer: self.activation[layer].append(out))
-            if how == "coefficient":
-                down.register_forward_pre_hook(lambda _m, args, layer=layer: (self._zero(args[0], NEURONS[layer]),))
+            if how in ("coefficient", "set", "scale"):
+                down.register_forward_pre_hook(
+                    lambda _m, args, layer=layer: (self._changed(args[0], NEURONS[layer], how),)
+                )
         if how in ("weights", "weights-no-bias", "mean"):
             edit(model, family, how, MEAN_LF)
         for layer in range(2):
@@ -66,13 +70,13 @@ class Hooked:
         return torch.cat(rows).double()
 
     @staticmethod
-    def _zero(values: Tensor, indices: list[int]) -> Tensor:
+    def _changed(values: Tensor, indices: list[int], how: str) -> Tensor:
         values = values.clone()
-        values[..., indices] = 0
+        values[..., indices] = -2 * values[..., indices] if how == "scale" else 1.5 if how == "set" else 0.0
         return values
 
     def _zeroing(self, indices: list[int]) -> Callable[..., Tensor]:
-        return lambda _module, _args, output: self._zero(output, indices)
+        return lambda _module, _args, output: self._changed(output, indices, "activation")
 
 
 @pytest.mark.parametrize("how", WAYS)
@@ -80,7 +84,7 @@ class Hooked:
 def test_a_reader_reads_the_masked_model(family: str, how: str, tokenizer: Any) -> None:
     model = prepare_model(with_biases(family), tokenizer, family, None, "float32")
     bare = tallied(model)
-    with switched_off(model, NEURONS, how, replacements(model, how, MEAN_LF)):
+    with switched_off(model, NEURONS, how, VALUES.get(how)):
         masked = tallied(model)
     hooked = Hooked(family, how)
     for layer, neurons in NEURONS.items():
@@ -115,7 +119,7 @@ def test_a_reader_reads_the_masked_model(family: str, how: str, tokenizer: Any) 
 
 def test_triggers_are_those_of_the_masked_model(tokenizer: Any) -> None:
     model = prepare_model(with_biases("llama"), tokenizer, "llama", None, "float32")
-    with switched_off(model, NEURONS, "mean", replacements(model, "mean", MEAN_LF)):
+    with switched_off(model, NEURONS, "mean", MEAN_LF):
         masked = tallied(model)
     for layer, neurons in NEURONS.items():
         for neuron in neurons:
@@ -152,9 +156,8 @@ def test_masks_within_masks_add_up_and_are_taken_off_one_by_one(tokenizer: Any) 
 
 def test_of_two_masks_of_a_neuron_the_later_holds(tokenizer: Any) -> None:
     model = prepare_model(with_biases("gpt_neox"), tokenizer, "gpt_neox", None, "float32")
-    mean = replacements(model, "mean", MEAN_LF)
     ids_BT = torch.randint(2, 600, (2, 64), generator=torch.Generator().manual_seed(3))
-    with switched_off(model, NEURONS, "mean", mean):
+    with switched_off(model, NEURONS, "mean", MEAN_LF):
         expected = model.run_body(ids_BT)
-    with switched_off(model, NEURONS, "coefficient"), switched_off(model, NEURONS, "mean", mean):
+    with switched_off(model, NEURONS, "coefficient"), switched_off(model, NEURONS, "mean", MEAN_LF):
         assert torch.equal(model.run_body(ids_BT), expected)

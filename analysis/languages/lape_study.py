@@ -52,8 +52,8 @@ def study(
     Example:
       neurotally lape llama.store --out neurons.json --error-bars
 
-    >>> store.lape(quantile=0.7, per_corpus=100).frame().set_index("corpus").loc["python", "specific"]
-    100
+    >>> store.lape(quantile=0.6, per_corpus=12).frame().set_index("corpus").loc["python", "specific"].item()
+    12
     """
     from neurotally.analysis.languages.counts import read_counts, read_group_counts
 

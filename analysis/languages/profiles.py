@@ -58,8 +58,8 @@ def study(store: Path, corpus: OnlyCorpora = (), rule: Annotated[Rule, Group()] 
     Example:
       neurotally profiles llama.store --figure profiles.png --overlap-figure overlap.png
 
-    >>> store.profiles(quantile=0.7, per_corpus=100).frame("specific")["python"].sum()
-    100
+    >>> int(store.profiles(quantile=0.6, per_corpus=12).frame("specific")["python"].sum())
+    12
     """
     from neurotally.analysis.languages.counts import read_counts
 

@@ -273,7 +273,7 @@ def _notes(document: Mapping[str, Any]) -> list[str]:
         f"nats per token; errors are standard errors over documents; random: the mean of {draws} draws of as many "
         "neurons, in every layer, or of each layer's that are above LAPE's threshold",
         "z counts both the documents and the spread of the draws: beyond ±1.96 lie 5 % of cells by chance",
-    ] if draws else ["nats per token; errors over documents; nothing random to compare with was drawn (--draws 0)"]  # fmt: skip
+    ] if draws else ["nats per token; nothing random to compare with was drawn (--draws 0)"]  # fmt: skip
     notes += _control_notes(document)
     documents = document.get("documents") or [base["documents"] for base in document["baseline"]["corpora"].values()]
     if min(documents, default=0) < _FEW_DOCUMENTS:

@@ -199,7 +199,7 @@ def _points(ax: Any, series: Series, look: Look, below: Any) -> Any:
 
 
 def _band(ax: Any, series: Series, look: Look, below: Any) -> Any:
-    ax.fill_between(_x(series), _values(series.low), _values(series.y), color=look.color(series), alpha=0.6,
+    ax.fill_between(_x(series), _values(series.low), _values(series.y), color=look.color(series), alpha=0.35,
                     linewidth=0)  # fmt: skip
     return below
 
@@ -223,7 +223,9 @@ def _handle(series: Series, colors: set[str], look: Look) -> Any:
     """What stands for a series in the legend: grey where panels show it in colours of their own."""
     (color,) = colors if len(colors) == 1 else (GREY,)
     if series.mark in ("filled", "bars", "band"):
-        handle: Any = Patch(facecolor=color, alpha=0.6 if series.mark == "band" else _alpha(series), label=series.label)
+        handle: Any = Patch(
+            facecolor=color, alpha=0.35 if series.mark == "band" else _alpha(series), label=series.label
+        )
     else:
         style = {"line": "--" if series.is_dashed else "-", "steps": "-", "level": ":"}.get(series.mark, "")
         marker = {"points": "o", "crosses": "x"}.get(series.mark, look.marker(series) if series.corpus else "")

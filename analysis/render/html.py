@@ -160,7 +160,13 @@ def section(result: Result) -> Section:
 
 def result_html(result: Result) -> str:
     """A result as a notebook shows it: its lead, its tables and notes. Figures are drawn when asked for."""
-    html: str = environment().get_template("parts.html").module.parts(section(replace(result, charts=())))
+    html: str = (
+        environment()
+        .get_template("parts.html")
+        .module.parts(  # type: ignore[attr-defined]
+            section(replace(result, charts=()))
+        )
+    )
     return f"<p>{escape(result.lead)}</p>{html}"
 
 

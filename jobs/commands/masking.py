@@ -24,7 +24,7 @@ from neurotally.jobs.commands.options import (
 )  # fmt: skip
 from neurotally.jobs.commands.output import finish
 
-_WAYS = ("activation", "coefficient", "weights", "weights-no-bias", "mean")  # profiler.capture.WAYS, without torch
+_WAYS = ("activation", "coefficient", "weights", "weights-no-bias", "mean")  # of profiler.interventions.WAYS
 _MAX_DRAWS = 1000
 _DRAWS = 8
 """At a level of 5 % a set must cost more than the draws' mean by 2.5 of their standard deviations: by 5.0 with three,

@@ -43,8 +43,9 @@ def study_command(name: str) -> click.Command:
     charts: dict[str, str] = getattr(module, "FIGURES", {})
 
     def run(store: Path, figure: Path | None, full: bool, out: Path | None, as_json: bool, **values: Any) -> None:
-        figures = {chart: values.pop(_figure_name(chart)) for chart in charts}
-        finish(studies.run(name, store, **values), as_json, out, full, {None: figure, **figures})
+        figures: dict[str | None, Path | None] = {None: figure}
+        figures |= {chart: values.pop(_figure_name(chart)) for chart in charts}
+        finish(studies.run(name, store, **values), as_json, out, full, figures)
 
     for option in (JSON_FLAG, OUT, FULL, FIGURE):
         run = option(run)
