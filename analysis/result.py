@@ -2,6 +2,7 @@
 
     document   what `--json` prints: plain lists, numbers and strings, null for NaN; the contract
     lead       one line that says what this is
+    findings   what was found, in a few sentences
     tables     typed columns and raw values; those that are long are shown only when asked for
     charts     figures described as data
     notes      what a reader of the tables must know
@@ -124,7 +125,12 @@ class Grid:
     high: float | None = None
     """The value of the darkest colour; None: the largest."""
     framed: Sequence[tuple[int, int]] = ()
-    digits: int = 2
+    digits: int | None = None
+    """Of the values; None: so many that the largest shows three."""
+    errors: Sequence[Sequence[float | None]] = ()
+    """Of the values, under them."""
+    above: Sequence[str] = ()
+    """Names over the columns, too."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +149,10 @@ class Chart:
     num_columns: int | None = None
     caption: str = ""
     """For a page: what it shows, in words."""
+    notes: Sequence[str] = ()
+    """Below the panels, a line each."""
+    is_on_request: bool = False
+    """Drawn only when asked for by its name: not in the report."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,6 +167,8 @@ class Result:
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()
     """Notes that a reader may not miss: the commands say them on stderr, too."""
+    findings: Sequence[str] = ()
+    """What was found, in a few sentences: said first."""
     title: str = ""
     """Of its section in the report."""
     anchor: str = ""
