@@ -22,9 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from neurotally.jobs.plan import CorpusPlan, changed_document, first_difference, stored_names
+from neurotally.jobs.plan import CorpusPlan, changed_document, stored_names
 from neurotally.jobs.worker import KERNEL_HINTS, PassConfig, UnitResult
 from neurotally.profiler import store
+from neurotally.profiler.differences import first_difference
 from neurotally.profiler.documents import Status
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.neurons import CorpusNeurons

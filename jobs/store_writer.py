@@ -10,9 +10,9 @@ from typing import Any
 
 import filelock
 
-from neurotally.jobs.plan import first_difference
 from neurotally.jobs.worker import KERNEL_HINTS
 from neurotally.profiler import store
+from neurotally.profiler.differences import first_difference
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model import ModelFacts
 

@@ -16,10 +16,12 @@ import pytest
 import torch
 from filelock import FileLock
 
+from neurotally.analysis.keys.tested import NullTest
+from neurotally.analysis.keys.texts import Texts
 from neurotally.analysis.languages.counts import read_counts
 from neurotally.analysis.languages.rule import Rule
 from neurotally.jobs.cli import cli
-from neurotally.jobs.commands.options import DocumentOptions, RuleOptions, RunOptions, TextOptions
+from neurotally.jobs.commands.options import DocumentOptions, RunOptions
 from neurotally.profiler import store
 
 Run = Callable[..., tuple[int, str, str]]
@@ -51,7 +53,7 @@ def test_every_command_has_an_example_and_is_in_the_readme() -> None:
         assert "Example:" in (command.help or ""), name
         assert f"neurotally {name}" in readme, name
         shared = {
-            field.name for group in (DocumentOptions, RunOptions, RuleOptions, TextOptions) for field in fields(group)
+            field.name for group in (DocumentOptions, RunOptions, Rule, Texts, NullTest) for field in fields(group)
         }
         assert len([parameter for parameter in command.params if parameter.name not in shared]) <= 15, name
         for parameter in command.params:

@@ -6,6 +6,7 @@ Each builder gives a section a group of its family; none where the store has no 
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,30 +32,29 @@ from neurotally.analysis.render.html import (
     square_matrix,
     word,
 )
-from neurotally.analysis.report.sections import Material
 from neurotally.profiler import store
 
 
-def alignments(material: Material) -> Iterator[Section]:
+def alignments(path: Path) -> Iterator[Section]:
     """MEXA of every embedded parallel corpus."""
-    for name in store.committed(material.store, "embeddings"):
-        embeddings = read_embeddings(material.store, name)
+    for name in store.committed(path, "embeddings"):
+        embeddings = read_embeddings(path, name)
         document = mexa_document(embeddings, mexa(embeddings.vector_LND, embeddings.text_Cn))
         yield _alignment(document, name)
 
 
-def lenses(material: Material) -> Iterator[Section]:
+def lenses(path: Path) -> Iterator[Section]:
     """The logit lens over few-shot translation."""
-    for name in store.committed(material.store, "lens"):
-        if "paper" in store.group_attributes(material.store, f"lens/{name}"):
-            yield _lens(lens_document(read_lens(material.store, name)), name)
+    for name in store.committed(path, "lens"):
+        if "paper" in store.group_attributes(path, f"lens/{name}"):
+            yield _lens(lens_document(read_lens(path, name)), name)
 
 
-def agreements(material: Material) -> Iterator[Section]:
+def agreements(path: Path) -> Iterator[Section]:
     """How often each layer's first token is the model's."""
-    for name in store.committed(material.store, "lens"):
-        if "head_bias" in store.group_attributes(material.store, f"lens/{name}"):
-            yield _agreement(agreement_document(material.store, name), name)
+    for name in store.committed(path, "lens"):
+        if "head_bias" in store.group_attributes(path, f"lens/{name}"):
+            yield _agreement(agreement_document(path, name), name)
 
 
 def _alignment(document: Mapping[str, Any], name: str) -> Section:

@@ -22,11 +22,11 @@ import numpy as np
 
 from neurotally.jobs.engines import Engine, Job, Task, make_engine
 from neurotally.jobs.interrupts import StopRequest
-from neurotally.jobs.plan import first_difference
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.store_writer import open_store, versions, writer_lock
 from neurotally.jobs.worker import ModelConfig
 from neurotally.profiler import store
+from neurotally.profiler.differences import first_difference
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model import ModelFacts
 from neurotally.profiler.whole_files import read_json, replace_json, whole_file

@@ -27,7 +27,7 @@ import psutil
 PRELOADED = (
     "torch", "transformers", "pyarrow.parquet", "zarr", "scipy.stats", "matplotlib.figure", "pygments.lexers", "jinja2",
     "neurotally.jobs.cli", "neurotally.jobs.profile", "neurotally.jobs.passes.embed", "neurotally.jobs.passes.lens",
-    "neurotally.jobs.passes.ablation", "neurotally.jobs.passes.agreement", "neurotally.jobs.trigger_entries",
+    "neurotally.jobs.passes.ablation", "neurotally.jobs.passes.agreement", "neurotally.analysis.keys.trigger_entries",
     "neurotally.analysis.report.page", "neurotally.analysis.figures.sets", "neurotally.analysis.keys.patterns_report",
     "neurotally.analysis.languages.jackknife_report", "neurotally.analysis.layers.mexa_report",
 )  # fmt: skip
