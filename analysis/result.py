@@ -101,8 +101,8 @@ class Series:
     corpus: str = ""
     """Gives the colour: each name has the same one in all figures."""
     tone: str | float = "main"
-    """The colour of what is no corpus: main, light, contrast, grey; a number from 0 to 1: light to dark. `light` makes
-    a corpus's colour lighter."""
+    """The colour of what is no corpus: main, light, contrast, ink, grey; a number from 0 to 1: light to dark. `light`
+    makes a corpus's colour lighter."""
     is_dashed: bool = False
 
 
@@ -179,9 +179,10 @@ class Result:
     tables: Sequence[Table] = ()
     charts: Sequence[Chart] = ()
     notes: Sequence[str] = ()
-    examples: Sequence[Example] = ()
     warnings: Sequence[str] = ()
     """Notes that a reader may not miss: the commands say them on stderr, too."""
+    examples: Sequence[Example] = ()
+    """Places in texts."""
     findings: Sequence[str] = ()
     """What was found, in a few sentences: said first."""
     title: str = ""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pass_groups import add_agreement, add_embeddings, add_lens, add_losses
 
 from neurotally.analysis import door, open_store, studies
 from neurotally.jobs.profile import ProfileRequest, profile
@@ -36,6 +37,8 @@ def path(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         keep_texts=True,
     )  # fmt: skip
     profile(request, Progress(quiet=True))
+    for add in (add_losses, add_embeddings, add_lens, add_agreement):
+        add(folder / "s")
     return folder / "s"
 
 

@@ -48,7 +48,7 @@ def test_the_document_the_table_and_report_mark_them(run: Run, made: Path) -> No
     rows = {line.split()[0]: line.split() for line in table.splitlines() if line.startswith(("C ", "D "))}
     assert (rows["C"][4], rows["D"][4]) == ("16", "14*")
     assert "* fewer candidates than 16" in table
-    warnings, _, cells, *_ = section(studies.run("lape", made, per_corpus=16)).parts
+    warnings, _, _, cells, *_ = section(studies.run("lape", made, per_corpus=16)).parts
     assert [row[4].text for row in cells.rows] == ["16", "14*"]  # type: ignore[union-attr]
     assert warnings.lines[0].startswith("fewer candidates than 16")  # type: ignore[union-attr]
 

@@ -28,10 +28,10 @@ from neurotally.analysis.keys.patterns import CorpusPatterns, KeyCounts
 from neurotally.analysis.keys.places import read_concepts
 from neurotally.analysis.keys.tested import UNTESTED, NullTest, patterns_by_corpus
 from neurotally.analysis.keys.texts import ANYWHERE, Texts
+from neurotally.analysis.layer_runs import layer_runs
 from neurotally.analysis.options import Group, OnlyCorpora, Option
 from neurotally.analysis.progress import BARS, Progress
 from neurotally.analysis.result import Cell, Chart, Column, Panel, Result, Series, Table, Value, finite, model_name
-from neurotally.analysis.text_table import layer_runs
 from neurotally.profiler.whole_files import whole_file
 
 PATTERNS_SCHEMA = 1

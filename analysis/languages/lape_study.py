@@ -19,9 +19,9 @@ import numpy as np
 
 from neurotally.analysis.languages.lape import Selection, layer_counts
 from neurotally.analysis.languages.rule import DEFAULT, Rule
+from neurotally.analysis.layer_runs import layer_runs
 from neurotally.analysis.options import Group, OnlyCorpora, Option
 from neurotally.analysis.result import Cell, Chart, Column, Panel, Result, Series, Table, Value, model_key, model_name
-from neurotally.analysis.text_table import layer_runs
 from neurotally.profiler.errors import InputError
 
 if TYPE_CHECKING:

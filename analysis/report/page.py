@@ -19,7 +19,6 @@ from neurotally.analysis.options import Group, Option, parameters
 from neurotally.analysis.progress import BARS, Progress
 from neurotally.analysis.render.html import Notes, Section, section
 from neurotally.analysis.render.page import page
-from neurotally.analysis.report import passes
 from neurotally.analysis.report.contents import corpora, provenance
 from neurotally.analysis.report.neurons import most_specific, read_chosen
 from neurotally.analysis.report.neurons import neurons as neurons_section
@@ -92,8 +91,6 @@ def build_report(
         elif result not in said:
             sections.append(Section(name, studies.STUDIES[name].help, "This can't be shown.", [Notes([result])]))
             said.append(result)
-    for build in (passes.alignments, passes.lenses, passes.agreements):
-        sections += build(store)
     contents = (corpora(store), provenance(store))
     sections += [*more, *(section(content) for content in contents if content.tables)]
     title = model_name(stores.store_attributes(store).get("model"))
@@ -106,8 +103,9 @@ def _asked(store: Path, settings: Mapping[str, Any]) -> Iterator[tuple[str, dict
         if about.in_report:
             known = {parameter.name for parameter in parameters(studies.study(name))}
             wanted = {key: value for key, value in {**settings, **_WISHED}.items() if key in known}
-            sections = getattr(studies.module(name), "sections", lambda _: [{}])
-            yield from ((name, {**wanted, **own}) for own in sections(store))
+            module = studies.module(name)
+            sections: list[dict[str, Any]] = module.sections(store) if hasattr(module, "sections") else [{}]
+            yield from ((name, {**wanted, **own}) for own in sections)
 
 
 def _result(name: str, store: Path, values: Mapping[str, Any]) -> Result | str:

@@ -1,7 +1,6 @@
-"""The commands about what layers hold: embed, mexa, lens, agreement. `mexa` reads what `embed` left."""
+"""The commands that measure what layers hold: embed, lens, agreement."""
 
 from pathlib import Path
-from typing import Literal
 
 import click
 
@@ -10,12 +9,12 @@ from neurotally.jobs.commands.options import (
     CORPUS,
     COUNT,
     FIGURE,
+    FULL,
     JSON_FLAG,
     MODEL,
     OUT,
     PATH,
     PICTURE,
-    STORE,
     WRITTEN_STORE,
     DocumentOptions,
     RunOptions,
@@ -23,7 +22,7 @@ from neurotally.jobs.commands.options import (
     name_option,
     run_options,
 )  # fmt: skip
-from neurotally.jobs.commands.output import draw, show
+from neurotally.jobs.commands.output import finish
 from neurotally.profiler.errors import InputError
 
 _PARALLEL = name_option("parallel")
@@ -70,57 +69,14 @@ def embed(model: str, store: Path, parallel: Path, limit: int | None, common: bo
     Example:
       neurotally embed meta-llama/Llama-3.1-8B llama.store --parallel snippets/ --limit 100
     """
+    from neurotally.analysis import studies
     from neurotally.jobs.passes.embed import embed as run_embed
-    from neurotally.jobs.passes.embed import embed_report, embed_text
     from neurotally.jobs.progress import Progress
     from neurotally.profiler.parallel import read_parallel
 
     request = run.request(model, store, "embeddings", name)
     run_embed(request, read_parallel(parallel, limit, common, field), bos, Progress())
-    report = embed_report(store, request.group)
-    show(report, embed_text(report, store), as_json, out)
-
-
-@click.command(short_help="Which languages are aligned (MEXA)")
-@STORE
-@_PARALLEL
-@click.option(
-    "--embedding",
-    type=click.Choice(["weighted", "last"]),
-    default="weighted",
-    show_default=True,
-    help="The position-weighted mean, or the last token.",
-)
-@click.option(
-    "--leave-out",
-    multiple=True,
-    metavar="LANGUAGE",
-    help="Not in the means over languages; as often as you like. (The paper's mean has no English in any case.)",
-)
-@click.option("--matrix-figure", type=PICTURE, metavar="FILE.png", help="Draw pivots by languages.")
-@FIGURE
-@OUT
-@JSON_FLAG
-def mexa(store: Path, name: str, embedding: Literal["weighted", "last"], leave_out: tuple[str, ...],
-         matrix_figure: Path | None, figure: Path | None, out: Path | None, as_json: bool) -> None:  # fmt: skip
-    """How well the model aligns the languages of a parallel corpus, layer by layer (MEXA, arXiv 2410.05873).
-
-    The share of ids whose two texts are closer to each other than to any other id's; reads what `embed` left.
-
-    \b
-    Example:
-      neurotally mexa llama.store --figure mexa.png
-    """
-    from neurotally.analysis.figures.mexa import draw_mexa, draw_mexa_matrix
-    from neurotally.analysis.layers.mexa import mexa as align
-    from neurotally.analysis.layers.mexa import read_embeddings
-    from neurotally.analysis.layers.mexa_report import mexa_document, mexa_table
-
-    embeddings = read_embeddings(store, name, embedding)
-    document = mexa_document(embeddings, align(embeddings.vector_LND, embeddings.text_Cn), leave_out)
-    draw(figure, draw_mexa, document)
-    draw(matrix_figure, draw_mexa_matrix, document)
-    show(document, mexa_table(document), as_json, out)
+    finish(studies.run("embed", store, name=name), as_json, out)
 
 
 @click.command(short_help="What each layer would say next")
@@ -141,12 +97,18 @@ def mexa(store: Path, name: str, embedding: Literal["weighted", "last"], leave_o
 @name_option("translation")
 @run_options
 @click.option("--prompt", metavar="N|A-B/ID", help="With --figure: layers by tokens of this prompt.")
+@click.option("--set", "sets", multiple=True, metavar="NAME",
+              help="Show this set of tokens, as often as you like. Default: of the pairs' languages.")  # fmt: skip
+@click.option("--panels-figure", type=PICTURE, metavar="FILE.png", help="Draw each set, by target language.")
+@click.option("--ranks-figure", type=PICTURE, metavar="FILE.png", help="Draw ranks: the gold token's, the sets'.")
 @FIGURE
+@FULL
 @OUT
 @JSON_FLAG
 def lens(model: str, store: Path, parallel: Path, few_shot: Path, pairs: str, limit: int, keywords: Path | None,
          english: Path | None, draws: int, seed: int, paper: bool, name: str, run: RunOptions, prompt: str | None,
-         figure: Path | None, out: Path | None, as_json: bool) -> None:  # fmt: skip
+         sets: tuple[str, ...], panels_figure: Path | None, ranks_figure: Path | None, figure: Path | None, full: bool,
+         out: Path | None, as_json: bool) -> None:  # fmt: skip
     """What each layer would say next: the logit lens over few-shot translation (arXiv 2506.01074).
 
     For every layer and position the first tokens, the gold token, and how probable keywords and English words are.
@@ -157,8 +119,8 @@ def lens(model: str, store: Path, parallel: Path, few_shot: Path, pairs: str, li
       neurotally lens meta-llama/Llama-3.1-8B llama.store --parallel snippets.zip --few-shot prompts/ \\
           --keywords keywords/ --figure lens.png
     """
-    from neurotally.analysis.figures.lens import draw_lens, draw_prompt
-    from neurotally.analysis.layers.lens import find_prompt, lens_document, lens_table, read_lens, read_prompt
+    from neurotally.analysis import studies
+    from neurotally.analysis.layers.lens import find_prompt
     from neurotally.jobs.passes.lens import LensRequest, prompts_of
     from neurotally.jobs.passes.lens import lens as run_lens
     from neurotally.jobs.progress import Progress
@@ -181,12 +143,8 @@ def lens(model: str, store: Path, parallel: Path, few_shot: Path, pairs: str, li
     if prompt is not None:
         find_prompt(prompt, *prompts_of(request), request.run.group)
     run_lens(request, Progress())
-    document = lens_document(read_lens(store, name))
-    if prompt is None:
-        draw(figure, draw_lens, document)
-    else:
-        draw(figure, draw_prompt, read_prompt(store, name, prompt))
-    show(document, lens_table(document), as_json, out)
+    result = studies.run("lens", store, name=name, sets=sets, prompt=prompt)
+    finish(result, as_json, out, full, {None: figure, "panels": panels_figure, "ranks": ranks_figure})
 
 
 @click.command(short_help="When the next token is decided")
@@ -229,12 +187,13 @@ def lens(model: str, store: Path, parallel: Path, few_shot: Path, pairs: str, li
 @run_options
 @click.option("--context-figure", type=PICTURE, metavar="FILE.png", help="Draw layers by context sizes.")
 @FIGURE
+@FULL
 @OUT
 @JSON_FLAG
 def agreement(model: str, store: Path, corpora: Path | None, corpus: tuple[str, ...], variants: str,
               context_sizes: str, lines: str, positions: int, documents: DocumentOptions, head_bias: bool, name: str,
-              run: RunOptions, context_figure: Path | None, figure: Path | None, out: Path | None,
-              as_json: bool) -> None:  # fmt: skip
+              run: RunOptions, context_figure: Path | None, figure: Path | None, full: bool,
+              out: Path | None, as_json: bool) -> None:  # fmt: skip
     """How often each layer's own first token is the model's (arXiv 2407.04868), by layer and by context size.
 
     The same command goes on where it stopped.
@@ -244,8 +203,7 @@ def agreement(model: str, store: Path, corpora: Path | None, corpus: tuple[str, 
       neurotally agreement NinedayWang/PolyCoder-2.7B polycoder.store --corpora sources/ --max-files 200 \\
           --figure agreement.png --context-figure contexts.png
     """
-    from neurotally.analysis.figures.lens import draw_agreement, draw_contexts
-    from neurotally.analysis.layers.agreement import agreement_document, agreement_table
+    from neurotally.analysis import studies
     from neurotally.jobs.passes.agreement import AgreementRequest
     from neurotally.jobs.passes.agreement import agreement as run_agreement
     from neurotally.jobs.progress import Progress
@@ -264,10 +222,7 @@ def agreement(model: str, store: Path, corpora: Path | None, corpus: tuple[str, 
         head_bias=head_bias,
     )
     run_agreement(request, Progress())
-    document = agreement_document(store, name)
-    draw(figure, draw_agreement, document)
-    draw(context_figure, draw_contexts, document)
-    show(document, agreement_table(document), as_json, out)
+    finish(studies.run("agreement", store, name=name), as_json, out, full, {None: figure, "context": context_figure})
 
 
 def _sizes(text: str, option: str) -> list[int]:
@@ -278,4 +233,4 @@ def _sizes(text: str, option: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-LAYER_COMMANDS = (embed, mexa, lens, agreement)
+LAYER_COMMANDS = (embed, lens, agreement)

@@ -226,52 +226,6 @@ def embed(request: PassRequest, parallel: ParallelTexts, bos: str, progress: Pro
     return run_pass(request, make_plan, progress)
 
 
-def embed_report(path: Path, group: str) -> dict[str, Any]:
-    """What a store's embeddings are. JSON-ready."""
-    attributes = store.group_attributes(path, group)
-    arrays = store.read_group(path, group, ["text", "tokens", "special"])
-    facts = store.store_attributes(path)["model"]
-    num_languages, num_ids = arrays["text"].shape
-    return {
-        "name": group.partition("/")[2],
-        "model": {"id": facts["id"], "fingerprint": facts["fingerprint"]},
-        "languages": attributes["languages"],
-        "ids": num_ids,
-        "texts": num_languages * num_ids,
-        "distinct_texts": len(arrays["tokens"]),
-        "layers": facts["num_layers"] + 1,
-        "width": facts["width"],
-        "bos": attributes["bos"],
-        "special_tokens_a_text": float(arrays["special"].mean()),
-        "tokens_a_text": float(arrays["tokens"].mean()),
-        "left_out": attributes["left_out"],
-        "missing": attributes["missing"],
-    }
-
-
-def embed_text(report: Mapping[str, Any], path: Path) -> str:
-    """The same for people."""
-    languages = report["languages"]
-    lines = [
-        f"{report['name']}: {len(languages)} languages ({', '.join(languages)}) x {report['ids']} ids",
-        f"{report['distinct_texts']:,} distinct of {report['texts']:,} texts, {report['tokens_a_text']:.1f} tokens "
-        f"each, {_special(report)}; {report['layers']} layers x {report['width']}",
-    ]
-    if report["left_out"]:
-        first = report["left_out"][0]
-        lines.append(f"{len(report['left_out'])} ids left out, the first {first['id']!r} of {first['language']!r}: "
-                     f"{first['reason']}")  # fmt: skip
-    if report["missing"]:
-        lines.append(f"{len(report['missing'])} ids not in every language, the first {report['missing'][0]!r}")
-    return "\n".join([*lines, f"next: neurotally mexa {path}"])
-
-
-def _special(report: Mapping[str, Any]) -> str:
-    if report["special_tokens_a_text"]:
-        return f"{report['special_tokens_a_text']:.2f} of them special (BOS: {report['bos']})"
-    return "none of them special" + ("" if report["bos"] == "none" else ": this tokenizer adds no BOS")
-
-
 def _cut(texts: Sequence[str]) -> list[TextTask]:
     """Consecutive texts in tasks of some size, the same whoever runs them."""
     tasks: list[TextTask] = []
