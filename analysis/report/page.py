@@ -82,14 +82,15 @@ def build_report(
     findings: list[str] = []
     said: list[str] = []
     asked = list(_asked(store, settings))
-    for name, values in progress.over(asked, "report", "section", len(asked)):
-        result = _result(name, store, values)
+    for name, wanted, own in progress.over(asked, "report", "section", len(asked)):
+        result = _result(name, store, {**wanted, **own})
         if isinstance(result, Result):
             sections.append(section(result))
             findings += result.findings[:1]
             said += [note for note in result.notes if note.startswith(_WITHOUT)]
         elif result not in said:
-            sections.append(Section(name, studies.STUDIES[name].help, "This can't be shown.", [Notes([result])]))
+            anchor = "-".join([name, *map(str, own.values())])
+            sections.append(Section(anchor, studies.STUDIES[name].help, "This can't be shown.", [Notes([result])]))
             said.append(result)
     contents = (corpora(store), provenance(store))
     sections += [*more, *(section(content) for content in contents if content.tables)]
@@ -97,15 +98,15 @@ def build_report(
     return Report(page(title, _tiles(store), " ".join(findings), sections), sections, [*said, *notes])
 
 
-def _asked(store: Path, settings: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """By study what it is asked for, once for every section that it has of this store."""
+def _asked(store: Path, settings: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """By study what all are asked for, and what tells its sections of this store apart."""
     for name, about in studies.STUDIES.items():
         if about.in_report:
             known = {parameter.name for parameter in parameters(studies.study(name))}
             wanted = {key: value for key, value in {**settings, **_WISHED}.items() if key in known}
             module = studies.module(name)
             sections: list[dict[str, Any]] = module.sections(store) if hasattr(module, "sections") else [{}]
-            yield from ((name, {**wanted, **own}) for own in sections)
+            yield from ((name, wanted, own) for own in sections)
 
 
 def _result(name: str, store: Path, values: Mapping[str, Any]) -> Result | str:
