@@ -114,3 +114,4 @@ def _annotated(hint: Any) -> tuple[Any, Any]:
 
 
 OnlyCorpora = Annotated[tuple[str, ...], Option("Only this corpus of the store; as often as you like.", "NAME")]
+GroupName = Annotated[str, Option("The name that the pass gave its group in the store.")]

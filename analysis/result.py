@@ -2,6 +2,7 @@
 
     document   what `--json` prints: plain lists, numbers and strings, null for NaN; the contract
     lead       one line that says what this is
+    findings   what was found, in a few sentences
     tables     typed columns and raw values; those that are long are shown only when asked for
     charts     figures described as data
     notes      what a reader of the tables must know
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 Kind = Literal["text", "count", "share", "number", "signed"]
 """Of a column. share: of 1, shown in percent; signed: with its sign, as a change."""
+
+
+Mark = Literal["line", "steps", "filled", "bars", "points", "crosses", "band", "level"]
 
 
 class Value(NamedTuple):
@@ -79,7 +83,7 @@ class Series:
     y: Sequence[float | None]
     x: Sequence[float] | None = None
     """Without it 0, 1, 2, ...: layers. Of `steps` and `filled` the edges, one more than values."""
-    mark: Literal["line", "steps", "filled", "bars", "points", "crosses", "band", "level"] = "line"
+    mark: Mark = "line"
     """bars stack on those before them; band lies between `low` and `y`; level: a line across at its one value."""
     low: Sequence[float | None] = ()
     """Of a band, or of a line's or point's interval, with `high`."""
@@ -124,7 +128,12 @@ class Grid:
     high: float | None = None
     """The value of the darkest colour; None: the largest."""
     framed: Sequence[tuple[int, int]] = ()
-    digits: int = 2
+    digits: int | None = None
+    """Of the values; None: so many that the largest shows three."""
+    errors: Sequence[Sequence[float | None]] = ()
+    """Of the values, under them."""
+    above: Sequence[str] = ()
+    """Names over the columns, too."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +152,10 @@ class Chart:
     num_columns: int | None = None
     caption: str = ""
     """For a page: what it shows, in words."""
+    notes: Sequence[str] = ()
+    """Below the panels, a line each."""
+    is_on_request: bool = False
+    """Drawn only when asked for by its name: not in the report."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,6 +170,8 @@ class Result:
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()
     """Notes that a reader may not miss: the commands say them on stderr, too."""
+    findings: Sequence[str] = ()
+    """What was found, in a few sentences: said first."""
     title: str = ""
     """Of its section in the report."""
     anchor: str = ""

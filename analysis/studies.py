@@ -22,6 +22,8 @@ class Study(NamedTuple):
     where: str
     help: str
     in_report: bool = True
+    has_command: bool = True
+    """Not where the command of the pass shows it."""
 
 
 STUDIES: Mapping[str, Study] = {
@@ -30,6 +32,7 @@ STUDIES: Mapping[str, Study] = {
     "sweep": Study("languages.sweep", "LAPE at every setting of a grid", in_report=False),
     "profiles": Study("languages.profiles", "Where each corpus's neurons sit, and who shares them"),
     "compare": Study("languages.compare", "Two stores side by side", in_report=False),
+    "losses": Study("masking.losses_study", "What `ablate` and `mask` found: the price of neurons"),
 }
 
 
@@ -44,7 +47,7 @@ def study(name: str) -> Callable[..., Result]:
     return function
 
 
-def run(name: str, store: Path, **values: Any) -> Result:
+def run(name: str, store: Path, /, **values: Any) -> Result:
     """A study of a store, its parameters by their names; what is left out has its default."""
     from neurotally.profiler.store import committed_corpora, store_attributes
 

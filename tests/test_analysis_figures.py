@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from neurotally.analysis.figures.losses import draw_ablation
 from neurotally.analysis.languages.counts import CorpusCounts
 from neurotally.analysis.languages.lape import Selection
 from neurotally.analysis.languages.lape_study import lape_result
 from neurotally.analysis.render.charts import draw, save_figure
-from neurotally.analysis.result import Chart, Panel, Series
+from neurotally.analysis.result import Chart, Grid, Panel, Series
 
 NAMES = ["C#", "C++", "c", "$cuda_1$", "english", "a name that is much longer than its panel", *"ghijklm"]
 
@@ -113,56 +112,48 @@ def test_every_mark_is_drawn_and_in_the_legend(mark: Any) -> None:
     assert not figure.legends[0].get_texts()[0].get_parse_math()
 
 
-def ablation(change: Any, names: Sequence[str] = ("a", "b"), **more: Any) -> dict[str, Any]:
-    """What `draw_ablation` reads; without `more` no random neurons were drawn."""
-    return {"corpora": list(names), "how": "coefficient", "draws": 0, "change": change, "verdict": {}, **more}
-
-
 @pytest.mark.parametrize("size", [1, 2, 5, 13])
-def test_ablation(tmp_path: Path, size: int) -> None:
+def test_heat_maps(tmp_path: Path, size: int) -> None:
+    """Every cell says its value and its error with as many digits as give the largest three."""
+    names = NAMES[:size]
     rng = np.random.default_rng(0)
-    value_PRC = rng.normal(size=(6, size, size)).clip(-2, 2)
-    value_PRC[:, 0, 0] = -1.5
-    change, over_random, over_candidates, z_stricter, z, z_candidates = value_PRC.tolist()
-    verdict = {"costs_more": False, "z": 8.6, "z_candidates": -0.2, "not_judged": None}
-    document = ablation(
-        change, NAMES[:size], draws=3, change_over_random=over_random, z=z, z_stricter=z_stricter,
-        random_candidates={"change_over_random": over_candidates, "z": z_candidates},
-        verdict=dict.fromkeys(NAMES[:size], verdict),
-    )  # fmt: skip
-    figure = draw_ablation(document)
-    for axes, value_RC in zip(figure.axes[:6], value_PRC, strict=True):
+    value_RC = rng.normal(size=(size, size)).clip(-2, 2)
+    value_RC[0, 0] = -1.5
+    framed = [(at, at) for at in range(size)]
+    grids = [
+        Grid("with errors", names, names, value_RC.tolist(), is_signed=True, framed=framed, scale="nats per token",
+             errors=abs(value_RC / 4).tolist()),
+        Grid("z", names, names, value_RC.tolist(), is_signed=True, digits=1, high=4.0,
+             above=[f"above {name}" for name in names]),
+    ]  # fmt: skip
+    figure = draw(Chart("c", "t", grids, notes=["0 of 1 sets", "word " * 100]), "org/$model$")
+    for axes, decimals in zip(figure.axes, (2, 1), strict=False):
         shown = {text.get_position(): text.get_text() for text in axes.texts}
         assert len(shown) == size**2
         for (row, column), value in np.ndenumerate(value_RC):
-            decimals = 1 if axes.get_title().startswith("z") else 2
-            assert float(shown[column, row].replace("−", "-")) == pytest.approx(value, abs=0.51 * 10**-decimals)
-            assert re.match("[+−]", shown[column, row])
+            text, _, error = shown[column, row].partition("\n± ")
+            assert float(text.replace("−", "-")) == pytest.approx(value, abs=0.51 * 10**-decimals)
+            assert re.match("[+−]", text)
+            assert (float(error) == pytest.approx(abs(value / 4), abs=0.0051)) if decimals == 2 else not error
         low, high = axes.images[0].get_clim()
-        assert -low == high == (4.0 if axes.get_title().startswith("z") else np.abs(value_RC).max())
-        assert len([patch for patch in axes.patches if patch.get_visible()]) == size  # the frames of the diagonal
+        assert -low == high == (np.abs(value_RC).max() if decimals == 2 else 4.0)
+    assert len([patch for patch in figure.axes[0].patches if patch.get_visible()]) == size
     text = all_text(figure)
-    for part in (
-        "nats per token", "change over random of the same layers", "change over random above the threshold",
-        "z, the smaller of both", "corpus's neurons costs (coefficient)", f"0 of {size} sets cost their own text more",
-        "C# (z +8.6 over the same layers, -0.2",
-    ):  # fmt: skip
+    for part in ("nats per token", "org/$model$", "0 of 1 sets", "above C#"):
         assert part in text
-    save_figure(figure, tmp_path / "ablation.png")
-    check_png(tmp_path / "ablation.png")
+    save_figure(figure, tmp_path / "maps.png")
+    check_png(tmp_path / "maps.png")
 
 
 @pytest.mark.parametrize(
     ("largest", "shown"),
-    [(0.0, "+0.00"), (0.00312, "+0.00312"), (0.25, "+0.250"), (3.0, "+3.00"), (25.0, "+25.0"), (1234.0, "+1234")],
+    [(0.0, "+0.00"), (0.00312, "+0.00312"), (0.25, "+0.250"), (3.0, "+3.00"), (25.0, "+25.0"), (1234.0, "+1,234")],
 )
 def test_cells_have_three_digits(largest: float, shown: str) -> None:
-    figure = draw_ablation(ablation([[largest, 0.0], [0.0, 0.0]]))
-    assert figure.axes[0].texts[0].get_text() == shown
+    grid = Grid("", ["a", "b"], ["a", "b"], [[largest, 0.0], [None, 0.0]], is_signed=True)
+    texts = [text.get_text() for text in draw(Chart("c", "t", [grid])).axes[0].texts]
+    assert (texts[0], texts[2]) == (shown, "−")
 
 
-def test_ablation_with_nothing_measured_in_a_cell(tmp_path: Path) -> None:
-    figure = draw_ablation(ablation([[1.0, None], [None, -3.0]]))
-    assert [text.get_text() for text in figure.axes[0].texts] == ["+1.00", "n/a", "n/a", "−3.00"]
-    save_figure(figure, tmp_path / "ablation.png")
-    draw_ablation(ablation([[None, None], [None, None]]))
+def test_a_heat_map_of_nothing() -> None:
+    draw(Chart("c", "t", [Grid("", ["a"], ["a"], [[None]])]))

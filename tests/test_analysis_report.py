@@ -424,7 +424,7 @@ def test_ablation_masks_and_alignment(path: Path, tmp_path: Path) -> None:
             nats = losses.nats_SDX[:, here, 0].sum(axis=1)
             expected = (nats[row] - nats[0]) / losses.scored_DX[here, 0].sum()
             assert change[name][at].split(" ± ")[0] == f"{expected:+.4f}".replace("-", "−")
-    assert "if <b>: match" in page.one("section", id="loss-concepts").text
+    assert "if <b> match" in page.one("section", id="loss-concepts").text
 
     vector_LND = arrays["weighted"].astype(np.float64)
     shares = rows_of(table_of(page.one("section", id="embeddings-parallel"), "Share of ids aligned, mean"))

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from neurotally.analysis.keys.places import read_concepts
 from neurotally.analysis.languages.rule import Rule
 from neurotally.analysis.masking.losses import read_losses
-from neurotally.analysis.masking.losses_report import ablation_document
+from neurotally.analysis.masking.losses_document import ablation_document
 from neurotally.jobs.commands import masking as loss_commands
 from neurotally.jobs.interrupts import Interrupted
 from neurotally.jobs.passes.ablation import ablation_request, mask_request

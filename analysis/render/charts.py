@@ -17,8 +17,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
-from neurotally.analysis.render.numbers import number_text
-from neurotally.analysis.result import Chart, Grid, Panel, Series
+from neurotally.analysis.render.numbers import cell_text, digits_of_three
+from neurotally.analysis.result import Chart, Column, Grid, Kind, Panel, Series, Value
 from neurotally.profiler.whole_files import whole_file
 
 SPECIFIC = "#92c5de"
@@ -30,6 +30,8 @@ _COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8
 _TONES = {"main": "#0072b2", "light": SPECIFIC, "contrast": EXCLUSIVE, "grey": GREY}
 _RAMP = ("#d6e6f4", "#b3d3e8", "#94c4df", "#6aaed6", "#4292c6", "#2070b4", "#0b4f94")
 _MARKERS = ("o", "s", "^", "D")
+_MOST_CELLS = 400
+"""Of a heat map with numbers in them."""
 _LONGEST_NAME = 22
 _DPI = 160
 
@@ -48,11 +50,11 @@ def draw(chart: Chart, model: str = "", order: Sequence[str] = ()) -> Figure:
         for series in panel.series:
             if series.label and not panel.empty:
                 shown.setdefault(series.label, (series, set()))[1].add(look.color(series))
+    _add_notes(figure, chart)
     plots = [ax for panel, ax in zip(chart.panels, axes, strict=True) if isinstance(panel, Panel)]
     if plots and chart.share_y:
         _y_axis(plots[0], chart)
-    if any(isinstance(panel, Panel) for panel in chart.panels):
-        figure.supxlabel(chart.x_label, fontsize=10, color=INK)
+    if plots:
         figure.supylabel(chart.y_label, fontsize=10, color=INK)
     handles = [_handle(series, colors, look) for series, colors in shown.values()]
     longest = max((len(label) for label in shown), default=0)
@@ -60,6 +62,19 @@ def draw(chart: Chart, model: str = "", order: Sequence[str] = ()) -> Figure:
     title = textwrap.fill(chart.title, int(9 * figure.get_figwidth()))
     head(figure, handles, f"{title}\n{model}" if model else title, num_columns)
     return figure
+
+
+def _add_notes(figure: Figure, chart: Chart) -> None:
+    """What the x axes show, and the notes, below all panels."""
+    width = int(12 * figure.get_figwidth())
+    lines = [line for note in chart.notes for line in textwrap.wrap(note, width, subsequent_indent="    ")]
+    has_plots = any(isinstance(panel, Panel) for panel in chart.panels)
+    if has_plots and not lines:
+        figure.supxlabel(chart.x_label, fontsize=10, color=INK)
+    elif lines:
+        figure.set_figheight(figure.get_figheight() + 0.2 * len(lines))
+        shown = [chart.x_label, "", *lines] if has_plots else lines
+        figure.supxlabel("\n".join(shown), x=0.01, ha="left", fontsize=9, color=INK, parse_math=False)
 
 
 class Look:
@@ -91,10 +106,11 @@ def _panels(chart: Chart) -> tuple[Figure, list[Any]]:
     num_rows = math.ceil(number / num_columns)
     width, height = (6.4, 4.0) if number == 1 else (3.1, 2.0)
     for grid in grids:
-        cell = 0.17 + 0.075 * max((len(line) for row in grid.texts for text in row for line in text.split("\n")),
-                                  default=3)  # fmt: skip
+        lines = [text.split("\n") for row in _cell_texts(grid) for text in row]
+        cell = 0.17 + 0.075 * max((len(line) for text in lines for line in text), default=3)
+        row = 0.3 if all(len(text) == 1 for text in lines) else 0.5
         width = max(width, min(16.0, 2.4 + cell * len(grid.columns)))
-        height = max(height, min(14.0, 1.5 + (0.5 if grid.texts else 0.3) * len(grid.rows)))
+        height = max(height, min(14.0, 1.5 + row * len(grid.rows)) + (0.6 if grid.above else 0))
     layout = ConstrainedLayoutEngine(wspace=0.04, hspace=0.04)
     figure = Figure(figsize=(max(7.0, 1.0 + width * num_columns), 1.3 + height * num_rows), layout=layout)
     share = not grids
@@ -220,17 +236,22 @@ def _handle(series: Series, colors: set[str], look: Look) -> Any:
 def _draw_grid(figure: Figure, ax: Any, grid: Grid) -> None:
     """A heat map; every cell with its text where there is room."""
     value_RC = np.array(grid.values, dtype=np.float64).reshape(len(grid.rows), len(grid.columns))
-    size = np.abs(value_RC)
-    high = grid.high or float(np.max(size, initial=0, where=np.isfinite(size))) or 1.0
+    high = grid.high or _largest(grid) or 1.0
     colors, low = ("RdBu_r", -high) if grid.is_signed else ("Blues", 0.0)
     ax.set_facecolor("#d9d9d9")
     image = ax.imshow(value_RC, cmap=colors, vmin=low, vmax=high, aspect="auto", interpolation="none")
-    has_texts = bool(grid.texts) or value_RC.size <= 400
-    for (row, column), value in np.ndenumerate(value_RC if has_texts else np.empty((0, 0))):
-        text = grid.texts[row][column] if grid.texts else _in_cell(value, grid)
-        ink = "white" if abs(value) > 0.6 * high else INK
-        ax.text(column, row, text, ha="center", va="center", fontsize=8, color=ink, linespacing=1.1, parse_math=False)
+    for row, texts in enumerate(_cell_texts(grid)):
+        for column, text in enumerate(texts):
+            ink = "white" if abs(value_RC[row, column]) > 0.6 * high else INK
+            ax.text(column, row, text, ha="center", va="center", fontsize=8, color=ink, linespacing=1.1,
+                    parse_math=False)  # fmt: skip
     label_matrix(ax, grid.rows, grid.columns, grid.row_label, grid.column_label)
+    if grid.above:
+        above = ax.secondary_xaxis("top")
+        above.set_xticks(range(len(grid.above)), [short_name(name) for name in grid.above], fontsize=9, rotation=40,
+                         ha="left", rotation_mode="anchor", parse_math=False)  # fmt: skip
+        above.tick_params(length=0)
+        above.spines[:].set_visible(False)
     if grid.name:
         ax.set_title(grid.name, fontsize=10, loc="left", color=INK, parse_math=False)
     for row, column in grid.framed:
@@ -240,8 +261,25 @@ def _draw_grid(figure: Figure, ax: Any, grid: Grid) -> None:
         color_bar(figure, image, ax, grid.scale)
 
 
-def _in_cell(value: float, grid: Grid) -> str:
-    return number_text(value, "signed" if grid.is_signed else "number", grid.digits).replace("-", "−")
+def _largest(grid: Grid) -> float:
+    """The largest value, whatever its sign; 0 without any."""
+    size_RC = np.abs(np.array(grid.values, dtype=np.float64))
+    return float(np.max(size_RC, initial=0, where=np.isfinite(size_RC)))
+
+
+def _cell_texts(grid: Grid) -> Sequence[Sequence[str]]:
+    """What is written in the cells: values and errors all with as many digits. Nothing where cells are too many."""
+    if grid.texts or len(grid.rows) * len(grid.columns) > _MOST_CELLS:
+        return grid.texts
+    digits = digits_of_three(_largest(grid)) if grid.digits is None else grid.digits
+    kind: Kind = "signed" if grid.is_signed else "number"
+    texts = []
+    for row, values in enumerate(grid.values):
+        errors = grid.errors[row] if grid.errors else [None] * len(values)
+        cells = [Value(value, error) for value, error in zip(values, errors, strict=True)]
+        texts.append([cell_text(Column("", kind, digits), cell).replace("-", "−").replace(" ± ", "\n± ")
+                      for cell in cells])  # fmt: skip
+    return texts
 
 
 def panel_grid(number: int, share_x: bool = True, share_y: bool = True) -> tuple[Figure, list[Any]]:

@@ -147,10 +147,10 @@ class Section:
 
 
 def section(result: Result) -> Section:
-    """A result as a section of a page: pictures, tables, notes."""
+    """A result as a section of a page: findings, pictures, tables, notes."""
     anchor = result.anchor or result.study
-    parts: list[Part] = [Notes(result.warnings)] if result.warnings else []
-    for number, chart in enumerate(result.charts):
+    parts: list[Part] = [Notes(lines) for lines in (result.warnings, result.findings) if lines]
+    for number, chart in enumerate(chart for chart in result.charts if not chart.is_on_request):
         svg = inline_svg(result.figure(chart.name), f"{anchor}-{number}", chart.caption or chart.title)
         parts.append(Picture(svg, chart.caption or chart.title))
     parts += [_part(table) for table in result.tables if table.rows]

@@ -21,6 +21,11 @@ def number_text(value: Any, kind: str, digits: int | None = None) -> str:
     return format(value, f"{sign}.4g" if digits is None else f"{sign},.{digits}f")
 
 
+def digits_of_three(largest: float) -> int:
+    """How many digits after the point show three of the largest number: for numbers beside each other; at most 5."""
+    return min(5, max(0, 2 - math.floor(math.log10(largest)))) if 0 < largest < math.inf else 2
+
+
 def cell_text(column: Column, cell: Cell) -> str:
     """What stands in a table's cell: the value, ± its error, and its mark."""
     value, error, mark = cell if isinstance(cell, Value) else Value(cell)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ from neurotally.analysis.result import Result, Table
 def result_text(result: Result, full: bool = False) -> str:
     """The whole result; long tables only if `full`, else their titles."""
     blocks = [result.lead]
+    blocks += ["\n".join(result.findings)] if result.findings else []
     blocks += [table_text(table) for table in result.tables if table.rows and (full or not table.is_long)]
     notes = [*(f"* {warning}" for warning in result.warnings), *result.notes]
     if notes:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from neurotally.analysis import studies
 from neurotally.analysis.languages.lape_study import lape_result
 from neurotally.analysis.languages.profiles import profiles_result
 from neurotally.analysis.render.html import Notes, Section, section
@@ -24,7 +25,6 @@ SECTIONS: Sequence[Callable[[Material], Section | None]] = (
     sections.corpora,
 )
 PASSES: Mapping[str, Callable[[Material], Iterator[Section]]] = {
-    "Ablation": passes.ablations,
     "Alignment of languages (MEXA)": passes.alignments,
     "Logit lens": passes.lenses,
     "Layer agreement": passes.agreements,
@@ -54,6 +54,7 @@ def build_report(
     """
     found = [build(material) for build in SECTIONS]
     found += list(_selections(material))
+    found += list(_studies(material))
     found += [made for title, build in PASSES.items() for made in _of_passes(title, build, material)]
     found += [] if concepts_document is None else [concepts(concepts_document)]
     found.append(neurons(material, num_neurons, triggers, no_triggers))
@@ -75,6 +76,20 @@ def _selections(material: Material) -> Iterator[Section]:
     found = replace(found, notes=[*found.notes, *([f"No error bars: {material.no_bars}"] if material.no_bars else [])])
     for result in (found, profiles_result(counts, material.rule, selection)):
         yield section(result.of(model, store.committed_corpora(material.store)))
+
+
+def _studies(material: Material) -> Iterator[Section]:
+    """The sections of the studies that say which they have; where one can't be made, why."""
+    for name, about in studies.STUDIES.items():
+        sections_of = getattr(studies.module(name), "sections", None)
+        if not about.in_report or sections_of is None:
+            continue
+        for asked in sections_of(material.store):
+            try:
+                yield section(studies.run(name, material.store, **asked))
+            except InputError as error:
+                anchor = "-".join([name, *map(str, asked.values())])
+                yield Section(anchor, about.help, "This part of the store can't be shown.", [Notes([str(error)])])
 
 
 def _of_passes(title: str, build: Callable[[Material], Iterator[Section]], material: Material) -> Iterator[Section]:

@@ -8,6 +8,7 @@ import click
 from neurotally.jobs.commands.options import (
     COUNT,
     FIGURE,
+    FULL,
     JSON_FLAG,
     MODEL,
     ONLY_CORPUS,
@@ -21,7 +22,7 @@ from neurotally.jobs.commands.options import (
     name_option,
     run_options,
 )  # fmt: skip
-from neurotally.jobs.commands.output import draw, show
+from neurotally.jobs.commands.output import finish
 
 _WAYS = ("activation", "coefficient", "weights", "weights-no-bias", "mean")  # of profiler.interventions.WAYS
 _MAX_DRAWS = 1000
@@ -38,6 +39,7 @@ def _pass_options(name: str) -> Callable[[Callable[..., None]], Callable[..., No
             JSON_FLAG,
             OUT,
             FIGURE,
+            FULL,
             run_options,
             name_option(name),
             click.option("--force", is_flag=True, help="Evaluate on documents that chose the neurons, too."),
@@ -73,7 +75,7 @@ def _pass_options(name: str) -> Callable[[Callable[..., None]], Callable[..., No
 def ablate(
     model: str, store: Path, neurons: Path | None, corpus: tuple[str, ...], per_corpus: int, quantile: float,
     corpora: Path, how: str, draws: int, documents: DocumentOptions, leave_out_used: bool, force: bool, name: str,
-    run: RunOptions, figure: Path | None, out: Path | None, as_json: bool,
+    run: RunOptions, full: bool, figure: Path | None, out: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """What switching off each corpus's neurons (LAPE) costs every corpus, on held-out files in DIR.
 
@@ -85,10 +87,8 @@ def ablate(
     Example:
       neurotally ablate codellama/CodeLlama-7b-hf llama.store --corpora heldout/ --figure ablation.png
     """
-    from neurotally.analysis.figures.losses import draw_ablation
+    from neurotally.analysis import studies
     from neurotally.analysis.languages.rule import Rule
-    from neurotally.analysis.masking.losses import read_losses
-    from neurotally.analysis.masking.losses_report import ablation_document, ablation_table
     from neurotally.jobs.passes.ablation import ablation_request
     from neurotally.jobs.passes.loss import measure_losses
     from neurotally.jobs.progress import Progress
@@ -101,9 +101,7 @@ def ablate(
         leave_out_used=leave_out_used, only=corpus, note=progress.note,
     )  # fmt: skip
     measure_losses(request, progress)
-    document = ablation_document(read_losses(store, name))
-    draw(figure, draw_ablation, document)
-    show(document, ablation_table(document), as_json, out)
+    finish(studies.run("losses", store, name=name, form="ablate"), as_json, out, full, {None: figure})
 
 
 @click.command(short_help="What any sets of neurons are worth")
@@ -115,8 +113,8 @@ def ablate(
 @_pass_options("mask")
 def mask(
     model: str, store: Path, neurons: Path, regex: Path | None, corpora: Path, how: str, draws: int,
-    documents: DocumentOptions, leave_out_used: bool, force: bool, name: str, run: RunOptions, figure: Path | None,
-    out: Path | None, as_json: bool,
+    documents: DocumentOptions, leave_out_used: bool, force: bool, name: str, run: RunOptions, full: bool,
+    figure: Path | None, out: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """What switching off named sets of neurons costs: loss, perplexity and top-1 accuracy on held-out files in DIR.
 
@@ -129,10 +127,8 @@ def mask(
     Example:
       neurotally mask llama/ llama.store --neurons concepts.json --regex concepts.toml --corpora heldout/
     """
-    from neurotally.analysis.figures.losses import draw_mask
+    from neurotally.analysis import studies
     from neurotally.analysis.keys.places import read_concepts
-    from neurotally.analysis.masking.losses import read_losses
-    from neurotally.analysis.masking.losses_report import mask_document, mask_table
     from neurotally.jobs.passes.ablation import mask_request
     from neurotally.jobs.passes.loss import measure_losses
     from neurotally.jobs.progress import Progress
@@ -143,9 +139,7 @@ def mask(
         document_tokens=documents.document_tokens, leave_out_used=leave_out_used,
     )  # fmt: skip
     measure_losses(request, Progress())
-    document = mask_document(read_losses(store, name))
-    draw(figure, draw_mask, document)
-    show(document, mask_table(document), as_json, out)
+    finish(studies.run("losses", store, name=name, form="mask"), as_json, out, full, {None: figure})
 
 
 MASKING_COMMANDS = (mask, ablate)

@@ -9,10 +9,8 @@ import click
 
 from neurotally.analysis import studies
 from neurotally.analysis.options import NEEDED, Parameter, parameters
-from neurotally.jobs.commands.options import FIGURE, JSON_FLAG, OUT, PATH, PICTURE, OutputFile, Share
+from neurotally.jobs.commands.options import FIGURE, FULL, JSON_FLAG, OUT, PATH, PICTURE, OutputFile, Share
 from neurotally.jobs.commands.output import finish
-
-_FULL = click.option("--full", is_flag=True, help="Print the long tables, too.")
 
 
 class WithStudies(click.Group):
@@ -20,18 +18,23 @@ class WithStudies(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Their names."""
-        return [*self.commands, *studies.STUDIES]
+        return [*self.commands, *_commands()]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name."""
-        return study_command(cmd_name) if cmd_name in studies.STUDIES else super().get_command(ctx, cmd_name)
+        return study_command(cmd_name) if cmd_name in _commands() else super().get_command(ctx, cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list in the help: without loading a study."""
         rows = [(name, command.get_short_help_str(80)) for name, command in self.commands.items()]
-        rows += [(name, study.help) for name, study in studies.STUDIES.items()]
+        rows += [(name, study.help) for name, study in _commands().items()]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
+
+
+def _commands() -> dict[str, studies.Study]:
+    """The studies that have a command of their own."""
+    return {name: study for name, study in studies.STUDIES.items() if study.has_command}
 
 
 def study_command(name: str) -> click.Command:
@@ -44,7 +47,7 @@ def study_command(name: str) -> click.Command:
         figures |= {chart: values.pop(_figure_name(chart)) for chart in charts}
         finish(studies.run(name, store, **values), as_json, out, full, figures)
 
-    for option in (JSON_FLAG, OUT, _FULL, FIGURE):
+    for option in (JSON_FLAG, OUT, FULL, FIGURE):
         run = option(run)
     common: list[click.Parameter] = click.command()(run).params
     own = [_click_parameter(parameter) for parameter in parameters(module.study)]

@@ -15,16 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neurotally.analysis.figures.losses import draw_ablation
+from neurotally.analysis import studies
 from neurotally.analysis.languages.counts import read_counts
 from neurotally.analysis.languages.lape import Selection
 from neurotally.analysis.languages.lape_study import lape_result
 from neurotally.analysis.languages.rule import Rule
-from neurotally.analysis.masking.losses import read_losses
-from neurotally.analysis.masking.losses_report import ablation_document, verdict_lines
 from neurotally.analysis.render.charts import save_figure
-from neurotally.analysis.result import model_name
-from neurotally.analysis.text_table import signed, text_table
+from neurotally.analysis.result import Result, model_name
 from neurotally.jobs.demo.corpus import gather
 from neurotally.jobs.demo.model import train
 from neurotally.jobs.passes.ablation import ablation_request
@@ -53,35 +50,25 @@ class DemoResult:
 
     folder: Path
     selection: Selection
-    ablation: dict[str, Any]
-    """The document of `ablate`."""
-    lape_text: str
+    neurons: Result
+    """Of `lape`."""
+    ablation: Result
 
     def text(self) -> str:
         """For people: both tables, where everything lies and what to type next."""
-        corpora, verdict = self.ablation["corpora"], self.ablation["verdict"]
-        rows = [
-            [name, *(signed(value, 3) for value in row), signed(verdict[name]["z"], 1),
-             signed(verdict[name]["z_candidates"], 1)]
-            for name, row in zip(corpora, self.ablation["change_over_random"], strict=True)
-        ]  # fmt: skip
-        table = text_table(("switched off", *corpora, "own z", "above threshold"), rows)
-        lines = "\n".join(verdict_lines(self.ablation))
         store = self.folder / "store"
         return (
-            f"{self.lape_text}\n\n"
-            f"What switching them off costs on other files, beyond as many random neurons of the same layers\n"
-            f"(nats per token; mean of {RANDOM_DRAWS} draws), with its z on the language's own files, and z over\n"
-            f"random neurons above LAPE's threshold; both count the draws and the files:\n{table}\n{lines}\n\n"
+            f"{self.neurons}\n\n{self.ablation}\n\n"
             f"Pictures:  {self.folder / 'layers.png'}, {self.folder / 'ablation.png'}\n"
             f"Store:     {store}, to open with xarray.open_zarr({str(store)!r}, group='corpora/python')\n"
             f"Next:      neurotally lape {store} --select top\n"
+            f"           neurotally losses {store} --full\n"
             f"           neurotally profile MODEL my.store --corpora FOLDER    # your model, your code"
         )
 
     def to_json(self) -> dict[str, Any]:
         """As a plain dictionary."""
-        return {"folder": str(self.folder), "ablation": self.ablation}
+        return {"folder": str(self.folder), "ablation": self.ablation.document}
 
 
 def demo(folder: Path, workers: int, progress: Progress) -> DemoResult:
@@ -105,19 +92,19 @@ def demo(folder: Path, workers: int, progress: Progress) -> DemoResult:
     ablation = _ablation(folder, model, progress)
     progress.note("5/5 drawing …")
     save_figure(neurons.figure(), folder / "layers.png")
-    save_figure(draw_ablation(ablation), folder / "ablation.png")
-    return DemoResult(folder, selection, ablation, neurons.text())
+    save_figure(ablation.figure(), folder / "ablation.png")
+    return DemoResult(folder, selection, neurons, ablation)
 
 
-def _ablation(folder: Path, model: ModelConfig, progress: Progress) -> dict[str, Any]:
+def _ablation(folder: Path, model: ModelConfig, progress: Progress) -> Result:
     request = ablation_request(
         PassRequest(model, folder / "store", _GROUP), folder / "corpus" / "evaluation", RULE, RANDOM_DRAWS,
         max_files=EVALUATION_FILES, document_tokens=EVALUATION_FILE_TOKENS, note=progress.note,
     )  # fmt: skip
     measure_losses(request, progress)
-    document = ablation_document(read_losses(folder / "store", "ablate"))
-    replace_json(folder / "ablation.json", document)
-    return document
+    result = studies.run("losses", folder / "store", name="ablate", form="ablate")
+    replace_json(folder / "ablation.json", result.document)
+    return result
 
 
 def _refuse_other_folder(folder: Path) -> None:
