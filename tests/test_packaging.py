@@ -77,7 +77,8 @@ def test_kernels_import_torch_and_triton_only() -> None:
         ("neurotally.jobs.cli", ("torch", "ray", "transformers", "zarr")),
         ("neurotally.profiler.store", ("torch", "ray", "transformers")),
         ("neurotally.analysis.languages.lape", ("torch", "ray", "transformers")),
-        ("neurotally.jobs.profile", ("ray",)),
+        ("neurotally.jobs", ("torch", "ray", "transformers", "zarr")),
+        ("neurotally.jobs.passes.neurons", ("ray",)),
     ],
 )
 def test_importing_does_not_load(module: str, absent: tuple[str, ...]) -> None:
