@@ -14,7 +14,6 @@ from typing import Any
 import click
 
 from neurotally.jobs.commands.keys import KEY_COMMANDS
-from neurotally.jobs.commands.languages import LANGUAGE_COMMANDS
 from neurotally.jobs.commands.layers import LAYER_COMMANDS
 from neurotally.jobs.commands.masking import MASKING_COMMANDS
 from neurotally.jobs.commands.options import (
@@ -33,20 +32,13 @@ from neurotally.jobs.commands.options import (
 )  # fmt: skip
 from neurotally.jobs.commands.output import show
 from neurotally.jobs.commands.report import REPORT_COMMANDS
+from neurotally.jobs.commands.studies import WithStudies
 from neurotally.jobs.interrupts import Interrupted, stop
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.visible import visible
 
 
-class _InOrder(click.Group):
-    """Lists commands as they were added, not by the alphabet."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Their names."""
-        return list(self.commands)
-
-
-@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=WithStudies, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="neurotally")
 def cli() -> None:
     """What the feed-forward neurons of code language models do.
@@ -199,7 +191,7 @@ def bench(
     show(document, bench_table(document), as_json, out)
 
 
-for command in (*LANGUAGE_COMMANDS, *KEY_COMMANDS, *MASKING_COMMANDS, *LAYER_COMMANDS, *REPORT_COMMANDS, bench):
+for command in (*KEY_COMMANDS, *MASKING_COMMANDS, *LAYER_COMMANDS, *REPORT_COMMANDS, bench):
     cli.add_command(command)
 
 

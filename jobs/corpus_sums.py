@@ -11,7 +11,7 @@ import numpy as np
 from neurotally.jobs.plan import CorpusPlan, stored_names
 from neurotally.jobs.worker import PassConfig, Task, UnitResult
 from neurotally.profiler import store
-from neurotally.profiler.corpus import Status
+from neurotally.profiler.documents import Status
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.neurons import CorpusNeurons
 from neurotally.profiler.texts import keep_texts
@@ -120,8 +120,7 @@ class CorpusSums:
     def keep_texts(self, folder: Path) -> None:
         """Add the texts to the group at `folder`, if asked for."""
         if self._config.keep_texts:
-            manifest, window_lines = self._plan.manifest, self._config.window_lines
-            keep_texts(folder, self._plan.source, window_lines, manifest.names, self.arrays())
+            keep_texts(folder, self._plan.source, self._plan.manifest.names, self.arrays())
 
     @property
     def _documents_done(self) -> int:

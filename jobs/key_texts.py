@@ -13,7 +13,8 @@ from neurotally.analysis.keys.trigger_lists import TriggerLists, read_triggers
 from neurotally.jobs.plan import find_corpora, first_difference, list_corpus
 from neurotally.jobs.progress import Progress
 from neurotally.profiler import store
-from neurotally.profiler.corpus import Source, Status, parse_source
+from neurotally.profiler.corpus import parse_source
+from neurotally.profiler.documents import Source, Status
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.texts import CorpusTexts, Text, TokenText, corpus_texts, load_tokenizer, read_tokens
 from neurotally.profiler.windows import file_of

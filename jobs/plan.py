@@ -9,22 +9,15 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from neurotally.jobs.progress import Progress
 from neurotally.jobs.worker import Task
-from neurotally.profiler.corpus import (
-    MAX_DOCUMENT_BYTES,
-    Manifest,
-    Source,
-    check_names,
-    list_documents,
-    parse_source,
-)
+from neurotally.profiler.corpus import check_names, list_documents, parse_source
+from neurotally.profiler.documents import MAX_DOCUMENT_BYTES, Manifest, Source
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.store import RUN_FOLDER
 from neurotally.profiler.streaming import spool_dataset
@@ -76,6 +69,7 @@ class CorpusPlan:
             names=self.manifest.names[unit.first : unit.end],
             sizes=self.manifest.sizes[unit.first : unit.end].tolist(),
             offset=int(self.manifest.sizes[: unit.first].sum()),
+            repeats=self.manifest.repeats(unit.first, unit.end),
         )
 
 
@@ -106,20 +100,13 @@ def find_corpora(folder: Path | str | None, named: Mapping[str, str | Path] | No
     return dict(sorted(found.items()))
 
 
-def list_corpora(
-    sources: Mapping[str, str], max_files: int | None, store: Path, progress: Progress
-) -> list[CorpusPlan]:
-    """List corpora; see `list_corpus`."""
-    listing = progress.over(sources.items(), "listing", "corpus", len(sources))
-    return [list_corpus(name, source, max_files, store) for name, source in listing]
-
-
 def list_corpus(
     name: str,
     source_text: str,
     max_files: int | None,
     store: Path,
     on_record: Callable[[], object] = lambda: None,
+    window_lines: int | None = None,
 ) -> CorpusPlan:
     """List one corpus; a dataset is first streamed to a file beside the store's working state."""
     if source_text.startswith("hf:"):
@@ -127,6 +114,7 @@ def list_corpus(
         source = spool_dataset(source_text, store / RUN_FOLDER / "spool" / f"{key}.parquet", max_files, on_record)
     else:
         source = parse_source(source_text)
+    source = replace(source, window_lines=window_lines)
     return CorpusPlan(name, source, max_files, list_documents(source, max_files))
 
 

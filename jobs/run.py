@@ -16,7 +16,7 @@ from typing import Any
 from neurotally.jobs.engines import Engine, MakeRunner, ModelConfig, Outcome, Task, make_engine
 from neurotally.jobs.interrupts import StopRequest
 from neurotally.jobs.known_model import known_facts, remember_facts
-from neurotally.jobs.plan import CorpusPlan, list_corpora
+from neurotally.jobs.plan import CorpusPlan, list_corpus
 from neurotally.jobs.progress import Progress, Took
 from neurotally.jobs.reducers import Plan, Reducer, refuse_other
 from neurotally.jobs.store_writer import open_store, versions, writer_lock
@@ -85,6 +85,8 @@ class Texts:
     """SOURCE by name, as `find_corpora` gives them."""
     max_files: int | None = None
     """Of each, the first so many."""
+    window_lines: int | None = None
+    """Documents are windows of so many lines of a file."""
 
 
 def run_pass(
@@ -100,7 +102,7 @@ def run_pass(
     """
     with writer_lock(where.store):
         report = RunReport()
-        corpora = [] if texts is None else list_corpora(texts.sources, texts.max_files, where.store, where.progress)
+        corpora = [] if texts is None else _list(texts, where)
         known = known_facts(where.store, where.model, where.random_init)
 
         def prepare(facts: ModelFacts) -> Pass:
@@ -149,6 +151,14 @@ def make_where(
     check_names([name], "--name")
     config = ModelConfig(model, device, dtype, trust_remote_code)
     return Where(config, Path(path), workers, address, progress or Progress()), f"{family}/{name}"
+
+
+def _list(texts: Texts, where: Where) -> list[CorpusPlan]:
+    number = len(texts.sources)
+    return [
+        list_corpus(name, source, texts.max_files, where.store, window_lines=texts.window_lines)
+        for name, source in where.progress.over(texts.sources.items(), "listing", "corpus", number)
+    ]
 
 
 def model_identity(facts: ModelFacts) -> dict[str, Any]:

@@ -12,14 +12,13 @@ import numpy as np
 
 from neurotally.profiler.batches import TokenRows, lay_out, rectangles
 from neurotally.profiler.capture import NeuronReader
-from neurotally.profiler.corpus import Source, read_documents
-from neurotally.profiler.distinct import DistinctRecorder
+from neurotally.profiler.corpus import read_documents
+from neurotally.profiler.documents import Source
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.memory import halving
 from neurotally.profiler.model import LoadedModel
 from neurotally.profiler.neurons import NeuronRecorder, UnitNeurons
 from neurotally.profiler.tokenise import final_status, tokenise
-from neurotally.profiler.windows import read_windows
 
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 32768}
 """Cells of a rectangle, by type of device."""
@@ -76,8 +75,8 @@ class Task:
     sizes: list[int]
     offset: int
     """Sum of the sizes of all documents before."""
-    repeats: np.ndarray | None = None
-    """Numbers of documents that trigger nothing, since an earlier one is the same; None if that isn't looked at."""
+    repeats: list[int] = field(default_factory=list)
+    """Numbers of documents that trigger nothing, since an earlier one is the same."""
     threshold_LF: np.ndarray | None = None
     """float32: coefficients that cannot enter the triggers any more; see `NeuronRecorder`. Changes no sum."""
 
@@ -128,15 +127,12 @@ class Worker:
 
     def prepare(self, task: Task) -> PreparedUnit:
         """Read and tokenise a unit. Safe to run in a thread beside `compute`."""
-        if self.config.window_lines is None:
-            documents = list(read_documents(task.source, task.names, task.sizes, task.offset))
-        else:
-            documents = list(read_windows(task.source, task.names, task.sizes))
+        documents = list(read_documents(task.source, task.names, task.sizes, task.offset))
         texts = [document.text for document in documents]
         ids_by_document = [one.ids_T for one in tokenise(self.model.tokenizer, texts, self.config.document_tokens)]
         status_n = [final_status(document, ids) for document, ids in zip(documents, ids_by_document, strict=True)]
         numbered = [(task.first + number, ids) for number, ids in enumerate(ids_by_document) if ids]
-        rows = lay_out(numbered, self.model.special_ids, self.config.layout, self.config.row_tokens)
+        rows = lay_out(numbered, self.model.special_ids, self.config.layout, self.config.row_tokens, task.repeats)
         return PreparedUnit(
             rows=rows,
             status_n=np.array(status_n, np.uint8),
@@ -150,7 +146,7 @@ class Worker:
         Out of memory begins the unit again from nothing with half the token budget: sums are added layer by
         layer, so half a batch must never stay counted.
         """
-        neurons, restarts = self._neurons(prepared.rows, task.threshold_LF, task.repeats)
+        neurons, restarts = self._neurons(prepared.rows, task.threshold_LF)
         return UnitResult(
             neurons=neurons,
             tokens=len(prepared.rows.ids_N),
@@ -161,14 +157,11 @@ class Worker:
             restarts=restarts,
         )
 
-    def _neurons(
-        self, rows: TokenRows, bar_LF: np.ndarray | None, repeats: np.ndarray | None
-    ) -> tuple[UnitNeurons, int]:
+    def _neurons(self, rows: TokenRows, bar_LF: np.ndarray | None) -> tuple[UnitNeurons, int]:
         facts = self.model.facts
 
         def tally(budget: int) -> UnitNeurons:
-            into = (facts.num_neurons, self.model.site_devices, self.config.triggers, bar_LF)
-            recorder = NeuronRecorder(*into) if repeats is None else DistinctRecorder(*into, repeats)
+            recorder = NeuronRecorder(facts.num_neurons, self.model.devices, self.config.triggers, bar_LF)
             NeuronReader(self.model, recorder).tally(rectangles(rows, budget, facts.attention_budget))
             return recorder.result()
 

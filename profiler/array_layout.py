@@ -31,6 +31,10 @@ class ArrayLayout(NamedTuple):
     @classmethod
     def read(cls, file: Path) -> "ArrayLayout":
         """From an array's zarr.json; InputError where it isn't there or is none."""
+        if link := next((path for path in (file, file.parent, file.parent / "c") if path.is_symlink()), None):
+            raise InputError(
+                f"{link} is a link, and an array's files aren't looked for elsewhere: put a copy in its place"
+            )
         metadata = read_json(file)
         if metadata is None:
             raise InputError(f"{file} is gone, so the array can't be read; restore it from a copy of the store")

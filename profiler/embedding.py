@@ -11,6 +11,7 @@ Sums are taken in float64. Each block's input is reduced where it is, as the mod
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,6 @@ from torch import Tensor
 from neurotally.kernels.tally import PAD, SPECIAL
 from neurotally.profiler.batches import Batch, TokenRows, rectangles
 from neurotally.profiler.model import LoadedModel
-from neurotally.profiler.sites import decoder_layers
 
 BOS_RULES = ("counted", "read", "none")
 """counted: the model reads a BOS and it counts, as in the papers; read: read, but not counted; none: not read."""
@@ -83,12 +83,9 @@ def _embed_batch(model: LoadedModel, batch: Batch, count_bos: bool) -> Tensor:
 
         return hook
 
-    blocks = decoder_layers(model.decoder, model.facts.num_layers)
-    handles = [block.register_forward_pre_hook(look_at(layer), with_kwargs=True) for layer, block in enumerate(blocks)]
-    try:
+    with ExitStack() as hooks:
+        for layer, block in enumerate(model.blocks):
+            hooks.enter_context(block.register_forward_pre_hook(look_at(layer), with_kwargs=True))
         final_BTD = model.run_body(torch.from_numpy(batch.ids_BT))
-    finally:
-        for handle in handles:
-            handle.remove()
-    pooled[len(blocks)] = pool(final_BTD)
-    return torch.stack([pooled[layer].cpu() for layer in range(len(blocks) + 1)], dim=1)
+    pooled[len(model.blocks)] = pool(final_BTD)
+    return torch.stack([pooled[layer].cpu() for layer in range(len(model.blocks) + 1)], dim=1)

@@ -3,15 +3,15 @@
     lens(h) = head(norm(h)), h the residual stream after a block, norm the model's own final norm (at every layer)
 
 After the last block this is the model's own output, to the bit. `head` is all that the model does after its body (the
-module `head`): the output embedding, its bias, logit scaling, soft-capping. Norm and down projections are found by
-watching one short batch go through, and the result is compared with the model's logits; a model that differs is
-refused by name.
+module `head`): the output embedding, its bias, logit scaling, soft-capping. The norm is found by watching one short
+batch go through, and the result is compared with the model's logits; a model that differs is refused by name.
 
 Logits are made for as many vectors at a time as fit a byte budget: no [tokens, vocabulary] tensor of all positions, let
 alone of all layers, is ever held. Tokens of equal logits (the normal case in 16 bits) come in the order of their ids.
 """
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,6 @@ from neurotally.profiler.batches import Batch, TokenRows, rectangles
 from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.head import head_logits, of_many_rows
 from neurotally.profiler.model import LoadedModel
-from neurotally.profiler.sites import Site, decoder_layers, reading, weight_matrices
 from neurotally.profiler.verify import probe_ids
 
 TOP = 10
@@ -52,17 +51,15 @@ class Vectors:
 
 
 class Lens:
-    """A model's final norm, head and down projections, found and verified."""
+    """A model's final norm and head, found and verified."""
 
     def __init__(self, model: LoadedModel):
         self.model = model
-        self._layers = decoder_layers(model.decoder, len(model.sites))
         self._head = model.model.get_output_embeddings()
         if self._head is None or self._head.weight.is_meta:
             raise UnsupportedModelError(f"{model.facts.id}: its output embedding can't be read")
         ids_BT = probe_ids(model.vocabulary)
         self._tail = _final_modules(model, ids_BT)
-        self._down = _down_projections(model, ids_BT)
         self._verify(ids_BT)
 
     @property
@@ -95,14 +92,12 @@ class Lens:
 
             return hook
 
-        handles = [layer.register_forward_hook(keep(residual_LND)) for layer in self._layers]
-        if ffn:
-            handles += [module.register_forward_hook(keep(ffn_LND)) for module in self._down]
-        try:
+        with ExitStack() as hooks:
+            for block in self.model.blocks:
+                hooks.enter_context(block.register_forward_hook(keep(residual_LND)))
+            for point in self.model.hook_points if ffn else ():
+                hooks.enter_context(point.down.register_forward_hook(keep(ffn_LND)))
             final_BTD = self.model.run_body(ids_BT)
-        finally:
-            for handle in handles:
-                handle.remove()
         return Vectors(residual_LND, ffn_LND, final_BTD[at_BT.to(final_BTD.device)])
 
     def normed(self, vector_ND: Tensor) -> Tensor:
@@ -203,52 +198,14 @@ def _place(order: Tensor) -> Tensor:
 
 def _final_modules(model: LoadedModel, ids_BT: Tensor) -> list[nn.Module]:
     """What the decoder does after its last block: its final norm; none, or a projection too, in some OPT."""
-    layers = decoder_layers(model.decoder, len(model.sites))
     called: list[nn.Module] = []
-    handles = [layers[-1].register_forward_hook(lambda *_: called.clear())]
-    for child in model.decoder.children():
-        if child is not layers:
-            handles.append(child.register_forward_hook(lambda module, *_: called.append(module)))
-    try:
+    with ExitStack() as hooks:
+        hooks.enter_context(model.blocks[-1].register_forward_hook(lambda *_: called.clear()))
+        for child in model.decoder.children():
+            if child is not model.blocks:
+                hooks.enter_context(child.register_forward_hook(lambda module, *_: called.append(module)))
         model.run_body(ids_BT)
-    finally:
-        for handle in handles:
-            handle.remove()
     return called
-
-
-def _down_projections(model: LoadedModel, ids_BT: Tensor) -> list[nn.Module]:
-    """The module of each layer that reads its neurons' coefficients."""
-    coefficients: dict[int, Tensor] = {}
-    found: dict[int, nn.Module] = {}
-
-    def read(site: Site, pre_BTF: Tensor, up_BTF: Tensor | None) -> Tensor:
-        coefficients[site.layer] = site.edited(pre_BTF, up_BTF).coefficient_BTF
-        return coefficients[site.layer]
-
-    def look_at_input(layer: int) -> Any:
-        def hook(module: nn.Module, args: tuple) -> None:
-            read = coefficients.get(layer)
-            if read is not None and args and isinstance(args[0], Tensor) and args[0].data_ptr() == read.data_ptr():
-                found.setdefault(layer, module)
-
-        return hook
-
-    handles = []
-    for site, block in zip(model.sites, decoder_layers(model.decoder, len(model.sites)), strict=True):
-        for module in weight_matrices(block):
-            handles.append(module.register_forward_pre_hook(look_at_input(site.layer)))
-    try:
-        with reading(model.sites, read):
-            model.run_body(ids_BT)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if missing := [site for site in model.sites if site.layer not in found]:
-        raise UnsupportedModelError(
-            f"layer {missing[0].layer} ({missing[0].name}): found no projection that reads its neurons"
-        )
-    return [found[site.layer] for site in model.sites]
 
 
 def _agree(lens_NV: Tensor, expected_NV: Tensor, dtype: str) -> bool:

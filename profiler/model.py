@@ -1,4 +1,4 @@
-"""Load a causal Hugging Face model, find and verify its sites, and say what it is.
+"""Load a causal Hugging Face model, find and verify its hook points, and say what it is.
 
 Loaded the way its users do (`AutoModelForCausalLM`), but whole or not at all; only its body runs. `fingerprint`
 identifies weights by content: names, shapes, the checkpoint's dtype and a fixed sample of every tensor, so it takes
@@ -20,11 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from neurotally.kernels.tally import kernels_for
-from neurotally.profiler.errors import InputError, UnsupportedModelError, first_line
+from neurotally.profiler.errors import InputError, first_line
+from neurotally.profiler.hooked_model import HookedModel, find_body, hook_model
 from neurotally.profiler.model_config import forward_config, refuse_other_kinds, row_limits
-from neurotally.profiler.offloading import brought_in, input_device
-from neurotally.profiler.sites import Site, find_decoder, install_sites
-from neurotally.profiler.threads import few_enough_threads
+from neurotally.profiler.offloading import brought_in
 from neurotally.profiler.whole_files import read_json
 
 _ATTENTION_BYTES = 2**30
@@ -85,41 +84,21 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
-class LoadedModel:
-    """A model whose activation modules are sites, ready to run."""
+class LoadedModel(HookedModel):
+    """A model with its tokenizer, and what it is."""
 
-    model: Any
     tokenizer: Any
-    decoder: nn.Module
-    sites: list[Site]
     facts: ModelFacts
     special_ids: frozenset[int]
 
-    @property
-    def site_devices(self) -> list[torch.device]:
-        """Where each layer computes."""
-        return [site.device for site in self.sites]
-
-    @property
-    def input_device(self) -> torch.device:
-        """Where token ids go."""
-        return input_device(self.model)
-
-    @property
-    def vocabulary(self) -> int:
-        """Token ids that the model knows: the rows of its input embedding."""
-        size: int = self.model.get_input_embeddings().weight.shape[0]
-        return size
-
-    def run_body(self, ids_BT: Tensor) -> Tensor:
-        """The last hidden states [B, T, D] of right-padded rows."""
-        return run_decoder(self.model, self.decoder, ids_BT)
-
 
 def load_model(spec: str, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False) -> LoadedModel:
-    """Load MODEL[@REVISION], a folder or a hub id, and verify its sites.
+    """Load MODEL[@REVISION], a folder or a hub id, and verify its hook points.
 
     Raises InputError where the model can't be loaded whole or isn't one we can read, naming what was not found.
+
+        model = load_model("Qwen/Qwen2.5-Coder-0.5B")
+        print(model.facts.num_layers, model.facts.num_neurons)
     """
     from transformers import AutoModelForCausalLM
 
@@ -168,17 +147,8 @@ def load_config_and_tokenizer(model_id: str, common: dict[str, Any]) -> tuple[An
 def prepare_model(
     model: Any, tokenizer: Any, model_id: str, revision: str | None, checkpoint_dtype: str
 ) -> LoadedModel:
-    """Install and verify the sites of a `PreTrainedModel` in memory, in eval mode."""
-    from neurotally.profiler import verify
-
-    config = model.config.get_text_config()
-    num_layers = getattr(config, "num_hidden_layers", None)
-    if not num_layers:
-        raise UnsupportedModelError(
-            f"{model_id} ({config.model_type}): its config says num_hidden_layers={num_layers!r}, expected 1 or more; "
-            "this model isn't supported"
-        )
-    decoder = find_decoder(model, num_layers)
+    """Install and verify the hook points of a `PreTrainedModel` in memory, in eval mode."""
+    decoder, _ = find_body(model, model_id)
     num_embeddings = model.get_input_embeddings().weight.shape[0]
     largest_id = max(tokenizer.get_vocab().values(), default=-1)
     if largest_id >= num_embeddings:
@@ -187,52 +157,35 @@ def prepare_model(
             "model and tokenizer don't belong together"
         )
     fingerprint = fingerprint_weights(model, checkpoint_dtype)
-    ids_BT = verify.probe_ids(num_embeddings)
-    with _refused_if_it_fails(model_id):
-        sites = install_sites(decoder, num_layers, lambda: run_decoder(model, decoder, ids_BT))
-        verify.verify_causal(lambda ids: run_decoder(model, decoder, ids), ids_BT, num_embeddings, model_id)
+    hooked = hook_model(model, model_id)
+    first = hooked.hook_points[0]
+    config = model.config.get_text_config()
     weight = next(parameter for parameter in decoder.parameters() if parameter.is_floating_point())
     row_tokens, max_row_tokens = row_limits(config, decoder)
-    loaded = LoadedModel(
-        model=model,
-        tokenizer=tokenizer,
-        decoder=decoder,
-        sites=sites,
-        special_ids=frozenset(tokenizer.all_special_ids),
-        facts=ModelFacts(
-            id=model_id,
-            revision=revision,
-            architecture=type(model).__name__,
-            checkpoint_dtype=checkpoint_dtype,
-            fingerprint=fingerprint,
-            tokenizer_fingerprint=fingerprint_tokenizer(tokenizer),
-            num_layers=len(sites),
-            num_neurons=sites[0].num_neurons,
-            width=config.hidden_size,
-            num_heads=config.num_attention_heads,
-            gated=sites[0].gated,
-            dtype=str(weight.dtype).removeprefix("torch."),
-            device_type=sites[0].device.type,
-            device=device_name(sites[0].device.type),
-            attention=str(getattr(model.config, "_attn_implementation", None) or "eager"),
-            kernels=kernels_for(sites[0].device, weight.dtype),
-            row_tokens=row_tokens,
-            max_row_tokens=max_row_tokens,
-            config=forward_config(config, decoder),
-        ),
+    facts = ModelFacts(
+        id=model_id,
+        revision=revision,
+        architecture=type(model).__name__,
+        checkpoint_dtype=checkpoint_dtype,
+        fingerprint=fingerprint,
+        tokenizer_fingerprint=fingerprint_tokenizer(tokenizer),
+        num_layers=len(hooked.hook_points),
+        num_neurons=first.width,
+        width=config.hidden_size,
+        num_heads=config.num_attention_heads,
+        gated=first.gated,
+        dtype=str(weight.dtype).removeprefix("torch."),
+        device_type=first.device.type,
+        device=device_name(first.device.type),
+        attention=str(getattr(model.config, "_attn_implementation", None) or "eager"),
+        kernels=kernels_for(first.device, weight.dtype),
+        row_tokens=row_tokens,
+        max_row_tokens=max_row_tokens,
+        config=forward_config(config, decoder),
     )
-    with _refused_if_it_fails(model_id):
-        verify.verify_sites(loaded, ids_BT)
-    return loaded
-
-
-def run_decoder(model: Any, decoder: nn.Module, ids_BT: Tensor) -> Tensor:
-    """The last hidden states [B, T, D] of right-padded rows: no head, no cache, no attention mask."""
-    device = input_device(model)
-    with torch.inference_mode(), few_enough_threads(ids_BT.numel(), device):
-        output = decoder(input_ids=ids_BT.to(device), use_cache=False)
-    hidden_BTD: Tensor = output[0]
-    return hidden_BTD
+    return LoadedModel(
+        **vars(hooked), tokenizer=tokenizer, facts=facts, special_ids=frozenset(tokenizer.all_special_ids)
+    )
 
 
 def split_revision(spec: str) -> tuple[str, str | None]:
@@ -371,20 +324,6 @@ def _unused_weights(architecture: str, names: Iterable[str]) -> tuple[str, ...]:
 def _first_of(names: list[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return f"{', '.join(names[:_NAMED])}{more}"
-
-
-@contextmanager
-def _refused_if_it_fails(model_id: str) -> Iterator[None]:
-    """Within this context a short batch goes through code that isn't ours; where that fails the model is refused."""
-    try:
-        yield
-    except (InputError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise UnsupportedModelError(
-            f"{model_id} isn't supported: a short batch of token ids through its body ended in "
-            f"{type(error).__name__}: {first_line(error)}"
-        ) from error
 
 
 def _device_map(config: Any, dtype: torch.dtype, trust_remote_code: bool) -> Any:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from neurotally.profiler.decoder import find_experts
 from neurotally.profiler.errors import InputError, UnsupportedModelError
-from neurotally.profiler.sites import find_experts
 
 _DEFAULT_ROW_TOKENS = 2048
 _UNLIMITED = 2**31 - 1
@@ -74,7 +74,7 @@ def _refuse_experts(config: Any, model_id: str, trust_remote_code: bool) -> None
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except Exception:  # what can't be made without weights is looked at with them, when its sites are found
+    except Exception:  # what can't be made without weights is looked at with them, when its hook points are found
         return
     if experts := find_experts(model):
         raise UnsupportedModelError(

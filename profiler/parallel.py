@@ -157,11 +157,15 @@ def _check_size(path: Path, num_bytes: int, lines: int) -> None:
 
 
 def _language_entries(root: Entry) -> list[Entry]:
-    """What stands for a language each, in name order; a folder around it all is gone through."""
+    """What stands for a language each, in name order; a folder around it all is gone through.
+
+    Outside of an archive only one of folders: a lone folder of .txt files may as well be a language, its files ids.
+    """
     entries = _entries(root)
+    suffixes = () if isinstance(root, Path) else _LINE_SUFFIXES
     while len(entries) == 1 and entries[0].is_dir():
         inner = _entries(entries[0])
-        if not inner or not all(entry.is_dir() or _suffix(entry) in _LINE_SUFFIXES for entry in inner):
+        if not inner or not all(entry.is_dir() or _suffix(entry) in suffixes for entry in inner):
             break
         entries = inner
     return [entry for entry in entries if entry.is_dir() or _suffix(entry) in _LINE_SUFFIXES]
@@ -171,6 +175,8 @@ def _entries(folder: Entry) -> list[Entry]:
     found = [entry for entry in folder.iterdir() if not entry.name.startswith((".", "__"))]
     for entry in found:
         _as_text(entry.name, "its name", ascii(str(entry)))
+        if isinstance(entry, Path) and entry.is_symlink():
+            raise InputError(f"{entry} is a link, and links aren't followed: put a copy in its place")
     return sorted(found, key=lambda entry: entry.name)
 
 

@@ -24,6 +24,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
+from neurotally.kernels.statistics import STATISTICS
 from neurotally.profiler.array_layout import ArrayLayout, check_axes
 from neurotally.profiler.errors import InputError, first_line
 from neurotally.profiler.whole_files import NotRegularError, open_regular, read_json, replace_json, sync_tree
@@ -44,19 +45,15 @@ class ArraySpec(NamedTuple):
 
 
 _COUNT_FILL = 2**64 - 1
-_NEURON = ("layer", "neuron")
 _TRIGGER = ("layer", "neuron", "trigger")
 
 SCHEMA: Mapping[str, ArraySpec] = {
     "tokens": ArraySpec("uint64", ("group",), _COUNT_FILL),
     "special_tokens": ArraySpec("uint64", ("group",), _COUNT_FILL),
-    "active": ArraySpec("uint64", ("group", *_NEURON), _COUNT_FILL),
-    "active_special": ArraySpec("uint64", ("group", *_NEURON), _COUNT_FILL),
-    "activation_sum": ArraySpec("float64", _NEURON, np.nan),
-    "coefficient_sum": ArraySpec("float64", _NEURON, np.nan),
-    "coefficient_sum_squares": ArraySpec("float64", _NEURON, np.nan),
-    "coefficient_max": ArraySpec("float32", _NEURON, np.nan),
-    "coefficient_min": ArraySpec("float32", _NEURON, np.nan),
+    **{
+        one.name: ArraySpec(one.stored, one.axes, _COUNT_FILL if one.stored == "uint64" else np.nan)
+        for one in STATISTICS
+    },
     "trigger_value": ArraySpec("float32", _TRIGGER, np.nan),
     "trigger_document": ArraySpec("uint32", _TRIGGER, NO_DOCUMENT),
     "trigger_position": ArraySpec("uint32", _TRIGGER, NO_DOCUMENT),
@@ -291,6 +288,11 @@ def unlisted_attributes(path: Path) -> dict[str, Any]:
     """The attributes of a group that isn't committed."""
     attributes: dict[str, Any] = (read_json(path / "zarr.json") or {}).get("attributes") or {}
     return attributes
+
+
+def publish_corpus(store: Path, corpus: str, finished: Path) -> None:
+    """Commit the finished group at `finished` (inside the store) as `corpora/NAME`."""
+    publish(store, f"corpora/{corpus}", finished)
 
 
 def publish(store: Path, group: str, finished: Path) -> None:

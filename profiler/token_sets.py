@@ -95,7 +95,7 @@ def read_keywords(folder: Path) -> dict[str, list[str]]:
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
             name, words = document["name"], [*document["keywords"], *document.get("builtins", [])]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 f'{path}: expected {{"name": ..., "keywords": [...], "builtins": [...]}}: {first_line(error)}'
             ) from error

@@ -3,7 +3,7 @@
 One short batch of random tokens goes through the bare and the captured model:
 
 - changing later tokens changes no bit of earlier ones (so pads on the right are harmless);
-- layer by layer, what we call the coefficient h is what some weight matrix of the layer reads after the activation;
+- layer by layer, what we call the coefficient h is what the down projection reads;
 - counts and extremes equal, and sums agree with, what the formulas give for the layer's own tensors;
 - the last hidden states agree.
 
@@ -14,21 +14,21 @@ goes on from there. The check is wider than that promise, so that chance refuses
 find another activation, another layer's neurons, or neurons in another order (`Rounding`).
 """
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from neurotally.kernels.tally import PAD, TOKEN, LayerTally
 from neurotally.profiler.batches import Batch
 from neurotally.profiler.errors import InputError, UnsupportedModelError
+from neurotally.profiler.hook_points import HookPoint
 from neurotally.profiler.neurons import NeuronRecorder
-from neurotally.profiler.sites import Site, decoder_layers, weight_matrices
 
 if TYPE_CHECKING:
-    from neurotally.profiler.model import LoadedModel
+    from neurotally.profiler.hooked_model import HookedModel
 
 _ROWS, _COLUMNS, _PADS = 2, 40, 8
 _SUMS_WITHIN = 2.0**-16
@@ -40,14 +40,14 @@ def probe_ids(vocabulary: int) -> Tensor:
     return torch.randint(0, vocabulary, (_ROWS, _COLUMNS), generator=torch.Generator().manual_seed(0))
 
 
-def verify_causal(run: Callable[[Tensor], Tensor], ids_BT: Tensor, vocabulary: int, model_id: str) -> None:
+def verify_causal(model: "HookedModel", ids_BT: Tensor) -> None:
     """Raise InputError if a token's hidden state depends on a later token."""
     changed_BT = ids_BT.clone()
-    changed_BT[:, -_PADS:] = (changed_BT[:, -_PADS:] + 1) % vocabulary
+    changed_BT[:, -_PADS:] = (changed_BT[:, -_PADS:] + 1) % model.vocabulary
     before = slice(0, _COLUMNS - _PADS)
-    if not torch.equal(run(ids_BT)[:, before], run(changed_BT)[:, before]):
+    if not torch.equal(model.run_body(ids_BT)[:, before], model.run_body(changed_BT)[:, before]):
         raise InputError(
-            f"{model_id} is no causal language model: changing a later token changes an earlier one's hidden state"
+            f"{model.name} is no causal language model: changing a later token changes an earlier one's hidden state"
         )
 
 
@@ -70,90 +70,55 @@ def gpu_rounding(dtype: torch.dtype) -> Rounding:
     return Rounding(2 * torch.finfo(dtype).eps, 2**-20, 1.0 if dtype == torch.float32 else 1e-3)
 
 
-def verify_sites(model: "LoadedModel", ids_BT: Tensor, rounding: Rounding | None = None) -> None:
+def verify_hook_points(model: "HookedModel", ids_BT: Tensor, rounding: Rounding | None = None) -> None:
     """Raise UnsupportedModelError, naming the layer, where the captured model isn't the bare model.
 
-    `rounding`: by default that of the model's device.
+    `rounding`: by default that of each layer's device.
     """
     from neurotally.profiler.capture import NeuronReader
 
-    if rounding is None:
-        dtype = getattr(torch, model.facts.dtype)
-        rounding = BITWISE if model.facts.device_type == "cpu" else gpu_rounding(dtype)
-    bare_LN = _BareRun(model)
-    bare_BTD = bare_LN.run(ids_BT)
+    checks = [_LayerCheck(point, rounding) for point in model.hook_points]
+    with ExitStack() as hooks:
+        for check, point in zip(checks, model.hook_points, strict=True):
+            hooks.enter_context(point.down.register_forward_pre_hook(check.keep))
+        bare_BTD = model.run_body(ids_BT)
     kind_BT = np.full((_ROWS, _COLUMNS), TOKEN, np.uint8)
     kind_BT[1, -_PADS:] = PAD
     zeros_BT = np.zeros((_ROWS, _COLUMNS), np.int32)
-    recorder = NeuronRecorder(model.facts.num_neurons, model.site_devices, num_triggers=0)
-    checks = [_LayerCheck(site, read, rounding) for site, read in zip(model.sites, bare_LN.read_LN, strict=True)]
+    recorder = NeuronRecorder(model.hook_points[0].width, model.devices, num_triggers=0)
     captured_BTD = NeuronReader(model, recorder).read(
         Batch(ids_BT.numpy(), kind_BT, zeros_BT, zeros_BT),
-        on_layer=lambda site, *seen: checks[site.layer].pass_on(*seen),
+        on_layer=lambda point, *seen: checks[point.layer].pass_on(*seen),
     )
     if not _states_agree(bare_BTD, captured_BTD):
         raise UnsupportedModelError(
-            f"{model.facts.id}: hidden states of the captured and the bare model differ; this model isn't supported"
+            f"{model.name}: hidden states of the captured and the bare model differ; this model isn't supported"
         )
     counted_BT = torch.from_numpy(kind_BT == TOKEN)
     for check, tally in zip(checks, recorder.tallies, strict=True):
         check.check_tally(tally, counted_BT)
 
 
-class _BareRun:
-    """The model as it is, with plain hooks that look on."""
-
-    def __init__(self, model: "LoadedModel"):
-        self._model = model
-        self.read_LN: list[list[Tensor]] = [[] for _ in model.sites]
-        """By layer: what its weight matrices read once the activation was computed, if as large as that."""
-
-    def run(self, ids_BT: Tensor) -> Tensor:
-        """Run the bare model; fills `read_LN`."""
-        handles = []
-        layers = decoder_layers(self._model.decoder, len(self._model.sites))
-        for site, layer, read in zip(self._model.sites, layers, self.read_LN, strict=True):
-            size: list[int] = []
-            handles.append(site.register_forward_hook(_note_size(size)))
-            for module in weight_matrices(layer):
-                handles.append(module.register_forward_pre_hook(_keep_input(size, read)))
-        try:
-            return self._model.run_body(ids_BT)
-        finally:
-            for handle in handles:
-                handle.remove()
-
-
-def _note_size(size: list[int]) -> Callable[..., None]:
-    def hook(_module: Any, args: tuple, _output: Any) -> None:
-        size.append(args[0].numel())
-
-    return hook
-
-
-def _keep_input(size: list[int], read: list[Tensor]) -> Callable[..., None]:
-    def hook(_module: Any, args: tuple) -> None:
-        if size and args and isinstance(args[0], Tensor) and args[0].numel() == size[0]:
-            read.append(args[0])
-
-    return hook
-
-
 class _LayerCheck:
     """One layer of the captured run against the same layer of the bare run."""
 
-    def __init__(self, site: Site, read: Sequence[Tensor], rounding: Rounding):
-        self._site = site
-        self._read = read
+    def __init__(self, point: HookPoint, rounding: Rounding | None):
+        self._point = point
         self._rounding = rounding
+        self._read: list[Tensor] = []
+
+    def keep(self, _down: nn.Module, args: tuple[Tensor, ...]) -> None:
+        """Keep what the bare model's down projection reads."""
+        self._read.append(args[0])
 
     def pass_on(self, pre_BTF: Tensor, up_BTF: Tensor | None, h_BTF: Tensor) -> Tensor:
         """What the bare model's down projection read, which our `h_BTF` must equal up to rounding."""
         self._pre_BTF, self._h_BTF = pre_BTF, h_BTF
         input_BTF = pre_BTF if up_BTF is None else pre_BTF.double() * up_BTF
+        rounding = self._rounding or (BITWISE if h_BTF.device.type == "cpu" else gpu_rounding(h_BTF.dtype))
         for read in self._read:
             bare_BTF = read.view_as(h_BTF)
-            if _agrees(bare_BTF, h_BTF, input_BTF, self._rounding):
+            if _agrees(bare_BTF, h_BTF, input_BTF, rounding):
                 return bare_BTF
         raise self._refused(
             "no weight matrix reads what we take for the neurons' coefficients; "
@@ -167,13 +132,13 @@ class _LayerCheck:
         number_NF = h_NF.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
         is_nan_NF = h_NF.isnan()
         equal = {
-            "counts": (tally.active_F, (self._pre_BTF[counted_BT] > 0).sum(0)),
-            "largest coefficients": (tally.coefficient_max_F, number_NF.masked_fill(is_nan_NF, -torch.inf).amax(0)),
-            "smallest coefficients": (tally.coefficient_min_F, number_NF.masked_fill(is_nan_NF, torch.inf).amin(0)),
+            "counts": (tally["active"], (self._pre_BTF[counted_BT] > 0).sum(0)),
+            "largest coefficients": (tally["coefficient_max"], number_NF.masked_fill(is_nan_NF, -torch.inf).amax(0)),
+            "smallest coefficients": (tally["coefficient_min"], number_NF.masked_fill(is_nan_NF, torch.inf).amin(0)),
         }
         close = {
-            "sums": (tally.coefficient_sum_F, h_NF),
-            "sums of squares": (tally.coefficient_sum_squares_F, h_NF.square()),
+            "sums": (tally["coefficient_sum"], h_NF),
+            "sums of squares": (tally["coefficient_sum_squares"], h_NF.square()),
         }
         wrong = [what for what, (ours_F, theirs_F) in equal.items() if not bool((ours_F == theirs_F).all())]
         wrong += [what for what, (sum_F, term_NF) in close.items() if not _is_sum_of(sum_F, term_NF)]
@@ -181,7 +146,7 @@ class _LayerCheck:
             raise self._refused(f"{' and '.join(wrong)} differ from a plain hook's")
 
     def _refused(self, why: str) -> UnsupportedModelError:
-        return UnsupportedModelError(f"layer {self._site.layer} ({self._site.name}): {why}")
+        return UnsupportedModelError(f"{self._point}: {why}")
 
 
 def _agrees(bare_BTF: Tensor, ours_BTF: Tensor, input_BTF: Tensor, rounding: Rounding) -> bool:

@@ -41,6 +41,7 @@ from neurotally.jobs.run import RunReport, Where, _Loop
 from neurotally.jobs.status import status
 from neurotally.jobs.store_writer import open_store, writer_lock
 from neurotally.jobs.worker import PassConfig, Task, UnitResult
+from neurotally.kernels.statistics import STATISTICS
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model import ModelFacts
@@ -105,11 +106,9 @@ class PartTask:
 
 
 def _neurons(rng: np.random.Generator, task: Task) -> UnitNeurons:
-    shape = (LAYERS, NEURONS)
-    counts, sums = (rng.integers(0, 7, shape).astype(np.uint64) for _ in range(2)), rng.normal(size=(3, *shape))
-    number = LAYERS * NEURONS
+    number, shape = LAYERS * NEURONS, (LAYERS, NEURONS)
     return UnitNeurons(
-        *counts, *sums, *np.sort(rng.normal(size=(2, *shape)).astype(np.float32), axis=0)[::-1],
+        {one.name: (7 * rng.random(shape)).astype(one.stored) for one in STATISTICS},
         trigger_neuron_N=np.arange(number), trigger_value_N=rng.random(number, np.float32),
         trigger_document_N=np.full(number, task.first, np.uint32), trigger_position_N=np.zeros(number, np.uint32),
     )  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 
 from neurotally.analysis.languages.counts import CorpusCounts, read_counts, read_group_counts, unfinished_corpora
 from neurotally.analysis.languages.lape import lape
-from neurotally.analysis.languages.lape_report import lape_document, lape_table
+from neurotally.analysis.languages.lape_study import lape_result
 from neurotally.analysis.masking.masks import read_mask
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
@@ -113,7 +113,7 @@ def test_a_lost_chunk_is_an_error(made: Path) -> None:
 def test_document(made: Path, tmp_path: Path, select: Any, limit: str) -> None:
     counts = read_counts(made)
     selection = lape(counts.active_CLF, counts.tokens_C, counts.corpora, select=select, per_corpus=7, top_rate=0.05)
-    document = json.loads(json.dumps(lape_document(counts, selection), allow_nan=False))
+    document = json.loads(json.dumps(lape_result(counts, selection).document, allow_nan=False))
     assert document["schema"] == 1
     assert document["model"] == {"id": "org/model", "fingerprint": "f1"}
     assert document["corpora"] == ["C#", "python", "rust"]
@@ -136,34 +136,34 @@ def test_imported_counts_have_no_model(tmp_path: Path) -> None:
         publish(tmp_path / "store", name, arrays(seed, num_groups=1))
     counts = read_counts(tmp_path / "store")
     selection = lape(counts.active_CLF, counts.tokens_C, counts.corpora)
-    assert lape_document(counts, selection)["model"] is None
-    assert "LAPE of imported counts" in lape_table(counts, selection)
+    assert lape_result(counts, selection).document["model"] is None
+    assert "LAPE of imported counts" in lape_result(counts, selection).text()
 
 
 def test_table_names_everything(made: Path) -> None:
     publish(made, "english", {"tokens": np.array([10**6], np.uint64), "active": np.ones((1, L, F), np.uint64)})
     counts = read_counts(made)
     selection = lape(counts.active_CLF, counts.tokens_C, counts.corpora, per_corpus=7)
-    table = lape_table(counts, selection)
+    table = lape_result(counts, selection).text()
     lines = table.splitlines()
     assert "org/model, 4 layers of 123 neurons" in lines[0]
     assert lines[0].endswith("the 7 candidates of lowest entropy of every corpus, quantile 0.95")
-    rows = [line.split() for line in lines if line.startswith(("C#", "python", "rust", "english"))]
+    rows = [line.split() for line in lines if line.startswith(("C# ", "python ", "rust ", "english "))]
     assert [row[0] for row in rows] == ["C#", "english", "python", "rust"]
     assert rows[0][4] == "7"
     assert rows[1][1:6] == ["1,000,000", "0", "0", "0", "-"]
-    assert "no neuron passes the bar in english: no specific neurons there" in lines
+    assert "english: no neuron above the threshold" in lines
     assert "left out: go (unfinished)" in lines
-    assert lape_document(counts, selection)["without_candidates"] == ["english"]
-    assert max(map(len, lines)) <= 110
+    assert lape_result(counts, selection).document["without_candidates"] == ["english"]
+    assert max(map(len, lines)) <= 120
 
 
 def test_table_says_when_fewer_than_asked_for_pass(made: Path) -> None:
     counts = read_counts(made)
     selection = lape(counts.active_CLF, counts.tokens_C, counts.corpora, select="top", top_rate=0.9)
-    assert "fewer than asked for" in lape_table(counts, selection)
+    assert "fewer than asked for" in lape_result(counts, selection).text()
     selection = lape(counts.active_CLF, counts.tokens_C, counts.corpora, select="top")
-    assert "fewer than asked for" not in lape_table(counts, selection)
+    assert "fewer than asked for" not in lape_result(counts, selection).text()
 
 
 def test_table_says_where_ties_were_cut() -> None:
@@ -171,15 +171,15 @@ def test_table_says_where_ties_were_cut() -> None:
     active_CLF[0, :, :3] = 9
     counts = CorpusCounts(None, ("a", "b"), np.array([10, 10]), active_CLF, {})
     selection = lape(active_CLF, counts.tokens_C, counts.corpora, quantile=0.9, per_corpus=2)
-    assert "a: 4 more candidates tie with the last one chosen" in lape_table(counts, selection)
-    assert lape_document(counts, selection)["tied_out"] == {"a": 4, "b": 0}
+    assert "a: 4 more candidates tie with the last one chosen" in lape_result(counts, selection).text()
+    assert lape_result(counts, selection).document["tied_out"] == {"a": 4, "b": 0}
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 5])
 def test_table_of_few_layers(num_layers: int) -> None:
     active_CLF = arrays(0, num_groups=2, shape=(num_layers, 50))["active"]
     counts = CorpusCounts(None, ("a", "b"), np.array([5000, 5000]), active_CLF, {})
-    lines = lape_table(counts, lape(active_CLF, counts.tokens_C, counts.corpora)).splitlines()
+    lines = lape_result(counts, lape(active_CLF, counts.tokens_C, counts.corpora)).text().splitlines()
     shares = [line.split("  ")[-1].strip() for line in lines if line.startswith("a ")]
     assert all(share == "-" or 99 <= sum(map(int, share.split("/"))) <= 101 for share in shares)
 

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from neurotally.analysis.languages.counts import model_key, model_name, read_counts, read_group_counts
+from neurotally.analysis.languages.counts import read_counts, read_group_counts
 from neurotally.analysis.languages.jackknife import error_bars
 from neurotally.analysis.languages.rule import Rule
 from neurotally.analysis.languages.stability import stability
+from neurotally.analysis.result import model_key, model_name
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from neurotally.analysis.languages.counts import GroupCounts
 from neurotally.analysis.languages.jackknife import ErrorBars, error_bars, save_error_bars
-from neurotally.analysis.languages.jackknife_report import error_bars_document, error_bars_table
+from neurotally.analysis.languages.jackknife_report import error_bars_document
+from neurotally.analysis.languages.lape_study import lape_result
 from neurotally.analysis.languages.rule import Rule
 from neurotally.profiler.errors import InputError
 
@@ -258,9 +259,16 @@ def test_document_and_table() -> None:
             ]
         assert document["above_bar"][name] == sum(low > selection.bar for low in of["probability_low"])
     assert document["specific"]["html"]["entropy"] == []
-    text = error_bars_table(bars, selection)
-    for part in ("corpus", "html", "90 % intervals", "above the bar", "few hits"):
-        assert part in text
+    result = lape_result(groups.total(), selection, bars)
+    assert result.document["error_bars"] == document
+    frame = result.frame("error bars").set_index("corpus")
+    at = tuple(selection.specific["english"].T)
+    assert frame.loc["english", "entropy"] == np.median(bars.entropy_LF[at])
+    assert frame.loc["english", "entropy error"] == bars.entropy_t * np.median(bars.entropy_error_LF[at])
+    assert frame.loc["html", "specific"] == 0
+    assert np.isnan(frame.loc["html", "p"])
+    for part in ("corpus", "html", "90 % intervals", "above threshold", "few hits"):
+        assert part in result.text()
 
 
 def test_archive_of_everything(tmp_path: Path) -> None:

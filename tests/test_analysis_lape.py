@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neurotally.analysis.languages.lape import Selection, bar_rank, lape, layer_counts
-from neurotally.analysis.languages.lape_report import candidates_warning, proportionate
+from neurotally.analysis.languages.lape_study import candidates_warnings, proportionate
 from neurotally.profiler.errors import InputError
 
 NAMES = ("c", "english", "go", "html", "python")
@@ -364,8 +364,8 @@ def test_a_corpus_with_fewer_candidates_than_asked_for_is_named() -> None:
     assert chosen(per_corpus=16).too_few_candidates == {"D": 14}
     assert chosen(per_corpus=14).too_few_candidates == {}
     assert chosen(select="top", top_rate=0.01).too_few_candidates == {}
-    assert candidates_warning(chosen(per_corpus=14)) is None
-    assert "16, so all were taken and none chosen: D 14;" in str(candidates_warning(chosen(per_corpus=16)))
+    assert candidates_warnings(chosen(per_corpus=14)) == []
+    assert "16, so all were taken and none chosen: D 14;" in str(candidates_warnings(chosen(per_corpus=16)))
 
 
 @pytest.mark.parametrize(("neurons", "number"), [(458_752, 400), (352_256, 307), (2048, 2), (300, 1)])

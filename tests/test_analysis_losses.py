@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from neurotally.analysis.figures.charts import save_figure
-from neurotally.analysis.figures.losses import draw_ablation, draw_mask
 from neurotally.analysis.masking.losses import CLASSES, Control, Losses, change, in_errors, ratio
-from neurotally.analysis.masking.losses_report import ablation_document, ablation_table, mask_document, mask_table
+from neurotally.analysis.masking.losses_document import ablation_document, mask_document
+from neurotally.analysis.masking.losses_study import ablation_result, mask_result
+from neurotally.analysis.render.charts import save_figure
 
 
 def one_set(kind: str, of: str = "", draw: int = 0, neurons: int = 5) -> dict[str, Any]:
@@ -133,22 +133,25 @@ def test_the_document_of_ablate() -> None:
     assert document["documents"] == [11, 9]
     assert (document["left_out"], document["quantile"]) == (1, 0.95)
     json.dumps(document, allow_nan=False)
-    text = ablation_table(document)
+    text = ablation_result(losses).text(full=True)
     assert "1 documents that chose the neurons are left out" in text
     assert "fewer than 10 documents" in text
-    assert f"{document['change'][0][1]:+.3f}" in text
+    assert f"{document['change'][0][1]:+.4f} ± {document['standard_error'][0][1]:.4f}" in text
+    assert f"{document['perplexity_change'][0][1]:+.4f}" in text
+    assert "Change of the loss" in ablation_result(losses).text().splitlines()[-1]
 
 
 def test_without_draws_there_is_no_control() -> None:
-    document = ablation_document(make_losses(draws=0))
+    losses = make_losses(draws=0)
+    document = ablation_document(losses)
     assert document["random_candidates"] is None
     assert document["random"] == [[None, None], [None, None]]
     json.dumps(document, allow_nan=False)
     assert (document["z"], document["z_stricter"]) == ([[None, None], [None, None]],) * 2
     assert document["not_judged"] == [["no draws", "no draws"]] * 2
     assert document["verdict"]["a"]["costs_more"] is None
-    assert "nothing random to compare with was drawn (--draws 0)" in ablation_table(document)
-    assert len(draw_ablation(document).axes) == 2  # one map, one colour bar
+    assert "nothing random to compare with was drawn (--draws 0)" in ablation_result(losses).text()
+    assert len(ablation_result(losses).figure().axes) == 2  # one map, one colour bar
 
 
 def test_the_document_of_mask() -> None:
@@ -163,7 +166,13 @@ def test_the_document_of_mask() -> None:
     assert apart["difference"] == pytest.approx(apart["masked"] - apart["spared"])
     assert document["baseline"]["concepts"]["a"]["match"]["tokens"] == losses.scored_DX[:, 1].sum()
     json.dumps(document, allow_nan=False)
-    assert "what polysemantic neurons cost" in mask_table(document)
+    result = mask_result(losses)
+    assert "What polysemantic neurons cost" in result.text().splitlines()[-1]
+    assert result.frame("polysemantic")["difference"].tolist() == [
+        one["difference"] for one in document["polysemantic"]
+    ]
+    own = [tuple(row[:2]) for row in result.tables[0].rows]
+    assert own == [(name, f"{name} {kind}") for name in "ab" for kind in CLASSES]
 
 
 def test_a_class_without_tokens_has_no_number() -> None:
@@ -173,15 +182,15 @@ def test_a_class_without_tokens_has_no_number() -> None:
     document = mask_document(losses)
     assert document["effects"]["b"]["concepts"]["a"]["match"]["change"] is None
     json.dumps(document, allow_nan=False)
-    assert mask_table(document)
+    assert mask_result(losses).text(full=True)
 
 
 @pytest.mark.parametrize("concepts", [(), ("a", "b"), ("x",)], ids=["no concepts", "the sets' own", "another"])
 def test_pictures(concepts: tuple[str, ...], tmp_path: Path) -> None:
     losses = make_losses(concepts=concepts)
-    figures = [draw_ablation(ablation_document(losses)), draw_mask(mask_document(losses))]
+    figures = [ablation_result(losses).figure(), mask_result(losses).figure()]
     for number, figure in enumerate(figures):
         save_figure(figure, tmp_path / f"{number}.png")
         assert (tmp_path / f"{number}.png").stat().st_size > 10_000
-    maps = {(): 1, ("a", "b"): 3, ("x",): 2}[concepts]
+    maps = 2 if concepts else 1
     assert [len(figure.axes) for figure in figures] == [12, 2 * 3 * maps]

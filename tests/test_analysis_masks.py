@@ -102,3 +102,10 @@ def test_random_neurons_match_by_layer_and_are_others(pairs: set[tuple[int, int]
     assert (layer_counts(drawn_n2, 4) == layer_counts(neurons_n2, 4)).all()
     assert len({tuple(pair) for pair in drawn_n2.tolist()} | pairs) == 2 * len(pairs)
     assert (random_like(neurons_n2, 12, seed) == drawn_n2).all()
+
+
+@pytest.mark.parametrize("specific", [{}, {"python": [], "java": []}])
+def test_a_mask_without_a_neuron_is_refused(specific: dict[str, list], tmp_path: Path) -> None:
+    (tmp_path / "m.json").write_text(json.dumps({"model": None, "specific": specific}))
+    with pytest.raises(InputError, match="has no neuron in any of its sets"):
+        read_mask(tmp_path / "m.json", None, 2, 3)

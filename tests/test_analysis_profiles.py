@@ -14,16 +14,15 @@ from hypothesis import strategies as st
 
 from neurotally.analysis.languages.compare import (
     compare,
-    compare_document,
-    compare_table,
+    compare_result,
     mean_depths,
     profile_overlaps,
     store_labels,
 )
 from neurotally.analysis.languages.lape import lape
-from neurotally.analysis.languages.profiles import profiles, profiles_document, profiles_table
+from neurotally.analysis.languages.profiles import profiles, profiles_result
 from neurotally.analysis.languages.rule import Rule
-from neurotally.analysis.languages.sweep import sweep, sweep_document, sweep_table
+from neurotally.analysis.languages.sweep import sweep, sweep_result
 from neurotally.analysis.overlap import agreement, contained, is_member, jaccard, num_common, safe_divide
 from neurotally.profiler.errors import InputError
 
@@ -69,7 +68,8 @@ def test_profiles_document_and_table() -> None:
     counts = made_up_groups().total()
     counts.active_CLF[3] //= 10_000
     selection = RULE.choose(counts)
-    document = json.loads(json.dumps(profiles_document(counts, RULE, selection), allow_nan=False))
+    result = profiles_result(counts, RULE, selection)
+    document = json.loads(json.dumps(result.document, allow_nan=False))
     assert (document["layers"], document["neurons"], document["per_corpus"]) == (4, 123, 40)
     by_layer = document["by_layer"]
     for name, exclusive in selection.exclusive.items():
@@ -80,8 +80,17 @@ def test_profiles_document_and_table() -> None:
     assert document["overlap"]["jaccard"][3] == [0, 0, 0, None]
     assert document["without_candidates"] == ["html"]
     assert document["left_out"] == {"zig": "unfinished"}
-    text = profiles_table(counts, RULE, selection)
-    for part in ("org/model", "html: no neuron passes the bar", "2 corpora", "left out: zig (unfinished)", "Jaccard"):
+    for name in selection.corpora:
+        assert result.frame("exclusive")[name].tolist() == by_layer["exclusive"][name]
+    assert "Exclusive neurons" in result.text().splitlines()[-1]
+    text = result.text(full=True)
+    for part in (
+        "org/model",
+        "html: no neuron above the threshold",
+        "2 corpora",
+        "left out: zig (unfinished)",
+        "Jaccard",
+    ):
         assert part in text
 
 
@@ -92,7 +101,7 @@ def test_sweep_is_lape_at_every_setting() -> None:
         *(Rule(quantile, "balanced", per_corpus=number) for quantile in (0.8, 0.95) for number in (5, 20)),
         *(Rule(quantile, "top", top_rate=rate) for quantile in (0.8, 0.95) for rate in (0.01, 0.1)),
     ]
-    document = json.loads(json.dumps(sweep_document(counts, found), allow_nan=False))
+    document = json.loads(json.dumps(sweep_result(counts, found).document, allow_nan=False))
     assert (document["quantiles"], document["per_corpus"], document["top_rates"]) == ([0.8, 0.95], [5, 20], [0.01, 0.1])
     assert document["default"] == {"select": "balanced", "quantile": 0.9, "per_corpus": 10}
     default = lape(counts.active_CLF, counts.tokens_C, counts.corpora, 0.9, "balanced", 10)
@@ -118,7 +127,7 @@ def test_sweep_is_lape_at_every_setting() -> None:
 def test_neighbours_in_a_sweep_differ_by_one_step() -> None:
     counts = made_up_groups().total()
     found = sweep(counts, (0.8, 0.9, 0.95), (5, 20), (0.01, 0.02, 0.1))
-    document = sweep_document(counts, found)
+    document = sweep_result(counts, found).document
     settings = document["settings"]
     assert len(document["neighbours"]) == (2 * 2 + 3 * 1) + (2 * 3 + 3 * 2)
     for pair in document["neighbours"]:
@@ -134,9 +143,9 @@ def test_sweep_of_one_kind_and_its_table() -> None:
     counts = made_up_groups().total()
     found = sweep(counts, top_rates=())
     assert {of.rule.select for of in found.settings} == {"balanced"}
-    assert "top:" not in sweep_table(counts, found)
-    text = sweep_table(counts, sweep(counts))
-    for part in ("balanced: the same", "top: a share", "0.975", "1,600", "0.25 %", "left out: zig (unfinished)"):
+    assert "Top: a share" not in sweep_result(counts, found).text()
+    text = sweep_result(counts, sweep(counts)).text()
+    for part in ("Balanced: the same", "Top: a share", "0.975", "1,600", "0.25 %", "left out: zig (unfinished)"):
         assert part in text
     small = made_up_groups(3, shape=(2, 48)).total()  # 0.0025 of 96 neurons is none
     assert sweep(small).top_rates == (0.01, 0.02, 0.04)
@@ -155,7 +164,7 @@ def sides(**changes: Any) -> list[Any]:
 
 def test_compare_two_models() -> None:
     found = compare(sides(model={"id": "other", "fingerprint": "f2"}), ["one", "other"], RULE)
-    document = json.loads(json.dumps(compare_document(found), allow_nan=False))
+    document = json.loads(json.dumps(compare_result(found).document, allow_nan=False))
     assert document["corpora"] == ["c", "english", "go", "html"]
     assert (document["relative_axis"], document["same_model"], document["jaccard"]) == (True, False, None)
     assert [store["layers"] for store in document["stores"]] == [4, 6]
@@ -166,7 +175,7 @@ def test_compare_two_models() -> None:
         for name, of in selection.specific.items():
             depth = np.mean((of[:, 0] + 0.5) / store["layers"])
             assert store["mean_depth"][name] == pytest.approx(depth)
-    text = compare_table(found)
+    text = compare_result(found).text(full=True)
     for part in (
         "A one (4 layers of 123)",
         "B other (6 layers of 99)",
@@ -197,11 +206,11 @@ def test_compare_only_what_both_have() -> None:
 def test_compare_a_store_with_itself() -> None:
     counts = made_up_groups(3).total()
     found = compare([counts, counts], ["A", "B"], RULE)
-    document = compare_document(found)
+    document = compare_result(found).document
     assert (document["relative_axis"], document["same_model"]) == (False, True)
     assert document["jaccard"] == dict.fromkeys(counts.corpora, 1.0)
     assert document["profile_overlap"]["specific"] == pytest.approx(dict.fromkeys(counts.corpora, 1.0))
-    assert "(the same model)" in compare_table(found)
+    assert "(the same model)" in str(compare_result(found))
     assert store_labels([counts, counts], ["a.store", "b.store"]) == ["a.store", "b.store"]
     other = replace(counts, model={"id": "org/other"})
     assert store_labels([counts, other], ["a.store", "b.store"]) == ["org/model", "org/other"]

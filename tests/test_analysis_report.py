@@ -18,16 +18,17 @@ from click.testing import CliRunner
 from test_analysis_losses import make_losses
 from transformers import AutoTokenizer
 
-from neurotally.analysis.languages.counts import model_key, read_counts, read_group_counts
+from neurotally.analysis.languages.counts import read_counts, read_group_counts
 from neurotally.analysis.languages.jackknife import error_bars
 from neurotally.analysis.languages.lape import lape
 from neurotally.analysis.languages.rule import Rule
 from neurotally.analysis.layers.agreement import agreement_document
 from neurotally.analysis.layers.lens import lens_document, read_lens
+from neurotally.analysis.render.html import inline_svg, real
 from neurotally.analysis.report.neurons import most_specific
 from neurotally.analysis.report.page import build_report
-from neurotally.analysis.report.parts import inline_svg, real
 from neurotally.analysis.report.sections import read_material
+from neurotally.analysis.result import model_key
 from neurotally.jobs import profile
 from neurotally.jobs.commands.report import report
 from neurotally.jobs.passes import agreement as agreement_pass
@@ -202,7 +203,7 @@ def test_the_pages_structure(page: Element) -> None:
     assert [name for name, number in ids.items() if number > 1] == []
     links = [str(one.attributes["href"])[1:] for one in page.one("nav").all("a")]
     sections = [str(one.attributes["id"]) for one in page.all("section")]
-    assert links == sections == ["provenance", "corpora", "lape", "profiles", "overlap", "neurons"]
+    assert links == sections == ["provenance", "corpora", "lape", "profiles", "neurons"]
     assert len(page.all("h1")) == 1
     for section in page.all("section"):
         assert section.all("h2")[0].attributes["id"] == section.attributes["aria-labelledby"]
@@ -250,11 +251,11 @@ def test_lapes_numbers_are_lapes(page: Element, path: Path) -> None:
     counts = read_counts(path)
     chosen = lape(counts.active_CLF, counts.tokens_C, counts.corpora, quantile=QUANTILE, per_corpus=PER_CORPUS)
     bars = error_bars(read_group_counts(path))
-    table = table_of(page.one("section", id="lape"), "Specific neurons by corpus")
-    keys, rows = header_of(table)[1:], rows_of(table)
-    assert list(rows) == list(counts.corpora)
+    tables = [table_of(page.one("section", id="lape"), caption) for caption in ("Specific neurons", "How well")]
+    assert list(rows_of(tables[0])) == list(counts.corpora)
     for c, name in enumerate(counts.corpora):
-        found = dict(zip(keys, rows[name], strict=True))
+        found = {key: cell for table in tables
+                 for key, cell in zip(header_of(table)[1:], rows_of(table)[name], strict=True)}  # fmt: skip
         assert found["specific"] == f"{len(chosen.specific[name]):,}"
         assert found["exclusive"] == f"{len(chosen.exclusive[name]):,}"
         assert found["candidates"] == f"{chosen.num_candidates[name]:,}"
@@ -270,16 +271,17 @@ def test_profiles_and_overlap_are_those_of_the_sets(page: Element, path: Path) -
     chosen = lape(counts.active_CLF, counts.tokens_C, counts.corpora, quantile=QUANTILE, per_corpus=PER_CORPUS)
     sets = {name: {tuple(neuron) for neuron in of.tolist()} for name, of in chosen.specific.items()}
     alone = {name: {tuple(neuron) for neuron in of.tolist()} for name, of in chosen.exclusive.items()}
-    rows = rows_of(table_of(page.one("section", id="profiles"), "Specific / exclusive"))
-    for layer in range(2):
-        expected = [f"{sum(n[0] == layer for n in sets[name])} / {sum(n[0] == layer for n in alone[name])}"
-                    for name in sets]  # fmt: skip
-        assert rows[str(layer)] == expected
-    matrix = rows_of(table_of(page.one("section", id="overlap"), "Jaccard"))
-    for one, cells in matrix.items():
-        for other, text in zip(sets, cells, strict=True):
-            common, union = len(sets[one] & sets[other]), len(sets[one] | sets[other])
-            assert text == (f"{common}" if one == other else f"{common / union:.2f} · {common}")
+    section = page.one("section", id="profiles")
+    for caption, found in (("Specific neurons by", sets), ("Exclusive neurons by", alone)):
+        rows = rows_of(table_of(section, caption))
+        for layer in range(2):
+            assert rows[str(layer)] == [str(sum(n[0] == layer for n in found[name])) for name in sets]
+    jaccard, common = (rows_of(table_of(section, caption)) for caption in ("Overlap of", "Specific neurons in common"))
+    for row, (one, in_one) in enumerate(sets.items()):
+        for column, in_other in enumerate(sets.values()):
+            assert common[one][column] == str(len(in_one & in_other))
+            share = len(in_one & in_other) / len(in_one | in_other)
+            assert jaccard[one][column] == ("–" if row == column else f"{share:.3f}")
 
 
 def test_neurons_and_their_triggers(page: Element, path: Path, folder: Path) -> None:
@@ -375,8 +377,8 @@ def write_imported(path: Path, corpora: int, groups: int = 1) -> Path:
     [
         (0, 1, ["provenance", "lape"], "at least two finished ones"),
         (1, 1, ["provenance", "corpora", "lape"], "at least two finished ones"),
-        (3, 1, ["provenance", "corpora", "lape", "profiles", "overlap", "neurons"], "No error bars"),
-        (3, 4, ["provenance", "corpora", "lape", "profiles", "overlap", "neurons"], "by a jackknife"),
+        (3, 1, ["provenance", "corpora", "lape", "profiles", "neurons"], "No error bars"),
+        (3, 4, ["provenance", "corpora", "lape", "profiles", "neurons"], "by a jackknife"),
     ],
 )
 def test_what_a_store_lacks_is_left_out(
@@ -421,7 +423,7 @@ def test_ablation_masks_and_alignment(path: Path, tmp_path: Path) -> None:
             nats = losses.nats_SDX[:, here, 0].sum(axis=1)
             expected = (nats[row] - nats[0]) / losses.scored_DX[here, 0].sum()
             assert change[name][at].split(" ± ")[0] == f"{expected:+.4f}".replace("-", "−")
-    assert "if <b>: match" in page.one("section", id="loss-concepts").text
+    assert "if <b> match" in page.one("section", id="loss-concepts").text
 
     vector_LND = arrays["weighted"].astype(np.float64)
     shares = rows_of(table_of(page.one("section", id="embeddings-parallel"), "Share of ids aligned, mean"))

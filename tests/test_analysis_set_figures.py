@@ -8,25 +8,16 @@ import numpy as np
 import pytest
 from group_counts import made_up_groups
 
-from neurotally.analysis.figures.charts import save_figure
-from neurotally.analysis.figures.sets import (
-    draw_compare,
-    draw_error_bars,
-    draw_overlap,
-    draw_profiles,
-    draw_stability,
-    draw_sweep,
-)
-from neurotally.analysis.languages.compare import compare, compare_document
+from neurotally.analysis.languages.compare import compare, compare_result
 from neurotally.analysis.languages.counts import GroupCounts
 from neurotally.analysis.languages.jackknife import error_bars
-from neurotally.analysis.languages.jackknife_report import error_bars_document
-from neurotally.analysis.languages.lape_report import lape_document
-from neurotally.analysis.languages.profiles import profiles_document
+from neurotally.analysis.languages.lape_study import lape_result
+from neurotally.analysis.languages.profiles import profiles_result
 from neurotally.analysis.languages.rule import Rule
 from neurotally.analysis.languages.stability import stability
-from neurotally.analysis.languages.stability_report import stability_document
-from neurotally.analysis.languages.sweep import sweep, sweep_document
+from neurotally.analysis.languages.stability_study import stability_result
+from neurotally.analysis.languages.sweep import sweep, sweep_result
+from neurotally.analysis.render.charts import save_figure
 
 RULE = Rule(per_corpus=20)
 SIZES = [pytest.param(2, 4, id="2 corpora, 4 layers"), pytest.param(6, 80, id="6 corpora, 80 layers")]
@@ -64,23 +55,20 @@ def plain(document: dict[str, Any]) -> dict[str, Any]:
 def test_error_bars(tmp_path: Path, num_corpora: int, num_layers: int) -> None:
     groups = made(num_corpora, num_layers)
     counts = groups.total()
-    selection = RULE.choose(counts)
-    document = plain(
-        lape_document(counts, selection) | {"error_bars": error_bars_document(error_bars(groups), selection)}
-    )
-    figure = draw_error_bars(document)
+    result = lape_result(counts, RULE.choose(counts), error_bars(groups)).of("org/model", groups.corpora)
+    document, figure = plain(result.document), result.figure("error-bars")
     for panel, name in zip(panels(figure), groups.corpora, strict=True):
         of = document["error_bars"]["specific"][name]
-        lines = {line.get_color(): line for line in panel.lines}
         if of["entropy"]:
-            points = [pair for color in ("#2166ac", "#d95f02") for pair in zip(*lines[color].get_data(), strict=True)]
+            points = [pair for line in panel.lines[:2] for pair in zip(*line.get_data(), strict=True)]
             assert sorted(float(x) for x, _ in points) == sorted(
                 value for value, error in zip(of["entropy"], of["entropy_standard_error"], strict=True) if error
             )
             flagged = sum(map(bool, of["entropy_flags"]))
             assert f"clear, {flagged} flagged" in panel.get_title(loc="right")
         else:
-            assert "no neuron\npasses the bar" in shown(panel)
+            assert "no neuron\nabove the threshold" in shown(panel)
+    assert "org/model" in shown(figure)
     assert "95 % interval (nats)" in shown(figure)
     saved(figure, tmp_path)
 
@@ -88,17 +76,17 @@ def test_error_bars(tmp_path: Path, num_corpora: int, num_layers: int) -> None:
 @pytest.mark.parametrize(("num_corpora", "num_layers"), SIZES)
 def test_stability(tmp_path: Path, num_corpora: int, num_layers: int) -> None:
     groups = made(num_corpora, num_layers)
-    document = plain(stability_document(groups, stability(groups, RULE, num_samples=4, num_orders=2)))
-    figure = draw_stability(document)
+    result = stability_result(groups, stability(groups, RULE, num_samples=4, num_orders=2))
+    document, figure = plain(result.document), result.figure()
     curve = document["curve"]
     for panel, name in zip(panels(figure), groups.corpora, strict=True):
         if not document["specific"][name]:
-            assert "no neuron\npasses the bar" in shown(panel)
+            assert "no neuron\nabove the threshold" in shown(panel)
             continue
         recovered, agreement, _ = panel.lines
         assert recovered.get_xdata().tolist() == curve["tokens"][name]
         assert recovered.get_ydata().tolist() == curve["recovered"][name]["mean"]
-        assert list(agreement.get_ydata()) == curve["agreement"][name][:2]
+        assert list(agreement.get_ydata())[:2] == curve["agreement"][name][:2]
         core = len(document["core"][name]) / len(document["specific"][name])
         assert f"core {100 * core:.0f} %" in panel.get_title(loc="right")
     assert "tokens of the corpus" in shown(figure)
@@ -115,24 +103,26 @@ def test_sweep(tmp_path: Path, kinds: str) -> None:
         top_rates=() if kinds == "balanced" else (0.01, 0.05),
         default=RULE,
     )
-    document = plain(sweep_document(counts, found))
-    figure = draw_sweep(document)
-    assert len(figure.axes) == (8 if kinds == "both" else 4)
+    result = sweep_result(counts, found)
+    document, figure, curves = plain(result.document), result.figure(), result.figure("profiles")
+    assert len(figure.axes) == len(curves.axes) == (4 if kinds == "both" else 2)
     first = document["settings"][0]
     assert f"{first['distinct']:,}\n" in shown(figure.axes[0])
-    profile = figure.axes[2].lines[0].get_ydata()
+    assert len(figure.axes[0].patches) == (kinds != "top")  # the base is framed
+    profile = curves.axes[0].lines[0].get_ydata()
     at_default = next(of for of in document["settings"] if of["quantile"] == 0.95)
     count_L = np.sum(list(at_default["by_layer"]["specific"].values()), axis=0)
-    np.testing.assert_allclose(profile, 100 * count_L / count_L.sum())
-    assert "20 per corpus, quantile 0.95" in shown(figure)
+    np.testing.assert_allclose(profile, count_L / count_L.sum())
+    assert "quantile 0.95" in shown(figure)
     saved(figure, tmp_path)
+    saved(curves, tmp_path)
 
 
 @pytest.mark.parametrize(("num_corpora", "num_layers"), SIZES)
 def test_profiles(tmp_path: Path, num_corpora: int, num_layers: int) -> None:
     counts = made(num_corpora, num_layers).total()
-    document = plain(profiles_document(counts, RULE, RULE.choose(counts)))
-    figure = draw_profiles(document)
+    result = profiles_result(counts, RULE, RULE.choose(counts))
+    document, figure = plain(result.document), result.figure()
     by_layer = document["by_layer"]
     for panel, total_L in zip(panels(figure), [by_layer["distinct"], *by_layer["specific"].values()], strict=True):
         tops = np.zeros(num_layers)
@@ -148,8 +138,8 @@ def test_profiles(tmp_path: Path, num_corpora: int, num_layers: int) -> None:
 @pytest.mark.parametrize(("num_corpora", "num_layers"), SIZES)
 def test_overlap(tmp_path: Path, num_corpora: int, num_layers: int) -> None:
     counts = made(num_corpora, num_layers).total()
-    document = plain(profiles_document(counts, RULE, RULE.choose(counts)))
-    figure = draw_overlap(document["corpora"], document["overlap"])
+    result = profiles_result(counts, RULE, RULE.choose(counts))
+    document, figure = plain(result.document), result.figure("overlap")
     cells = {text.get_position(): text.get_text() for text in figure.axes[0].texts}
     for row, column in np.ndindex(num_corpora, num_corpora):
         count, value = (document["overlap"][key][row][column] for key in ("count", "jaccard"))
@@ -161,17 +151,20 @@ def test_overlap(tmp_path: Path, num_corpora: int, num_layers: int) -> None:
 @pytest.mark.parametrize("other_layers", [4, 6])
 def test_compare(tmp_path: Path, other_layers: int) -> None:
     one, other = made(4, 4).total(), made(4, other_layers, empty=other_layers == 4, seed=1).total()
-    document = plain(compare_document(compare([one, other], ["$a_1$", "b"], RULE)))
-    figure = draw_compare(document)
+    result = compare_result(compare([one, other], ["$a_1$", "b"], RULE))
+    document, figure = plain(result.document), result.figure()
     for panel, name in zip(panels(figure), document["corpora"], strict=True):
+        if not any(any(store["by_layer"]["specific"][name]) for store in document["stores"]):
+            assert "no neuron\nabove the threshold" in shown(panel)
+            continue
         for store, stairs in zip(document["stores"], panel.patches, strict=True):
             count_L = np.array(store["by_layer"]["specific"][name])
             values, edges, _ = stairs.get_data()
             assert len(values) == len(count_L)
-            if count_L.sum():  # as densities they are 1, as percentages 100
-                assert (values * np.diff(edges)).sum() == pytest.approx(100 if other_layers == 4 else 1)
+            if count_L.sum():  # both as densities and as shares
+                assert (values * np.diff(edges)).sum() == pytest.approx(1)
     assert ("depth, from" in shown(figure)) == (other_layers == 6)
-    english = "passes the bar" if other_layers == 4 else "no neuron in one of them"
+    english = "above the threshold" if other_layers == 4 else "no neuron in one of them"
     assert english in shown(figure)
-    assert "$a_1$: 4 layers of 63" in shown(figure)
+    assert "$a_1$ (4 layers of 63)" in shown(figure)
     saved(figure, tmp_path)

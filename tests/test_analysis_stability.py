@@ -14,7 +14,7 @@ from neurotally.analysis.languages.counts import GroupCounts
 from neurotally.analysis.languages.lape import lape
 from neurotally.analysis.languages.rule import Rule
 from neurotally.analysis.languages.stability import draw_orders, stability
-from neurotally.analysis.languages.stability_report import enough, stability_document, stability_table
+from neurotally.analysis.languages.stability_study import enough, stability_result
 from neurotally.profiler.errors import InputError
 
 RULE = Rule(per_corpus=15)
@@ -138,19 +138,19 @@ def test_a_corpus_without_candidates() -> None:
     groups = made_up_groups()
     groups.active[3][:] //= 10_000
     found = stability(groups, RULE, num_samples=4, num_orders=2)
-    document = json.loads(json.dumps(stability_document(groups, found), allow_nan=False))
+    document = json.loads(json.dumps(stability_result(groups, found).document, allow_nan=False))
     assert document["specific"]["html"] == document["core"]["html"] == document["times_selected"]["html"] == []
     assert document["selected_again"]["html"] == {"mean": None, "least": None, "most": None}
     assert document["by_chance"]["html"] is None
     assert document["enough"]["html"] is None
     assert document["selected_again"]["c"]["mean"] > 0.5
-    assert "html: no neuron passes the bar" in stability_table(groups, found)
+    assert "html: no neuron above the threshold" in str(stability_result(groups, found))
 
 
 def test_document_and_table() -> None:
     groups = replace(made_up_groups((10, 8, 10, 10)), num_empty={"c": 0, "english": 2, "go": 0, "html": 0})
     found = stability(groups, RULE, num_samples=4, num_orders=2)
-    document = json.loads(json.dumps(stability_document(groups, found), allow_nan=False))
+    document = json.loads(json.dumps(stability_result(groups, found).document, allow_nan=False))
     assert (document["select"], document["quantile"], document["per_corpus"]) == ("balanced", 0.95, 15)
     assert document["model"] == {"id": "org/model", "fingerprint": "f1"}
     assert document["groups"] == {"c": 10, "english": 8, "go": 10, "html": 10}
@@ -174,7 +174,7 @@ def test_document_and_table() -> None:
         if of:
             assert of["tokens"] == round(curve["tokens"][name][enough_K[0]])
             assert of["groups"] == curve["groups"][name][enough_K[0]]
-    text = stability_table(groups, found)
+    text = stability_result(groups, found).text()
     for part in ("org/model", "4 half-samples", "english: 2 empty groups", "left out: zig (unfinished)", "files"):
         assert part in text
 

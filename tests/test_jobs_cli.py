@@ -44,7 +44,10 @@ def profiled(run: Run, model_folder: Path, make_corpora: Any, tmp_path: Path) ->
 
 def test_every_command_has_an_example_and_is_in_the_readme() -> None:
     readme = (Path(__file__).parent.parent / "README.md").read_text()
-    for name, command in cli.commands.items():
+    context = click.Context(cli)
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        assert command is not None
         assert "Example:" in (command.help or ""), name
         assert f"neurotally {name}" in readme, name
         shared = {field.name for group in (RuleOptions, TextOptions) for field in fields(group)}

@@ -10,9 +10,10 @@ import pytest
 from test_analysis_counts import MODEL, publish
 from test_analysis_lape import few_candidates
 
+from neurotally.analysis import studies
 from neurotally.analysis.concat_rows import concat_rows
-from neurotally.analysis.languages.lape_report import lape_table
-from neurotally.analysis.report.sections import corpora, lape, read_material
+from neurotally.analysis.render.html import section
+from neurotally.analysis.report.sections import corpora, read_material
 from neurotally.profiler import store
 
 Run = Callable[..., tuple[int, str, str]]
@@ -46,15 +47,10 @@ def test_the_document_the_table_and_report_mark_them(run: Run, made: Path) -> No
     table = run("lape", made, "--per-corpus", 16)[1]
     rows = {line.split()[0]: line.split() for line in table.splitlines() if line.startswith(("C ", "D "))}
     assert (rows["C"][4], rows["D"][4]) == ("16", "14*")
-    from neurotally.analysis.languages.rule import Rule
-
-    material = read_material(made, Rule(per_corpus=16))
-    assert material.selection is not None
-    assert material.counts is not None
-    assert "* fewer candidates than 16" in lape_table(material.counts, material.selection)
-    section = lape(material)
-    assert [row[4].text for row in section.parts[0].rows] == ["16", "14*"]  # type: ignore[union-attr]
-    assert section.parts[-1].lines[0].startswith("* fewer candidates than 16")  # type: ignore[union-attr]
+    assert "* fewer candidates than 16" in table
+    warnings, _, cells, *_ = section(studies.run("lape", made, per_corpus=16)).parts
+    assert [row[4].text for row in cells.rows] == ["16", "14*"]  # type: ignore[union-attr]
+    assert warnings.lines[0].startswith("fewer candidates than 16")  # type: ignore[union-attr]
 
 
 def test_a_sweep_compares_with_the_base_that_is_asked_for(run: Run, made: Path) -> None:
@@ -97,6 +93,6 @@ def test_status_and_report_say_how_far_concat_is_from_one_run(run: Run, made: Pa
     assert run("status", made)[1].count(said) == 2
     from neurotally.analysis.languages.rule import Rule
 
-    section = corpora(read_material(made, Rule()))
-    assert section is not None
-    assert sum(said in line for line in section.parts[-1].lines) == 2  # type: ignore[union-attr]
+    found = corpora(read_material(made, Rule()))
+    assert found is not None
+    assert sum(said in line for line in found.parts[-1].lines) == 2  # type: ignore[union-attr]

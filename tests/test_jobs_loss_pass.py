@@ -23,7 +23,7 @@ from neurotally.jobs.interrupts import Interrupted
 from neurotally.jobs.progress import Progress, Took
 from neurotally.jobs.reducers import Reducer
 from neurotally.profiler import store
-from neurotally.profiler.corpus import Status
+from neurotally.profiler.documents import Status
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.loss import LossReader
 
@@ -44,12 +44,12 @@ def profiled(model_folder: Path, make_corpora: Callable[..., Path], tmp_path: Pa
 
 def ablate(folder: Path, model: Path, **options: Any) -> dict[str, Any]:
     options = {"corpora": folder / "heldout", "draws": 2, "progress": QUIET, **RULE, **options}
-    return jobs.ablate(str(model), folder / "store", **options)
+    return jobs.ablate(str(model), folder / "store", **options).document
 
 
 def mask(folder: Path, model: Path, neurons: Path, regex: Any = None, **options: Any) -> dict[str, Any]:
     options = {"corpora": folder / "heldout", "draws": 0, "path": folder / "store", "progress": QUIET, **options}
-    return jobs.mask(str(model), options.pop("path"), neurons=neurons, regex=regex, **options)
+    return jobs.mask(str(model), options.pop("path"), neurons=neurons, regex=regex, **options).document
 
 
 def write_mask(path: Path, specific: dict[str, Any], **more: Any) -> Path:

@@ -20,7 +20,7 @@ from test_analysis_report import Page, rows_of, table_of
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from neurotally.analysis.figures.losses import draw_ablation, draw_mask
+from neurotally.analysis import studies
 from neurotally.profiler import store
 
 Run = Callable[..., tuple[int, str, str]]
@@ -132,7 +132,7 @@ def test_all_outputs_say_whether_the_chosen_neurons_matter(case: tuple[str, Path
             f"not more than random: alpha (z {verdict['z']:+.1f} over the same layers, {verdict['z_candidates']:+.1f} "
         )
     section_texts = [page.one("section", id=f"loss-{one}").text for one in ("ablate", "mask")]
-    pictures = [texts_of(draw_ablation(ablation)), texts_of(draw_mask(masked))]
+    pictures = [texts_of(studies.run("losses", place, name=one, form=one).figure()) for one in ("ablate", "mask")]
     for text in (table, mask_table, *section_texts, *(" ".join(picture.split()) for picture in pictures)):
         assert says in text
     for text in (table, section_texts[0], " ".join(pictures[0].split())):
@@ -143,13 +143,15 @@ def test_all_outputs_say_whether_the_chosen_neurons_matter(case: tuple[str, Path
         (line,) = [line for line in table.splitlines() if line.startswith(corpus) and line.endswith(answer)]
         assert f"{z['z']:+.1f}" in line.split()
         assert f"{z['z_candidates']:+.1f}" in line.split()
-        cells = rows_of(table_of(page.one("section", id="loss-ablate"), "Held-out text"))[corpus]
-        assert cells[7] == f"{z['z']:+.1f}".replace("-", "−")
-        assert cells[9:] == [f"{z['z_candidates']:+.1f}".replace("-", "−"), answer]
+        cells = rows_of(table_of(page.one("section", id="loss-ablate"), "What each corpus's neurons"))[corpus]
+        assert cells[6] == f"{z['z']:+.1f}".replace("-", "−")
+        assert cells[8:] == [f"{z['z_candidates']:+.1f}".replace("-", "−"), answer]
         # Of `mask`, the row of the set on its own corpus, with both z.
         z = masked["verdict"][corpus]
         (line,) = [line for line in mask_table.splitlines() if line.split()[:2] == [corpus, corpus]]
-        assert [f"{z['z']:+.1f}", f"{z['z_candidates']:+.1f}"] == [line.split()[8], line.split()[10]]
+        own = studies.run("losses", place, name="mask", form="mask").frame("own").set_index("on").loc[corpus]
+        assert [own["z same layers"], own["z above threshold"]] == [z["z"], z["z_candidates"]]
+        assert {f"{z['z']:+.1f}", f"{z['z_candidates']:+.1f}", answer} <= set(line.split())
         assert masked["effects"][corpus]["corpora"][corpus]["z_stricter"] == z["z_stricter"]
 
 
@@ -173,11 +175,12 @@ def test_too_few_candidates_are_no_number(case: tuple[str, Path], run: Run, tmp_
     for row, corpus in enumerate(WORDS):
         assert document["z"][row][row] is not None
         assert document["verdict"][corpus]["costs_more"] is None
-        (line,) = [line for line in table.splitlines() if line.startswith(corpus) and line.split()[1] == "12"]
+        (line,) = [line for line in table.splitlines() if line.split()[:3] == [corpus, "60", "12"]]
         assert line.split()[-3:] == ["-", "-", "-"]
     assert f"no random neurons above the threshold to judge by for alpha, beta ({reason})" in table
     assert "cost their own text more than" not in table
-    for text in (table, " ".join(texts_of(draw_ablation(document)).split())):
+    picture = texts_of(studies.run("losses", place, name="ablate").figure())
+    for text in (table, " ".join(picture.split())):
         assert f"can't be judged: alpha, beta (above the threshold: {reason})" in text
 
 
@@ -198,10 +201,13 @@ def test_few_documents_and_empty_sets_in_mask(case: tuple[str, Path], run: Run, 
     assert effect["not_judged"] == "fewer than 5 documents"
     lines = [line.split() for line in table.splitlines() if line.startswith(("alpha", "nothing"))]
     assert [line[:3] for line in lines] == [["alpha", "alpha", "4"]]
-    assert lines[0][6] == lines[0][8] == lines[0][10] == "-"
+    result = studies.run("losses", tmp_path / "store", name="mask", form="mask")
+    (own,) = [dict(zip([column.name for column in result.tables[0].columns], row, strict=True))
+              for row in result.tables[0].rows]  # fmt: skip
+    assert own["change"].error is own["z same layers"] is own["z above threshold"] is None
     assert "no neuron to switch off: nothing" in table
     assert "the store has no corpus that tells which neurons are above LAPE's threshold" in table
-    assert "nothing" not in texts_of(draw_mask(document)).split()
+    assert "nothing" not in [label.get_text() for axes in result.figure().axes for label in axes.get_yticklabels()]
 
 
 def test_of_random_sets_as_many_are_found_as_the_level_says(run: Run, tmp_path: Path) -> None:

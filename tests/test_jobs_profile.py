@@ -151,18 +151,18 @@ def test_the_token_budget_and_the_cut_into_units_change_no_count(
 def test_out_of_memory_restarts_the_unit_and_counts_nothing_twice(
     model_folder: Path, make_corpora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from neurotally.profiler.sites import Site
+    from neurotally.profiler.hook_points import StandIn
 
     corpora = make_corpora({"python": 30})
     run(model_folder, tmp_path / "plenty", corpora)
-    forward = Site.forward
+    forward = StandIn.forward
 
-    def small_device(site: Site, pre_BTF: torch.Tensor) -> Any:
-        if site.layer == 1 and pre_BTF.shape[0] * pre_BTF.shape[1] > 300:
+    def small_device(stand_in: StandIn, pre_BTF: torch.Tensor) -> Any:
+        if stand_in.hook_point.layer == 1 and pre_BTF.shape[0] * pre_BTF.shape[1] > 300:
             raise torch.OutOfMemoryError("out of memory")
-        return forward(site, pre_BTF)
+        return forward(stand_in, pre_BTF)
 
-    monkeypatch.setattr(Site, "forward", small_device)
+    monkeypatch.setattr(StandIn, "forward", small_device)
     run(model_folder, tmp_path / "scarce", corpora)
     plenty, scarce = (store.read_corpus(tmp_path / name, "python") for name in ("plenty", "scarce"))
     assert (plenty["tokens"] == scarce["tokens"]).all()

@@ -117,7 +117,7 @@ def test_tally_and_triggers_never_wait_for_the_gpu(monkeypatch: pytest.MonkeyPat
                 lists.add(maxima, document_BT, position_BT)
     finally:
         torch.cuda.set_sync_debug_mode(before)
-    assert into.active_F.sum() == 2 * len(acts) * sum(
+    assert into["active"].sum() == 2 * len(acts) * sum(
         int(((batch[0] > 0) & (batch[2] != 0)[:, :, None]).sum()) for batch in batches
     )
 
@@ -136,22 +136,21 @@ def num_synchronisations(run: Callable[[], object]) -> int:
 
 @needs_gpu
 def test_reading_neurons_synchronises_no_more_than_the_bare_model(model_folder: Path) -> None:
+    from neurotally.profiler.hook_points import HookPoint, reading
     from neurotally.profiler.model import load_model
-    from neurotally.profiler.sites import reading
 
     model = load_model(str(model_folder), device="cuda")
     rng = torch.Generator().manual_seed(0)
     num_neurons = model.facts.num_neurons
-    tallies = [LayerTally.empty(num_neurons, "cuda") for _ in model.sites]
-    lists = [LayerTriggers(num_neurons, 4, "cuda", None) for _ in model.sites]
+    tallies = [LayerTally.empty(num_neurons, "cuda") for _ in model.hook_points]
+    lists = [LayerTriggers(num_neurons, 4, "cuda", None) for _ in model.hook_points]
     batches = [torch.randint(2, 600, (4, 100), generator=rng).cuda() for _ in range(3)]
     kind_BT = torch.ones((4, 100), dtype=torch.uint8, device="cuda")
     table_BT = torch.arange(400, dtype=torch.int32, device="cuda").view(4, 100)
 
-    def read(site: nn.Module, gate_BTF: Tensor, up_BTF: Tensor | None) -> Tensor:
-        layer = model.sites.index(site)
-        h_BTF, maxima = kernels.gated(site.act, gate_BTF, up_BTF, kind_BT, tallies[layer])
-        lists[layer].add(maxima, table_BT, table_BT)
+    def read(point: HookPoint, gate_BTF: Tensor, up_BTF: Tensor | None) -> Tensor:
+        h_BTF, maxima = kernels.gated(point.activation, gate_BTF, up_BTF, kind_BT, tallies[point.layer])
+        lists[point.layer].add(maxima, table_BT, table_BT)
         return h_BTF
 
     def run_all() -> None:
@@ -160,7 +159,7 @@ def test_reading_neurons_synchronises_no_more_than_the_bare_model(model_folder: 
 
     run_all()
     bare = num_synchronisations(run_all)
-    with reading(model.sites, read):
+    with reading(model.hook_points, read):
         run_all()
         assert num_synchronisations(run_all) == bare
 
@@ -176,7 +175,7 @@ def test_tensors_of_more_than_2_to_the_31_elements() -> None:
     kind_BT = torch.ones((2, num_tokens), dtype=torch.uint8, device="cuda")
     into = LayerTally.empty(num_neurons, "cuda")
     h_BTF, maxima = kernels.plain(nn.ReLU(), pre_BTF, kind_BT, into)
-    assert (into.active_F == 1).all()
+    assert (into["active"] == 1).all()
     assert (maxima.value_BF[1] == 1).all()
     assert (maxima.position_BF[1] == num_tokens - 1).all()
     assert (h_BTF[1, -1] == 1).all()

@@ -41,7 +41,7 @@ def test_a_dense_architecture_is_read_as_plain_hooks_read_it(name: str, tokenize
     documents = [(number, [0, *rng.integers(2, VOCABULARY, size=length - 1)]) for number, length in enumerate(lengths)]
     rows = lay_out(documents, frozenset({0}), "documents", longest)
     batches = list(rectangles(rows, 512, model.facts.attention_budget))
-    recorder = NeuronRecorder(model.facts.num_neurons, model.site_devices, num_triggers=2)
+    recorder = NeuronRecorder(model.facts.num_neurons, model.devices, num_triggers=2)
     NeuronReader(model, recorder).tally(batches)
     result = recorder.result()
     hooks = PlainHooks(bare, name)
@@ -49,14 +49,14 @@ def test_a_dense_architecture_is_read_as_plain_hooks_read_it(name: str, tokenize
 
     assert model.facts.max_row_tokens == family.context
     assert expected["active"].shape == (LAYERS, model.facts.num_neurons)
-    assert_array_equal(result.active_LF, expected["active"])
-    assert_array_equal(result.active_special_LF, expected["active_special"])
-    assert_array_equal(result.coefficient_max_LF, expected["max"])
-    assert_array_equal(result.coefficient_min_LF, expected["min"])
+    assert_array_equal(result.sums["active"], expected["active"])
+    assert_array_equal(result.sums["active_special"], expected["active_special"])
+    assert_array_equal(result.sums["coefficient_max"], expected["max"])
+    assert_array_equal(result.sums["coefficient_min"], expected["min"])
     for got, part in (
-        (result.activation_sum_LF, "activation"),
-        (result.coefficient_sum_LF, "coefficient"),
-        (result.coefficient_sum_squares_LF, "squares"),
+        (result.sums["activation_sum"], "activation"),
+        (result.sums["coefficient_sum"], "coefficient"),
+        (result.sums["coefficient_sum_squares"], "squares"),
     ):
         assert (np.abs(got - expected[part]) <= 2e-6 * expected[f"{part}_absolute"]).all(), part
 

@@ -6,17 +6,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from reference import unit_arrays
 from test_profiler_loss import KEYS, NEURONS, edit, with_biases
 from test_profiler_sites import FAMILIES
 from torch import Tensor
 
 from neurotally.kernels.tally import PAD, SPECIAL
 from neurotally.profiler.batches import Batch, lay_out, rectangles
-from neurotally.profiler.capture import WAYS, NeuronReader, replacements, switched_off
+from neurotally.profiler.capture import NeuronReader
+from neurotally.profiler.interventions import WAYS, switched_off
 from neurotally.profiler.model import LoadedModel, prepare_model
 from neurotally.profiler.neurons import NeuronRecorder, UnitNeurons
 
 MEAN_LF = np.random.default_rng(1).normal(size=(2, 96))
+VALUES = {"mean": MEAN_LF, "set": 1.5, "scale": -2.0}
 
 
 def batches() -> list[Batch]:
@@ -26,7 +29,7 @@ def batches() -> list[Batch]:
 
 
 def tallied(model: LoadedModel) -> UnitNeurons:
-    recorder = NeuronRecorder(model.facts.num_neurons, model.site_devices, num_triggers=2)
+    recorder = NeuronRecorder(model.facts.num_neurons, model.devices, num_triggers=2)
     NeuronReader(model, recorder).tally(batches())
     return recorder.result()
 
@@ -45,8 +48,10 @@ class Hooked:
             if how == "activation":
                 act.register_forward_hook(self._zeroing(NEURONS[layer]))
             act.register_forward_hook(lambda _m, _a, out, layer=layer: self.activation[layer].append(out))
-            if how == "coefficient":
-                down.register_forward_pre_hook(lambda _m, args, layer=layer: (self._zero(args[0], NEURONS[layer]),))
+            if how in ("coefficient", "set", "scale"):
+                down.register_forward_pre_hook(
+                    lambda _m, args, layer=layer: (self._changed(args[0], NEURONS[layer], how),)
+                )
         if how in ("weights", "weights-no-bias", "mean"):
             edit(model, family, how, MEAN_LF)
         for layer in range(2):
@@ -66,13 +71,13 @@ class Hooked:
         return torch.cat(rows).double()
 
     @staticmethod
-    def _zero(values: Tensor, indices: list[int]) -> Tensor:
+    def _changed(values: Tensor, indices: list[int], how: str) -> Tensor:
         values = values.clone()
-        values[..., indices] = 0
+        values[..., indices] = -2 * values[..., indices] if how == "scale" else 1.5 if how == "set" else 0.0
         return values
 
     def _zeroing(self, indices: list[int]) -> Callable[..., Tensor]:
-        return lambda _module, _args, output: self._zero(output, indices)
+        return lambda _module, _args, output: self._changed(output, indices, "activation")
 
 
 @pytest.mark.parametrize("how", WAYS)
@@ -80,7 +85,7 @@ class Hooked:
 def test_a_reader_reads_the_masked_model(family: str, how: str, tokenizer: Any) -> None:
     model = prepare_model(with_biases(family), tokenizer, family, None, "float32")
     bare = tallied(model)
-    with switched_off(model, NEURONS, how, replacements(model, how, MEAN_LF)):
+    with switched_off(model, NEURONS, how, VALUES.get(how)):
         masked = tallied(model)
     hooked = Hooked(family, how)
     for layer, neurons in NEURONS.items():
@@ -90,32 +95,32 @@ def test_a_reader_reads_the_masked_model(family: str, how: str, tokenizer: Any) 
         # A neuron is active where what it computes is positive; these models' activations never underflow.
         near_zero_F = ((activation_NF.abs() < 1e-5) & (activation_NF != 0)).sum(0).numpy()
         active_F = (activation_NF > 0).sum(0).numpy()
-        assert (np.abs(masked.active_LF[layer].astype(int) - active_F) <= near_zero_F).all()
+        assert (np.abs(masked.sums["active"][layer].astype(int) - active_F) <= near_zero_F).all()
         special_F = (hooked.counted(hooked.activation[layer], special=True) > 0).sum(0).numpy()
-        np.testing.assert_array_equal(masked.active_special_LF[layer][neurons], special_F[neurons])
+        np.testing.assert_array_equal(masked.sums["active_special"][layer][neurons], special_F[neurons])
         for got, expected in (
-            (masked.activation_sum_LF, activation_NF.sum(0)),
-            (masked.coefficient_sum_LF, coefficient_NF.sum(0)),
-            (masked.coefficient_sum_squares_LF, coefficient_NF.square().sum(0)),
+            (masked.sums["activation_sum"], activation_NF.sum(0)),
+            (masked.sums["coefficient_sum"], coefficient_NF.sum(0)),
+            (masked.sums["coefficient_sum_squares"], coefficient_NF.square().sum(0)),
         ):
             assert (np.abs(got[layer] - expected.numpy()) <= 1e-4 * scale_F).all()
-        np.testing.assert_allclose(masked.coefficient_max_LF[layer], coefficient_NF.amax(0), rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(masked.coefficient_min_LF[layer], coefficient_NF.amin(0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(masked.sums["coefficient_max"][layer], coefficient_NF.amax(0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(masked.sums["coefficient_min"][layer], coefficient_NF.amin(0), rtol=1e-4, atol=1e-5)
     if how in ("activation", "coefficient"):  # a coefficient of 0 triggers nothing
         off = [layer * 96 + neuron for layer, neurons in NEURONS.items() for neuron in neurons]
         assert np.isin(off, bare.trigger_neuron_N).any()
         assert not np.isin(off, masked.trigger_neuron_N).any()
     # Neurons of the first layer that aren't switched off compute what they did; those of the second read other input.
     others = np.setdiff1d(np.arange(96), NEURONS[0])
-    np.testing.assert_array_equal(masked.coefficient_sum_LF[0, others], bare.coefficient_sum_LF[0, others])
-    assert np.abs(masked.coefficient_sum_LF[1] - bare.coefficient_sum_LF[1]).max() > 1e-3
-    for name, array in vars(tallied(model)).items():
-        np.testing.assert_array_equal(array, vars(bare)[name], err_msg=name)
+    np.testing.assert_array_equal(masked.sums["coefficient_sum"][0, others], bare.sums["coefficient_sum"][0, others])
+    assert np.abs(masked.sums["coefficient_sum"][1] - bare.sums["coefficient_sum"][1]).max() > 1e-3
+    for name, array in unit_arrays(tallied(model)).items():
+        np.testing.assert_array_equal(array, unit_arrays(bare)[name], err_msg=name)
 
 
 def test_triggers_are_those_of_the_masked_model(tokenizer: Any) -> None:
     model = prepare_model(with_biases("llama"), tokenizer, "llama", None, "float32")
-    with switched_off(model, NEURONS, "mean", replacements(model, "mean", MEAN_LF)):
+    with switched_off(model, NEURONS, "mean", MEAN_LF):
         masked = tallied(model)
     for layer, neurons in NEURONS.items():
         for neuron in neurons:
@@ -152,9 +157,8 @@ def test_masks_within_masks_add_up_and_are_taken_off_one_by_one(tokenizer: Any) 
 
 def test_of_two_masks_of_a_neuron_the_later_holds(tokenizer: Any) -> None:
     model = prepare_model(with_biases("gpt_neox"), tokenizer, "gpt_neox", None, "float32")
-    mean = replacements(model, "mean", MEAN_LF)
     ids_BT = torch.randint(2, 600, (2, 64), generator=torch.Generator().manual_seed(3))
-    with switched_off(model, NEURONS, "mean", mean):
+    with switched_off(model, NEURONS, "mean", MEAN_LF):
         expected = model.run_body(ids_BT)
-    with switched_off(model, NEURONS, "coefficient"), switched_off(model, NEURONS, "mean", mean):
+    with switched_off(model, NEURONS, "coefficient"), switched_off(model, NEURONS, "mean", MEAN_LF):
         assert torch.equal(model.run_body(ids_BT), expected)

@@ -11,7 +11,7 @@ from torch import nn
 
 from neurotally.kernels.tally import PAD
 from neurotally.profiler.batches import Batch, lay_out, rectangles
-from neurotally.profiler.capture import key_biases, replacements, switched_off
+from neurotally.profiler.interventions import switched_off
 from neurotally.profiler.loss import LossReader
 from neurotally.profiler.model import LoadedModel, prepare_model
 
@@ -120,7 +120,7 @@ def test_masked_losses_equal_those_of_edited_weights(family: str, how: str, toke
     edit(edited, family, how, mean_LF)
     expected, _ = naive(edited, batch)
     bare = reader.read(batch).nats_N
-    with switched_off(model, NEURONS, how, replacements(model, how, mean_LF)):
+    with switched_off(model, NEURONS, how, mean_LF if how == "mean" else None):
         masked = reader.read(batch).nats_N
     np.testing.assert_allclose(masked, expected, rtol=1e-4, atol=1e-5)
     assert np.abs(masked - bare).max() > 1e-3
@@ -131,7 +131,7 @@ def test_masked_losses_equal_those_of_edited_weights(family: str, how: str, toke
 @pytest.mark.parametrize("family", FAMILIES)
 def test_key_biases_are_found(family: str, tokenizer: Any) -> None:
     model = prepared(family, tokenizer)
-    for layer, bias_F in enumerate(key_biases(model)):
+    for layer, bias_F in enumerate(point.key_bias() for point in model.hook_points):
         owners = [p for n, p in model.model.named_parameters() if n.endswith("bias") and f".{layer}." in n]
         same = [p for p in owners if p.shape == bias_F.shape and torch.equal(p, bias_F)]
         gated_without = not bias_F.any() and model.facts.gated
@@ -142,6 +142,6 @@ def test_the_same_neurons_off_in_any_way_where_keys_have_no_bias(tokenizer: Any)
     model, batch = loaded("llama", tokenizer), one_batch()
     results = []
     for how in ("activation", "coefficient", "weights", "weights-no-bias"):
-        with switched_off(model, NEURONS, how, replacements(model, how)):
+        with switched_off(model, NEURONS, how):
             results.append(LossReader(model).read(batch).nats_N)
     assert all(np.array_equal(results[0], other) for other in results[1:])

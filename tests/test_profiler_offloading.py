@@ -9,11 +9,11 @@ import accelerate
 import numpy as np
 import pytest
 import torch
+from reference import unit_arrays
 from test_profiler_interventions import tallied
 from test_profiler_loss import one_batch
 from test_profiler_sites import tiny
 
-from neurotally.profiler.capture import key_biases
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.loss import LossReader
 from neurotally.profiler.model import load_model, prepare_model, weight_bytes
@@ -35,12 +35,12 @@ def test_offloaded_layers_are_read_as_others_are(family: str, kind: str, tokeniz
     assert is_offloaded(model.model)
     assert not is_offloaded(expected.model)
     assert model.facts == expected.facts
-    assert {device.type for device in model.site_devices} == {"cpu"}
-    ours, theirs = vars(tallied(model)), vars(tallied(expected))
+    assert {device.type for device in model.devices} == {"cpu"}
+    ours, theirs = unit_arrays(tallied(model)), unit_arrays(tallied(expected))
     for name, array in theirs.items():
         np.testing.assert_array_equal(ours[name], array, err_msg=name)
-    for mine, its in zip(key_biases(model), key_biases(expected), strict=True):
-        assert torch.equal(mine, its)
+    for mine, its in zip(model.hook_points, expected.hook_points, strict=True):
+        assert torch.equal(mine.key_bias(), its.key_bias())
     nats = [LossReader(one).read(one_batch()).nats_N for one in (model, expected)]
     np.testing.assert_array_equal(*nats)
     assert is_offloaded(model.model)

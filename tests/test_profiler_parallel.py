@@ -207,3 +207,18 @@ def test_records_that_are_refused_in_one_line(record: str, message: str, tmp_pat
     with pytest.raises(InputError, match=message) as caught:
         read_parallel(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_lone_folder_of_text_files_is_one_language_and_refused(tmp_path: Path) -> None:
+    lay_out(tmp_path / "p", {"C/1.txt": "int x;", "C/2.txt": "int y;"})
+    with pytest.raises(InputError, match="expected two languages or more, found 'C' alone"):
+        read_parallel(tmp_path / "p")
+
+
+def test_links_are_refused_by_name(tmp_path: Path) -> None:
+    secret = lay_out(tmp_path, {"secret.txt": "secret"}) / "secret.txt"
+    for language in ("C", "Python"):
+        lay_out(tmp_path / "p", {f"{language}/1.txt": "x"})
+        (tmp_path / "p" / language / "2.txt").symlink_to(secret)
+    with pytest.raises(InputError, match=r"C/2.txt is a link, and links aren't followed"):
+        read_parallel(tmp_path / "p")

@@ -1,4 +1,4 @@
-"""Sites of every supported family: built tiny at random, read as plain hooks read them, to the bit."""
+"""Hook points of every supported family: built tiny at random, read as plain hooks read them, to the bit."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,13 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from reference import unit_arrays
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from neurotally.kernels.tally import PAD
 from neurotally.profiler.batches import lay_out, rectangles
-from neurotally.profiler.capture import NeuronReader, switched_off
+from neurotally.profiler.capture import NeuronReader
 from neurotally.profiler.errors import InputError, UnsupportedModelError
+from neurotally.profiler.interventions import switched_off
 from neurotally.profiler.model import LoadedModel, prepare_model
 from neurotally.profiler.neurons import NeuronRecorder, UnitNeurons
 
@@ -89,30 +91,30 @@ class HookCounts:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_nothing_is_lost_by_ending_at_the_last_site(family: str, tokenizer: Any) -> None:
+def test_nothing_is_lost_by_ending_at_the_last_hook_point(family: str, tokenizer: Any) -> None:
     model = loaded(family, tokenizer)
     rng = np.random.default_rng(1)
     documents = [(n, rng.integers(2, 600, size=length).tolist()) for n, length in enumerate((63, 90, 7, 120))]
     batches = list(rectangles(lay_out(documents, frozenset(), "documents", 128), 256))
 
     def result(run: Callable[[NeuronReader], object]) -> UnitNeurons:
-        recorder = NeuronRecorder(model.facts.num_neurons, model.site_devices, num_triggers=2)
+        recorder = NeuronRecorder(model.facts.num_neurons, model.devices, num_triggers=2)
         run(NeuronReader(model, recorder))
         return recorder.result()
 
     to_the_end = result(lambda reader: [reader.read(batch) for batch in batches])
     ended = result(lambda reader: reader.tally(batches))
     assert len(batches) > 1
-    for name, array in vars(to_the_end).items():
-        np.testing.assert_array_equal(getattr(ended, name), array, err_msg=name)
+    for name, array in unit_arrays(to_the_end).items():
+        np.testing.assert_array_equal(unit_arrays(ended)[name], array, err_msg=name)
 
 
-def test_nothing_runs_after_the_last_site(tokenizer: Any) -> None:
+def test_nothing_runs_after_the_last_hook_point(tokenizer: Any) -> None:
     model = loaded("llama", tokenizer)
     ran: list[str] = []
     for name, module in model.decoder.named_modules():
         module.register_forward_hook(lambda *_, name=name: ran.append(name))
-    recorder = NeuronRecorder(model.facts.num_neurons, model.site_devices, num_triggers=0)
+    recorder = NeuronRecorder(model.facts.num_neurons, model.devices, num_triggers=0)
     (batch,) = rectangles(lay_out([(0, [5, 6, 7])], frozenset(), "documents", 128), 256)
     NeuronReader(model, recorder).tally([batch])
     assert {"layers.0.mlp.down_proj", "layers.1.mlp.up_proj"} <= set(ran)
@@ -132,7 +134,7 @@ def test_a_family_is_read_as_plain_hooks_read_it(family: str, tokenizer: Any) ->
 
     model = loaded(family, tokenizer)
     assert model.facts.gated is gated
-    recorder = NeuronRecorder(model.facts.num_neurons, model.site_devices, num_triggers=2)
+    recorder = NeuronRecorder(model.facts.num_neurons, model.devices, num_triggers=2)
     reader = NeuronReader(model, recorder)
     for batch in rectangles(lay_out(documents, frozenset({0}), "documents", 128), 256):
         captured_BTD = reader.read(batch)
@@ -150,17 +152,17 @@ def test_a_family_is_read_as_plain_hooks_read_it(family: str, tokenizer: Any) ->
         )
         assert pre.shape[1] == model.facts.num_neurons
         near_zero = (pre.abs() < 1e-5).sum(0).numpy()
-        assert (np.abs(result.active_LF[layer].astype(int) - (pre > 0).sum(0).numpy()) <= near_zero).all()
+        assert (np.abs(result.sums["active"][layer].astype(int) - (pre > 0).sum(0).numpy()) <= near_zero).all()
         starts = np.cumsum([0, *[len(ids) for _, ids in documents[:-1]]])
-        assert (np.abs(result.active_special_LF[layer].astype(int) - (pre[starts] > 0).sum(0).numpy()) <= 1).all()
+        assert (np.abs(result.sums["active_special"][layer].astype(int) - (pre[starts] > 0).sum(0).numpy()) <= 1).all()
         for got, values in (
-            (result.activation_sum_LF, activation),
-            (result.coefficient_sum_LF, coefficient),
-            (result.coefficient_sum_squares_LF, coefficient.square()),
+            (result.sums["activation_sum"], activation),
+            (result.sums["coefficient_sum"], coefficient),
+            (result.sums["coefficient_sum_squares"], coefficient.square()),
         ):
             np.testing.assert_allclose(got[layer], values.sum(0), atol=1e-5 * float(values.abs().sum(0).max()))
-        np.testing.assert_allclose(result.coefficient_max_LF[layer], coefficient.amax(0), rtol=1e-4, atol=1e-6)
-        np.testing.assert_allclose(result.coefficient_min_LF[layer], coefficient.amin(0), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(result.sums["coefficient_max"][layer], coefficient.amax(0), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(result.sums["coefficient_min"][layer], coefficient.amin(0), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "gpt_neox", "codegen", "opt", "bloom"])

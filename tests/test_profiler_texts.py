@@ -15,7 +15,8 @@ from neurotally.analysis.keys.places import find_line
 from neurotally.jobs import profile
 from neurotally.jobs.progress import Progress
 from neurotally.profiler import store
-from neurotally.profiler.corpus import Manifest, parse_source
+from neurotally.profiler.corpus import parse_source
+from neurotally.profiler.documents import Manifest
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.texts import (
     CorpusTexts,
@@ -194,11 +195,11 @@ def test_windows_are_the_file_cut_at_its_lines(num_lines: int, folder: Path) -> 
     (folder / "python" / "latin.py").write_bytes("a = 1\né = 1\n".encode("latin-1"))
     source = parse_source(str(folder / "python"))
     names = [*FILES, "copy.py", "latin.py"]
-    windows = cut_windows(source, Manifest(names, np.zeros(len(names), np.uint64)), num_lines)
-    documents = list(read_windows(source, windows.manifest.names, windows.manifest.sizes.tolist()))
+    windows = cut_windows(Path(source.path), Manifest(names, np.zeros(len(names), np.uint64)), num_lines)
+    documents = list(read_windows(Path(source.path), windows.names, windows.sizes.tolist()))
     by_file: dict[str, list[str]] = {}
     seen: set[str] = set()
-    for name, document, is_repeat in zip(windows.manifest.names, documents, windows.is_repeat_D, strict=True):
+    for name, document, is_repeat in zip(windows.names, documents, windows.is_repeat_D, strict=True):
         file, _, lines = name.rpartition("#L")
         if file == "latin.py":
             assert document.text is None

@@ -16,7 +16,7 @@ from neurotally.kernels import tally
 from neurotally.kernels.tally import LayerTally, RowMaxima
 from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.model import LoadedModel, prepare_model
-from neurotally.profiler.verify import gpu_rounding, probe_ids, verify_sites
+from neurotally.profiler.verify import gpu_rounding, probe_ids, verify_hook_points
 
 LOADS = 20
 LAYERS = 32
@@ -46,7 +46,7 @@ def load_as_on_a_gpu(model: LoadedModel, patch: pytest.MonkeyPatch, gated: Calla
     """Check the model with a kernel made from ours; raises UnsupportedModelError where it is refused."""
     with patch.context() as patched:
         patched.setattr(tally, "gated", gated(tally.gated))
-        verify_sites(model, probe_ids(model.vocabulary), gpu_rounding(getattr(torch, model.facts.dtype)))
+        verify_hook_points(model, probe_ids(model.vocabulary), gpu_rounding(getattr(torch, model.facts.dtype)))
 
 
 def test_rounding_refuses_no_sound_model(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,10 +92,10 @@ def _tally_again(kind_BT: Tensor, into: LayerTally, h_BTF: Tensor, other_BTF: Te
     """Correct a tally of `h_BTF` to be one of `other_BTF`, as a kernel that rounds so would have it."""
     counted_BT = kind_BT > 0
     ours, theirs = h_BTF[counted_BT].double(), other_BTF[counted_BT].double()
-    into.coefficient_sum_F.add_((theirs - ours).sum(0))
-    into.coefficient_sum_squares_F.add_((theirs.square() - ours.square()).sum(0))
-    into.coefficient_max_F.copy_(theirs.amax(0))
-    into.coefficient_min_F.copy_(theirs.amin(0))
+    into["coefficient_sum"].add_((theirs - ours).sum(0))
+    into["coefficient_sum_squares"].add_((theirs.square() - ours.square()).sum(0))
+    into["coefficient_max"].copy_(theirs.amax(0))
+    into["coefficient_min"].copy_(theirs.amin(0))
 
 
 def _at(layer: int, fault: Callable[..., tuple[Tensor, RowMaxima]]) -> Callable[[Gated], Gated]:
@@ -126,7 +126,7 @@ def _one_neuron_shifted(kernel: Gated, *args: Any) -> tuple[Tensor, RowMaxima]:
 
 def _tally_shifted(kernel: Gated, *args: Any) -> tuple[Tensor, RowMaxima]:
     result = kernel(*args)
-    for sums_F in args[4]:
+    for sums_F in args[4].values():
         sums_F.copy_(sums_F.roll(1))
     return result
 
@@ -148,12 +148,12 @@ def test_a_skipped_layer_is_refused_by_the_name_of_the_next(
         whole = block.forward
 
         def skipped_when_read(hidden: Tensor, *args: Any, whole: Any = whole, **kwargs: Any) -> Any:
-            return whole(hidden, *args, **kwargs) if model.sites[0].reader is None else hidden
+            return whole(hidden, *args, **kwargs) if model.hook_points[0].reader is None else hidden
 
         with monkeypatch.context() as patched:
             patched.setattr(block, "forward", skipped_when_read)
             with pytest.raises(UnsupportedModelError, match=rf"^layer {layer + 1} "):
-                verify_sites(model, probe_ids(model.vocabulary), gpu_rounding(getattr(torch, model.facts.dtype)))
+                verify_hook_points(model, probe_ids(model.vocabulary), gpu_rounding(getattr(torch, model.facts.dtype)))
 
 
 def test_nothing_may_differ_on_the_cpu(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,4 +164,4 @@ def test_nothing_may_differ_on_the_cpu(model: LoadedModel, monkeypatch: pytest.M
 
     monkeypatch.setattr(tally, "gated", _at(30, one_element)(tally.gated))
     with pytest.raises(UnsupportedModelError, match=r"^layer 30 "):
-        verify_sites(model, probe_ids(model.vocabulary))
+        verify_hook_points(model, probe_ids(model.vocabulary))

@@ -20,7 +20,7 @@ LARGE = "x" * 100_000
 def picture(path: Path) -> None:
     from matplotlib.figure import Figure
 
-    from neurotally.analysis.figures.charts import save_figure
+    from neurotally.analysis.render.charts import save_figure
 
     figure = Figure()
     figure.subplots().imshow(np.random.default_rng(0).random((99, 99)))

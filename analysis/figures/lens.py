@@ -14,7 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from neurotally.analysis.figures.charts import (
+from neurotally.analysis.layers.lens import PromptLens
+from neurotally.analysis.render.charts import (
     GREY,
     INK,
     clean_panel,
@@ -26,7 +27,6 @@ from neurotally.analysis.figures.charts import (
     panel_grid,
     short_name,
 )
-from neurotally.analysis.layers.lens import PromptLens
 
 Document = Mapping[str, Any]
 

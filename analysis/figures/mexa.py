@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from neurotally.analysis.figures.charts import (
+from neurotally.analysis.render.charts import (
     GREY,
     INK,
     clean_panel,

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from neurotally.analysis.figures.charts import (
+from neurotally.analysis.render.charts import (
     GREY,
     INK,
     SPECIFIC,

@@ -112,7 +112,7 @@ def read_concepts(path: Path) -> Patterns:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror or error}") from error
-    except ValueError as error:  # not UTF-8, or not TOML
+    except (ValueError, RecursionError) as error:  # not UTF-8, or not TOML
         raise InputError(f"{path} isn't TOML: {error}") from error
     concepts = document.get("concepts")
     if not isinstance(concepts, dict) or not concepts:

@@ -10,7 +10,7 @@ Where the models differ in their number of layers, layer l of L is the stretch l
 
 Where both have as many layers and neurons, the sets themselves have a Jaccard index. It means something if the
 weights come from one training (two corpora samples, a fine-tuned model); for unrelated models it is chance.
-`compare_document` is what `neurotally compare` says:
+The document:
 
     {"schema": 1, "corpora": [name, ...], "select", "quantile", "per_corpus" | "top_rate",
      "stores": [{"label", "model": {"id", "fingerprint"} | null, "layers", "neurons", "tokens": {name: n}, "bar",
@@ -23,24 +23,49 @@ weights come from one training (two corpora samples, a fine-tuned model); for un
 Null where a set is empty; `jaccard` is null as a whole where layers or neurons differ.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
-from neurotally.analysis.json_numbers import number
-from neurotally.analysis.languages.counts import CorpusCounts, model_key, model_name
 from neurotally.analysis.languages.lape import Selection
-from neurotally.analysis.languages.profiles import Profiles, profile_keys, profiles_of
-from neurotally.analysis.languages.rule import Rule
+from neurotally.analysis.languages.lape_study import NO_NEURON, candidates_warnings
+from neurotally.analysis.languages.profiles import Profiles, overlap_tables, profile_keys, profiles_of
+from neurotally.analysis.languages.rule import DEFAULT, Rule
+from neurotally.analysis.options import Group, OnlyCorpora, Option
 from neurotally.analysis.overlap import jaccard, safe_divide
-from neurotally.analysis.text_table import decimals, percent, text_table
+from neurotally.analysis.result import Cell, Chart, Column, Panel, Result, Series, Table, finite, model_key, model_name
 from neurotally.profiler.errors import InputError
+
+if TYPE_CHECKING:
+    from neurotally.analysis.languages.counts import CorpusCounts
 
 COMPARE_SCHEMA = 1
 
 _MOST_RUNS = 10
+
+
+def study(
+    store: Path,
+    other: Annotated[Path, Option("The other store.", "STORE", is_argument=True)],
+    corpus: OnlyCorpora = (),
+    rule: Annotated[Rule, Group()] = DEFAULT,
+) -> Result:
+    """Two stores side by side: do their neurons sit in the same places? Only corpora that both have.
+
+    Example:
+      neurotally compare codellama.store llama.store --figure compare.png
+
+    >>> result = store.compare(store.path, quantile=0.6, per_corpus=12)
+    >>> result.document["same_model"], result.frame()["profiles"].tolist()
+    (True, [1.0, 1.0])
+    """
+    from neurotally.analysis.languages.counts import read_counts
+
+    counts = [read_counts(path, corpus) for path in (store, Path(other))]
+    return compare_result(compare(counts, store_labels(counts, [str(store), str(other)]), rule))
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +73,7 @@ class Side:
     """One of the two stores, on the corpora in common."""
 
     label: str
-    counts: CorpusCounts
+    counts: "CorpusCounts"
     """Of the corpora in common; `left_out` names the others."""
     selection: Selection
     profiles: Profiles
@@ -82,7 +107,7 @@ class Comparison:
         return one is not None and one == other
 
 
-def compare(counts: Sequence[CorpusCounts], labels: Sequence[str], rule: Rule) -> Comparison:
+def compare(counts: Sequence["CorpusCounts"], labels: Sequence[str], rule: Rule) -> Comparison:
     """Choose neurons in two stores from the corpora that both have; InputError where these are fewer than two."""
     assert len(counts) == len(labels) == 2, "two stores"
     corpora = tuple(name for name in counts[0].corpora if name in counts[1].corpora)
@@ -93,14 +118,38 @@ def compare(counts: Sequence[CorpusCounts], labels: Sequence[str], rule: Rule) -
     return Comparison(rule, corpora, (one, other))
 
 
-def store_labels(counts: Sequence[CorpusCounts], paths: Sequence[str]) -> list[str]:
+def store_labels(counts: Sequence["CorpusCounts"], paths: Sequence[str]) -> list[str]:
     """The models' ids where they tell the stores apart, else the stores' paths."""
     ids = [model_name(of.model) for of in counts]
     return ids if len(set(ids)) == len(ids) else [str(path) for path in paths]
 
 
-def compare_document(found: Comparison) -> dict[str, Any]:
-    """The document of `compare --json`: plain lists, numbers and strings, no NaN."""
+def compare_result(found: Comparison) -> Result:
+    """How far each corpus's neurons sit in the same places, their spread over the depth, and the overlaps."""
+    document = finite(_document(found))
+    marked = list(zip("AB", found.sides, strict=True))
+    shapes = "; ".join(
+        f"{mark} {side.label} ({side.selection.entropy_LF.shape[0]} layers of {side.selection.entropy_LF.shape[1]:,})"
+        for mark, side in marked
+    )
+    tables = [_table(document)]
+    for (mark, side), of_store in zip(marked, document["stores"], strict=True):
+        tables.append(_depth_table(f"depth {mark}", f"Specific neurons of {mark} by depth", side.profiles))
+        overlaps, _ = overlap_tables(document["corpora"], of_store["overlap"])
+        tables.append(replace(overlaps, name=f"jaccard {mark}", title=f"{mark}: {overlaps.title}", is_long=True))
+    notes = [
+        "mean depth: 0 input, 1 output; profiles: overlap of the specific neurons' profiles over depth",
+        _sets_note(found),
+        *(f"left out of {mark}: {name} ({reason})" for mark, side in marked
+          for name, reason in side.counts.left_out.items()),
+    ]  # fmt: skip
+    warnings = [f"{side.label}: {text}" for side in found.sides for text in candidates_warnings(side.selection)]
+    return Result("compare", document, f"{shapes}: {found.rule}", tables, [_chart(document)], notes, warnings,
+                  title="Two stores", model=shapes)  # fmt: skip
+
+
+def _document(found: Comparison) -> dict[str, Any]:
+    """The document of `compare --json`."""
     return {
         "schema": COMPARE_SCHEMA,
         "corpora": list(found.corpora),
@@ -114,39 +163,6 @@ def compare_document(found: Comparison) -> dict[str, Any]:
         },
         "jaccard": _by_name(found, set_jaccards(found)) if found.is_same_shape else None,
     }
-
-
-def compare_table(found: Comparison) -> str:
-    """How far each corpus's neurons sit in the same places, their spread over the depth, and the overlaps."""
-    one, other = found.sides
-    shapes = "; ".join(
-        f"{mark} {side.label} ({side.selection.entropy_LF.shape[0]} layers of {side.selection.entropy_LF.shape[1]:,})"
-        for mark, side in zip("AB", found.sides, strict=True)
-    )
-    lines = [
-        f"{shapes}: {found.rule}",
-        "",
-        text_table(
-            ("corpus", "tokens A", "B", "specific A", "B", "exclusive A", "B", "mean depth A", "B", "profiles", "sets"),
-            [_row(found, c) for c in range(len(found.corpora))],
-        ),
-        "",
-        "mean depth: 0 input, 1 output; profiles: overlap of the specific neurons' profiles over depth",
-        _sets_note(found),
-        "",
-        "specific neurons by depth: % of the corpus's in A / in B",
-        text_table(("depth", *found.corpora), _depth_rows(one.profiles, other.profiles)),
-        "",
-        "overlap of every two corpora, Jaccard index: A above the diagonal, B below",
-        text_table(("", *found.corpora), _overlap_rows(one.profiles, other.profiles)),
-        "",
-        *(
-            f"left out of {mark}: {name} ({reason})"
-            for mark, side in zip("AB", found.sides, strict=True)
-            for name, reason in side.counts.left_out.items()
-        ),
-    ]
-    return "\n".join(lines).rstrip()
 
 
 def mean_depths(count_CL: np.ndarray) -> np.ndarray:
@@ -173,7 +189,7 @@ def set_jaccards(found: Comparison) -> np.ndarray:
     return np.array([jaccard(one[name], other[name]) for name in found.corpora])
 
 
-def _side(counts: CorpusCounts, label: str, corpora: tuple[str, ...], rule: Rule) -> Side:
+def _side(counts: "CorpusCounts", label: str, corpora: tuple[str, ...], rule: Rule) -> Side:
     index_C = [counts.corpora.index(name) for name in corpora]
     alone = {name: "not in the other store" for name in counts.corpora if name not in corpora}
     common = replace(
@@ -189,7 +205,7 @@ def _side(counts: CorpusCounts, label: str, corpora: tuple[str, ...], rule: Rule
 
 def _side_json(side: Side) -> dict[str, Any]:
     num_layers, num_neurons = side.selection.entropy_LF.shape
-    depths = [number(depth) for depth in mean_depths(side.profiles.specific_CL)]
+    depths = mean_depths(side.profiles.specific_CL).tolist()
     return {
         "label": side.label,
         "model": model_key(side.counts.model),
@@ -206,21 +222,20 @@ def _side_json(side: Side) -> dict[str, Any]:
     }
 
 
-def _row(found: Comparison, c: int) -> list[str]:
-    name = found.corpora[c]
-    specific = [side.profiles.specific_CL for side in found.sides]
-    overlap = profile_overlaps(*specific)[c]
-    sets = percent(set_jaccards(found)[c]) if found.is_same_shape else "-"
-    depths = [mean_depths(count_CL)[c] for count_CL in specific]
-    return [
-        name,
-        *(f"{int(side.counts.tokens_C[c]):,}" for side in found.sides),
-        *(f"{count_CL[c].sum():,}" for count_CL in specific),
-        *(f"{side.profiles.exclusive_CL[c].sum():,}" for side in found.sides),
-        *(decimals(depth, 2) for depth in depths),
-        percent(overlap),
-        sets,
-    ]
+def _table(document: Mapping[str, Any]) -> Table:
+    one, other = document["stores"]
+    columns = [Column("corpus")]
+    columns += [Column(f"{what} {mark}", "count") for what in ("tokens", "specific", "exclusive") for mark in "AB"]
+    columns += [Column(f"mean depth {mark}", "number", 2) for mark in "AB"]
+    columns += [Column("profiles", "share"), Column("sets", "share")]
+    rows: list[list[Cell]] = [
+        [name, one["tokens"][name], other["tokens"][name],
+         *(len(of_store[kind][name]) for kind in ("specific", "exclusive") for of_store in (one, other)),
+         one["mean_depth"][name], other["mean_depth"][name], document["profile_overlap"]["specific"][name],
+         (document["jaccard"] or {}).get(name)]
+        for name in document["corpora"]
+    ]  # fmt: skip
+    return Table("corpora", "Where each corpus's neurons sit", columns, rows)
 
 
 def _sets_note(found: Comparison) -> str:
@@ -230,17 +245,15 @@ def _sets_note(found: Comparison) -> str:
     return f"sets: Jaccard index of the specific neurons themselves ({same})"
 
 
-def _depth_rows(one: Profiles, other: Profiles) -> list[list[str]]:
-    """Up to ten equal stretches of depth, a layer across a border shared out, in percent of each corpus's neurons."""
-    num_runs = min(_MOST_RUNS, one.specific_CL.shape[1], other.specific_CL.shape[1])
-    shares = [_run_shares(found.specific_CL, num_runs) for found in (one, other)]
-    return [
-        [
-            f"{100 * run / num_runs:.0f}-{100 * (run + 1) / num_runs:.0f} %",
-            *(f"{_percent(a)}/{_percent(b)}" for a, b in zip(shares[0][run], shares[1][run], strict=True)),
-        ]
-        for run in range(num_runs)
+def _depth_table(name: str, title: str, found: Profiles) -> Table:
+    """Up to ten equal stretches of depth, a layer across a border shared out."""
+    num_runs = min(_MOST_RUNS, found.specific_CL.shape[1])
+    columns = [Column("depth"), *(Column(corpus, "share") for corpus in found.corpora)]
+    rows: list[list[Cell]] = [
+        [f"{100 * run / num_runs:.0f}-{100 * (run + 1) / num_runs:.0f} %", *shares]
+        for run, shares in enumerate(_run_shares(found.specific_CL, num_runs).tolist())
     ]
+    return Table(name, title, columns, rows, is_long=True)
 
 
 def _run_shares(count_CL: np.ndarray, num_runs: int) -> np.ndarray:
@@ -250,16 +263,33 @@ def _run_shares(count_CL: np.ndarray, num_runs: int) -> np.ndarray:
     return np.stack([np.diff(np.interp(edges, _edges(count_CL), [0, *below_L])) for below_L in below_C], axis=1)
 
 
-def _overlap_rows(one: Profiles, other: Profiles) -> list[list[str]]:
-    size = len(one.corpora)
-    jaccard_CC = np.triu(one.jaccard_CC, 1) + np.tril(other.jaccard_CC, -1)
-    return [
-        [
-            one.corpora[row],
-            *("" if row == column else decimals(jaccard_CC[row, column], 2) for column in range(size)),
-        ]
-        for row in range(size)
-    ]
+def _chart(document: Mapping[str, Any]) -> Chart:
+    """One panel a corpus: its specific neurons' profiles in both stores, over relative depth if layers differ."""
+    is_relative = document["relative_axis"]
+    return Chart(
+        "compare", "Where each corpus's neurons sit in two stores",
+        [_panel(document, name) for name in document["corpora"]],
+        "depth, from the input (0) to the output (1)" if is_relative else "layer, from the input to the output",
+        "density (1: evenly spread)" if is_relative else "share of the specific neurons",
+        x="number" if is_relative else "layers", y="count" if is_relative else "share",
+    )  # fmt: skip
+
+
+def _panel(document: Mapping[str, Any], name: str) -> Panel:
+    series = []
+    for mark, store, look in zip("AB", document["stores"], ("filled", "steps"), strict=True):
+        count_L = np.array(store["by_layer"]["specific"][name], dtype=np.float64)
+        scale = len(count_L) if document["relative_axis"] else 1
+        edges = np.linspace(0, 1, len(count_L) + 1).tolist() if document["relative_axis"] else None
+        label = f"{mark}: {sum(store['by_layer']['distinct']):,} neurons chosen"
+        series.append(Series(label, (scale * count_L / max(1, count_L.sum())).tolist(), edges, look, corpus=name,
+                             tone="light" if look == "filled" else "main"))  # fmt: skip
+    overlap = document["profile_overlap"]["specific"][name]
+    if overlap is not None:
+        return Panel(name, series, f"{100 * overlap:.0f} % overlap")
+    if any(any(store["by_layer"]["specific"][name]) for store in document["stores"]):
+        return Panel(name, series, "no neuron in one of them")
+    return Panel(name, (), empty=NO_NEURON)
 
 
 def _densities(count_CL: np.ndarray) -> np.ndarray:
@@ -272,8 +302,4 @@ def _edges(count_CL: np.ndarray) -> np.ndarray:
 
 
 def _by_name(found: Comparison, value_C: np.ndarray) -> dict[str, float | None]:
-    return {name: number(value) for name, value in zip(found.corpora, value_C, strict=True)}
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f}" if np.isfinite(share) else "-"
+    return {name: float(value) for name, value in zip(found.corpora, value_C, strict=True)}

@@ -127,16 +127,6 @@ def read_group_counts(path: Path, only: Sequence[str] = ()) -> GroupCounts:
     )
 
 
-def model_key(model: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The `model` of every JSON document: id and fingerprint; None for imported counts."""
-    return None if model is None else {key: model.get(key) for key in ("id", "fingerprint")}
-
-
-def model_name(model: Mapping[str, Any] | None) -> str:
-    """The model's id, for headings."""
-    return str((model or {}).get("id") or "imported counts")
-
-
 def unfinished_corpora(path: Path) -> list[str]:
     """The names of corpora that a run has begun and not committed, in name order."""
     committed = store.committed_corpora(path)

@@ -1,4 +1,4 @@
-"""What `neurotally lape --error-bars` adds: the error bars of the specific neurons, as JSON and as a table.
+"""What `lape --error-bars` adds: the error bars of the specific neurons.
 
     {"level", "groups": {name: n}, "empty_groups": {name: n}, "entropy_t", "probability_t": {name: t},
      "specific": {name: {"entropy": [...], "entropy_standard_error", "entropy_low", "entropy_high",
@@ -12,15 +12,15 @@ The lists run beside LAPE's `specific`: entry i belongs to its i-th neuron, the 
 of the model, of which `active_neurons` have an entropy. Everything else is in `jackknife.save_error_bars`'s archive.
 """
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from neurotally.analysis.languages.jackknife import ErrorBars
 from neurotally.analysis.languages.lape import Selection
-from neurotally.analysis.text_table import text_table
-
-_HEADER = ("corpus", "groups", "specific", "entropy", "± half", "flagged", "p", "± half", "flagged", "above the bar")
+from neurotally.analysis.result import Cell, Chart, Column, Panel, Series, Table, Value
 
 
 def error_bars_document(bars: ErrorBars, selection: Selection) -> dict[str, Any]:
@@ -38,17 +38,65 @@ def error_bars_document(bars: ErrorBars, selection: Selection) -> dict[str, Any]
     }
 
 
-def error_bars_table(bars: ErrorBars, selection: Selection) -> str:
+def bars_table(document: Mapping[str, Any]) -> Table:
     """One row a corpus: how well its specific neurons' entropies and probabilities are known, as medians."""
-    rows = [_row(bars, c, selection) for c in range(len(bars.corpora))]
-    flagged = ", ".join(f"{int(is_LF.sum()):,} {flag}" for flag, is_LF in bars.entropy_flags().items())
+    bars = document["error_bars"]
+    columns = [Column("corpus"), Column("groups", "count"), Column("specific", "count"), Column("entropy", "number", 4),
+               Column("flagged", "count"), Column("p", "number", 4), Column("p flagged", "count"),
+               Column("above threshold", "count")]  # fmt: skip
+    rows = [_row(bars, name) for name in document["corpora"]]
+    return Table("error bars", "How well their entropies and activation rates p are known: medians ± half of the "
+                 f"{100 * bars['level']:g} % interval", columns, rows)  # fmt: skip
+
+
+def bars_notes(bars: Mapping[str, Any]) -> list[str]:
+    """How the intervals were made, and which can't be trusted."""
+    flagged = ", ".join(f"{number:,} {flag}" for flag, number in bars["flagged"].items())
     notes = [
-        f"{100 * bars.level:g} % intervals by a jackknife over groups; medians over each corpus's specific neurons",
-        "above the bar: neurons whose whole interval of p is; flagged: intervals that can't be trusted",
-        f"flagged entropies of {int(np.isfinite(bars.entropy_LF).sum()):,} neurons that are ever active: {flagged}",
+        f"{100 * bars['level']:g} % intervals by a jackknife over each corpus's groups; flagged: intervals that can't "
+        "be trusted; above threshold: neurons whose whole interval of p is",
+        f"flagged entropies of {bars['active_neurons']:,} neurons that are ever active: {flagged}",
     ]
-    notes += [f"{name}: {number} empty groups left out" for name, number in bars.num_empty.items() if number]
-    return "\n".join([text_table(_HEADER, rows), "", *notes])
+    return notes + [
+        f"{name}: {number} empty groups left out" for name, number in bars["empty_groups"].items() if number
+    ]
+
+
+def bars_chart(document: Mapping[str, Any]) -> Chart:
+    """One panel a corpus: for each specific neuron half its entropy's interval against the entropy.
+
+    Below the grey line an interval ends before the set's highest entropy: these neurons are clear of the cut.
+    """
+    bars = document["error_bars"]
+    panels = [_panel(name, bars["specific"][name]) for name in document["corpora"]]
+    return Chart(
+        "error-bars", "How well the specific neurons' entropies are known", panels,
+        f"entropy over corpora (nats; at most {math.log(len(panels)):.2f})",
+        f"± half of the {100 * bars['level']:g} % interval (nats)", x="number", y="log",
+    )  # fmt: skip
+
+
+def _panel(name: str, of_corpus: Mapping[str, Any]) -> Panel:
+    if not of_corpus["entropy"]:
+        return Panel(name, (), empty="no neuron\nabove the threshold")
+    entropy_n, error_n, low_n, high_n = (
+        np.array(of_corpus[key]) for key in ("entropy", "entropy_standard_error", "entropy_low", "entropy_high")
+    )
+    half_n = np.maximum(high_n - entropy_n, entropy_n - low_n)  # one side may be cut short at an end
+    is_flagged_n = np.array([bool(flags) for flags in of_corpus["entropy_flags"]])
+    cut = entropy_n.max()
+    is_shown_n = error_n > 0  # a logarithmic axis has no 0
+    entropy_x = np.linspace(entropy_n.min(), cut, 300)[:-1]
+    sound_n, doubtful_n = is_shown_n & ~is_flagged_n, is_shown_n & is_flagged_n
+    series = [
+        Series("specific neuron", half_n[sound_n].tolist(), entropy_n[sound_n].tolist(), "points", corpus=name),
+        Series("flagged: don't trust its interval", half_n[doubtful_n].tolist(), entropy_n[doubtful_n].tolist(),
+               "crosses", tone="contrast"),
+        Series("below it: clear of the set's highest entropy", (cut - entropy_x).tolist(), entropy_x.tolist(),
+               tone="grey"),
+    ]  # fmt: skip
+    num_clear = int((entropy_n + half_n < cut).sum())
+    return Panel(name, series, f"{num_clear:,} of {len(half_n):,} clear, {is_flagged_n.sum():,} flagged")
 
 
 def _of_neurons(bars: ErrorBars, c: int, neurons_n2: np.ndarray) -> dict[str, Any]:
@@ -81,22 +129,17 @@ def _num_above_bar(bars: ErrorBars, c: int, selection: Selection) -> int:
     return int((low_n > selection.bar).sum())
 
 
-def _row(bars: ErrorBars, c: int, selection: Selection) -> list[str]:
-    name = bars.corpora[c]
-    layer_n, neuron_n = selection.specific[name].T
-    if not len(layer_n):
-        return [name, str(bars.num_groups[name]), "0", *["-"] * 7]
-    at = (layer_n, neuron_n)
-    is_flagged_LF = np.any(list(bars.entropy_flags().values()), axis=0)
+def _row(bars: Mapping[str, Any], name: str) -> list[Cell]:
+    of_corpus = bars["specific"][name]
+    groups = bars["groups"][name]
+    if not of_corpus["entropy"]:
+        return [name, groups, 0, None, None, None, None, None]
+
+    def median(key: str, t: float) -> Value:
+        return Value(float(np.median(of_corpus[key])), t * float(np.median(of_corpus[f"{key}_standard_error"])))
+
     return [
-        name,
-        str(bars.num_groups[name]),
-        f"{len(layer_n):,}",
-        f"{np.median(bars.entropy_LF[at]):.4f}",
-        f"{bars.entropy_t * np.median(bars.entropy_error_LF[at]):.4f}",
-        f"{int(is_flagged_LF[at].sum()):,}",
-        f"{np.median(bars.p_CLF[c][at]):.4f}",
-        f"{bars.p_t_C()[c] * np.median(bars.p_error_CLF[c][at]):.4f}",
-        f"{int(bars.has_few_hits_CLF[c][at].sum()):,}",
-        f"{_num_above_bar(bars, c, selection):,}",
-    ]
+        name, groups, len(of_corpus["entropy"]), median("entropy", bars["entropy_t"]),
+        sum(map(bool, of_corpus["entropy_flags"])), median("probability", bars["probability_t"][name]),
+        sum(map(bool, of_corpus["probability_flags"])), bars["above_bar"][name],
+    ]  # fmt: skip

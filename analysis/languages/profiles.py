@@ -1,7 +1,7 @@
 """Profiles by layer: where each corpus's neurons sit, and how many corpora they belong to.
 
 A neuron chosen by LAPE is specific to one corpus or more; specific to one only it is exclusive, else shared by 2, 3,
-... corpora. `profiles_document` is what `neurotally profiles` says:
+... corpora. `profiles_document` is what `profiles` says:
 
     {"schema": 1, "model": {"id", "fingerprint"} | null, "corpora": [name, ...], "select", "quantile",
      "per_corpus" | "top_rate", "layers": n, "neurons": n,
@@ -16,20 +16,55 @@ by the number of corpora, `sharing` does so for one corpus's neurons ("1" are it
 `overlap` is in the order of `corpora`; its diagonal holds the sizes and 1; null where both sets are empty.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
-from neurotally.analysis.json_numbers import numbers
-from neurotally.analysis.languages.counts import CorpusCounts, model_key, model_name
 from neurotally.analysis.languages.lape import Selection
-from neurotally.analysis.languages.rule import Rule
+from neurotally.analysis.languages.lape_study import NO_NEURON, candidates_warnings, set_notes
+from neurotally.analysis.languages.rule import DEFAULT, Rule
+from neurotally.analysis.options import Group, OnlyCorpora
 from neurotally.analysis.overlap import pairwise_common, pairwise_jaccard
-from neurotally.analysis.text_table import decimals, text_table
+from neurotally.analysis.result import (
+    Cell,
+    Chart,
+    Column,
+    Grid,
+    Panel,
+    Result,
+    Series,
+    Table,
+    finite,
+    model_key,
+    model_name,
+)
+
+if TYPE_CHECKING:
+    from neurotally.analysis.languages.counts import CorpusCounts
 
 PROFILES_SCHEMA = 1
+FIGURES = {"overlap": "Draw the overlap of every two corpora."}
+
+_MOST_STEPS = 5
+"""So many steps of sharing fit the legend and the eye."""
+
+
+def study(store: Path, corpus: OnlyCorpora = (), rule: Annotated[Rule, Group()] = DEFAULT) -> Result:
+    """Where each corpus's neurons sit, layer by layer, and which corpora share them.
+
+    Example:
+      neurotally profiles llama.store --figure profiles.png --overlap-figure overlap.png
+
+    >>> int(store.profiles(quantile=0.6, per_corpus=12).frame("specific")["python"].sum())
+    12
+    """
+    from neurotally.analysis.languages.counts import read_counts
+
+    counts = read_counts(store, corpus)
+    return profiles_result(counts, rule, rule.choose(counts))
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +120,7 @@ def profiles_of(selection: Selection) -> Profiles:
     return profiles(selection.specific, len(selection.entropy_LF))
 
 
-def profiles_document(counts: CorpusCounts, rule: Rule, selection: Selection) -> dict[str, Any]:
+def profiles_document(counts: "CorpusCounts", rule: Rule, selection: Selection) -> dict[str, Any]:
     """The document of `profiles --json`: plain lists, numbers and strings, no NaN."""
     num_layers, num_neurons = selection.entropy_LF.shape
     return {
@@ -103,7 +138,7 @@ def profiles_document(counts: CorpusCounts, rule: Rule, selection: Selection) ->
 
 def profile_keys(found: Profiles) -> dict[str, Any]:
     """`by_layer` and `overlap` of a document."""
-    jaccard = [numbers(jaccard_C) for jaccard_C in found.jaccard_CC]
+    jaccard = [finite(jaccard_C) for jaccard_C in found.jaccard_CC.tolist()]
     return {
         "by_layer": {
             "distinct": found.shared_by_ML.sum(axis=0).tolist(),
@@ -125,65 +160,90 @@ def sets_by_layer(found: Profiles) -> dict[str, dict[str, list[int]]]:
     }
 
 
-def profiles_table(counts: CorpusCounts, rule: Rule, selection: Selection) -> str:
-    """Three tables: neurons by layer and corpus, by layer and number of corpora, and the overlap of every two."""
-    found = profiles_of(selection)
-    lines = [
-        f"Profiles by layer of {model_name(counts.model)}: {rule}",
-        "",
-        "specific/exclusive neurons by layer",
-        _by_corpus(found),
-        "",
-        "chosen neurons by layer and by how many corpora they are specific to",
-        _by_number_of_corpora(found),
-        "",
-        "overlap of every two corpora: neurons in common above the diagonal, sizes on it, Jaccard index below",
-        overlap_table(found),
-        "",
-        *(f"{name}: no neuron passes the bar" for name in selection.without_candidates),
-        *(f"left out: {name} ({reason})" for name, reason in counts.left_out.items()),
+def profiles_result(counts: "CorpusCounts", rule: Rule, selection: Selection) -> Result:
+    """Neurons by layer and corpus, by layer and number of corpora, and the overlap of every two."""
+    document = profiles_document(counts, rule, selection)
+    by_layer = document["by_layer"]
+    tables = [
+        _layer_table("specific", "Specific neurons by layer", by_layer["specific"]),
+        _layer_table("exclusive", "Exclusive neurons by layer", by_layer["exclusive"]),
+        _layer_table("sharing", "Chosen neurons by layer and by how many corpora they are specific to",
+                     {"distinct": by_layer["distinct"], **_shared_columns(by_layer["shared_by"])}),
+        *overlap_tables(document["corpora"], document["overlap"]),
+    ]  # fmt: skip
+    charts = [_sharing_chart(document), overlap_chart(document["corpora"], document["overlap"])]
+    lead = f"Profiles by layer of {model_name(counts.model)}: {rule}"
+    return Result("profiles", document, lead, tables, charts, set_notes(counts, selection),
+                  candidates_warnings(selection), title="Profiles by layer and overlap")  # fmt: skip
+
+
+def overlap_tables(corpora: Sequence[str], overlap: Mapping[str, Any]) -> list[Table]:
+    """The Jaccard index, and the neurons in common, of every two corpora; `overlap` as in the document."""
+    jaccard, common = (
+        [[name, *values] for name, values in zip(corpora, overlap[key], strict=True)] for key in ("jaccard", "count")
+    )
+    for row, values in enumerate(jaccard):
+        values[row + 1] = None  # of itself
+    shares = [Column("corpus"), *(Column(name, "number", 3) for name in corpora)]
+    counts = [Column("corpus"), *(Column(name, "count") for name in corpora)]
+    return [
+        Table("jaccard", "Overlap of every two corpora: the Jaccard index of their specific neurons", shares, jaccard,
+              look="shares"),
+        Table("common", "Specific neurons in common; on the diagonal all of a corpus", counts, common, is_long=True,
+              look="shares"),
+    ]  # fmt: skip
+
+
+def overlap_chart(corpora: Sequence[str], overlap: Mapping[str, Any]) -> Chart:
+    """A heat map of Jaccard indices, each cell with its index and the neurons in common; sizes on the diagonal."""
+    values = [
+        [None if row == column else value for column, value in enumerate(of_row)]
+        for row, of_row in enumerate(overlap["jaccard"])
     ]
-    return "\n".join(lines).rstrip()
+    texts = [
+        [f"{count:,}" if row == column or value is None else f"{value:.2f}\n{count:,}"
+         for column, (value, count) in enumerate(zip(of_row, overlap["count"][row], strict=True))]
+        for row, of_row in enumerate(overlap["jaccard"])
+    ]  # fmt: skip
+    grid = Grid("", corpora, corpora, values, texts, scale="Jaccard index of the two sets")
+    title = "Neurons that two corpora share: Jaccard index, neurons in common; diagonal: all specific neurons"
+    return Chart("overlap", title, [grid])
 
 
-def overlap_table(found: Profiles) -> str:
-    """Neurons in common above the diagonal, sizes on it, the Jaccard index below."""
-    rows = [
-        [name, *(_overlap_cell(found, row, column) for column in range(len(found.corpora)))]
-        for row, name in enumerate(found.corpora)
-    ]
-    return text_table(("", *found.corpora), rows)
+def _layer_table(name: str, title: str, by_layer: Mapping[str, Sequence[int]]) -> Table:
+    """Columns of counts, a row a layer; and their sums, in a model's few layers."""
+    columns = [Column("layer", "count"), *(Column(of, "count") for of in by_layer)]
+    rows: list[list[Cell]] = [[layer, *counts] for layer, counts in enumerate(zip(*by_layer.values(), strict=True))]
+    return Table(name, title, columns, rows, is_long=name != "specific")
 
 
-def _overlap_cell(found: Profiles, row: int, column: int) -> str:
-    if row <= column:
-        return f"{found.common_CC[row, column]:,}"
-    return decimals(found.jaccard_CC[row, column], 3)
+def _shared_columns(shared_by: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
+    most = max((int(m) for m, counts in shared_by.items() if any(counts)), default=1)
+    return {"exclusive" if m == "1" else f"{m} corpora": counts for m, counts in shared_by.items() if int(m) <= most}
 
 
-def _by_corpus(found: Profiles) -> str:
-    specific_CL, exclusive_CL = found.specific_CL, found.exclusive_CL
-    rows = [
-        [str(layer), *(f"{specific_CL[c, layer]:,}/{exclusive_CL[c, layer]:,}" for c in range(len(found.corpora)))]
-        for layer in range(specific_CL.shape[1])
-    ]
-    total = [
-        f"{specific:,}/{exclusive:,}"
-        for specific, exclusive in zip(specific_CL.sum(1), exclusive_CL.sum(1), strict=True)
-    ]
-    return text_table(("layer", *found.corpora), [*rows, ["all", *total]])
+def _sharing_chart(document: Mapping[str, Any]) -> Chart:
+    """Neurons by layer, stacked by how many corpora share them: all chosen neurons, then one panel a corpus."""
+    by_layer, corpora = document["by_layer"], document["corpora"]
+    most = max((max(counts) for counts in by_layer["specific"].values()), default=0)
+    panels = [_stack("all corpora", by_layer["shared_by"], None)]
+    panels += [_stack(name, by_layer["sharing"][name], max(1, 1.06 * most)) for name in corpora]
+    return Chart("profiles", "Where the chosen neurons sit, and how many corpora share them", panels,
+                 "layer, from the input to the output", "neurons in the layer", y="count", share_y=False)  # fmt: skip
 
 
-def _by_number_of_corpora(found: Profiles) -> str:
-    count_ML = found.shared_by_ML
-    most = 1 + int(np.flatnonzero(count_ML.any(axis=1)).max(initial=0))
-    rows = [
-        [str(layer), *(f"{number:,}" for number in (count_L.sum(), *count_L[:most]))]
-        for layer, count_L in enumerate(count_ML.T)
-    ]
-    total_M = count_ML.sum(axis=1)
-    header = ("layer", "distinct", "exclusive", *(f"{m} corpora" for m in range(2, most + 1)))
-    return text_table(header, [*rows, ["all", *(f"{number:,}" for number in (total_M.sum(), *total_M[:most]))]])
+def _stack(name: str, by_sharing: Mapping[str, Sequence[int]], top: float | None) -> Panel:
+    count_ML = np.array(list(by_sharing.values()))
+    if not count_ML.any():
+        return Panel(name, (), empty=NO_NEURON)
+    series = [Series("exclusive to one", count_ML[0].tolist(), mark="bars", tone="contrast")]
+    last = min(len(count_ML), _MOST_STEPS)
+    for m in range(2, last + 1):
+        is_rest = m == last and len(count_ML) > last
+        label = f"shared by {m}" + (" and more" if is_rest else "")
+        counts = count_ML[m - 1 :].sum(axis=0) if is_rest else count_ML[m - 1]
+        series.append(Series(label, counts.tolist(), mark="bars", tone=(m - 2) / (_MOST_STEPS - 2)))
+    return Panel(name, series, f"{count_ML.sum():,} / {count_ML[0].sum():,} exclusive", top=top)
 
 
 def _by_number(count_ML: np.ndarray) -> dict[str, list[int]]:

@@ -1,22 +1,27 @@
 """The settings of a LAPE selection in one value, so that they travel together and every document names them alike."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from neurotally.analysis.languages.counts import CorpusCounts
 from neurotally.analysis.languages.lape import Select, Selection, lape
+from neurotally.analysis.options import Option
+
+if TYPE_CHECKING:
+    from neurotally.analysis.languages.counts import CorpusCounts
 
 
 @dataclass(frozen=True)
 class Rule:
     """How neurons are chosen; the defaults are `neurotally lape`'s."""
 
-    quantile: float = 0.95
-    select: Select = "balanced"
-    per_corpus: int = 400
-    """Read if balanced."""
-    top_rate: float = 0.01
-    """Read if top."""
+    quantile: Annotated[
+        float, Option("The threshold: an activation rate must exceed this quantile of all rates.", share=True)
+    ] = 0.95
+    select: Annotated[
+        Select, Option("LAPE's choice. balanced: as many for each corpus. top: the lowest entropies over all.")
+    ] = "balanced"
+    per_corpus: Annotated[int, Option("With balanced.", "N", min=1)] = 400
+    top_rate: Annotated[float, Option("With top: share of all neurons.", share=True)] = 0.01
 
     @classmethod
     def of(cls, selection: Selection) -> "Rule":
@@ -25,7 +30,7 @@ class Rule:
         limit: dict[str, Any] = {rule.limit_name: selection.limit}
         return replace(rule, **limit)
 
-    def choose(self, counts: CorpusCounts) -> Selection:
+    def choose(self, counts: "CorpusCounts") -> Selection:
         """LAPE with these settings; InputError as `lape` raises it."""
         return lape(
             counts.active_CLF, counts.tokens_C, counts.corpora, quantile=self.quantile, select=self.select,
@@ -50,3 +55,6 @@ class Rule:
         if self.select == "balanced":
             return f"the {self.per_corpus:,} candidates of lowest entropy of every corpus, quantile {self.quantile:g}"
         return f"the {100 * self.top_rate:g} % of neurons of lowest entropy, quantile {self.quantile:g}"
+
+
+DEFAULT = Rule()

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from neurotally.analysis.json_numbers import numbers
-from neurotally.analysis.languages.counts import model_key
 from neurotally.analysis.overlap import safe_divide
+from neurotally.analysis.result import model_key
 from neurotally.analysis.text_table import layer_runs, percent, text_table
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError

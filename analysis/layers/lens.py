@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 
 from neurotally.analysis.json_numbers import numbers
-from neurotally.analysis.languages.counts import model_key
+from neurotally.analysis.result import model_key
 from neurotally.analysis.text_table import layer_runs, text_table
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError

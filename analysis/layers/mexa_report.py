@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from neurotally.analysis.json_numbers import number, numbers
-from neurotally.analysis.languages.counts import model_key
 from neurotally.analysis.layers.mexa import Alignment, TextEmbeddings
+from neurotally.analysis.result import model_key
 from neurotally.analysis.text_table import decimals, percent, text_table
 from neurotally.profiler.errors import InputError
 

@@ -27,8 +27,8 @@ class Mask:
 def read_mask(path: Path, fingerprint: str | None, num_layers: int, num_neurons: int) -> Mask:
     """Read a mask file for a model of `num_layers` layers with `num_neurons` neurons each.
 
-    Raises InputError for a file that can't be read, isn't a mask, is of another model, or holds a neuron that the
-    model lacks.
+    Raises InputError for a file that can't be read, isn't a mask, is of another model, holds a neuron that the
+    model lacks, or none at all.
     """
     document = _load(path)
     model = document["model"] or {}
@@ -43,6 +43,8 @@ def read_mask(path: Path, fingerprint: str | None, num_layers: int, num_neurons:
     neurons = {name: _neurons(path, name, pairs) for name, pairs in document["specific"].items()}
     for name, neurons_n2 in neurons.items():
         _check_range(path, name, neurons_n2, num_layers, num_neurons)
+    if not any(map(len, neurons.values())):
+        raise InputError(f"{path} has no neuron in any of its sets: there is nothing to switch off")
     return Mask(neurons)
 
 

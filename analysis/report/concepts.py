@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from neurotally.analysis.languages.counts import model_key
-from neurotally.analysis.report.parts import (
+from neurotally.analysis.render.html import (
     Matrix,
     Notes,
     Part,
@@ -21,6 +20,7 @@ from neurotally.analysis.report.parts import (
     square_matrix,
     word,
 )
+from neurotally.analysis.result import model_key
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from neurotally.analysis.languages.lape import Selection
-from neurotally.analysis.report.parts import (
+from neurotally.analysis.render.html import (
     Cell,
     Neuron,
     Neurons,

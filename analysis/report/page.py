@@ -1,39 +1,30 @@
 """One self-contained page of all that a store holds: `neurotally report`.
 
-`SECTIONS` lists the builders, in the order of the page; each looks whether the store has what it is about. The page
-asks the network for nothing: styles, script and pictures stand in it, and its Content-Security-Policy forbids the
-rest. Texts of corpora are untrusted: the template escapes all of them, and the policy lets no script run but the
-page's own, known by its hash.
+`SECTIONS` lists the builders, in the order of the page; each looks whether the store has what it is about.
 """
 
-import base64
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass, replace
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
-from neurotally.analysis.languages.counts import model_name
+from neurotally.analysis import studies
+from neurotally.analysis.languages.lape_study import lape_result
+from neurotally.analysis.languages.profiles import profiles_result
+from neurotally.analysis.render.html import Notes, Section, section
+from neurotally.analysis.render.page import page
 from neurotally.analysis.report import passes, sections
 from neurotally.analysis.report.concepts import concepts
 from neurotally.analysis.report.neurons import Place, TriggerEntry, neurons
-from neurotally.analysis.report.parts import Notes, Section
 from neurotally.analysis.report.sections import Material
+from neurotally.analysis.result import model_name
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 
 SECTIONS: Sequence[Callable[[Material], Section | None]] = (
     sections.provenance,
     sections.corpora,
-    sections.lape,
-    sections.layer_profiles,
-    sections.overlaps,
 )
 PASSES: Mapping[str, Callable[[Material], Iterator[Section]]] = {
-    "Ablation": passes.ablations,
     "Alignment of languages (MEXA)": passes.alignments,
     "Logit lens": passes.lenses,
     "Layer agreement": passes.agreements,
@@ -62,23 +53,43 @@ def build_report(
     without a text. `concepts_document`: what `concepts --out` wrote, if asked for.
     """
     found = [build(material) for build in SECTIONS]
-    found += [section for title, build in PASSES.items() for section in _of_passes(title, build, material)]
+    found += list(_selections(material))
+    found += list(_studies(material))
+    found += [made for title, build in PASSES.items() for made in _of_passes(title, build, material)]
     found += [] if concepts_document is None else [concepts(concepts_document)]
     found.append(neurons(material, num_neurons, triggers, no_triggers))
-    sections = [section for section in found if section is not None]
-    environment = Environment(loader=PackageLoader("neurotally.analysis.report", ""), autoescape=True,
-                              undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # fmt: skip
-    style, script = (_file(environment, name) for name in ("page.css", "page.js"))
-    html = environment.get_template("page.html").render(
-        title=model_name(store.store_attributes(material.store).get("model")),
-        tiles=_tiles(material),
-        sections=sections,
-        style=Markup(style),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        made_by=f"neurotally {_version()}",
-    )
-    return Report(html, sections)
+    made = [one for one in found if one is not None]
+    title = model_name(store.store_attributes(material.store).get("model"))
+    html = page(title, _tiles(material), made)
+    return Report(html, made)
+
+
+def _selections(material: Material) -> Iterator[Section]:
+    """LAPE and its profiles; where it can't be computed, why."""
+    counts, selection = material.counts, material.selection
+    if counts is None or selection is None:
+        yield Section("lape", "Language-specific neurons (LAPE)", "LAPE can't be computed from this store.",
+                      [Notes([material.no_lape])])  # fmt: skip
+        return
+    model = model_name(counts.model)
+    found = lape_result(counts, selection, material.bars)
+    found = replace(found, notes=[*found.notes, *([f"No error bars: {material.no_bars}"] if material.no_bars else [])])
+    for result in (found, profiles_result(counts, material.rule, selection)):
+        yield section(result.of(model, store.committed_corpora(material.store)))
+
+
+def _studies(material: Material) -> Iterator[Section]:
+    """The sections of the studies that say which they have; where one can't be made, why."""
+    for name, about in studies.STUDIES.items():
+        sections_of = getattr(studies.module(name), "sections", None)
+        if not about.in_report or sections_of is None:
+            continue
+        for asked in sections_of(material.store):
+            try:
+                yield section(studies.run(name, material.store, **asked))
+            except InputError as error:
+                anchor = "-".join([name, *map(str, asked.values())])
+                yield Section(anchor, about.help, "This part of the store can't be shown.", [Notes([str(error)])])
 
 
 def _of_passes(title: str, build: Callable[[Material], Iterator[Section]], material: Material) -> Iterator[Section]:
@@ -104,15 +115,3 @@ def _tiles(material: Material) -> list[tuple[str, str]]:
         chosen = {tuple(neuron) for of in material.selection.specific.values() for neuron in of.tolist()}
         tiles.append(("chosen neurons", f"{len(chosen):,}"))
     return tiles
-
-
-def _file(environment: Environment, name: str) -> str:
-    assert environment.loader is not None
-    return environment.loader.get_source(environment, name)[0]
-
-
-def _version() -> str:
-    try:
-        return version("neurotally")
-    except PackageNotFoundError:
-        return ""

@@ -16,17 +16,7 @@ from neurotally.analysis.layers.agreement import agreement_document
 from neurotally.analysis.layers.lens import lens_document, random_notes, read_lens
 from neurotally.analysis.layers.mexa import mexa, read_embeddings
 from neurotally.analysis.layers.mexa_report import means_note, mexa_document
-from neurotally.analysis.masking.losses import FAMILY as LOSSES
-from neurotally.analysis.masking.losses import Losses, read_losses
-from neurotally.analysis.masking.losses_report import (
-    COSTS_MORE,
-    ablation_document,
-    control_notes,
-    mask_document,
-    not_empty,
-    verdict_lines,
-)
-from neurotally.analysis.report.parts import (
+from neurotally.analysis.render.html import (
     Cell,
     Matrix,
     Notes,
@@ -38,22 +28,11 @@ from neurotally.analysis.report.parts import (
     real,
     row_head,
     share_matrix,
-    signed_matrix,
     square_matrix,
     word,
 )
 from neurotally.analysis.report.sections import Material
 from neurotally.profiler import store
-
-_OWN = "Rows: the neurons switched off; columns: the text; framed: a corpus's own."
-
-
-def ablations(material: Material) -> Iterator[Section]:
-    """What switching neurons off costs, as `ablate` and `mask` measured it."""
-    for name in store.committed(material.store, LOSSES):
-        losses = read_losses(material.store, name)
-        is_square = not losses.concepts and set(losses.specific) <= set(losses.corpora)
-        yield _ablation(losses, name) if is_square else _mask(losses, name)
 
 
 def alignments(material: Material) -> Iterator[Section]:
@@ -76,62 +55,6 @@ def agreements(material: Material) -> Iterator[Section]:
     for name in store.committed(material.store, "lens"):
         if "head_bias" in store.group_attributes(material.store, f"lens/{name}"):
             yield _agreement(agreement_document(material.store, name), name)
-
-
-def _ablation(losses: Losses, name: str) -> Section:
-    document = ablation_document(losses)
-    names, over = document["corpora"], document["random_candidates"]
-    rows = [
-        [row_head(corpus), count(document["documents"][at]), count(document["tokens"][at]),
-         count(document["neurons"][corpus]), real(document["baseline"][at], ".3f"),
-         real(document["perplexity"][at], ".2f"), real(document["change"][at][at], "+.4f"),
-         real(document["change_over_random"][at][at], "+.4f"), real(document["z"][at][at], "+.1f"),
-         real(over["change_over_random"][at][at] if over else None, "+.4f"),
-         real(over["z"][at][at] if over else None, "+.1f"), word(COSTS_MORE[document["verdict"][corpus]["costs_more"]])]
-        for at, corpus in enumerate(names)
-    ]  # fmt: skip
-    header = ("corpus", "documents", "tokens", "neurons off", "loss", "perplexity", "own change", "over same layers",
-              "z", "over above threshold", "z", "more than random")  # fmt: skip
-    lines = verdict_lines(document)
-    parts: list[Part] = [Notes(lines)] if lines else []
-    parts.append(Table("Held-out text, and what its own neurons are worth to it", header, rows))
-    change = "Change of the loss ± its standard error over documents, nats per token"
-    parts.append(_losses_matrix(change, names, document["change"], "+.4f", document["standard_error"]))
-    if document["draws"]:
-        controls = [("of the same layers", document), *([("above LAPE's threshold", over)] if over else [])]
-        parts.append(_losses_matrix("z, the smaller of both controls'", names, document["z_stricter"], "+.1f"))
-        for which, control in controls:
-            caption = f"Change over {document['draws']} draws of random neurons {which} ± its error over documents"
-            error = control["change_over_random_standard_error"]
-            parts.append(_losses_matrix(caption, names, control["change_over_random"], "+.4f", error))
-            parts.append(_losses_matrix(f"z over random neurons {which}", names, control["z"], "+.1f"))
-    parts.append(Notes([_OWN, *_loss_notes(document)]))
-    lead = "How much worse the model reads each corpus when another's, or its own, specific neurons are switched off."
-    return Section(f"loss-{name}", _titled("Ablation", name, "ablate"), lead, parts)
-
-
-def _mask(losses: Losses, name: str) -> Section:
-    document = mask_document(losses)
-    header = ("switched off", "on", "documents", "tokens", "perplexity", "change", "over same layers", "z",
-              "over above threshold", "z")  # fmt: skip
-    rows = []
-    for label, effect in not_empty(document).items():
-        for where, base, one in _effects(document["baseline"], effect):
-            over = one["candidates"] or {}
-            rows.append([
-                row_head(label), word(where), count(base["documents"]), count(base["tokens"]),
-                real(base["perplexity"], ".2f"), real(one["change"], "+.4f", one["standard_error"]),
-                real(one["change_over_random"], "+.4f", one["change_over_random_standard_error"]),
-                real(one["z"], "+.1f"),
-                real(over.get("change_over_random"), "+.4f", over.get("change_over_random_standard_error")),
-                real(over.get("z"), "+.1f"),
-            ])  # fmt: skip
-    table = Table("Change of the loss ± its standard error over documents, nats per token", header, rows,
-                  is_searchable=True)  # fmt: skip
-    lead = "How much worse the model reads text, and the tokens of each concept, with named sets of neurons off."
-    lines = verdict_lines(document)
-    parts: list[Part] = [*([Notes(lines)] if lines else []), table, Notes(_loss_notes(document))]
-    return Section(f"loss-{name}", _titled("Masked neurons", name, "mask"), lead, parts)
 
 
 def _alignment(document: Mapping[str, Any], name: str) -> Section:
@@ -250,34 +173,6 @@ def _set_cells(document: Mapping[str, Any], name: str) -> list[Cell]:
 
 def _titled(title: str, name: str, usual: str) -> str:
     return title if name == usual else f"{title}: {name}"
-
-
-def _losses_matrix(caption: str, names: list[str], values: Any, form: str, errors: Any = None) -> Matrix:
-    return signed_matrix(caption, "switched off", names, names, values, form, errors)
-
-
-def _loss_notes(document: Mapping[str, Any]) -> list[str]:
-    notes = [
-        f"Neurons are switched off by their {document['how']}; errors are over documents, paired.",
-        "z counts both the documents and the spread of the draws: beyond ±1.96 lie 5 % of cells by chance.",
-        *control_notes(document),
-    ]
-    if document["left_out"]:
-        notes.append(f"{document['left_out']:,} documents that chose the neurons are left out.")
-    if document["forced"]:
-        notes.append(f"{document['forced']:,} documents that chose the neurons are in: the changes flatter.")
-    return notes
-
-
-def _effects(
-    baseline: Mapping[str, Any], effect: Mapping[str, Any]
-) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
-    """Where, its baseline and the effect there: by corpus, then by concept and class."""
-    for corpus, one in effect["corpora"].items():
-        yield corpus, baseline["corpora"][corpus], one
-    for concept, classes in effect["concepts"].items():
-        for where, one in classes.items():
-            yield f"{concept}: {where}", baseline["concepts"][concept][where], one
 
 
 def _peak(by_layer: list[float | None]) -> list[Cell]:

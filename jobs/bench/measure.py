@@ -193,7 +193,7 @@ def _kernels_alone(model: LoadedModel, rows: int, row_tokens: int) -> dict[str, 
     Its rate: the bytes it reads and writes over its time, against a copy on the same device; and its time over that
     of PyTorch's activation and, in a gated FFN, product.
     """
-    device, neurons = model.site_devices[0], model.facts.num_neurons
+    device, neurons = model.devices[0], model.facts.num_neurons
     dtype = getattr(torch, model.facts.dtype)
     pre_BTF, up_BTF = (torch.randn(rows, row_tokens, neurons, dtype=dtype, device=device) for _ in range(2))
     kind_BT = torch.full((rows, row_tokens), TOKEN, dtype=torch.uint8, device=device)
@@ -222,7 +222,7 @@ def _kernels_alone(model: LoadedModel, rows: int, row_tokens: int) -> dict[str, 
             "over_pytorch": op_s / _median_time(pytorch, device.type),
         }
 
-    own = alone(model.sites[0].act)
+    own = alone(model.hook_points[0].activation)
     return {
         "kernel_gb_per_s": own["gb_per_s"],
         "copy_gb_per_s": copy_rate / 1e9,
@@ -233,7 +233,7 @@ def _kernels_alone(model: LoadedModel, rows: int, row_tokens: int) -> dict[str, 
 
 def _matrix_rate(model: LoadedModel) -> float:
     """Floating-point operations a second of one large matrix product in the model's dtype."""
-    size, device = _MATRIX[model.facts.device_type], model.site_devices[0]
+    size, device = _MATRIX[model.facts.device_type], model.devices[0]
     a, b = (torch.randn(size, size, dtype=getattr(torch, model.facts.dtype), device=device) for _ in range(2))
     return float(2 * size**3 / _median_time(lambda: a @ b, device.type))
 

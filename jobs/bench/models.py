@@ -8,7 +8,6 @@ import torch
 
 from neurotally.profiler.errors import InputError, first_line
 from neurotally.profiler.model import LoadedModel, prepare_model
-from neurotally.profiler.sites import decoder_layers
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-3m": {
@@ -79,6 +78,5 @@ class _NoTokenizer:
 
 def flops_per_token(model: LoadedModel, row_tokens: int) -> float:
     """Of a token's way through the body: two a weight of its matrices, and causal attention."""
-    layers = decoder_layers(model.decoder, len(model.sites))
-    matrices = sum(p.numel() for layer in layers for p in layer.parameters() if p.dim() == 2)
-    return float(2 * matrices + 2 * row_tokens * model.facts.width * len(layers))
+    matrices = sum(p.numel() for p in model.blocks.parameters() if p.dim() == 2)
+    return float(2 * matrices + 2 * row_tokens * model.facts.width * len(model.blocks))

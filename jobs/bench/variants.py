@@ -4,7 +4,7 @@ Each is a function to time and the state of the model around it; see `neurotally
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from neurotally.kernels.tally import LayerTally, Statistics
 from neurotally.profiler.batches import Batch
 from neurotally.profiler.capture import NeuronReader
-from neurotally.profiler.errors import InputError
+from neurotally.profiler.hook_points import HookPoint, taken_out
 from neurotally.profiler.model import LoadedModel
 from neurotally.profiler.neurons import NeuronRecorder
-from neurotally.profiler.sites import Site, decoder_layers, weight_matrices
 
 NUM_TRIGGERS = 32
 
@@ -38,7 +37,7 @@ def variants_of(model: LoadedModel, batch: Batch) -> dict[str, Variant]:
 
     def ours(level: Statistics) -> Variant:
         triggers = NUM_TRIGGERS if level == Statistics.EVERYTHING else 0
-        recorder = NeuronRecorder(model.facts.num_neurons, model.site_devices, triggers)
+        recorder = NeuronRecorder(model.facts.num_neurons, model.devices, triggers)
         reader = NeuronReader(model, recorder, level)
         return (lambda: reader.tally([batch])), nullcontext()
 
@@ -73,79 +72,58 @@ class _Reusable(AbstractContextManager[None]):
 
 
 def _bare(model: LoadedModel) -> AbstractContextManager[None]:
-    """The model with its own activation modules in place of the sites."""
-
-    @contextmanager
-    def swapped() -> Iterator[None]:
-        places = [
-            (parent, name, site)
-            for parent in model.decoder.modules()
-            for name, site in parent.named_children()
-            if isinstance(site, Site)
-        ]
-        for parent, name, site in places:
-            setattr(parent, name, site.act)
-        try:
-            yield
-        finally:
-            for parent, name, site in places:
-                setattr(parent, name, site)
-
-    return _Reusable(swapped)
+    """The model with its own activation modules in place of the hook points."""
+    return _Reusable(lambda: taken_out(model.hook_points))
 
 
-def _hooked(model: LoadedModel, register: Callable[[Site, nn.Module], list[Any]]) -> AbstractContextManager[None]:
+def _hooked(model: LoadedModel, register: Callable[[HookPoint], list[Any]]) -> AbstractContextManager[None]:
     @contextmanager
     def hooked() -> Iterator[None]:
-        layers = decoder_layers(model.decoder, len(model.sites))
-        handles = [handle for site, layer in zip(model.sites, layers, strict=True) for handle in register(site, layer)]
-        try:
-            with _bare(model):
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        with ExitStack() as hooks, taken_out(model.hook_points):
+            for point in model.hook_points:
+                for handle in register(point):
+                    hooks.enter_context(handle)
+            yield
 
     return _Reusable(hooked)
 
 
 def _eager_counts(model: LoadedModel) -> AbstractContextManager[None]:
-    counts = [torch.zeros(site.num_neurons, dtype=torch.int32, device=d) for site, d in _placed(model)]
+    counts = [torch.zeros(point.width, dtype=torch.int32, device=point.device) for point in model.hook_points]
 
-    def register(site: Site, _layer: nn.Module) -> list[Any]:
+    def register(point: HookPoint) -> list[Any]:
         def hook(_module: nn.Module, _args: Any, activation: Tensor) -> None:
-            counts[site.layer] += (activation.float() > 0).sum(dim=tuple(range(activation.dim() - 1))).int()
+            counts[point.layer] += (activation.float() > 0).sum(dim=tuple(range(activation.dim() - 1))).int()
 
-        return [site.act.register_forward_hook(hook)]
+        return [point.activation.register_forward_hook(hook)]
 
     return _hooked(model, register)
 
 
 def _eager_everything(model: LoadedModel) -> AbstractContextManager[None]:
     """All of our statistics with hooks, as one would write them in eager PyTorch."""
-    sums = [LayerTally.empty(site.num_neurons, device) for site, device in _placed(model)]
-    best = [torch.zeros(NUM_TRIGGERS, site.num_neurons, device=device) for site, device in _placed(model)]
+    sums = [LayerTally.empty(point.width, point.device) for point in model.hook_points]
+    best = [torch.zeros(NUM_TRIGGERS, point.width, device=point.device) for point in model.hook_points]
 
-    def register(site: Site, layer: nn.Module) -> list[Any]:
-        tally = sums[site.layer]
+    def register(point: HookPoint) -> list[Any]:
+        tally = sums[point.layer]
 
         def on_act(_module: nn.Module, args: Any, activation: Tensor) -> None:
             over = tuple(range(activation.dim() - 1))
-            tally.active_F.add_((args[0] > 0).sum(dim=over))
-            tally.activation_sum_F.add_(activation.float().sum(dim=over))
+            tally["active"].add_((args[0] > 0).sum(dim=over))
+            tally["activation_sum"].add_(activation.float().sum(dim=over))
 
         def on_down(_module: nn.Module, args: Any) -> None:
             coefficient_BTF = args[0].float()
             over = tuple(range(coefficient_BTF.dim() - 1))
-            tally.coefficient_sum_F.add_(coefficient_BTF.sum(dim=over))
-            tally.coefficient_sum_squares_F.add_(coefficient_BTF.square().sum(dim=over))
-            torch.maximum(tally.coefficient_max_F, coefficient_BTF.amax(dim=over), out=tally.coefficient_max_F)
-            torch.minimum(tally.coefficient_min_F, coefficient_BTF.amin(dim=over), out=tally.coefficient_min_F)
+            tally["coefficient_sum"].add_(coefficient_BTF.sum(dim=over))
+            tally["coefficient_sum_squares"].add_(coefficient_BTF.square().sum(dim=over))
+            torch.maximum(tally["coefficient_max"], coefficient_BTF.amax(dim=over), out=tally["coefficient_max"])
+            torch.minimum(tally["coefficient_min"], coefficient_BTF.amin(dim=over), out=tally["coefficient_min"])
             maxima_BF = coefficient_BTF.max(dim=-2).values.reshape(-1, coefficient_BTF.shape[-1])
-            best[site.layer] = torch.cat([best[site.layer], maxima_BF]).topk(NUM_TRIGGERS, dim=0).values
+            best[point.layer] = torch.cat([best[point.layer], maxima_BF]).topk(NUM_TRIGGERS, dim=0).values
 
-        reader = _reader_of(site, layer)
-        return [site.act.register_forward_hook(on_act), reader.register_forward_pre_hook(on_down)]
+        return [point.activation.register_forward_hook(on_act), point.down.register_forward_pre_hook(on_down)]
 
     return _hooked(model, register)
 
@@ -153,32 +131,14 @@ def _eager_everything(model: LoadedModel) -> AbstractContextManager[None]:
 def _nnsight_counts(model: LoadedModel, ids_BT: Tensor) -> Callable[[], object]:
     from nnsight import NNsight
 
-    names = {module: name for name, module in model.decoder.named_modules()}
-    paths = [names[site] for site in model.sites]
     wrapped = NNsight(model.decoder)
 
     def run() -> object:
         counts = []
         with torch.inference_mode(), wrapped.trace(input_ids=ids_BT, use_cache=False):
-            for path in paths:
-                activation = wrapped.get(path).output
+            for point in model.hook_points:
+                activation = wrapped.get(point.name).output
                 counts.append((activation.float() > 0).sum(dim=(0, 1)).save())
         return counts
 
     return run
-
-
-def _placed(model: LoadedModel) -> list[tuple[Site, torch.device]]:
-    return list(zip(model.sites, model.site_devices, strict=True))
-
-
-def _reader_of(site: Site, layer: nn.Module) -> nn.Module:
-    """The last weight matrix of the layer that takes as many inputs as there are neurons: the down projection."""
-    found = [
-        module
-        for module, matrix in ((module, module.get_parameter("weight")) for module in weight_matrices(layer))
-        if getattr(module, "in_features", matrix.shape[0]) == site.num_neurons
-    ]
-    if not found:
-        raise InputError(f"layer {site.layer}: found no projection of {site.num_neurons} neurons to hook")
-    return found[-1]

@@ -127,7 +127,7 @@ def mexa(store: Path, name: str, embedding: Literal["weighted", "last"], leave_o
 )
 @click.option("--keywords", type=PATH, metavar="DIR", help="A .json file for each language: name, keywords, builtins.")
 @click.option("--english", type=PATH, metavar="FILE", help="English words, one a line.")
-@click.option("--draws", type=click.IntRange(min=2), default=20, show_default=True, metavar="N",
+@click.option("--draws", type=click.IntRange(2, 1000), default=20, show_default=True, metavar="N",
               help="Random sets for each set of tokens.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random sets.")
 @click.option("--paper", is_flag=True, help="The reference's double BOS, clean-up of spaces and last positions.")

@@ -9,6 +9,7 @@ import click
 from neurotally.jobs.commands.options import (
     COUNT,
     FIGURE,
+    FULL,
     JSON_FLAG,
     MODEL,
     ONLY_CORPUS,
@@ -20,9 +21,10 @@ from neurotally.jobs.commands.options import (
     name_option,
     run_options,
 )  # fmt: skip
-from neurotally.jobs.commands.output import draw, show
+from neurotally.jobs.commands.output import finish
 
-_WAYS = ("activation", "coefficient", "weights", "weights-no-bias", "mean")  # profiler.capture.WAYS, without torch
+_WAYS = ("activation", "coefficient", "weights", "weights-no-bias", "mean")  # of profiler.interventions.WAYS
+_MAX_DRAWS = 1000
 _DRAWS = 8  # jobs.passes.ablation.DRAWS
 
 
@@ -34,6 +36,7 @@ def _pass_options(name: str) -> Callable[[Callable[..., None]], Callable[..., No
             JSON_FLAG,
             OUT,
             FIGURE,
+            FULL,
             run_options,
             name_option(name),
             click.option("--force", is_flag=True, help="Evaluate on documents that chose the neurons, too."),
@@ -41,7 +44,7 @@ def _pass_options(name: str) -> Callable[[Callable[..., None]], Callable[..., No
                          help="Leave out and count documents whose triggers chose the neurons, instead of refusing "
                               "them; those that LAPE counted are left out in any case."),
             document_options,
-            click.option("--draws", type=click.IntRange(min=0), default=_DRAWS, show_default=True,
+            click.option("--draws", type=click.IntRange(0, _MAX_DRAWS), default=_DRAWS, show_default=True,
                          help="Random sets of each of two kinds, for every set: each is a run of the model over all "
                               "text. With fewer than 3 nothing is judged; to pass at 5 %, a set must differ by 2.5 "
                               "standard deviations of 8 draws, 5.0 of 3, 2.1 of 20."),
@@ -66,7 +69,8 @@ def _pass_options(name: str) -> Callable[[Callable[..., None]], Callable[..., No
               help="LAPE's balanced selection; for another one: `lape --out`, and --neurons.")  # fmt: skip
 @click.option("--quantile", type=Share(min_open=False), default=0.95, show_default=True, help="The threshold.")
 @_pass_options("ablate")
-def ablate(model: str, store: Path, figure: Path | None, out: Path | None, as_json: bool, **options: Any) -> None:
+def ablate(model: str, store: Path, full: bool, figure: Path | None, out: Path | None, as_json: bool,
+           **options: Any) -> None:  # fmt: skip
     """What switching off each corpus's neurons (LAPE) costs every corpus, on held-out files in DIR.
 
     Beside as many random neurons of the same layers, and as many random ones above LAPE's threshold: a corpus's
@@ -77,13 +81,9 @@ def ablate(model: str, store: Path, figure: Path | None, out: Path | None, as_js
     Example:
       neurotally ablate codellama/CodeLlama-7b-hf llama.store --corpora heldout/ --figure ablation.png
     """
-    from neurotally.analysis.figures.losses import draw_ablation
-    from neurotally.analysis.masking.losses_report import ablation_table
     from neurotally.jobs.passes.ablation import ablate as run
 
-    document = run(model, store, **options)
-    draw(figure, draw_ablation, document)
-    show(document, ablation_table(document), as_json, out)
+    finish(run(model, store, **options), as_json, out, full, {None: figure})
 
 
 @click.command(short_help="What any sets of neurons are worth")
@@ -93,7 +93,8 @@ def ablate(model: str, store: Path, figure: Path | None, out: Path | None, as_js
               help="Named sets of neurons, as `lape --out` and `concepts --out` write them.")  # fmt: skip
 @click.option("--regex", type=PATH, metavar="FILE.toml", help="[concepts] NAME = 'regular expression' lines.")
 @_pass_options("mask")
-def mask(model: str, store: Path, figure: Path | None, out: Path | None, as_json: bool, **options: Any) -> None:
+def mask(model: str, store: Path, full: bool, figure: Path | None, out: Path | None, as_json: bool,
+         **options: Any) -> None:  # fmt: skip
     """What switching off named sets of neurons costs: loss, perplexity and top-1 accuracy on held-out files in DIR.
 
     With --regex apart for tokens in each concept's matches, the rest of their lines, other tokens of the same files,
@@ -105,13 +106,9 @@ def mask(model: str, store: Path, figure: Path | None, out: Path | None, as_json
     Example:
       neurotally mask llama/ llama.store --neurons concepts.json --regex concepts.toml --corpora heldout/
     """
-    from neurotally.analysis.figures.losses import draw_mask
-    from neurotally.analysis.masking.losses_report import mask_table
     from neurotally.jobs.passes.ablation import mask as run
 
-    document = run(model, store, **options)
-    draw(figure, draw_mask, document)
-    show(document, mask_table(document), as_json, out)
+    finish(run(model, store, **options), as_json, out, full, {None: figure})
 
 
 MASKING_COMMANDS = (mask, ablate)

@@ -106,6 +106,7 @@ ONLY_CORPUS = click.option(
 )
 JSON_FLAG = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 OUT = click.option("--out", type=OUTPUT, metavar="FILE.json", help="Write the JSON document there.")
+FULL = click.option("--full", is_flag=True, help="Print the long tables, too.")
 FIGURE = click.option("--figure", type=PICTURE, metavar="FILE.png", help="Draw it (.png, .pdf or .svg).")
 
 Command = Callable[..., None]

@@ -15,14 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neurotally.analysis.figures.charts import draw_layers, save_figure
-from neurotally.analysis.figures.losses import draw_ablation
 from neurotally.analysis.languages.counts import read_counts
 from neurotally.analysis.languages.lape import Selection
-from neurotally.analysis.languages.lape_report import lape_document, lape_table
+from neurotally.analysis.languages.lape_study import lape_result
 from neurotally.analysis.languages.rule import Rule
-from neurotally.analysis.masking.losses_report import verdict_lines
-from neurotally.analysis.text_table import signed, text_table
+from neurotally.analysis.render.charts import save_figure
+from neurotally.analysis.result import Result, model_name
 from neurotally.jobs.demo.corpus import gather
 from neurotally.jobs.demo.model import train
 from neurotally.jobs.passes.ablation import ablate
@@ -47,35 +45,25 @@ class DemoResult:
 
     folder: Path
     selection: Selection
-    ablation: dict[str, Any]
-    """The document of `ablate`."""
-    lape_text: str
+    neurons: Result
+    """Of `lape`."""
+    ablation: Result
 
     def text(self) -> str:
         """For people: both tables, where everything lies and what to type next."""
-        corpora, verdict = self.ablation["corpora"], self.ablation["verdict"]
-        rows = [
-            [name, *(signed(value, 3) for value in row), signed(verdict[name]["z"], 1),
-             signed(verdict[name]["z_candidates"], 1)]
-            for name, row in zip(corpora, self.ablation["change_over_random"], strict=True)
-        ]  # fmt: skip
-        table = text_table(("switched off", *corpora, "own z", "above threshold"), rows)
-        lines = "\n".join(verdict_lines(self.ablation))
         store = self.folder / "store"
         return (
-            f"{self.lape_text}\n\n"
-            f"What switching them off costs on other files, beyond as many random neurons of the same layers\n"
-            f"(nats per token; mean of {RANDOM_DRAWS} draws), with its z on the language's own files, and z over\n"
-            f"random neurons above LAPE's threshold; both count the draws and the files:\n{table}\n{lines}\n\n"
+            f"{self.neurons}\n\n{self.ablation}\n\n"
             f"Pictures:  {self.folder / 'layers.png'}, {self.folder / 'ablation.png'}\n"
             f"Store:     {store}, to open with xarray.open_zarr({str(store)!r}, group='corpora/python')\n"
             f"Next:      neurotally lape {store} --select top\n"
+            f"           neurotally losses {store} --full\n"
             f"           neurotally profile MODEL my.store --corpora FOLDER    # your model, your code"
         )
 
     def to_json(self) -> dict[str, Any]:
         """As a plain dictionary."""
-        return {"folder": str(self.folder), "ablation": self.ablation}
+        return {"folder": str(self.folder), "ablation": self.ablation.document}
 
 
 def demo(folder: Path, workers: int, progress: Progress) -> DemoResult:
@@ -96,29 +84,23 @@ def demo(folder: Path, workers: int, progress: Progress) -> DemoResult:
     progress.note("4/5 finding each language's neurons, switching them off …")
     counts = read_counts(folder / "store")
     selection = RULE.choose(counts)
-    replace_json(folder / "lape.json", lape_document(counts, selection))
+    neurons = lape_result(counts, selection).of(model_name(counts.model), counts.corpora)
+    replace_json(folder / "lape.json", neurons.document)
     ablation = _ablation(folder, progress)
     progress.note("5/5 drawing …")
-    _draw(folder, selection, ablation)
-    return DemoResult(folder, selection, ablation, lape_table(counts, selection))
+    save_figure(neurons.figure(), folder / "layers.png")
+    save_figure(ablation.figure(), folder / "ablation.png")
+    return DemoResult(folder, selection, neurons, ablation)
 
 
-def _ablation(folder: Path, progress: Progress) -> dict[str, Any]:
-    document = ablate(
+def _ablation(folder: Path, progress: Progress) -> Result:
+    result = ablate(
         str(folder / "model"), folder / "store", corpora=folder / "corpus" / "evaluation",
         per_corpus=RULE.per_corpus, quantile=RULE.quantile, draws=RANDOM_DRAWS, max_files=EVALUATION_FILES,
-        document_tokens=EVALUATION_FILE_TOKENS, progress=progress,
-        device="cpu", dtype="float32",
+        document_tokens=EVALUATION_FILE_TOKENS, progress=progress, device="cpu", dtype="float32",
     )  # fmt: skip
-    replace_json(folder / "ablation.json", document)
-    return document
-
-
-def _draw(folder: Path, selection: Selection, ablation: dict[str, Any]) -> None:
-    num_layers = selection.entropy_LF.shape[0]
-    layers = draw_layers(selection.specific, selection.exclusive, num_layers, "Where each language's neurons sit")
-    save_figure(layers, folder / "layers.png")
-    save_figure(draw_ablation(ablation), folder / "ablation.png")
+    replace_json(folder / "ablation.json", result.document)
+    return result
 
 
 def _refuse_other_folder(folder: Path) -> None:

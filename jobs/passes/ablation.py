@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from neurotally.analysis import studies
 from neurotally.analysis.keys.places import read_concepts
 from neurotally.analysis.languages.counts import read_counts
 from neurotally.analysis.languages.lape import threshold_of
 from neurotally.analysis.languages.rule import Rule
-from neurotally.analysis.masking.losses import read_losses
-from neurotally.analysis.masking.losses_report import ablation_document, mask_document
 from neurotally.analysis.masking.mask_sets import MaskSets, above_threshold, mask_sets, read_origin
 from neurotally.analysis.masking.masks import read_mask
+from neurotally.analysis.result import Result
 from neurotally.jobs.passes.held_out import Choosers, profiled_documents
 from neurotally.jobs.passes.loss import MAX_UNIT_BYTES, Evaluation, measure_losses
 from neurotally.jobs.plan import find_corpora
@@ -40,16 +40,16 @@ def ablate(
     leave_out_used: bool = False, force: bool = False, name: str = "ablate", workers: int | None = None,
     device: str = "auto", dtype: str = "auto", address: str | None = None, trust_remote_code: bool = False,
     progress: Progress | None = None, max_unit_bytes: int = MAX_UNIT_BYTES,
-) -> dict[str, Any]:  # fmt: skip
+) -> Result:  # fmt: skip
     """What switching off each corpus's neurons costs every corpus; as `neurotally ablate`, with its options.
 
     LAPE's choice from the store's counts (`corpus`: compare only these), or the sets of a mask file `neurons`, on
     the held-out files of the folder `corpora`. Only names that both have are taken; the others are told. Returns the
-    document of `ablate --json`.
+    `Result` of `ablate`.
 
     >>> from neurotally.jobs import ablate
     >>> done = ablate("model/", "my.store", corpora="heldout/", per_corpus=3, quantile=0.5, draws=2)
-    >>> [len(row) for row in done["change"]]
+    >>> [len(row) for row in done.document["change"]]
     [2, 2]
     """
     where, group = make_where(model, store, "loss", name, workers, device, dtype, address, trust_remote_code,
@@ -92,7 +92,7 @@ def ablate(
     )  # fmt: skip
     texts = Texts({one: sources[one] for one in names}, max_files)
     measure_losses(where, group, texts, evaluation, max_unit_bytes)
-    return ablation_document(read_losses(where.store, name))
+    return studies.run("losses", where.store, name=name, form="ablate")
 
 
 def mask(
@@ -102,15 +102,15 @@ def mask(
     force: bool = False, name: str = "mask", workers: int | None = None, device: str = "auto", dtype: str = "auto",
     address: str | None = None, trust_remote_code: bool = False, progress: Progress | None = None,
     max_unit_bytes: int = MAX_UNIT_BYTES,
-) -> dict[str, Any]:  # fmt: skip
+) -> Result:  # fmt: skip
     """What switching off the named sets of a mask file costs; as `neurotally mask`, with its options.
 
     `corpora`: a folder of held-out files, one subfolder per corpus; `regex`: the file of the concepts' expressions, or
-    the compiled expressions by name, whose matches are measured apart. Returns the document of `mask --json`.
+    the compiled expressions by name, whose matches are measured apart. Returns the `Result` of `mask`.
 
     >>> from neurotally.jobs import mask
     >>> done = mask("model/", "my.store", neurons="neurons.json", corpora="heldout/", draws=2)
-    >>> sorted(done["sets"])
+    >>> sorted(done.document["sets"])
     ['loops']
     """
     where, group = make_where(model, store, "loss", name, workers, device, dtype, address, trust_remote_code,
@@ -130,7 +130,7 @@ def mask(
         {"neurons_from": file.name},
     )  # fmt: skip
     measure_losses(where, group, Texts(find_corpora(corpora), max_files), evaluation, max_unit_bytes)
-    return mask_document(read_losses(where.store, name))
+    return studies.run("losses", where.store, name=name, form="mask")
 
 
 def _read_neurons(path: Path, store_path: Path) -> Neurons:

@@ -35,7 +35,8 @@ from neurotally.profiler.agreement import (
     read_first_tokens,
 )  # fmt: skip
 from neurotally.profiler.batches import lay_out
-from neurotally.profiler.corpus import Status, read_documents
+from neurotally.profiler.corpus import read_documents
+from neurotally.profiler.documents import Status
 from neurotally.profiler.errors import InputError, UnsupportedModelError
 from neurotally.profiler.lens import Lens
 from neurotally.profiler.memory import halving

@@ -6,15 +6,14 @@ A pure function of (config, unit), like `jobs.worker`: the composition of batche
 from collections.abc import Mapping
 from dataclasses import dataclass
 from re import Pattern
-from typing import Any
 
 import numpy as np
 
 from neurotally.jobs.reducers import Part
 from neurotally.jobs.worker import Task
 from neurotally.profiler.batches import Batch, TokenRows, lay_out, rectangles
-from neurotally.profiler.capture import replacements, switched_off
 from neurotally.profiler.corpus import read_documents
+from neurotally.profiler.interventions import switched_off
 from neurotally.profiler.loss import LossReader
 from neurotally.profiler.memory import halving
 from neurotally.profiler.model import LoadedModel
@@ -66,7 +65,6 @@ class LossWorker:
         if config.concepts:
             check_spans(model.tokenizer, model.facts.id)
         self._by_layer = [by_layer(neurons_n2) for neurons_n2 in config.neurons]
-        self._values: dict[str, Any] = {}
 
     def prepare(self, task: Task) -> ClassifiedTexts:
         """Read and tokenise a unit, and tell its tokens' classes."""
@@ -116,21 +114,16 @@ class LossWorker:
         shape = (num_documents, prepared.class_NX.shape[1])
         nats_SnX, hits_SnX = np.zeros((num_sets, *shape)), np.zeros((num_sets, *shape), np.int64)
         scored_nX = np.zeros(shape, np.int64)
-        values = self._replacements(task.corpus)
+        how, mean_LF = self._config.how, self._config.mean_LF.get(task.corpus)
         for batch in rectangles(prepared.rows, token_budget, self._model.facts.attention_budget):
             for index, neurons in enumerate(self._by_layer):
-                with switched_off(self._model, neurons, self._config.how, values):
+                with switched_off(self._model, neurons, how, mean_LF):
                     losses = self._reader.read(batch)
                 at = _Places(task.first, prepared, batch, losses.row_N, losses.column_N)
                 nats_SnX[index] += at.sums(losses.nats_N)
                 hits_SnX[index] += at.sums(losses.is_hit_N).astype(np.int64)
             scored_nX += at.sums(np.ones(len(losses.row_N))).astype(np.int64)
         return {"nats": nats_SnX, "hits": hits_SnX, "scored": scored_nX}
-
-    def _replacements(self, corpus: str) -> Any:
-        if corpus not in self._values:
-            self._values[corpus] = replacements(self._model, self._config.how, self._config.mean_LF.get(corpus))
-        return self._values[corpus]
 
     def _classes(self, text: str | None, tokens: TokenIds, name: str) -> np.ndarray:
         """bool [T, S, 2]: the classes of the tokens of a document's text."""

@@ -16,7 +16,6 @@ from neurotally.jobs.plan import CorpusPlan, find_corpora
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.reducers import Fold, Plan
 from neurotally.jobs.run import CHECKPOINT_EVERY_S, Pass, RunReport, Texts, Where, run_pass
-from neurotally.jobs.window_plan import plan_windows
 from neurotally.jobs.worker import TOKEN_BUDGET, PassConfig
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model import ModelFacts
@@ -47,7 +46,7 @@ def profile(
     """
     if window_lines is not None and layout != "documents":
         raise InputError("--window-lines needs --layout documents: each window is a row of its own")
-    texts = Texts(find_corpora(corpora, corpus), max_files)
+    texts = Texts(find_corpora(corpora, corpus), max_files, window_lines)
     where = Where(
         ModelConfig(model, device, dtype, trust_remote_code), Path(store), workers, address, progress or Progress(),
         random_init,
@@ -72,8 +71,6 @@ def profile(
 
     def make_pass(facts: ModelFacts, listed: list[CorpusPlan]) -> Pass:
         config = make_config(facts)
-        if window_lines is not None:
-            listed = [plan_windows(one, window_lines) for one in listed]
         return Pass(config.make_runner, [_plan(one, config, facts) for one in listed])
 
     def identity(facts: ModelFacts) -> dict[str, Any]:

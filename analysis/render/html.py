@@ -1,7 +1,7 @@
-"""What a report's page is made of: sections of facts, notes, tables, matrices, pictures and neurons, as plain data.
+"""Results as HTML: `section` makes what a page shows of one, `result_html` what a notebook does.
 
-`page.html` draws each part by its `kind`. Texts are plain strings: the template escapes them, and only
-`inline_svg` makes markup. A section is made by a builder, which gives None where the store lacks what it is about.
+A section has parts (facts, notes, tables, matrices, pictures, neurons), each drawn by `parts.html` by its `kind`. Texts
+are plain strings: the template escapes them, and only `inline_svg` makes markup.
 """
 
 import io
@@ -9,12 +9,20 @@ import math
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from markupsafe import Markup
-from matplotlib import rc_context
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from neurotally.analysis.render.numbers import NOTHING, cell_text
+from neurotally.analysis.result import Cell as Given
+from neurotally.analysis.result import Column, Result, Value
+from neurotally.analysis.result import Table as Tabled
+
+_SEARCHED = 20
+"""A table of more rows than this can be searched."""
 
 _COLOUR = re.compile(r"#([0-9a-f]{6})\b")
 _REFERENCE = re.compile(r"url\(#")
@@ -138,6 +146,67 @@ class Section:
     parts: Sequence[Part] = field(default_factory=tuple)
 
 
+def section(result: Result) -> Section:
+    """A result as a section of a page: findings, pictures, tables, notes."""
+    anchor = result.anchor or result.study
+    parts: list[Part] = [Notes(lines) for lines in (result.warnings, result.findings) if lines]
+    for number, chart in enumerate(chart for chart in result.charts if not chart.is_on_request):
+        svg = inline_svg(result.figure(chart.name), f"{anchor}-{number}", chart.caption or chart.title)
+        parts.append(Picture(svg, chart.caption or chart.title))
+    parts += [_part(table) for table in result.tables if table.rows]
+    parts += [Notes(result.notes)] if result.notes else []
+    return Section(anchor, result.title or result.study, result.lead, parts)
+
+
+def result_html(result: Result) -> str:
+    """A result as a notebook shows it: its lead, its tables and notes. Figures are drawn when asked for."""
+    html: str = (
+        environment()
+        .get_template("parts.html")
+        .module.parts(  # type: ignore[attr-defined]
+            section(replace(result, charts=()))
+        )
+    )
+    return f"<p>{escape(result.lead)}</p>{html}"
+
+
+def environment() -> Environment:
+    """Where the templates are; they escape everything."""
+    return Environment(loader=PackageLoader("neurotally.analysis.render", ""), autoescape=True,
+                       undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+
+
+def _part(table: Tabled) -> Part:
+    if table.look == "facts":
+        return Facts(table.title, [(str(name), str(value)) for name, value in table.rows])
+    if table.look == "rows":
+        header = [column.name for column in table.columns]
+        rows = [
+            [_cell(column, cell)._replace(is_row_head=number == 0)
+             for number, (column, cell) in enumerate(zip(table.columns, row, strict=True))]
+            for row in table.rows
+        ]  # fmt: skip
+        return Table(table.title, header, rows, table.is_long, len(rows) > _SEARCHED)
+    names = [cell_text(table.columns[0], row[0]) for row in table.rows]
+    texts = [[_cell(column, cell).text for column, cell in zip(table.columns[1:], row[1:], strict=True)]
+             for row in table.rows]  # fmt: skip
+    value_RC = np.array([[_plain(cell) for cell in row[1:]] for row in table.rows], np.float64)
+    most = float(np.max(np.abs(value_RC), initial=0, where=np.isfinite(value_RC))) or 1.0
+    return Matrix(table.title, table.columns[0].name, names, [column.name for column in table.columns[1:]], texts,
+                  _shades(value_RC / most), table.look == "signed", table.is_long)  # fmt: skip
+
+
+def _cell(column: Column, cell: Given) -> Cell:
+    value, text = _plain(cell), cell_text(column, cell)
+    if isinstance(value, str):
+        return Cell(text, value)
+    return Cell("–" if text == NOTHING else text.replace("-", "−"), value)
+
+
+def _plain(cell: Given) -> Any:
+    return cell.value if isinstance(cell, Value) else cell
+
+
 def word(text: str) -> Cell:
     """A cell of text."""
     return Cell(text, text)
@@ -212,6 +281,8 @@ def inline_svg(figure: Any, anchor: str, label: str) -> Markup:
 
     A colour #rrggbb becomes var(--c-rrggbb, #rrggbb); `page.css` has the dark ones.
     """
+    from matplotlib import rc_context
+
     buffer = io.BytesIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": anchor}):

@@ -1,0 +1,1 @@
+"""How a `Result` is shown: as text, as HTML, as figures. Nothing here knows a study."""

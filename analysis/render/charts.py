@@ -1,0 +1,366 @@
+"""Charts as figures: `draw` makes a matplotlib `Figure` of what a study describes, for a file or a notebook.
+
+pyplot is never imported: no window, no backend and no setting of the caller's is touched. The colours can be told apart
+with any common colour blindness. Made for 1 to 25 names and 4 to 80 layers; figures grow with their panels.
+"""
+
+import math
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+
+from neurotally.analysis.render.numbers import cell_text, digits_of_three
+from neurotally.analysis.result import Chart, Column, Grid, Kind, Panel, Series, Value
+from neurotally.profiler.whole_files import whole_file
+
+SPECIFIC = "#92c5de"
+EXCLUSIVE = "#d95f02"
+INK = "#222222"
+GREY = "#666666"
+_COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8c6d1f", "#7f7f7f")
+"""Okabe and Ito's, told apart with any common colour blindness (their yellow made darker)."""
+_TONES = {"main": "#0072b2", "light": SPECIFIC, "contrast": EXCLUSIVE, "grey": GREY}
+_RAMP = ("#d6e6f4", "#b3d3e8", "#94c4df", "#6aaed6", "#4292c6", "#2070b4", "#0b4f94")
+_MARKERS = ("o", "s", "^", "D")
+_MOST_CELLS = 400
+"""Of a heat map with numbers in them."""
+_LONGEST_NAME = 22
+_DPI = 160
+
+
+def draw(chart: Chart, model: str = "", order: Sequence[str] = ()) -> Figure:
+    """A chart as a figure. `model` is named on it; `order`: names that keep their colours in every figure."""
+    figure, axes = _panels(chart)
+    look = Look([*order, *(series.corpus for panel in chart.panels if isinstance(panel, Panel)
+                           for series in panel.series if series.corpus)])  # fmt: skip
+    shown: dict[str, tuple[Series, set[str]]] = {}
+    for panel, ax in zip(chart.panels, axes, strict=True):
+        if isinstance(panel, Grid):
+            _draw_grid(figure, ax, panel)
+            continue
+        _draw_series(ax, panel, chart, look)
+        for series in panel.series:
+            if series.label and not panel.empty:
+                shown.setdefault(series.label, (series, set()))[1].add(look.color(series))
+    _add_notes(figure, chart)
+    plots = [ax for panel, ax in zip(chart.panels, axes, strict=True) if isinstance(panel, Panel)]
+    if plots and chart.share_y:
+        _y_axis(plots[0], chart)
+    if plots:
+        figure.supylabel(chart.y_label, fontsize=10, color=INK)
+    handles = [_handle(series, colors, look) for series, colors in shown.values()]
+    longest = max((len(label) for label in shown), default=0)
+    num_columns = max(1, min(6, int(figure.get_figwidth() * 13 / (longest + 6))))
+    title = textwrap.fill(chart.title, int(9 * figure.get_figwidth()))
+    head(figure, handles, f"{title}\n{model}" if model else title, num_columns)
+    return figure
+
+
+def _add_notes(figure: Figure, chart: Chart) -> None:
+    """What the x axes show, and the notes, below all panels."""
+    width = int(12 * figure.get_figwidth())
+    lines = [line for note in chart.notes for line in textwrap.wrap(note, width, subsequent_indent="    ")]
+    has_plots = any(isinstance(panel, Panel) for panel in chart.panels)
+    if has_plots and not lines:
+        figure.supxlabel(chart.x_label, fontsize=10, color=INK)
+    elif lines:
+        figure.set_figheight(figure.get_figheight() + 0.2 * len(lines))
+        shown = [chart.x_label, "", *lines] if has_plots else lines
+        figure.supxlabel("\n".join(shown), x=0.01, ha="left", fontsize=9, color=INK, parse_math=False)
+
+
+class Look:
+    """The colour and marker of every name: its place in an order, whatever the case, so that figures agree."""
+
+    def __init__(self, order: Sequence[str]):
+        """`order`: names; those that come again count once."""
+        self._place = {name: place for place, name in enumerate(dict.fromkeys(name.casefold() for name in order))}
+
+    def color(self, series: Series) -> str:
+        """Of a corpus its own; else what the tone says."""
+        if series.corpus:
+            return line_look(self._place[series.corpus.casefold()])[0]
+        if isinstance(series.tone, str):
+            return _TONES[series.tone]
+        return _RAMP[round(series.tone * (len(_RAMP) - 1))]
+
+    def marker(self, series: Series) -> str:
+        """None while there are as many colours as names."""
+        place = self._place.get(series.corpus.casefold(), 0)
+        return "" if place < len(_COLORS) else line_look(place)[1]
+
+
+def _panels(chart: Chart) -> tuple[Figure, list[Any]]:
+    """The figure and an axes a panel: as large as the widest heat map needs."""
+    grids = [panel for panel in chart.panels if isinstance(panel, Grid)]
+    number = len(chart.panels)
+    num_columns = chart.num_columns or min(4, math.ceil(math.sqrt(number)))
+    num_rows = math.ceil(number / num_columns)
+    width, height = (6.4, 4.0) if number == 1 else (3.1, 2.0)
+    for grid in grids:
+        lines = [text.split("\n") for row in _cell_texts(grid) for text in row]
+        cell = 0.17 + 0.075 * max((len(line) for text in lines for line in text), default=3)
+        row = 0.3 if all(len(text) == 1 for text in lines) else 0.5
+        width = max(width, min(16.0, 2.4 + cell * len(grid.columns)))
+        height = max(height, min(14.0, 1.5 + row * len(grid.rows)) + (0.6 if grid.above else 0))
+    layout = ConstrainedLayoutEngine(wspace=0.04, hspace=0.04)
+    figure = Figure(figsize=(max(7.0, 1.0 + width * num_columns), 1.3 + height * num_rows), layout=layout)
+    share = not grids
+    axes = list(figure.subplots(num_rows, num_columns, sharex=share and chart.share_x, sharey=share and chart.share_y,
+                                squeeze=False).ravel())  # fmt: skip
+    for ax in axes[number:]:
+        ax.set_visible(False)
+    for ax in axes[max(0, number - num_columns) : number]:
+        ax.tick_params(labelbottom=True)  # the last panel of a column may have a hidden one below it
+    return figure, axes[:number]
+
+
+def _draw_series(ax: Any, panel: Panel, chart: Chart, look: Look) -> None:
+    """Fill one panel."""
+    clean_panel(ax)
+    name_panel(ax, panel.name, panel.note)
+    if chart.x == "layers":
+        layer_axis(ax, max((len(series.y) for series in panel.series if series.mark != "level"), default=1))
+    elif chart.x == "amount":
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=4))
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    if panel.empty:
+        ax.text(0.5, 0.5, panel.empty, transform=ax.transAxes, ha="center", va="center", fontsize=9, color=GREY)
+        return
+    below: Any = 0
+    for series in panel.series:
+        below = _MARKS[series.mark](ax, series, look, below)
+    if not chart.share_y:
+        _y_axis(ax, chart)
+    if panel.top is not None:
+        ax.set_ylim(0, panel.top)
+
+
+def _y_axis(ax: Any, chart: Chart) -> None:
+    if chart.y == "count":
+        ax.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+        ax.set_ylim(bottom=0)
+    elif chart.y == "share":
+        ax.yaxis.set_major_formatter(PercentFormatter(1))
+        ax.set_ylim(bottom=0)
+    elif chart.y == "log":
+        ax.set_yscale("log")
+
+
+def _values(values: Sequence[float | None]) -> np.ndarray:
+    return np.array(values, dtype=np.float64)  # None is NaN
+
+
+def _x(series: Series) -> np.ndarray:
+    return np.arange(len(series.y)) if series.x is None else np.asarray(series.x, dtype=np.float64)
+
+
+def _stairs(ax: Any, series: Series, look: Look, below: Any) -> Any:
+    edges = np.arange(len(series.y) + 1) - 0.5 if series.x is None else series.x
+    is_filled = series.mark == "filled"
+    ax.stairs(_values(series.y), edges, fill=is_filled, color=look.color(series), linewidth=None if is_filled else 1.6,
+              alpha=_alpha(series))  # fmt: skip
+    return below
+
+
+def _bars(ax: Any, series: Series, look: Look, below: Any) -> Any:
+    height = np.nan_to_num(_values(series.y))
+    ax.bar(_x(series), height, width=1.0, bottom=below, color=look.color(series), linewidth=0, alpha=_alpha(series))
+    return below + height
+
+
+def _line(ax: Any, series: Series, look: Look, below: Any) -> Any:
+    color = look.color(series)
+    if len(series.low):
+        ax.fill_between(_x(series), _values(series.low), _values(series.high), color=color, alpha=0.18, linewidth=0)
+    ax.plot(_x(series), _values(series.y), color=color, linewidth=1.5, linestyle="--" if series.is_dashed else "-",
+            marker=look.marker(series), markersize=3.5, alpha=_alpha(series))  # fmt: skip
+    return below
+
+
+def _points(ax: Any, series: Series, look: Look, below: Any) -> Any:
+    style = {"marker": "x", "markersize": 4} if series.mark == "crosses" else {
+        "marker": ".", "markersize": 5, "markeredgewidth": 0}  # fmt: skip
+    color = look.color(series)
+    if len(series.low):
+        ax.vlines(_x(series), _values(series.low), _values(series.high), color=color, linewidth=1)
+    ax.plot(_x(series), _values(series.y), linestyle="", color=color, alpha=_alpha(series), **style)
+    return below
+
+
+def _band(ax: Any, series: Series, look: Look, below: Any) -> Any:
+    ax.fill_between(_x(series), _values(series.low), _values(series.y), color=look.color(series), alpha=0.35,
+                    linewidth=0)  # fmt: skip
+    return below
+
+
+def _level(ax: Any, series: Series, look: Look, below: Any) -> Any:
+    (value,) = series.y
+    if value is not None:
+        ax.axhline(value, color=look.color(series), linewidth=1, linestyle=":")
+    return below
+
+
+_MARKS = {"steps": _stairs, "filled": _stairs, "bars": _bars, "line": _line, "points": _points, "crosses": _points,
+          "band": _band, "level": _level}  # fmt: skip
+
+
+def _alpha(series: Series) -> float | None:
+    return 0.4 if series.corpus and series.tone == "light" else None
+
+
+def _handle(series: Series, colors: set[str], look: Look) -> Any:
+    """What stands for a series in the legend: grey where panels show it in colours of their own."""
+    (color,) = colors if len(colors) == 1 else (GREY,)
+    if series.mark in ("filled", "bars", "band"):
+        handle: Any = Patch(
+            facecolor=color, alpha=0.35 if series.mark == "band" else _alpha(series), label=series.label
+        )
+    else:
+        style = {"line": "--" if series.is_dashed else "-", "steps": "-", "level": ":"}.get(series.mark, "")
+        marker = {"points": "o", "crosses": "x"}.get(series.mark, look.marker(series) if series.corpus else "")
+        handle = Line2D([], [], color=color, linestyle=style, marker=marker, markersize=3.5, label=series.label)
+    return handle
+
+
+def _draw_grid(figure: Figure, ax: Any, grid: Grid) -> None:
+    """A heat map; every cell with its text where there is room."""
+    value_RC = np.array(grid.values, dtype=np.float64).reshape(len(grid.rows), len(grid.columns))
+    high = grid.high or _largest(grid) or 1.0
+    colors, low = ("RdBu_r", -high) if grid.is_signed else ("Blues", 0.0)
+    ax.set_facecolor("#d9d9d9")
+    image = ax.imshow(value_RC, cmap=colors, vmin=low, vmax=high, aspect="auto", interpolation="none")
+    for row, texts in enumerate(_cell_texts(grid)):
+        for column, text in enumerate(texts):
+            ink = "white" if abs(value_RC[row, column]) > 0.6 * high else INK
+            ax.text(column, row, text, ha="center", va="center", fontsize=8, color=ink, linespacing=1.1,
+                    parse_math=False)  # fmt: skip
+    label_matrix(ax, grid.rows, grid.columns, grid.row_label, grid.column_label)
+    if grid.above:
+        above = ax.secondary_xaxis("top")
+        above.set_xticks(range(len(grid.above)), [short_name(name) for name in grid.above], fontsize=9, rotation=40,
+                         ha="left", rotation_mode="anchor", parse_math=False)  # fmt: skip
+        above.tick_params(length=0)
+        above.spines[:].set_visible(False)
+    if grid.name:
+        ax.set_title(grid.name, fontsize=10, loc="left", color=INK, parse_math=False)
+    for row, column in grid.framed:
+        ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=EXCLUSIVE, linewidth=2,
+                               clip_on=False, zorder=3))  # fmt: skip
+    if grid.scale:
+        color_bar(figure, image, ax, grid.scale)
+
+
+def _largest(grid: Grid) -> float:
+    """The largest value, whatever its sign; 0 without any."""
+    size_RC = np.abs(np.array(grid.values, dtype=np.float64))
+    return float(np.max(size_RC, initial=0, where=np.isfinite(size_RC)))
+
+
+def _cell_texts(grid: Grid) -> Sequence[Sequence[str]]:
+    """What is written in the cells: values and errors all with as many digits. Nothing where cells are too many."""
+    if grid.texts or len(grid.rows) * len(grid.columns) > _MOST_CELLS:
+        return grid.texts
+    digits = digits_of_three(_largest(grid)) if grid.digits is None else grid.digits
+    kind: Kind = "signed" if grid.is_signed else "number"
+    texts = []
+    for row, values in enumerate(grid.values):
+        errors = grid.errors[row] if grid.errors else [None] * len(values)
+        cells = [Value(value, error) for value, error in zip(values, errors, strict=True)]
+        texts.append([cell_text(Column("", kind, digits), cell).replace("-", "−").replace(" ± ", "\n± ")
+                      for cell in cells])  # fmt: skip
+    return texts
+
+
+def panel_grid(number: int, share_x: bool = True, share_y: bool = True) -> tuple[Figure, list[Any]]:
+    """A figure of `number` panels, up to four beside each other, that grows with them; all have the same axes."""
+    num_columns = min(4, math.ceil(math.sqrt(number)))
+    num_rows = math.ceil(number / num_columns)
+    layout = ConstrainedLayoutEngine(wspace=0.04, hspace=0.04)
+    figure = Figure(figsize=(max(7.0, 1.0 + 3.1 * num_columns), 1.3 + 2.0 * num_rows), layout=layout)
+    panels = list(figure.subplots(num_rows, num_columns, sharex=share_x, sharey=share_y, squeeze=False).ravel())
+    for panel in panels[number:]:
+        panel.set_visible(False)
+    for panel in panels[max(0, number - num_columns) : number]:
+        panel.tick_params(labelbottom=True)  # the last panel of a column may have a hidden one below it
+    return figure, panels[:number]
+
+
+def head(figure: Figure, handles: Sequence[Any], title: str, num_columns: int) -> None:
+    """The title and the legend, above the panels."""
+    legend = figure.legend(handles=handles, title=title, title_fontsize=13, alignment="left", fontsize=9,
+                           loc="outside upper left", ncols=num_columns, frameon=False, borderpad=0.2)  # fmt: skip
+    for text in (legend.get_title(), *legend.get_texts()):
+        text.set(color=INK, parse_math=False)
+
+
+def label_matrix(axes: Any, rows: Sequence[str], columns: Sequence[str], row_label: str, column_label: str) -> None:
+    """Names along both axes of a heat map, and white lines between its cells."""
+    longest = max(len(short_name(name)) for name in columns)
+    slant = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if longest > 7 else {}
+    axes.set_xticks(range(len(columns)), [short_name(name) for name in columns], fontsize=9, parse_math=False, **slant)
+    axes.set_yticks(range(len(rows)), [short_name(name) for name in rows], fontsize=9, parse_math=False)
+    axes.set_xlabel(column_label, fontsize=10, color=INK)
+    axes.set_ylabel(row_label, fontsize=10, color=INK)
+    axes.tick_params(length=0)
+    axes.set_xticks(np.arange(len(columns) - 1) + 0.5, minor=True)
+    axes.set_yticks(np.arange(len(rows) - 1) + 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.2)
+    axes.tick_params(which="minor", length=0)
+    axes.spines[:].set_visible(False)
+
+
+def clean_panel(panel: Any) -> None:
+    """The look of every panel: few ticks, a light grid behind, no frame above and to the right."""
+    panel.tick_params(labelsize=8, color=GREY, labelcolor=INK)
+    panel.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    panel.set_axisbelow(True)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.spines[["left", "bottom"]].set_color(GREY)
+
+
+def layer_axis(panel: Any, num_layers: int) -> None:
+    """Layers across, half a layer of room at both ends."""
+    panel.set_xlim(-0.5, num_layers - 0.5)
+    panel.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+
+
+def color_bar(figure: Figure, image: Any, axes: Any, label: str, **options: Any) -> None:
+    """What a heat map's colours stand for, beside the axes; `options` are matplotlib's."""
+    bar = figure.colorbar(image, ax=axes, pad=0.02, **options)
+    bar.set_label(label, fontsize=9, color=INK)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_visible(False)
+
+
+def line_look(number: int) -> tuple[str, str]:
+    """Colour and marker of a line: 32 before the first comes again."""
+    return _COLORS[number % len(_COLORS)], _MARKERS[number // len(_COLORS) % len(_MARKERS)]
+
+
+def name_panel(panel: Any, name: str, right: str = "") -> None:
+    """The panel's name to the left, cut to what a few numbers to the right leave of 2.9 inches."""
+    room = min(_LONGEST_NAME, int((2.9 - 0.065 * len(right)) / 0.1))
+    panel.set_title(short_name(name, room), loc="left", fontsize=10, fontweight="bold", color=INK, parse_math=False)
+    panel.set_title(right, loc="right", fontsize=8, color=GREY, parse_math=False)
+
+
+def short_name(name: str, longest: int = _LONGEST_NAME) -> str:
+    """A name that fits its panel or axis."""
+    return name if len(name) <= longest else name[: longest - 1] + "…"
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write the figure; the suffix tells the format (.png, .pdf, .svg)."""
+    with whole_file(path) as partial:
+        figure.savefig(partial, dpi=_DPI, facecolor="white")

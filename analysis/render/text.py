@@ -1,0 +1,28 @@
+"""Results as text for a terminal: the lead, each table under its title, the notes."""
+
+from neurotally.analysis.render.numbers import cell_text
+from neurotally.analysis.result import Result, Table
+
+
+def result_text(result: Result, full: bool = False) -> str:
+    """The whole result; long tables only if `full`, else their titles."""
+    blocks = [result.lead]
+    blocks += ["\n".join(result.findings)] if result.findings else []
+    blocks += [table_text(table) for table in result.tables if table.rows and (full or not table.is_long)]
+    notes = [*(f"* {warning}" for warning in result.warnings), *result.notes]
+    if notes:
+        blocks.append("\n".join(notes))
+    if not full and (hidden := [table.title for table in result.tables if table.rows and table.is_long]):
+        blocks.append("with --full: " + "; ".join(hidden))
+    return "\n\n".join(blocks)
+
+
+def table_text(table: Table) -> str:
+    """A table in plain columns under its title: text to the left, numbers to the right."""
+    from tabulate import tabulate
+
+    rows = [[cell_text(column, cell) for column, cell in zip(table.columns, row, strict=True)] for row in table.rows]
+    header = [column.name for column in table.columns]
+    sides = ["left" if column.kind == "text" else "right" for column in table.columns]
+    laid_out = tabulate(rows, header, tablefmt="plain", disable_numparse=True, colalign=sides if rows else None)
+    return f"{table.title}\n{laid_out}" if table.title else laid_out

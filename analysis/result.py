@@ -1,0 +1,241 @@
+"""What every study gives: one `Result`, from which text, HTML, data frames and figures are rendered.
+
+    document   what `--json` prints: plain lists, numbers and strings, null for NaN; the contract
+    lead       one line that says what this is
+    findings   what was found, in a few sentences
+    tables     typed columns and raw values; those that are long are shown only when asked for
+    charts     figures described as data
+    notes      what a reader of the tables must know
+
+A study fills these in and knows nothing of how they look; `neurotally.analysis.render` knows nothing of studies.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
+
+Kind = Literal["text", "count", "share", "number", "signed"]
+"""Of a column. share: of 1, shown in percent; signed: with its sign, as a change."""
+
+
+class Value(NamedTuple):
+    """A number in a table with half of its interval or its standard error, or with a mark that a note explains."""
+
+    value: float | None
+    error: float | None = None
+    mark: str = ""
+
+
+Cell = str | float | Value | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table."""
+
+    name: str
+    kind: Kind = "text"
+    digits: int | None = None
+    """After the point; without them a share has none and another number four significant digits."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under typed columns; the first column names the row."""
+
+    name: str
+    """For `Result.frame`."""
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+    is_long: bool = False
+    """Shown only with `--full`, folded in the report."""
+    look: Literal["rows", "shares", "signed", "facts"] = "rows"
+    """shares, signed: a matrix, coloured from 0 or around 0 where colours are to be had. facts: names and values."""
+
+    def frame(self) -> "pandas.DataFrame":
+        """The values as they are; what an error belongs to is in a column of its own, "NAME error"."""
+        from pandas import DataFrame
+
+        columns: dict[str, list[Any]] = {}
+        for column, cells in zip(self.columns, zip(*self.rows, strict=True), strict=False):
+            columns[column.name] = [cell.value if isinstance(cell, Value) else cell for cell in cells]
+            errors = [cell.error if isinstance(cell, Value) else None for cell in cells]
+            if any(error is not None for error in errors):
+                columns[f"{column.name} error"] = errors
+        return DataFrame(columns, columns=None if columns else [column.name for column in self.columns])
+
+
+@dataclass(frozen=True)
+class Series:
+    """What one panel of a chart shows under one name. NaN and None are gaps."""
+
+    label: str
+    """In the legend, once for all panels; "": not there."""
+    y: Sequence[float | None]
+    x: Sequence[float] | None = None
+    """Without it 0, 1, 2, ...: layers. Of `steps` and `filled` the edges, one more than values."""
+    mark: Literal["line", "steps", "filled", "bars", "points", "crosses", "band", "level"] = "line"
+    """bars stack on those before them; band lies between `low` and `y`; level: a line across at its one value."""
+    low: Sequence[float | None] = ()
+    """Of a band, or of a line's or point's interval, with `high`."""
+    high: Sequence[float | None] = ()
+    corpus: str = ""
+    """Gives the colour: each name has the same one in all figures."""
+    tone: str | float = "main"
+    """The colour of what is no corpus: main, light, contrast, grey; a number from 0 to 1: light to dark. `light` makes
+    a corpus's colour lighter."""
+    is_dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Series over common axes."""
+
+    name: str
+    series: Sequence[Series]
+    note: str = ""
+    """A few words beside the name."""
+    empty: str = ""
+    """Said instead, where there is nothing to show."""
+    top: float | None = None
+    """Where its y axis ends, if not at what the data need."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A heat map."""
+
+    name: str
+    rows: Sequence[str]
+    columns: Sequence[str]
+    values: Sequence[Sequence[float | None]]
+    texts: Sequence[Sequence[str]] = ()
+    """In the cells, if not the values."""
+    row_label: str = ""
+    column_label: str = ""
+    scale: str = ""
+    """What the colours stand for; "": no scale beside it."""
+    is_signed: bool = False
+    high: float | None = None
+    """The value of the darkest colour; None: the largest."""
+    framed: Sequence[tuple[int, int]] = ()
+    digits: int | None = None
+    """Of the values; None: so many that the largest shows three."""
+    errors: Sequence[Sequence[float | None]] = ()
+    """Of the values, under them."""
+    above: Sequence[str] = ()
+    """Names over the columns, too."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure as data: panels in rows of up to four."""
+
+    name: str
+    title: str
+    panels: Sequence[Panel | Grid]
+    x_label: str = ""
+    y_label: str = ""
+    x: Literal["layers", "number", "amount"] = "layers"
+    y: Literal["count", "number", "share", "log"] = "number"
+    share_x: bool = True
+    share_y: bool = True
+    num_columns: int | None = None
+    caption: str = ""
+    """For a page: what it shows, in words."""
+    notes: Sequence[str] = ()
+    """Below the panels, a line each."""
+    is_on_request: bool = False
+    """Drawn only when asked for by its name: not in the report."""
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a study found. `print` shows it as text, a notebook as HTML."""
+
+    study: str
+    document: dict[str, Any]
+    lead: str
+    tables: Sequence[Table] = ()
+    charts: Sequence[Chart] = ()
+    notes: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+    """Notes that a reader may not miss: the commands say them on stderr, too."""
+    findings: Sequence[str] = ()
+    """What was found, in a few sentences: said first."""
+    title: str = ""
+    """Of its section in the report."""
+    anchor: str = ""
+    """Of the same, if not the study's name."""
+    model: str = ""
+    """The model's name, on every figure."""
+    corpora: tuple[str, ...] = ()
+    """All of the store: their order gives each its colour."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "document", finite(self.document))
+
+    def frame(self, name: str | None = None) -> "pandas.DataFrame":
+        """A table as a pandas DataFrame: the first, or the one of that name."""
+        return _named(self.tables, name, "table").frame()
+
+    def figure(self, name: str | None = None) -> "Figure":
+        """A figure as matplotlib's `Figure`: the first, or the one of that name."""
+        from neurotally.analysis.render.charts import draw
+
+        return draw(_named(self.charts, name, "figure"), self.model, self.corpora)
+
+    def text(self, full: bool = False) -> str:
+        """What the command prints; `full`: the long tables, too."""
+        from neurotally.analysis.render.text import result_text
+
+        return result_text(self, full)
+
+    def of(self, model: str, corpora: Sequence[str]) -> "Result":
+        """The same, with the names of its model and of all corpora of its store."""
+        return replace(self, model=self.model or model, corpora=tuple(corpora))
+
+    def _repr_html_(self) -> str:
+        from neurotally.analysis.render.html import result_html
+
+        return result_html(self)
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def __repr__(self) -> str:
+        return f"<Result of {self.study}: {self.lead}>"
+
+
+def finite(value: Any) -> Any:
+    """The same document with None for numbers that JSON can't spell: NaN and the infinite."""
+    if isinstance(value, dict):
+        return {key: finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def model_key(model: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The `model` of every JSON document: id and fingerprint; None for imported counts."""
+    return None if model is None else {key: model.get(key) for key in ("id", "fingerprint")}
+
+
+def model_name(model: Mapping[str, Any] | None) -> str:
+    """The model's id, for headings."""
+    return str((model or {}).get("id") or "imported counts")
+
+
+def _named(things: Sequence[Any], name: str | None, kind: str) -> Any:
+    """The first of them, or the one of that name; a KeyError that says which there are."""
+    for thing in things:
+        if name is None or thing.name == name:
+            return thing
+    has = ", ".join(thing.name for thing in things) or "none"
+    raise KeyError(f"no {kind}{'' if name is None else f' {name!r}'} here; there are: {has}")

@@ -1,0 +1,56 @@
+"""The studies: one line each. A study is a file with a function `study(store, ...) -> Result`, loaded when asked for.
+
+From its line follow its command with `--json`, `--out`, `--figure` and `--full`, its section in the report, and its
+method on `Store`. The file may also have
+
+    FIGURES            {name: help}: charts beside the first that the command draws with `--NAME-figure`
+    sections(store)    the keyword arguments of every section that the report gets from a store, if not one of none
+"""
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from neurotally.analysis.options import arguments
+from neurotally.analysis.result import Result, model_name
+
+
+class Study(NamedTuple):
+    """Where a study is, and what it is about in a few words."""
+
+    where: str
+    help: str
+    in_report: bool = True
+    has_command: bool = True
+    """Not where the command of the pass shows it."""
+
+
+STUDIES: Mapping[str, Study] = {
+    "lape": Study("languages.lape_study", "The neurons specific to each corpus"),
+    "stability": Study("languages.stability_study", "Would other text choose the same neurons?", in_report=False),
+    "sweep": Study("languages.sweep", "LAPE at every setting of a grid", in_report=False),
+    "profiles": Study("languages.profiles", "Where each corpus's neurons sit, and who shares them"),
+    "compare": Study("languages.compare", "Two stores side by side", in_report=False),
+    "losses": Study("masking.losses_study", "What `ablate` and `mask` found: the price of neurons"),
+}
+
+
+def module(name: str) -> Any:
+    """The file of a study."""
+    return import_module(f"neurotally.analysis.{STUDIES[name].where}")
+
+
+def study(name: str) -> Callable[..., Result]:
+    """The function of a study."""
+    function: Callable[..., Result] = module(name).study
+    return function
+
+
+def run(name: str, store: Path, /, **values: Any) -> Result:
+    """A study of a store, its parameters by their names; what is left out has its default."""
+    from neurotally.profiler.store import committed_corpora, store_attributes
+
+    function = study(name)
+    result = function(store, **arguments(function, values))
+    return result.of(model_name(store_attributes(store).get("model")), committed_corpora(store))

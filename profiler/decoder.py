@@ -1,0 +1,101 @@
+"""The body of a causal language model, and its blocks: found by structure, not by name."""
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2CLS
+
+from neurotally.profiler.errors import UnsupportedModelError
+from neurotally.profiler.offloading import input_device
+from neurotally.profiler.threads import few_enough_threads
+
+_ACTIVATION_CLASSES = tuple(
+    {entry[0] if isinstance(entry, tuple) else entry for entry in ACT2CLS.values()}
+    | {getattr(nn.modules.activation, name) for name in nn.modules.activation.__all__ if name != "MultiheadAttention"}
+)
+_ACTIVATION_NAME = re.compile(r"gelu|silu|swish|relu|mish", re.IGNORECASE)
+_EXPERTS = re.compile(r"(experts?|moe|moe_?block|moe_?layer)$", re.IGNORECASE)
+"""Classes, and names in a layer, of what sends tokens to experts; dense models of the same families have none."""
+
+
+def run_decoder(model: Any, decoder: nn.Module, ids_BT: Tensor) -> Tensor:
+    """The last hidden states [B, T, D] of right-padded rows: no head, no cache, no attention mask."""
+    device = input_device(model)
+    with torch.inference_mode(), few_enough_threads(ids_BT.numel(), device):
+        output = decoder(input_ids=ids_BT.to(device), use_cache=False)
+    hidden_BTD: Tensor = output[0]
+    return hidden_BTD
+
+
+def find_decoder(model: Any, num_layers: int) -> nn.Module:
+    """The part of a causal language model that has its decoder layers and gives the last hidden states.
+
+    `get_decoder()` goes by names and may give a head that is called "decoder".
+    """
+    named: list[nn.Module] = [model.get_decoder(), model.base_model]
+    for part in named:
+        if part is not model and _layer_lists(part, num_layers):
+            return part
+    children: list[nn.Module] = [part for part in model.children() if _layer_lists(part, num_layers)]
+    if len(children) == 1:
+        return children[0]
+    raise UnsupportedModelError(
+        f"{type(model).__name__}: found no list of {num_layers} decoder layers; this model isn't supported"
+    )
+
+
+def decoder_layers(decoder: nn.Module, num_layers: int) -> nn.ModuleList:
+    """The decoder's list of blocks: its one outermost ModuleList of `num_layers` modules with weight matrices.
+
+    Where there are several, the one whose blocks have activations; an UnsupportedModelError naming them if that
+    leaves none or more than one.
+    """
+    lists = _layer_lists(decoder, num_layers)
+    if len(lists) > 1:
+        with_activation = {
+            name: blocks for name, blocks in lists.items() if any(is_activation(part) for part in blocks.modules())
+        }
+        lists = with_activation or lists
+    if len(lists) != 1:
+        what = f"several lists of {num_layers} layers ({', '.join(lists)})" if lists else f"no list of {num_layers}"
+        raise UnsupportedModelError(
+            f"{type(decoder).__name__}: expected one list of decoder layers, found {what}; this model isn't supported"
+        )
+    return next(iter(lists.values()))
+
+
+def _layer_lists(decoder: nn.Module, num_layers: int) -> dict[str, nn.ModuleList]:
+    """Outermost ModuleLists of `num_layers` modules that have a weight matrix each, by their names in the decoder."""
+    found: dict[str, nn.ModuleList] = {}
+    for name, module in decoder.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers:
+            is_inside = any(name.startswith(f"{outer}.") for outer in found)
+            if not is_inside and all(weight_matrices(block) for block in module):
+                found[name] = module
+    return found
+
+
+def weight_matrices(block: nn.Module) -> list[nn.Module]:
+    """The modules of a block that have a matrix `weight`: its projections, of whatever class."""
+    weights = [(module, getattr(module, "weight", None)) for module in block.modules()]
+    return [module for module, weight in weights if isinstance(weight, Tensor) and weight.dim() == 2]
+
+
+def find_experts(module: nn.Module) -> list[str]:
+    """Names of a module's parts that are experts or send tokens to them."""
+    return [
+        name
+        for name, part in module.named_modules()
+        if name and (_EXPERTS.search(type(part).__name__) or _EXPERTS.fullmatch(name.rpartition(".")[2]))
+    ]
+
+
+def is_activation(module: nn.Module) -> bool:
+    """Whether a module is an elementwise activation, by its class."""
+    if any(True for _ in module.children()):
+        return False
+    if isinstance(module, _ACTIVATION_CLASSES):
+        return True
+    return not any(True for _ in module.parameters()) and bool(_ACTIVATION_NAME.search(type(module).__name__))

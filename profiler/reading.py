@@ -1,0 +1,88 @@
+"""Read what single neurons do on a text: their coefficients, token by token."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neurotally.profiler.errors import InputError
+from neurotally.profiler.hook_points import HookPoint, reading
+from neurotally.profiler.hooked_model import HookedModel, hooked
+from neurotally.profiler.model import LoadedModel
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronReading:
+    """Coefficients of n neurons at T tokens."""
+
+    tokens: tuple[str, ...]
+    """The text of each; its id where there is no tokenizer."""
+    neurons: tuple[tuple[int, int], ...]
+    """(layer, neuron), as asked for."""
+    coefficient_Tn: np.ndarray
+    """float32: what multiplies the neuron's value vector, as the down projection reads it."""
+
+    def frame(self) -> "pandas.DataFrame":
+        """As a table: a row a token, a column a neuron. Needs pandas."""
+        import pandas
+
+        columns = pandas.MultiIndex.from_tuples(self.neurons, names=["layer", "neuron"])
+        return pandas.DataFrame(self.coefficient_Tn, index=pandas.Index(self.tokens, name="token"), columns=columns)
+
+
+def read_neurons(
+    model: HookedModel | Any, text: str | Sequence[int], neurons: Sequence[tuple[int, int]], tokenizer: Any = None
+) -> NeuronReading:
+    """The coefficients of `neurons`, (layer, neuron) each, at every token of a text or of a list of token ids.
+
+    `model`: what `load_model` gives, or a causal `transformers` model, which gets hook points the first time; to read
+    text it needs its `tokenizer`. Within `switched_off` the masked model is read. Raises InputError where there is no
+    such neuron, no token, or more tokens than the model takes.
+
+        model = load_model("Qwen/Qwen2.5-Coder-0.5B")
+        reading = read_neurons(model, "def f(x):", [(0, 17), (1, 2)])
+        print(reading.tokens, reading.coefficient_Tn)
+    """
+    model = hooked(model)
+    if isinstance(model, LoadedModel):
+        tokenizer = tokenizer or model.tokenizer
+    ids_T = _ids(text, tokenizer)
+    longest = model.facts.max_row_tokens if isinstance(model, LoadedModel) else len(ids_T)
+    if not 1 <= len(ids_T) <= longest:
+        raise InputError(f"the text has {len(ids_T)} tokens, expected 1 to {longest}")
+    by_layer: dict[int, list[int]] = {}
+    for layer, neuron in neurons:
+        by_layer.setdefault(layer, []).append(neuron)
+    points = [model.hook_point(layer) for layer in by_layer]
+    index = {point.layer: point.index(by_layer[point.layer]) for point in points}
+    read: dict[tuple[int, int], np.ndarray] = {}
+
+    def keep(point: HookPoint, pre_BTF: Tensor, up_BTF: Tensor | None) -> Tensor:
+        coefficient_BTF = point.computed(pre_BTF, up_BTF).coefficient_BTF
+        of_layer_Tn = coefficient_BTF.view(len(ids_T), -1)[:, index[point.layer]].float().cpu().numpy()
+        read.update(
+            {(point.layer, one): values for one, values in zip(by_layer[point.layer], of_layer_Tn.T, strict=True)}
+        )
+        return coefficient_BTF
+
+    with reading(points, keep):
+        model.run_body(torch.tensor([ids_T]))
+    texts = [str(token) if tokenizer is None else tokenizer.decode([token]) for token in ids_T]
+    asked = tuple((int(layer), int(neuron)) for layer, neuron in neurons)
+    coefficient_nT = np.array([read[one] for one in asked], np.float32).reshape(len(asked), len(ids_T))
+    return NeuronReading(tuple(texts), asked, np.ascontiguousarray(coefficient_nT.T))
+
+
+def _ids(text: str | Sequence[int], tokenizer: Any) -> list[int]:
+    if not isinstance(text, str):
+        return [int(one) for one in text]
+    if tokenizer is None:
+        raise InputError("text needs a tokenizer: give tokenizer=, token ids, or a model from load_model")
+    ids: list[int] = tokenizer(text)["input_ids"]
+    return ids
