@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ class TextRequest:
     store: Path
     corpora: Path | None = None
     """A folder of one subfolder a corpus."""
-    sources: tuple[str, ...] = ()
-    """NAME=SOURCE."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """SOURCE by name."""
     model: str | None = None
     """Where the tokenizer is, if not where the store says."""
     trust_remote_code: bool = False

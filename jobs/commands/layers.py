@@ -1,7 +1,7 @@
 """The commands about what layers hold: embed, mexa, lens, agreement. `mexa` reads what `embed` left."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
@@ -17,8 +17,6 @@ from neurotally.jobs.commands.options import (
     PICTURE,
     STORE,
     WRITTEN_STORE,
-    DocumentOptions,
-    RunOptions,
     document_options,
     name_option,
     run_options,
@@ -59,8 +57,7 @@ _PARALLEL = name_option("parallel")
 @run_options
 @OUT
 @JSON_FLAG
-def embed(model: str, store: Path, parallel: Path, limit: int | None, common: bool, field: tuple[str, ...], bos: str,
-          name: str, run: RunOptions, out: Path | None, as_json: bool) -> None:  # fmt: skip
+def embed(model: str, store: Path, out: Path | None, as_json: bool, **options: Any) -> None:
     """Embed a parallel corpus at every layer: the position-weighted mean and the last token of each text.
 
     The same command goes on where it stopped. Texts longer than the model's context are left out, in all languages,
@@ -70,15 +67,11 @@ def embed(model: str, store: Path, parallel: Path, limit: int | None, common: bo
     Example:
       neurotally embed meta-llama/Llama-3.1-8B llama.store --parallel snippets/ --limit 100
     """
-    from neurotally.jobs.passes.embed import embed as run_embed
-    from neurotally.jobs.passes.embed import embed_report, embed_text
-    from neurotally.jobs.progress import Progress
-    from neurotally.profiler.parallel import read_parallel
+    from neurotally.jobs.passes.embed import embed as run
+    from neurotally.jobs.passes.embed import embed_text
 
-    request = run.request(model, store, "embeddings", name)
-    run_embed(request, read_parallel(parallel, limit, common, field), bos, Progress())
-    report = embed_report(store, request.group)
-    show(report, embed_text(report, store), as_json, out)
+    document = run(model, store, **options)
+    show(document, embed_text(document, store), as_json, out)
 
 
 @click.command(short_help="Which languages are aligned (MEXA)")
@@ -144,9 +137,8 @@ def mexa(store: Path, name: str, embedding: Literal["weighted", "last"], leave_o
 @FIGURE
 @OUT
 @JSON_FLAG
-def lens(model: str, store: Path, parallel: Path, few_shot: Path, pairs: str, limit: int, keywords: Path | None,
-         english: Path | None, draws: int, seed: int, paper: bool, name: str, run: RunOptions, prompt: str | None,
-         figure: Path | None, out: Path | None, as_json: bool) -> None:  # fmt: skip
+def lens(model: str, store: Path, name: str, prompt: str | None, figure: Path | None, out: Path | None,
+         as_json: bool, **options: Any) -> None:  # fmt: skip
     """What each layer would say next: the logit lens over few-shot translation (arXiv 2506.01074).
 
     For every layer and position the first tokens, the gold token, and how probable keywords and English words are.
@@ -158,35 +150,25 @@ def lens(model: str, store: Path, parallel: Path, few_shot: Path, pairs: str, li
           --keywords keywords/ --figure lens.png
     """
     from neurotally.analysis.figures.lens import draw_lens, draw_prompt
-    from neurotally.analysis.layers.lens import find_prompt, lens_document, lens_table, read_lens, read_prompt
-    from neurotally.jobs.passes.lens import LensRequest, prompts_of
-    from neurotally.jobs.passes.lens import lens as run_lens
-    from neurotally.jobs.progress import Progress
-    from neurotally.profiler.parallel import read_parallel
-    from neurotally.profiler.token_sets import read_keywords, read_words
+    from neurotally.analysis.layers.lens import lens_table, read_prompt
+    from neurotally.jobs.passes.lens import lens as run
 
     if prompt is not None and figure is None:
         raise InputError("--prompt: expected --figure FILE.png with it")
-    request = LensRequest(
-        run=run.request(model, store, "lens", name),
-        parallel=read_parallel(parallel, limit),
-        few_shot=few_shot,
-        pairs=pairs,
-        keywords=None if keywords is None else read_keywords(keywords),
-        english=None if english is None else read_words(english),
-        paper=paper,
-        draws=draws,
-        seed=seed,
-    )
-    if prompt is not None:
-        find_prompt(prompt, *prompts_of(request), request.run.group)
-    run_lens(request, Progress())
-    document = lens_document(read_lens(store, name))
+    document = run(model, store, name=name, prompt=prompt, **options)
     if prompt is None:
         draw(figure, draw_lens, document)
     else:
         draw(figure, draw_prompt, read_prompt(store, name, prompt))
     show(document, lens_table(document), as_json, out)
+
+
+def _sizes(_context: click.Context, option: click.Parameter, text: str) -> list[int]:
+    """Whole numbers above 0 with commas between; none of them for `none`."""
+    parts = [] if text == "none" else [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise InputError(f"{option.opts[0]} {text!r}: expected whole numbers above 0 with commas between, or none")
+    return [int(part) for part in parts]
 
 
 @click.command(short_help="When the next token is decided")
@@ -203,6 +185,7 @@ def lens(model: str, store: Path, parallel: Path, few_shot: Path, pairs: str, li
 )
 @click.option(
     "--context-sizes",
+    callback=_sizes,
     metavar="N,...",
     default="1,2,5,10,20,50,100,200,500,1000",
     show_default=True,
@@ -210,6 +193,7 @@ def lens(model: str, store: Path, parallel: Path, few_shot: Path, pairs: str, li
 )
 @click.option(
     "--lines",
+    callback=_sizes,
     metavar="N,...",
     default="1,5,10,20,50",
     show_default=True,
@@ -231,10 +215,8 @@ def lens(model: str, store: Path, parallel: Path, few_shot: Path, pairs: str, li
 @FIGURE
 @OUT
 @JSON_FLAG
-def agreement(model: str, store: Path, corpora: Path | None, corpus: tuple[str, ...], variants: str,
-              context_sizes: str, lines: str, positions: int, documents: DocumentOptions, head_bias: bool, name: str,
-              run: RunOptions, context_figure: Path | None, figure: Path | None, out: Path | None,
-              as_json: bool) -> None:  # fmt: skip
+def agreement(model: str, store: Path, context_figure: Path | None, figure: Path | None, out: Path | None,
+              as_json: bool, **options: Any) -> None:  # fmt: skip
     """How often each layer's own first token is the model's (arXiv 2407.04868), by layer and by context size.
 
     The same command goes on where it stopped.
@@ -245,37 +227,13 @@ def agreement(model: str, store: Path, corpora: Path | None, corpus: tuple[str, 
           --figure agreement.png --context-figure contexts.png
     """
     from neurotally.analysis.figures.lens import draw_agreement, draw_contexts
-    from neurotally.analysis.layers.agreement import agreement_document, agreement_table
-    from neurotally.jobs.passes.agreement import AgreementRequest
-    from neurotally.jobs.passes.agreement import agreement as run_agreement
-    from neurotally.jobs.progress import Progress
-    from neurotally.profiler.agreement import parse_variants
+    from neurotally.analysis.layers.agreement import agreement_table
+    from neurotally.jobs.passes.agreement import agreement as run
 
-    request = AgreementRequest(
-        run=run.request(model, store, "lens", name),
-        corpora=corpora,
-        corpus=corpus,
-        variants=parse_variants(variants),
-        token_sizes=_sizes(context_sizes, "--context-sizes"),
-        line_sizes=_sizes(lines, "--lines"),
-        positions=positions,
-        max_files=documents.max_files,
-        document_tokens=documents.document_tokens,
-        head_bias=head_bias,
-    )
-    run_agreement(request, Progress())
-    document = agreement_document(store, name)
+    document = run(model, store, **options)
     draw(figure, draw_agreement, document)
     draw(context_figure, draw_contexts, document)
     show(document, agreement_table(document), as_json, out)
-
-
-def _sizes(text: str, option: str) -> list[int]:
-    """Whole numbers above 0 with commas between; none of them for `none`."""
-    parts = [] if text == "none" else [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise InputError(f"{option} {text!r}: expected whole numbers above 0 with commas between, or none")
-    return [int(part) for part in parts]
 
 
 LAYER_COMMANDS = (embed, mexa, lens, agreement)
