@@ -91,8 +91,8 @@ class Series:
     corpus: str = ""
     """Gives the colour: each name has the same one in all figures."""
     tone: str | float = "main"
-    """The colour of what is no corpus: main, light, contrast, grey; a number from 0 to 1: light to dark. `light` makes
-    a corpus's colour lighter."""
+    """The colour of what is no corpus: main, light, contrast, ink, grey; a number from 0 to 1: light to dark. `light`
+    makes a corpus's colour lighter."""
     is_dashed: bool = False
 
 
