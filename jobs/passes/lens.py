@@ -47,7 +47,6 @@ from neurotally.jobs.plan import CorpusPlan
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.reducers import KeptParts, Part, Parts, Plan
 from neurotally.jobs.run import Pass, make_where, model_identity, run_pass
-from neurotally.jobs.worker import TOKEN_BUDGET
 from neurotally.profiler import store
 from neurotally.profiler.batches import lay_out
 from neurotally.profiler.errors import InputError
@@ -59,6 +58,7 @@ from neurotally.profiler.parallel import ParallelTexts, read_parallel
 from neurotally.profiler.prompts import PromptTokens, build_prompt, read_few_shot, tokenise_prompts
 from neurotally.profiler.texts import load_tokenizer
 from neurotally.profiler.token_sets import DRAWS, TokenSet, TokenSets, find_token_sets, read_keywords, read_words
+from neurotally.profiler.worker import TOKEN_BUDGET
 
 COUNTED, TOO_LONG, NO_TARGET = range(3)
 STATUS = ("counted", "longer than the context", "no target token")
