@@ -121,7 +121,7 @@ torch.set_num_threads(3)
 torch.ones(10**6).exp()
 before = len(os.listdir("/proc/self/task"))
 kind = torch.ones(2, 50, dtype=torch.uint8)
-tally.plain(torch.nn.ReLU(), torch.ones(2, 50, 1000), kind, tally.LayerTally.empty(1000))
+tally.tally_layer(torch.nn.ReLU(), torch.ones(2, 50, 1000), None, kind, tally.LayerTally.empty(1000))
 runtimes = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "omp" in line}
 print(before, len(os.listdir("/proc/self/task")), len(runtimes))
 """
@@ -144,7 +144,7 @@ def test_every_set_of_flags_gives_the_same_bits(
         library = compiled.Library(compiled.build())
         monkeypatch.setattr(tally, "library", lambda library=library: library)
         into = LayerTally.empty(123)
-        h_BTF, maxima = tally.gated(torch.nn.SiLU(), gate_BTF, up_BTF, kind_BT, into)
+        h_BTF, maxima = tally.tally_layer(torch.nn.SiLU(), gate_BTF, up_BTF, kind_BT, into)
         results.append([h_BTF, *into.values(), *maxima])
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
@@ -172,7 +172,7 @@ from neurotally.kernels import tally, triggers
 for _ in range(3):
     into = tally.LayerTally.empty(7)
     kind = torch.ones(2, 5, dtype=torch.uint8)
-    h, maxima = tally.plain(torch.nn.ReLU(), torch.ones(2, 5, 7), kind, into)
+    h, maxima = tally.tally_layer(torch.nn.ReLU(), torch.ones(2, 5, 7), None, kind, into)
     lists = triggers.LayerTriggers(7, 2, "cpu", None)
     lists.add(maxima, kind, kind)
     assert into["active"].tolist() == [10] * 7 and len(lists.best().value_N) == 7
