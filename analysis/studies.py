@@ -32,6 +32,10 @@ STUDIES: Mapping[str, Study] = {
     "sweep": Study("languages.sweep", "LAPE at every setting of a grid", in_report=False),
     "profiles": Study("languages.profiles", "Where each corpus's neurons sit, and who shares them"),
     "compare": Study("languages.compare", "Two stores side by side", in_report=False),
+    "embed": Study("layers.embed_study", "Embed a parallel corpus at every layer", in_report=False, has_command=False),
+    "mexa": Study("layers.mexa_study", "Which languages are aligned (MEXA)"),
+    "lens": Study("layers.lens_study", "What each layer would say next", has_command=False),
+    "agreement": Study("layers.agreement", "When the next token is decided", has_command=False),
     "losses": Study("masking.losses_study", "What `ablate` and `mask` found: the price of neurons"),
 }
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pass_groups import add_agreement, add_embeddings, add_lens, add_losses
 
 from neurotally.analysis import door, open_store, studies
 from neurotally.jobs import profile
@@ -34,6 +35,8 @@ def path(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(model_folder), folder / "s", corpora=folder / "corpora", row_tokens=64, groups=3, triggers=4,
         keep_texts=True, progress=Progress(quiet=True),
     )  # fmt: skip
+    for add in (add_losses, add_embeddings, add_lens, add_agreement):
+        add(folder / "s")
     return folder / "s"
 
 

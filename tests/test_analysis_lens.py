@@ -7,8 +7,9 @@ import pytest
 import torch
 from test_profiler_token_sets import Letters
 
-from neurotally.analysis.figures.lens import draw_lens
-from neurotally.analysis.layers.lens import LensResult, lens_document, lens_table
+from neurotally.analysis.layers.lens import LensResult, PromptLens, lens_document
+from neurotally.analysis.layers.lens_study import lens_result
+from neurotally.profiler.errors import InputError
 from neurotally.profiler.lens_reading import DrawColumns, SetColumns, read_logits
 from neurotally.profiler.token_sets import TokenSets, find_token_sets
 
@@ -92,16 +93,18 @@ def test_a_lens_made_before_says_that_its_control_is_one_unmatched_draw() -> Non
     of = document["all"]["sets"]["A"]
     assert of["control"]["mass"] == [float(arrays["control_mass"][0, 0, 0])]
     assert (of["mass_rank"], of["control"]["mass_sd"], document["sets"]["A"]["uniform"]) == (None, None, None)
-    text = lens_table(document)
-    assert "ONE uniform draw" in text
-    assert "rank" not in text.split("\n\n")[1]
-    (label,) = [text.get_text() for text in draw_lens(document).legends[0].get_texts() if "draw" in text.get_text()]
-    assert label == "one uniform draw of as many tokens, unmatched"
+    found = lens_result(LensResult(arrays, attributes, new.model))
+    assert "ONE uniform draw" in found.text()
+    assert found.frame("sets")["rank"].tolist() == [None]
+    assert not found.findings
+    labels = [text.get_text() for text in found.figure("panels").legends[0].get_texts()]
+    assert [label for label in labels if "draw" in label] == ["one uniform draw of as many tokens, unmatched"]
 
 
 def test_the_figure_has_the_draws_and_what_uniform_tokens_expect() -> None:
-    document = lens_document(result(sets_of(MEMBERS, 0), logits_of(0)))
-    panel = draw_lens(document).axes[2]
+    found = lens_result(result(sets_of(MEMBERS, 0), logits_of(0)))
+    document = found.document
+    panel = found.figure("panels").axes[1]
     assert document["sets"]["A"]["uniform"] == pytest.approx(10 / VOCABULARY)
     assert any(list(line.get_ydata()) == [10 / VOCABULARY] * 2 for line in panel.lines)
     low, high = panel.collections[0].get_datalim(panel.transData).intervaly
@@ -109,3 +112,55 @@ def test_the_figure_has_the_draws_and_what_uniform_tokens_expect() -> None:
     assert (low, high) == pytest.approx((min(draws), max(draws)))
     rank = document["all"]["sets"]["A"]["mean_rank"]
     assert panel.get_title("right") == f"10 tokens, rank {rank} of 21"
+
+
+def named(*names: str) -> LensResult:
+    """A lens of one pair, C to Lua, with these sets, all alike."""
+    one = result(sets_of(MEMBERS, 0), logits_of(0))
+    arrays = {
+        name: np.repeat(values, len(names), axis=2) if values.ndim > 2 else values
+        for name, values in one.arrays.items()
+    }
+    arrays["set"] = np.array(names, object)
+    return LensResult(arrays, {**one.attributes, "sets": dict.fromkeys(names, one.attributes["sets"]["A"])}, one.model)
+
+
+def test_the_one_panel_figure_has_the_gold_token_english_and_each_language() -> None:
+    lens = named("C", "C++", "English", "Lua", "all")
+    shown = lens_result(lens)
+    (panel,) = shown.figure().axes
+    labels = [text.get_text() for text in shown.figure().legends[0].get_texts()]
+    assert labels == ["gold token", "C keywords", "English", "Lua keywords", "all keywords"]
+    assert list(panel.lines[0].get_ydata()) == shown.document["all"]["gold_probability"]
+    assert list(panel.lines[3].get_ydata()) == shown.document["all"]["sets"]["Lua"]["mass"]
+    assert shown.frame("sets")["set"].tolist() == ["C", "English", "Lua", "all"]
+    assert shown.frame("other-sets")["set"].tolist() == ["C++"]
+    asked = lens_result(lens, ["C++"])
+    assert asked.frame("sets")["set"].tolist() == ["C++"]
+    assert asked.document == shown.document
+    with pytest.raises(InputError, match=r"--set 'Perl': expected a set of tokens; there are: C, C\+\+, English"):
+        lens_result(lens, ["Perl"])
+
+
+def test_ranks_of_keywords() -> None:
+    shown = lens_result(named("C", "Lua"))
+    of = shown.document["all"]["sets"]["Lua"]
+    assert shown.frame("ranks").iloc[1].tolist() == ["Lua", of["rank_top10"][0], of["hit"][0]]
+    assert list(shown.figure("ranks").axes[1].lines[1].get_ydata()) == of["rank_top10"]
+
+
+@pytest.mark.parametrize(("positions", "maps"), [(5, 1), (45, 3), (90, 3)])
+def test_a_prompt_is_cut_to_what_can_be_read(positions: int, maps: int) -> None:
+    rng = np.random.default_rng(0)
+    tokens = [f" t{number}\n" for number in range(positions)]
+    prompt = PromptLens("C-Lua", "$7$", tokens, [*tokens[1:], "end"], [["a\tb", "longer than that"]] * positions,
+                        rng.random((positions, 2)))  # fmt: skip
+    found = lens_result(named("C", "Lua"), prompt=prompt)
+    figure = found.figure()
+    panels = [axes for axes in figure.axes if len(axes.images) and axes.texts]
+    assert len(panels) == maps
+    assert figure.get_figwidth() < 20
+    shown = {text.get_position(): text.get_text() for text in panels[0].texts}
+    assert (shown[0, 1], shown[0, 0]) == ("a⇥b", "longe…")  # the first layer lies lowest
+    assert panels[0].images[0].get_array()[0, 3] == prompt.probability_nL[3, 1]
+    assert ("the first 60 of 90 positions" in found.charts[0].title) == (positions == 90)

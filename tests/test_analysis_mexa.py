@@ -5,10 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from neurotally.analysis.figures.mexa import draw_mexa, draw_mexa_matrix
-from neurotally.analysis.json_numbers import number
-from neurotally.analysis.layers.mexa import Alignment, TextEmbeddings, mexa
-from neurotally.analysis.layers.mexa_report import mexa_document, mexa_table
+from neurotally.analysis.layers.mexa import Alignment, TextEmbeddings, cosines, mean_errors, mexa, pair_errors
+from neurotally.analysis.layers.mexa_study import mexa_document, mexa_result
 from neurotally.profiler.errors import InputError
 
 
@@ -129,15 +127,16 @@ def test_the_document() -> None:
     assert document["with_self"]["C"] == np.mean([scores["C"]["C"], scores["C"]["Java"]], axis=0).tolist()
     assert document["without_self"]["C"] == scores["C"]["Java"]
     assert document["without_self"]["$x$"] == np.mean([scores["$x$"]["C"], scores["$x$"]["Java"]], axis=0).tolist()
-    assert document["identical"]["C"]["Java"] == number(0.25)
-    text = mexa_table(document)
+    assert document["identical"]["C"]["Java"] == 0.25
+    text = mexa_result(of, ["$x$"]).text(full=True)
     for said in (
         "20 ids",
         "BOS: counted",
         "left out of each: $x$",
         "over the ids whose two texts differ",
+        "C-Java",
         "1 ids left out",
-        "'z': too long",
+        "'z' of 'C': too long",
     ):
         assert said in text, said
     with pytest.raises(InputError, match="no language 'Perl' among"):
@@ -145,19 +144,72 @@ def test_the_document() -> None:
 
 
 def test_the_pictures() -> None:
-    of, found = embeddings()
-    document = mexa_document(of, found)
-    panels = [panel for panel in draw_mexa(document).axes if panel.get_visible()]
-    assert [len(panel.lines) for panel in panels] == [3] * 6
-    assert panels[3].lines[1].get_ydata().tolist() == document["scores"]["C"]["Java"]
-    for panel, key in zip(panels, ("paper_mean", "without_self", "without_self_of_different"), strict=False):
+    of, _ = embeddings()
+    result = mexa_result(of).of("org/model", ["java"])
+    document = result.document
+    panels = result.figure().axes[:3]
+    assert [len(panel.lines) for panel in panels] == [3] * 3
+    for panel, key in zip(panels, ("paper_mean", "without_self", "without_self_of_different"), strict=True):
         assert panel.lines[1].get_ydata().tolist() == document[key]["Java"]
-    titles = [panel.get_title("left") for panel in panels[:3]]
-    assert titles == ["paper's mean", "mean over all others", "mean over others"]
-    aligned, different, identical = (axes.images[0].get_array() for axes in draw_mexa_matrix(document).axes[:3])
+        value, error = document[key]["Java"][0], document["errors"][key]["Java"][0]
+        interval = panel.collections[1].get_paths()[0].vertices
+        assert interval[:, 1].min() <= value - error
+        assert interval[:, 1].max() >= value + error
+    assert panels[0].get_title("left") == "paper's mean"
+    own = result.figure("pivots").axes[0]
+    assert own.lines[0].get_ydata().tolist() == document["scores"]["C"]["Java"]
+    assert own.lines[2].get_ydata().tolist() == document["scores"]["C"]["C"]
+    assert "the pivot itself" in [text.get_text() for text in result.figure("pivots").legends[0].get_texts()]
+    aligned, different, identical = (axes.images[0].get_array() for axes in result.figure("matrix").axes[:3])
     assert aligned[0, 1] == document["mean_over_layers"]["C"]["Java"]
     assert different[0, 1] == document["mean_over_layers_of_different"]["C"]["Java"]
     assert identical[0, 1] == 0.25
+    (panel,) = result.figure("cosines").axes
+    assert panel.lines[4].get_ydata().tolist() == document["cosines"]["other"]["Java"]
+
+
+def test_errors_are_a_jackknife_over_ids() -> None:
+    """Written out: each id left out of every language in turn; of one pair that is the usual error of a mean."""
+    rng = np.random.default_rng(3)
+    share_LCCn = rng.random((2, 3, 3, 12)) < 0.6
+    counted_CCn = rng.random((3, 3, 12)) < 0.8
+    member_CC = np.array([[False, True, True], [True, False, False], [False, False, False]])
+    found_LC = mean_errors(share_LCCn, counted_CCn, member_CC)
+    for layer in range(2):
+        for pivot, languages in ((0, (1, 2)), (1, (0,))):
+            without = []
+            for left_out in range(12):
+                means = []
+                for language in languages:
+                    used = [i for i in range(12) if i != left_out and counted_CCn[pivot, language, i]]
+                    means.append(sum(share_LCCn[layer, pivot, language, i] for i in used) / len(used))
+                without.append(sum(means) / len(means))
+            centre = sum(without) / 12
+            error = (11 / 12 * sum((value - centre) ** 2 for value in without)) ** 0.5
+            assert found_LC[layer, pivot] == pytest.approx(error, rel=1e-12)
+    assert np.isnan(found_LC[:, 2]).all()
+    values = share_LCCn[0, 0, 1][counted_CCn[0, 1]]
+    expected = np.std(values, ddof=1) / np.sqrt(len(values))
+    assert pair_errors(share_LCCn[0], counted_CCn)[0, 1] == pytest.approx(expected, rel=1e-12)
+    counted_CCn[0, 1, 1:] = False
+    assert np.isnan(pair_errors(share_LCCn[0], counted_CCn)[0, 1])
+
+
+def test_cosines_of_parallel_and_of_other_texts() -> None:
+    vector_ND, text_Cn = parallel_vectors(30, 2)
+    parallel_LCC, other_LCC = cosines(vector_ND[None], text_Cn)
+    for p, q in np.ndindex(3, 3):
+        own, rest = [], []
+        for i, j in np.ndindex(20, 20):
+            u, v = (vector_ND[text].astype(np.float64) for text in (text_Cn[p, i], text_Cn[q, j]))
+            cosine = u @ v / np.sqrt((u @ u) * (v @ v))
+            if i != j:
+                rest.append(cosine)
+            elif text_Cn[p, i] != text_Cn[q, j]:
+                own.append(cosine)
+        assert other_LCC[0, p, q] == pytest.approx(np.mean(rest), rel=1e-10)
+        expected = np.mean(own) if own else np.nan
+        assert parallel_LCC[0, p, q] == pytest.approx(expected, rel=1e-10, nan_ok=True)
 
 
 def test_the_papers_mean_has_the_pivot_and_no_english() -> None:
@@ -176,7 +228,6 @@ def test_the_papers_mean_has_the_pivot_and_no_english() -> None:
     assert document["with_self"]["C"] == [pytest.approx(score_CC[0].mean(), rel=1e-15)]
     of_c = [np.mean([hit for i, hit in enumerate(aligned_CCn[0, q]) if text_Cn[0, i] != text_Cn[q, i]]) for q in (1, 2)]
     assert document["without_self_of_different"]["C"] == [pytest.approx(np.mean(of_c), rel=1e-15)]
-    text = mexa_table(document)
-    assert "without English (eng_Latn)" in text
-    assert "mean: paper" in text
-    assert [len(panel.lines) for panel in draw_mexa(document).axes[:3]] == [2, 3, 3]
+    result = mexa_result(of)
+    assert "without English (eng_Latn)" in result.text()
+    assert [len(panel.lines) for panel in result.figure().axes[:3]] == [2, 3, 3]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from pass_groups import add_agreement, add_embeddings, add_lens, add_losses
 from test_analysis_losses import make_losses
 from transformers import AutoTokenizer
 
@@ -31,10 +32,6 @@ from neurotally.analysis.report.sections import read_material
 from neurotally.analysis.result import model_key
 from neurotally.jobs import profile
 from neurotally.jobs.commands.report import report
-from neurotally.jobs.passes import agreement as agreement_pass
-from neurotally.jobs.passes import embed
-from neurotally.jobs.passes import lens as lens_pass
-from neurotally.jobs.passes import loss as loss_pass
 from neurotally.jobs.progress import Progress
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
@@ -393,26 +390,14 @@ def test_what_a_store_lacks_is_left_out(
         assert "has no triggers" in document["notes"][-1]
 
 
-def add_group(path: Path, group: str, arrays: store.Arrays, attributes: dict[str, Any], schema: Any) -> None:
-    store.write_arrays(path / ".run" / "made", arrays, attributes, schema)
-    store.publish(path, group, path / ".run" / "made")
-
-
 def test_ablation_masks_and_alignment(path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "tiny.store"
     shutil.copytree(path, copy)
-    for name, losses in (("ablate", make_losses()), ("concepts", make_losses(concepts=("if <b>", "return")))):
-        arrays = {"nats": losses.nats_SDX, "hits": losses.hits_SDX, "scored": losses.scored_DX,
-                  "has_concept": losses.has_concept_DK, "document_corpus": losses.corpus_D}  # fmt: skip
-        attributes = {**losses.attributes, "corpora": losses.corpora, "sets": losses.sets, "concepts": losses.concepts}
-        add_group(copy, f"loss/{name}", arrays, attributes, loss_pass.SCHEMA)
-    rng = np.random.default_rng(0)
-    arrays = {"weighted": rng.normal(size=(3, 12, 8)).astype(np.float32), "id": np.array(list("wxyz"), object),
-              "text": np.arange(12).reshape(3, 4)}  # fmt: skip
-    attributes = {"languages": ["a", "b", "c"], "bos": "counted", "left_out": [], "missing": []}
-    add_group(copy, "embeddings/parallel", arrays, attributes, embed.SCHEMA)
+    add_losses(copy)
+    add_losses(copy, "concepts", make_losses(concepts=("if <b>", "return")))
+    arrays = add_embeddings(copy)
     document = run_command(copy, tmp_path)
-    assert document["sections"][-4:] == ["loss-ablate", "loss-concepts", "embeddings-parallel", "neurons"]
+    assert set(document["sections"][-4:]) == {"loss-ablate", "loss-concepts", "embeddings-parallel", "neurons"}
     page = Page((tmp_path / "report.html").read_text()).root
 
     losses, section = make_losses(), page.one("section", id="loss-ablate")
@@ -427,7 +412,7 @@ def test_ablation_masks_and_alignment(path: Path, tmp_path: Path) -> None:
 
     vector_LND = arrays["weighted"].astype(np.float64)
     shares = rows_of(table_of(page.one("section", id="embeddings-parallel"), "Share of ids aligned, mean"))
-    for p, pivot in enumerate("abc"):
+    for p, pivot in enumerate(("C", "Java", "Python")):
         for q, text in enumerate(shares[pivot]):
             aligned = []
             for vector_ND in vector_LND:
@@ -440,38 +425,34 @@ def test_ablation_masks_and_alignment(path: Path, tmp_path: Path) -> None:
             assert text == f"{100 * np.mean(aligned):.0f} %"
 
 
-def test_the_lens(path: Path, tmp_path: Path) -> None:
-    """Four prompts of two pairs; one of them was skipped."""
+def test_what_cannot_be_read_is_said(path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "tiny.store"
     shutil.copytree(path, copy)
-    rng = np.random.default_rng(1)
-    names = [name for name, spec in lens_pass.SCHEMA.items() if spec.dimensions[:2] == ("prompt", "layer")]
-    arrays = {
-        name: rng.random((4, 3) if lens_pass.SCHEMA[name].dimensions == ("prompt", "layer") else (4, 3, 1))
-        for name in names
-    }
-    arrays |= {"language": np.array(["a", "b"], object), "set": np.array(["if <i>"], object),
-               "prompt_source": np.array([0, 0, 0, 1]), "prompt_target": np.array([1, 1, 1, 0]),
-               "prompt_positions": np.array([5, 0, 9, 4]), "draw_mass": rng.random((2, 3, 1, 5)),
-               "draw_mass_pooled": rng.random((2, 3, 1, 5))}  # fmt: skip
-    about = {"entries": 3, "single": 2, "tokens": 2, "share": 0.25, "drawn_share": None}
-    attributes = {"paper": False, "draws": 5, "vocabulary": 100, "pairs": [["a", "b"], ["b", "a"]],
-                  "sets": {"if <i>": about}, "empty_sets": {"z": 7},
-                  "skipped": {"a-b": {lens_pass.STATUS[lens_pass.TOO_LONG]: ["1"]}}}  # fmt: skip
-    add_group(copy, "lens/translation", arrays, attributes, lens_pass.SCHEMA)
+    add_losses(copy)
+    shutil.rmtree(copy / "loss" / "ablate" / "nats")
+    run_command(copy, tmp_path)
+    section = Page((tmp_path / "report.html").read_text()).root.one("section", id="losses-ablate")
+    assert "can't be shown" in section.text
+    assert "nats" in section.text
+
+
+def test_the_lens(path: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "tiny.store"
+    shutil.copytree(path, copy)
+    arrays = add_lens(copy)
     assert lens_document(read_lens(copy, "translation"))["model"] == model_key(store.store_attributes(path)["model"])
     assert "lens-translation" in run_command(copy, tmp_path)["sections"]
     section = Page((tmp_path / "report.html").read_text()).root.one("section", id="lens-translation")
     assert section.all("h2")[0].text == "Logit lens"
     gold = arrays["prompt_gold_probability"].astype(np.float32).astype(np.float64)
-    rows = rows_of(table_of(section, "The next token"))
+    rows = rows_of(table_of(section, "The gold token: the next"))
     assert rows["a-b"][:4] == ["2", "14", f"{gold[[0, 2]].mean():.4f}", f"{gold[[0, 2], -1].mean():.4f}"]
     assert rows["b-a"][:3] == ["1", "4", f"{gold[3].mean():.4f}"]
     assert rows["all pairs"][2] == f"{(gold[[0, 2]].mean() + gold[3].mean()) / 2:.4f}"
     mass_L = (arrays["prompt_mass"][[0, 2], :, 0].mean(axis=0) + arrays["prompt_mass"][3, :, 0]) / 2
     draw_D = arrays["draw_mass"][:, :, 0].mean(axis=(0, 1))
     control_L = (arrays["control_mass"][[0, 2], :, 0].mean(axis=0) + arrays["control_mass"][3, :, 0]) / 2
-    assert rows_of(table_of(section, "Token sets"))["if <i>"][:7] == [
+    assert rows_of(table_of(section, "Sets of tokens"))["if <i>"][:7] == [
         "2", "0.0200", f"{mass_L.mean():.4f}", f"{control_L.mean():.4f} ± {draw_D.std(ddof=1):.4f}",
         f"{1 + (draw_D >= mass_L.mean()).sum()} of 6", f"{mass_L.max():.4f}", str(mass_L.argmax()),
     ]  # fmt: skip
@@ -482,29 +463,19 @@ def test_the_lens(path: Path, tmp_path: Path) -> None:
 def test_agreement(path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "tiny.store"
     shutil.copytree(path, copy)
-    rng = np.random.default_rng(2)
-    positions_CX = np.array([[50, 20], [40, 0]])
-    agreed = rng.integers(0, 1 + positions_CX[:, :, None, None], (2, 2, 1, 3))
-    arrays = {
-        "agreed": agreed, "gold": agreed // 2, "model_gold": positions_CX // 3, "positions": positions_CX,
-        "gold_positions": positions_CX, "corpus": np.array(["a", "<b>"], object),
-        "variant": np.array(["ffn-raw"], object),
-        "context_kind": np.array(["document", "tokens"], object), "context_size": np.array([0, 5]),
-    }  # fmt: skip
-    corpora = {name: {"documents": 3, "skipped": {}, "skipped_documents": []} for name in ("a", "<b>")}
-    attributes = {"head_bias": False, "positions": 10, "left_out": ["900 tokens"], "corpora": corpora,
-                  "identity": {"contexts": ["document", "5 tokens"]}}  # fmt: skip
-    add_group(copy, "lens/agreement", arrays, attributes, agreement_pass.SCHEMA)
+    arrays = add_agreement(copy)
+    agreed, positions_CX = arrays["agreed"], arrays["positions"]
     assert agreement_document(copy, "agreement")["model"] == model_key(store.store_attributes(path)["model"])
     assert "lens-agreement" in run_command(copy, tmp_path)["sections"]
     section = Page((tmp_path / "report.html").read_text()).root.one("section", id="lens-agreement")
-    rows = rows_of(table_of(section, "Agreement over whole"))
+    rows = rows_of(table_of(section, "Over whole documents"))
     for row, name in enumerate(("a", "<b>")):
         share_L = agreed[row, 0, 0] / positions_CX[row, 0]
-        assert rows[name][:4] == ["ffn-raw", str(positions_CX[row, 0]), f"{share_L.mean():.3f}", f"{share_L[-1]:.3f}"]
-    by_context = rows_of(table_of(section, "a, ffn-raw"))
-    assert by_context["5 tokens"] == [f"{100 * share:.0f} %" for share in agreed[0, 1, 0] / 20]
-    assert rows_of(table_of(section, "<b>, ffn-raw"))["5 tokens"] == ["–"] * 3
+        assert (rows[name][0], rows[name][2]) == (str(positions_CX[row, 0]), f"{100 * share_L.mean():.1f} %")
+    table = table_of(section, "FFN, raw, by context")
+    (by_context,) = [cells for row in table.all("tr") if (cells := [cell.text for cell in row.all("td")])[:1] ==
+                     ["5 tokens"]]  # fmt: skip
+    assert by_context[2:5] == [f"{100 * share:.0f} %" for share in agreed[0, 1, 0] / 20]
     assert "900 tokens" in section.text
 
 

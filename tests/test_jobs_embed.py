@@ -7,15 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
-from conftest import make_tokenizer, save_llama
+from conftest import Run, make_tokenizer, save_llama
 from test_analysis_mexa import double_loop
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from neurotally.jobs.commands.layers import LAYER_COMMANDS
+from neurotally.analysis import studies
 from neurotally.jobs.engines import JobError
 from neurotally.jobs.passes import embed as embedding
-from neurotally.jobs.passes.embed import embed, embed_report, embed_text
+from neurotally.jobs.passes.embed import embed
 from neurotally.jobs.progress import Progress
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
@@ -174,24 +173,19 @@ def test_out_of_memory_halves_the_batch(model_folder: Path, tmp_path: Path, monk
     assert budgets == [4096, 2048, 1024]
 
 
-def invoke(*arguments: object) -> str:
-    command = {command.name: command for command in LAYER_COMMANDS}[str(arguments[0])]
-    return CliRunner().invoke(command, [str(argument) for argument in arguments[1:]], catch_exceptions=False).stdout
-
-
 @pytest.mark.parametrize("pooling", ["weighted", "last"])
-def test_the_commands(pooling: str, model_folder: Path, tmp_path: Path) -> None:
+def test_the_commands(pooling: str, model_folder: Path, tmp_path: Path, run: Run) -> None:
     texts = make_texts(8)
     for language, by_id in texts.texts.items():
         for id_, text in by_id.items():
             (tmp_path / "texts" / language).mkdir(parents=True, exist_ok=True)
             (tmp_path / "texts" / language / f"{id_}.txt").write_text(text)
     options = ("--parallel", tmp_path / "texts", "--limit", 7, "--device", "cpu")
-    assert "3 languages (C, Java, Python) x 7 ids" in invoke("embed", model_folder, tmp_path / "s", *options)
-    report = json.loads(invoke("embed", model_folder, tmp_path / "s", *options, "--json"))
+    assert "3 languages (C, Java, Python) x 7 ids" in run("embed", model_folder, tmp_path / "s", *options)[1]
+    report = json.loads(run("embed", model_folder, tmp_path / "s", *options, "--json")[1])
     assert (report["ids"], report["layers"], report["bos"], report["special_tokens_a_text"]) == (7, 3, "counted", 1)
     figures = ("--figure", tmp_path / "a.png", "--matrix-figure", tmp_path / "b.svg", "--out", tmp_path / "c.json")
-    document = json.loads(invoke("mexa", tmp_path / "s", "--embedding", pooling, "--json", *figures))
+    document = json.loads(run("mexa", tmp_path / "s", "--embedding", pooling, "--json", *figures)[1])
     arrays = arrays_of(tmp_path / "s")
     expected_LCC = [double_loop(layer_ND, arrays["text"]).mean(axis=2) for layer_ND in arrays[pooling]]
     for p, pivot in enumerate(LANGUAGES):
@@ -201,19 +195,20 @@ def test_the_commands(pooling: str, model_folder: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "c.json").read_text()) == document
     assert (tmp_path / "a.png").stat().st_size > 10_000
     assert (tmp_path / "b.svg").stat().st_size > 10_000
-    assert f"MEXA of 7 ids, {pooling} embeddings (BOS: counted)" in invoke(
-        "mexa", tmp_path / "s", "--embedding", pooling
-    )
+    text = run("mexa", tmp_path / "s", "--embedding", pooling)[1]
+    assert "share of 7 ids" in text
+    assert f"({pooling} embeddings, BOS: counted)" in text
 
 
 def test_a_tokenizer_without_bos_is_said_so(tmp_path: Path) -> None:
     model = save_llama(tmp_path / "model", make_tokenizer(bos=False), seed=0)
     run(model, tmp_path / "s", make_texts(3))
-    text = embed_text(embed_report(tmp_path / "s", "embeddings/parallel"), tmp_path / "s")
-    assert "tokens each, none of them special: this tokenizer adds no BOS; 3 layers x 32" in text
+    result = studies.run("embed", tmp_path / "s")
+    assert "no token is special: this tokenizer adds no BOS" in result.text()
+    assert result.frame()[["layers", "width"]].to_numpy().tolist() == [[3, 32]]
 
 
 def test_embeddings_that_are_not_there(model_folder: Path, tmp_path: Path) -> None:
     run(model_folder, tmp_path / "s", make_texts(3))
     with pytest.raises(InputError, match="has no finished embeddings/other; its embeddings: \\['parallel'\\]"):
-        invoke("mexa", tmp_path / "s", "--name", "other")
+        studies.run("mexa", tmp_path / "s", name="other")

@@ -12,7 +12,8 @@ import torch
 from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from neurotally.analysis.layers.lens import lens_document, lens_table, read_lens, read_prompt
+from neurotally.analysis import studies
+from neurotally.analysis.layers.lens import lens_document, read_lens, read_prompt
 from neurotally.jobs import lens
 from neurotally.jobs.commands.layers import lens as lens_command
 from neurotally.jobs.demo import model as demo_model
@@ -250,8 +251,8 @@ def test_the_document_is_the_mean_of_snippets_then_pairs(done: Path) -> None:
     check_ranks(document["pooled"]["sets"]["C"], group["mass"][:, :, 0].astype(float).mean(0), pooled_LD)
     pooled = group["gold_rank"].astype(float).mean(0)
     np.testing.assert_allclose(document["pooled"]["gold_rank"], pooled, rtol=1e-6)
-    text = lens_table(document)
-    for said in ("gold token's probability", "m/V", " of 21", "over 20 sets of as many tokens of like frequency"):
+    text = studies.run("lens", done).text(full=True)
+    for said in ("The gold token", "m/V", " of 21", "over 20 sets of as many tokens of like frequency"):
         assert said in text, said
     assert document["sets"]["C"]["uniform"] == document["sets"]["C"]["tokens"] / len(group["token"])
 

@@ -17,27 +17,58 @@ from typing import Any
 
 import numpy as np
 
-from neurotally.analysis.json_numbers import numbers
+from neurotally.analysis.options import GroupName
 from neurotally.analysis.overlap import safe_divide
-from neurotally.analysis.result import model_key
-from neurotally.analysis.text_table import layer_runs, percent, text_table
-from neurotally.profiler import store
+from neurotally.analysis.result import Cell, Chart, Column, Grid, Panel, Result, Series, Table, finite, model_key
+from neurotally.analysis.text_table import layer_runs
+from neurotally.profiler import store as stores
 from neurotally.profiler.errors import InputError
 
 AGREEMENT_SCHEMA = 1
+FIGURES = {"context": "Draw layers by context sizes."}
 _COUNTS = ("agreed", "gold", "model_gold", "positions", "gold_positions")
 _NAMES = ("corpus", "variant", "context_kind", "context_size")
 _SHARES = {"first_50": 0.5, "first_90": 0.9}
+_VARIANTS = {
+    "ffn-raw": "FFN, raw",
+    "ffn-norm": "FFN, normed",
+    "residual-raw": "residual, raw",
+    "residual-norm": "residual, normed",
+}
+_LAYERS = "layer, from the input to the output"
+_MOST_RUNS = 8
+"""Of layers, as rows of a heat map."""
+
+
+def study(store: Path, name: GroupName = "agreement") -> Result:
+    """How often each layer's top-1 prediction is the model's own (arXiv 2407.04868), as `agreement` counted it.
+
+    >>> store.agreement().frame().columns.tolist()[:3]
+    ['corpus', 'positions', 'next token']
+    """
+    document = agreement_document(store, name)
+    tables = [_corpus_table(document), *(_context_table(document, variant) for variant in document["variants"])]
+    charts = [_layer_chart(document), *(_context_chart(document, variant) for variant in document["variants"])]
+    lead = "Layer agreement: at how many positions a layer's top-1 prediction is the model's own"
+    heading = "Layer agreement"
+    return Result("agreement", document, lead, tables, charts, _notes(document), anchor=f"lens-{name}",
+                  title=heading if name == "agreement" else f"{heading}: {name}")  # fmt: skip
+
+
+def sections(store: Path) -> list[dict[str, Any]]:
+    """One for every group that `agreement` left."""
+    names = stores.committed(store, "lens")
+    return [{"name": name} for name in names if "head_bias" in stores.group_attributes(store, f"lens/{name}")]
 
 
 def agreement_document(path: Path, name: str) -> dict[str, Any]:
     """The document of `agreement --json` and `--out`, from a store's lens/NAME."""
     group = f"lens/{name}"
     try:
-        arrays = store.read_group(path, group, [*_COUNTS, *_NAMES])
+        arrays = stores.read_group(path, group, [*_COUNTS, *_NAMES])
     except InputError as error:
         raise InputError(f"{error}; expected a result of `neurotally agreement`") from error
-    attributes = store.group_attributes(path, group)
+    attributes = stores.group_attributes(path, group)
     variants = arrays["variant"].tolist()
     agreed, gold = (
         safe_divide(arrays[count], arrays[of][:, :, None, None])
@@ -52,7 +83,7 @@ def agreement_document(path: Path, name: str) -> dict[str, Any]:
             **attributes["corpora"][corpus],
             "positions": arrays["positions"][number].tolist(),
             "gold_positions": arrays["gold_positions"][number].tolist(),
-            "model_gold": numbers(model_gold[number]),
+            "model_gold": model_gold[number].tolist(),
             "agreement": _by_variant(agreed[number], variants),
             "gold": _by_variant(gold[number], variants),
             **{
@@ -60,9 +91,9 @@ def agreement_document(path: Path, name: str) -> dict[str, Any]:
                 for key, share in _SHARES.items()
             },
         }
-    return {
+    document: dict[str, Any] = finite({
         "schema": AGREEMENT_SCHEMA,
-        "model": model_key(store.store_attributes(path)["model"]),
+        "model": model_key(stores.store_attributes(path)["model"]),
         "variants": variants,
         "head_bias": attributes["head_bias"],
         "positions_a_document": attributes["positions"],
@@ -73,27 +104,79 @@ def agreement_document(path: Path, name: str) -> dict[str, Any]:
             {"kind": kind, "size": size, "label": label} for kind, size, label in zip(kinds, sizes, labels, strict=True)
         ],
         "corpora": corpora,
-    }
+    })  # fmt: skip
+    return document
 
 
-def agreement_table(document: Mapping[str, Any]) -> str:
-    """The document as text: a block a variant, a row a corpus and context, agreement in runs of layers."""
-    runs = layer_runs(document["layers"], 6)
-    blocks = []
+def _corpus_table(document: Mapping[str, Any]) -> Table:
+    """Over whole documents: for each way to read a layer its mean over layers, and where it is nearly the last's."""
+    columns = [Column("corpus"), Column("positions", "count"), Column("next token", "share", 1)]
     for variant in document["variants"]:
-        rows = []
-        for name, corpus in document["corpora"].items():
-            for number, context in enumerate(document["contexts"]):
-                if corpus["positions"][number]:
-                    by_layer = np.array(corpus["agreement"][variant][number])
-                    first = corpus["first_90"][variant][number]
-                    rows.append([f"{name}, {context['label']}", f"{corpus['positions'][number]:,}",
-                                 *(percent(float(by_layer[run].mean())) for run in runs.values()),
-                                 "-" if first is None else str(first)])  # fmt: skip
-        blocks.append(text_table((variant, "positions", *runs, "90 % at"), rows))
+        columns += [Column(variant, "share", 1), Column(f"{variant} 90 %", "count")]
+    rows = []
+    for name, corpus in document["corpora"].items():
+        row: list[Cell] = [name, corpus["positions"][0], corpus["model_gold"][0]]
+        for variant in document["variants"]:
+            row += [_mean(corpus["agreement"][variant][0]), corpus["first_90"][variant][0]]
+        rows.append(row)
+    return Table("corpora", "Over whole documents: mean over layers, and the layer that reaches 90 % of the last one's",
+                 columns, rows)  # fmt: skip
+
+
+def _context_table(document: Mapping[str, Any], variant: str) -> Table:
+    """A row a corpus and context, agreement in runs of layers."""
+    runs = layer_runs(document["layers"], 6)
+    columns = [Column("corpus"), Column("context"), Column("positions", "count"),
+               *(Column(run, "share") for run in runs), Column("last", "share", 1), Column("50 % at", "count"),
+               Column("90 % at", "count")]  # fmt: skip
+    rows: list[list[Cell]] = [
+        [name, context["label"], corpus["positions"][at], *_in_runs(corpus["agreement"][variant][at], runs),
+         corpus["agreement"][variant][at][-1], corpus["first_50"][variant][at], corpus["first_90"][variant][at]]
+        for name, corpus in document["corpora"].items()
+        for at, context in enumerate(document["contexts"])
+        if corpus["positions"][at]
+    ]  # fmt: skip
+    return Table(variant, f"{_VARIANTS[variant]}, by context", columns, rows, is_long=True)
+
+
+def _layer_chart(document: Mapping[str, Any]) -> Chart:
+    """A panel a variant, a line a corpus, over whole documents; dashed, with the token that comes next."""
+    panels = []
+    for variant in document["variants"]:
+        series = [
+            Series(f"{name} ({corpus['positions'][0]:,} positions)", corpus["agreement"][variant][0], corpus=name)
+            for name, corpus in document["corpora"].items()
+        ]
+        series += [
+            Series("agrees with the token that comes next", corpus["gold"][variant][0], corpus=name, is_dashed=True)
+            for name, corpus in document["corpora"].items()
+        ]
+        panels.append(Panel(_VARIANTS[variant], series))
+    return Chart("agreement", "Positions at which a layer's top-1 prediction is the model's", panels, _LAYERS,
+                 "share of positions", y="share",
+                 caption="Agreement by layer over whole documents; dashed, with the token that comes next")  # fmt: skip
+
+
+def _context_chart(document: Mapping[str, Any], variant: str) -> Chart:
+    """A heat map a corpus: runs of layers by context size. That of the first variant is `context`."""
+    runs = layer_runs(document["layers"], _MOST_RUNS)
+    labels = [context["label"] for context in document["contexts"]]
+    grids = []
+    for name, corpus in document["corpora"].items():
+        by_context = [_in_runs(share_L, runs) for share_L in corpus["agreement"][variant]]
+        rows = [
+            [None if share is None else 100 * share for share in of_run] for of_run in zip(*by_context, strict=True)
+        ]
+        grids.append(Grid(name, list(runs)[::-1], labels, rows[::-1], scale="% of positions", high=100, digits=0))
+    is_first = variant == document["variants"][0]
+    title = f"Agreement with the model's top-1 prediction, by what the model sees: {_VARIANTS[variant]}"
+    return Chart("context" if is_first else f"context-{variant}", title, grids, is_on_request=True,
+                 num_columns=min(2, len(grids)))  # fmt: skip
+
+
+def _notes(document: Mapping[str, Any]) -> list[str]:
     notes = [
-        "share of positions at which the layer's first token is the model's own; 90 % at: the first layer that reaches "
-        "nine tenths of the last one's",
+        "next token: the share at which the model's own top-1 prediction is the token that comes next",
         "ffn, residual: the vector that is read; raw, norm: as it is, or after the model's final norm; head bias "
         + ("added" if document["head_bias"] else "left out"),
     ]
@@ -103,11 +186,21 @@ def agreement_table(document: Mapping[str, Any]) -> str:
         if corpus["skipped"]:
             reasons = ", ".join(f"{count} {reason}" for reason, count in corpus["skipped"].items())
             notes.append(f"{name}: skipped {reasons} of {corpus['documents']} documents")
-    return "\n\n".join([*blocks, "\n".join(notes)])
+    return notes
+
+
+def _in_runs(values: Sequence[float | None], runs: Mapping[str, np.ndarray]) -> list[float | None]:
+    """The mean over each run of layers; None for positions that there are none of."""
+    return [_mean([values[layer] for layer in run]) for run in runs.values()]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _by_variant(share_CAL: np.ndarray, variants: Sequence[str]) -> dict[str, list[list[float | None]]]:
-    return {name: [numbers(share_L) for share_L in share_CAL[:, at]] for at, name in enumerate(variants)}
+    return {name: share_CAL[:, at].tolist() for at, name in enumerate(variants)}
 
 
 def _first_layers(share_CL: np.ndarray, part: float) -> list[int | None]:

@@ -1,4 +1,4 @@
-"""The logit lens of a store, put together: by pair, by source, by target, over all. What `neurotally lens` says.
+"""The logit lens of a store, put together by pair, by source, by target, over all: the document of `neurotally lens`.
 
     {"schema": 1, "model": {"id", "fingerprint"}, "paper", "layers", "draws", "matched",
      "sets": {name: {"entries", "single", "tokens", "uniform", "share", "drawn_share"}},
@@ -36,9 +36,7 @@ from typing import Any
 
 import numpy as np
 
-from neurotally.analysis.json_numbers import numbers
-from neurotally.analysis.result import model_key
-from neurotally.analysis.text_table import layer_runs, text_table
+from neurotally.analysis.result import finite, model_key
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 
@@ -49,7 +47,6 @@ _GOLD = {
 }  # fmt: skip
 """Names in the document, and in the store."""
 _SET = {"mass": "mass", "mass_top10": "mass_top", "rank_top10": "rank_top", "hit": "hit"}
-_LISTED_PAIRS = 12
 _BY_DRAW = ("draw_mass", "draw_mass_pooled")
 
 Weights = np.ndarray
@@ -139,7 +136,7 @@ def lens_document(result: LensResult) -> dict[str, Any]:
     """The document of `lens --json` and `--out`."""
     pair_P = result.pair_P
     attributes = result.attributes
-    return {
+    document: dict[str, Any] = finite({
         "schema": LENS_SCHEMA,
         "model": model_key(result.model),
         "paper": attributes["paper"],
@@ -155,82 +152,8 @@ def lens_document(result: LensResult) -> dict[str, Any]:
         "targets": _by(result, [target for _, target in pair_P]),
         "all": _means(result, np.ones(len(pair_P), bool), _macro, keep_draws=True),
         "pooled": _means(result, np.ones(len(pair_P), bool), _pooled, "draw_mass_pooled", keep_draws=True),
-    }
-
-
-def lens_table(document: Mapping[str, Any]) -> str:
-    """The document as text: the gold token by pair or language, then the token sets, in runs of layers."""
-    runs = layer_runs(document["layers"], 4)
-    if len(document["pairs"]) <= _LISTED_PAIRS:
-        found = dict(document["pairs"])
-    else:
-        found = {f"from {name}": means for name, means in document["sources"].items()}
-        found |= {f"to {name}": means for name, means in document["targets"].items()}
-    found |= {"all pairs": document["all"], "all positions alike": document["pooled"]}
-    rows = [
-        [
-            name,
-            f"{means['snippets']:,}",
-            f"{means['positions']:,}",
-            *map(_decimal, _in_runs(means["gold_probability"], runs)),
-        ]
-        for name, means in found.items()
-    ]
-    blocks = [text_table(("gold token's probability", "snippets", "positions", *runs), rows)]
-    if document["sets"]:
-        blocks.append(_sets_table(document, runs))
-    return "\n\n".join([*blocks, "\n".join(_notes(document))])
-
-
-def random_notes(document: Mapping[str, Any]) -> list[str]:
-    """What the random sets are, and how far they can be trusted."""
-    if not document["matched"]:
-        return [
-            "random: ONE uniform draw of as many tokens, not matched by frequency, so without a spread: it proves "
-            "nothing about a single set; `lens` with another --name draws 20 matched ones",
-            "sets overlap, and a larger set gets more by its size alone",
-        ]
-    draws = document["draws"]
-    notes = [
-        f"random: mean ± standard deviation over {draws} sets of as many tokens of like frequency, none a keyword; "
-        "m/V: what as many tokens of the whole vocabulary expect",
-        f"rank: 1 of {draws + 1}: more probable than all its random sets; p = rank / {draws + 1} of being more "
-        f"probable than random tokens, ({draws + 2} - rank) / {draws + 1} of being less; one set and run at a time",
-        "sets overlap; share of the parallel texts' tokens, of the set and of its random sets: "
-        + ", ".join(f"{name} {_share_text(of)}" for name, of in document["sets"].items()),
-    ]
-    without = [name for name, of in document["all"]["sets"].items() if of["mean_rank"] is None]
-    return notes + ([f"too large for random sets: {', '.join(without)}"] if without else [])
-
-
-def _sets_table(document: Mapping[str, Any], runs: Mapping[str, np.ndarray]) -> str:
-    """For each run of layers a set's probability, that of its random sets, and its rank among them."""
-    header = ["probability of a set's tokens", "tokens", "m/V"]
-    for span in runs:
-        header += [span, "random", "rank"] if document["matched"] else [span, "random"]
-    rows = []
-    for name, of in document["all"]["sets"].items():
-        about = document["sets"][name]
-        row = [name, f"{about['tokens']:,}", _decimal(about["uniform"])]
-        draws = _draw_means(of["control"]["draws"], runs)
-        for mass, control, mean_D in zip(
-            _in_runs(of["mass"], runs), _in_runs(of["control"]["mass"], runs), draws, strict=True
-        ):
-            row.append(_decimal(mass))
-            spread = "" if mean_D is None else f" ± {mean_D.std(ddof=1):.4f}"
-            row.append(_decimal(control) + spread)
-            if document["matched"]:
-                row.append("-" if mean_D is None or mass is None else f"{_rank(mass, mean_D)} of {len(mean_D) + 1}")
-        rows.append(row)
-    return text_table(header, rows)
-
-
-def _draw_means(draws: Sequence[Sequence[float]] | None, runs: Mapping[str, np.ndarray]) -> list[np.ndarray | None]:
-    """For each run of layers, each draw's mean over them: [D]."""
-    if draws is None:
-        return [None] * len(runs)
-    draw_DL = np.array(draws)
-    return [draw_DL[:, run].mean(axis=1) for run in runs.values()]
+    })  # fmt: skip
+    return document
 
 
 def _by(result: LensResult, name_P: Sequence[str]) -> dict[str, Any]:
@@ -257,8 +180,8 @@ def _means(
     sets: dict[str, Any] = {}
     of_sets = {key: (by_layer(f"prompt_{name}"), by_layer(f"control_{name}")) for key, name in _SET.items()}
     for number, set_name in enumerate(arrays["set"].tolist()):
-        sets[set_name] = {key: numbers(found_LS[:, number]) for key, (found_LS, _) in of_sets.items()}
-        control = {key: numbers(control_LS[:, number]) for key, (_, control_LS) in of_sets.items()}
+        sets[set_name] = {key: found_LS[:, number].tolist() for key, (found_LS, _) in of_sets.items()}
+        control = {key: control_LS[:, number].tolist() for key, (_, control_LS) in of_sets.items()}
         sets[set_name] |= {"mass_rank": None, "mean_rank": None, "control": {**control, "mass_sd": None, "draws": None}}
     if result.is_matched and counted_P.any():
         draw_LSD = _weighted_draws(result, by_draw, weight_P)
@@ -267,7 +190,7 @@ def _means(
     return {
         "snippets": int(counted_P.sum()),
         "positions": int(arrays["prompt_positions"][counted_P].sum()),
-        **{key: numbers(by_layer(f"prompt_{name}")) for key, name in _GOLD.items()},
+        **{key: by_layer(f"prompt_{name}").tolist() for key, name in _GOLD.items()},
         "sets": sets,
     }
 
@@ -286,14 +209,15 @@ def _add_ranks(of: dict[str, Any], mass_L: np.ndarray, draw_LD: np.ndarray, keep
     """A set's rank among its draws, and their spread; nothing where it has no draws."""
     if not np.isfinite(draw_LD).all():
         return
-    of["mass_rank"] = [_rank(mass, draw_D) for mass, draw_D in zip(mass_L, draw_LD, strict=True)]
-    of["mean_rank"] = _rank(float(mass_L.mean()), draw_LD.mean(axis=0))
-    of["control"]["mass_sd"] = numbers(draw_LD.std(axis=1, ddof=1))
+    of["mass_rank"] = [rank(mass, draw_D) for mass, draw_D in zip(mass_L, draw_LD, strict=True)]
+    of["mean_rank"] = rank(float(mass_L.mean()), draw_LD.mean(axis=0))
+    of["control"]["mass_sd"] = draw_LD.std(axis=1, ddof=1).tolist()
     if keep_draws:
         of["control"]["draws"] = draw_LD.T.tolist()
 
 
-def _rank(mass: float, draw_D: np.ndarray) -> int:
+def rank(mass: float, draw_D: np.ndarray) -> int:
+    """The place of a mass among its own and its draws', 1 the largest."""
     return 1 + int((draw_D >= mass).sum())
 
 
@@ -327,37 +251,3 @@ def find_prompt(which: str, pairs: Sequence[str], ids: Sequence[str], group: str
     if which not in names:
         raise InputError(f"--prompt {which}: {group} has prompts 0 to {len(ids) - 1}, {names[0]} to {names[-1]}")
     return names.index(which)
-
-
-def _in_runs(values: Sequence[float | None], runs: Mapping[str, np.ndarray]) -> list[float | None]:
-    """The mean over each run of layers."""
-    found: list[float | None] = []
-    for run in runs.values():
-        known = [value for value in (values[layer] for layer in run) if value is not None]
-        found.append(sum(known) / len(known) if known else None)
-    return found
-
-
-def _decimal(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def _share_text(of: Mapping[str, Any]) -> str:
-    shares = (of["share"], of["drawn_share"])
-    return " / ".join("-" if share is None else f"{100 * share:.2g}%" for share in shares)
-
-
-def _notes(document: Mapping[str, Any]) -> list[str]:
-    notes = ["means over a snippet's positions, then snippets, then pairs; over the full vocabulary, by layer from 0"]
-    if document["sets"]:
-        notes += random_notes(document)
-    for name, entries in document["empty_sets"].items():
-        notes.append(f"no set {name!r}: none of its {entries} entries is one token of this tokenizer")
-    counts: dict[str, int] = {}
-    for reasons in document["skipped"].values():
-        for reason, ids in reasons.items():
-            counts[reason] = counts.get(reason, 0) + len(ids)
-    notes += [f"skipped: {count:,} prompts ({reason}), named in the JSON document" for reason, count in counts.items()]
-    if document["paper"]:
-        notes.append("--paper: prefixes decoded and encoded again, as in the reference; the last token isn't predicted")
-    return notes

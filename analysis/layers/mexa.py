@@ -110,6 +110,55 @@ def mexa(vector_LND: np.ndarray, text_Cn: np.ndarray) -> Alignment:
     return Alignment(aligned_LCCn, text_Cn[:, None] == text_Cn[None, :])
 
 
+def pair_errors(share_CCn: np.ndarray, counted_CCn: np.ndarray) -> np.ndarray:
+    """float64 [C, C]: the standard error over ids of the mean of `share_CCn` over those counted; NaN below two."""
+    number_CC = counted_CCn.sum(axis=2)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean_CC = (share_CCn * counted_CCn).sum(axis=2) / number_CC
+        square_CC = (((share_CCn - mean_CC[:, :, None]) * counted_CCn) ** 2).sum(axis=2)
+        error_CC: np.ndarray = np.sqrt(square_CC / (number_CC - 1) / number_CC)
+    return np.where(number_CC > 1, error_CC, np.nan)
+
+
+def mean_errors(share_LCCn: np.ndarray, counted_CCn: np.ndarray, member_CC: np.ndarray) -> np.ndarray:
+    """float64 [L, C]: the standard error over ids of each pivot's mean over its member languages; NaN without any.
+
+    By a jackknife: an id is taken out of all languages at once, and what the others are compared with held fixed. A
+    pair counts where two ids or more do.
+    """
+    number_CC = counted_CCn.sum(axis=2)
+    in_mean_CC = member_CC & (number_CC > 1)
+    num_ids = counted_CCn.shape[2]
+    error_LC = np.full(share_LCCn.shape[:2], np.nan)
+    for layer, share_CCn in enumerate(share_LCCn):
+        hit_CCn = share_CCn * counted_CCn
+        for pivot in np.flatnonzero(in_mean_CC.any(axis=1)):
+            used = in_mean_CC[pivot]
+            hit_Cn, counted_Cn = hit_CCn[pivot, used], counted_CCn[pivot, used]
+            left_Cn = hit_Cn.sum(axis=1, keepdims=True) - hit_Cn
+            without_n = (left_Cn / (counted_Cn.sum(axis=1, keepdims=True) - counted_Cn)).mean(axis=0)
+            error_LC[layer, pivot] = np.sqrt((num_ids - 1) * without_n.var())
+    return error_LC
+
+
+def cosines(vector_LND: np.ndarray, text_Cn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """float64 [L, C, C]: the mean cosine of parallel texts that differ (NaN where none do), and of other ids' texts."""
+    num_languages, num_ids = text_Cn.shape
+    shape = len(vector_LND), num_languages, num_languages
+    parallel_LCC, other_LCC = np.full(shape, np.nan), np.empty(shape)
+    for layer, vector_ND in enumerate(vector_LND):
+        unit_CnD = _unit(vector_ND)[text_Cn]
+        sum_CD = unit_CnD.sum(axis=1)
+        for pivot, other in np.ndindex(num_languages, num_languages):
+            own_n = np.einsum("nd,nd->n", unit_CnD[pivot], unit_CnD[other])
+            differs_n = text_Cn[pivot] != text_Cn[other]
+            if differs_n.any():
+                parallel_LCC[layer, pivot, other] = own_n[differs_n].mean()
+            rest = sum_CD[pivot] @ sum_CD[other] - own_n.sum()
+            other_LCC[layer, pivot, other] = rest / (num_ids * (num_ids - 1))
+    return parallel_LCC, other_LCC
+
+
 class _Cosines:
     """Compares the cosines of one layer."""
 

@@ -50,8 +50,8 @@ def study(
     Example:
       neurotally losses llama.store --name ablate --figure ablation.png
 
-    >>> store.losses("ablate").frame("own")["change"].notna().all()
-    True
+    >>> store.losses("ablate").frame("own")["corpus"].tolist()
+    ['a', 'b']
     """
     losses = read_losses(store, name)
     is_square = not losses.concepts and set(losses.specific) <= set(losses.corpora)

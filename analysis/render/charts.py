@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, FormatStrFormatter, MaxNLocator, PercentFormatter
 
 from neurotally.analysis.render.numbers import cell_text, digits_of_three
 from neurotally.analysis.result import Chart, Column, Grid, Kind, Panel, Series, Value
@@ -27,7 +27,7 @@ INK = "#222222"
 GREY = "#666666"
 _COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8c6d1f", "#7f7f7f")
 """Okabe and Ito's, told apart with any common colour blindness (their yellow made darker)."""
-_TONES = {"main": "#0072b2", "light": SPECIFIC, "contrast": EXCLUSIVE, "grey": GREY}
+_TONES = {"main": "#0072b2", "light": SPECIFIC, "contrast": EXCLUSIVE, "ink": INK, "grey": GREY}
 _RAMP = ("#d6e6f4", "#b3d3e8", "#94c4df", "#6aaed6", "#4292c6", "#2070b4", "#0b4f94")
 _MARKERS = ("o", "s", "^", "D")
 _MOST_CELLS = 400
@@ -155,6 +155,9 @@ def _y_axis(ax: Any, chart: Chart) -> None:
         ax.set_ylim(bottom=0)
     elif chart.y == "log":
         ax.set_yscale("log")
+        ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        ax.yaxis.set_minor_formatter(FormatStrFormatter("%g"))
+        ax.tick_params(which="minor", labelsize=8)
 
 
 def _values(values: Sequence[float | None]) -> np.ndarray:
@@ -248,8 +251,8 @@ def _draw_grid(figure: Figure, ax: Any, grid: Grid) -> None:
     label_matrix(ax, grid.rows, grid.columns, grid.row_label, grid.column_label)
     if grid.above:
         above = ax.secondary_xaxis("top")
-        above.set_xticks(range(len(grid.above)), [short_name(name) for name in grid.above], fontsize=9, rotation=40,
-                         ha="left", rotation_mode="anchor", parse_math=False)  # fmt: skip
+        above.set_xticks(range(len(grid.above)), [short_name(name) for name in grid.above], fontsize=9,
+                         parse_math=False, **_slant(grid.above, "left"))  # fmt: skip
         above.tick_params(length=0)
         above.spines[:].set_visible(False)
     if grid.name:
@@ -306,9 +309,8 @@ def head(figure: Figure, handles: Sequence[Any], title: str, num_columns: int) -
 
 def label_matrix(axes: Any, rows: Sequence[str], columns: Sequence[str], row_label: str, column_label: str) -> None:
     """Names along both axes of a heat map, and white lines between its cells."""
-    longest = max(len(short_name(name)) for name in columns)
-    slant = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if longest > 7 else {}
-    axes.set_xticks(range(len(columns)), [short_name(name) for name in columns], fontsize=9, parse_math=False, **slant)
+    axes.set_xticks(range(len(columns)), [short_name(name) for name in columns], fontsize=9, parse_math=False,
+                    **_slant(columns, "right"))  # fmt: skip
     axes.set_yticks(range(len(rows)), [short_name(name) for name in rows], fontsize=9, parse_math=False)
     axes.set_xlabel(column_label, fontsize=10, color=INK)
     axes.set_ylabel(row_label, fontsize=10, color=INK)
@@ -318,6 +320,12 @@ def label_matrix(axes: Any, rows: Sequence[str], columns: Sequence[str], row_lab
     axes.grid(which="minor", color="white", linewidth=1.2)
     axes.tick_params(which="minor", length=0)
     axes.spines[:].set_visible(False)
+
+
+def _slant(names: Sequence[str], side: str) -> dict[str, Any]:
+    """Long names along an axis stand aslant, with this side at their place."""
+    longest = max(len(short_name(name)) for name in names)
+    return {"rotation": 40, "ha": side, "rotation_mode": "anchor"} if longest > 7 else {}
 
 
 def clean_panel(panel: Any) -> None:

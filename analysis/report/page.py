@@ -12,7 +12,7 @@ from neurotally.analysis.languages.lape_study import lape_result
 from neurotally.analysis.languages.profiles import profiles_result
 from neurotally.analysis.render.html import Notes, Section, section
 from neurotally.analysis.render.page import page
-from neurotally.analysis.report import passes, sections
+from neurotally.analysis.report import sections
 from neurotally.analysis.report.concepts import concepts
 from neurotally.analysis.report.neurons import Place, TriggerEntry, neurons
 from neurotally.analysis.report.sections import Material
@@ -24,12 +24,6 @@ SECTIONS: Sequence[Callable[[Material], Section | None]] = (
     sections.provenance,
     sections.corpora,
 )
-PASSES: Mapping[str, Callable[[Material], Iterator[Section]]] = {
-    "Alignment of languages (MEXA)": passes.alignments,
-    "Logit lens": passes.lenses,
-    "Layer agreement": passes.agreements,
-}
-"""By heading: a section for every group that such a pass left."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +49,6 @@ def build_report(
     found = [build(material) for build in SECTIONS]
     found += list(_selections(material))
     found += list(_studies(material))
-    found += [made for title, build in PASSES.items() for made in _of_passes(title, build, material)]
     found += [] if concepts_document is None else [concepts(concepts_document)]
     found.append(neurons(material, num_neurons, triggers, no_triggers))
     made = [one for one in found if one is not None]
@@ -90,16 +83,6 @@ def _studies(material: Material) -> Iterator[Section]:
             except InputError as error:
                 anchor = "-".join([name, *map(str, asked.values())])
                 yield Section(anchor, about.help, "This part of the store can't be shown.", [Notes([str(error)])])
-
-
-def _of_passes(title: str, build: Callable[[Material], Iterator[Section]], material: Material) -> Iterator[Section]:
-    """The sections; where a group can't be read, one that says why."""
-    try:
-        yield from build(material)
-    except InputError as error:
-        yield Section(
-            title.split(" ")[0].lower(), title, "This part of the store can't be shown.", [Notes([str(error)])]
-        )
 
 
 def _tiles(material: Material) -> list[tuple[str, str]]:

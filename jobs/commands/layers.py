@@ -1,7 +1,7 @@
-"""The commands about what layers hold: embed, mexa, lens, agreement. `mexa` reads what `embed` left."""
+"""The commands that measure what layers hold: embed, lens, agreement."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
@@ -10,18 +10,18 @@ from neurotally.jobs.commands.options import (
     CORPUS,
     COUNT,
     FIGURE,
+    FULL,
     JSON_FLAG,
     MODEL,
     OUT,
     PATH,
     PICTURE,
-    STORE,
     WRITTEN_STORE,
     document_options,
     name_option,
     run_options,
 )  # fmt: skip
-from neurotally.jobs.commands.output import draw, show
+from neurotally.jobs.commands.output import finish
 from neurotally.profiler.errors import InputError
 
 _PARALLEL = name_option("parallel")
@@ -68,52 +68,8 @@ def embed(model: str, store: Path, out: Path | None, as_json: bool, **options: A
       neurotally embed meta-llama/Llama-3.1-8B llama.store --parallel snippets/ --limit 100
     """
     from neurotally.jobs.passes.embed import embed as run
-    from neurotally.jobs.passes.embed import embed_text
 
-    document = run(model, store, **options)
-    show(document, embed_text(document, store), as_json, out)
-
-
-@click.command(short_help="Which languages are aligned (MEXA)")
-@STORE
-@_PARALLEL
-@click.option(
-    "--embedding",
-    type=click.Choice(["weighted", "last"]),
-    default="weighted",
-    show_default=True,
-    help="The position-weighted mean, or the last token.",
-)
-@click.option(
-    "--leave-out",
-    multiple=True,
-    metavar="LANGUAGE",
-    help="Not in the means over languages; as often as you like. (The paper's mean has no English in any case.)",
-)
-@click.option("--matrix-figure", type=PICTURE, metavar="FILE.png", help="Draw pivots by languages.")
-@FIGURE
-@OUT
-@JSON_FLAG
-def mexa(store: Path, name: str, embedding: Literal["weighted", "last"], leave_out: tuple[str, ...],
-         matrix_figure: Path | None, figure: Path | None, out: Path | None, as_json: bool) -> None:  # fmt: skip
-    """How well the model aligns the languages of a parallel corpus, layer by layer (MEXA, arXiv 2410.05873).
-
-    The share of ids whose two texts are closer to each other than to any other id's; reads what `embed` left.
-
-    \b
-    Example:
-      neurotally mexa llama.store --figure mexa.png
-    """
-    from neurotally.analysis.figures.mexa import draw_mexa, draw_mexa_matrix
-    from neurotally.analysis.layers.mexa import mexa as align
-    from neurotally.analysis.layers.mexa import read_embeddings
-    from neurotally.analysis.layers.mexa_report import mexa_document, mexa_table
-
-    embeddings = read_embeddings(store, name, embedding)
-    document = mexa_document(embeddings, align(embeddings.vector_LND, embeddings.text_Cn), leave_out)
-    draw(figure, draw_mexa, document)
-    draw(matrix_figure, draw_mexa_matrix, document)
-    show(document, mexa_table(document), as_json, out)
+    finish(run(model, store, **options), as_json, out)
 
 
 @click.command(short_help="What each layer would say next")
@@ -134,11 +90,16 @@ def mexa(store: Path, name: str, embedding: Literal["weighted", "last"], leave_o
 @name_option("translation")
 @run_options
 @click.option("--prompt", metavar="N|A-B/ID", help="With --figure: layers by tokens of this prompt.")
+@click.option("--set", "sets", multiple=True, metavar="NAME",
+              help="Show this set of tokens, as often as you like. Default: of the pairs' languages.")  # fmt: skip
+@click.option("--panels-figure", type=PICTURE, metavar="FILE.png", help="Draw each set, by target language.")
+@click.option("--ranks-figure", type=PICTURE, metavar="FILE.png", help="Draw ranks: the gold token's, the sets'.")
 @FIGURE
+@FULL
 @OUT
 @JSON_FLAG
-def lens(model: str, store: Path, name: str, prompt: str | None, figure: Path | None, out: Path | None,
-         as_json: bool, **options: Any) -> None:  # fmt: skip
+def lens(model: str, store: Path, prompt: str | None, panels_figure: Path | None, ranks_figure: Path | None,
+         figure: Path | None, full: bool, out: Path | None, as_json: bool, **options: Any) -> None:  # fmt: skip
     """What each layer would say next: the logit lens over few-shot translation (arXiv 2506.01074).
 
     For every layer and position the first tokens, the gold token, and how probable keywords and English words are.
@@ -149,18 +110,12 @@ def lens(model: str, store: Path, name: str, prompt: str | None, figure: Path | 
       neurotally lens meta-llama/Llama-3.1-8B llama.store --parallel snippets.zip --few-shot prompts/ \\
           --keywords keywords/ --figure lens.png
     """
-    from neurotally.analysis.figures.lens import draw_lens, draw_prompt
-    from neurotally.analysis.layers.lens import lens_table, read_prompt
     from neurotally.jobs.passes.lens import lens as run
 
     if prompt is not None and figure is None:
         raise InputError("--prompt: expected --figure FILE.png with it")
-    document = run(model, store, name=name, prompt=prompt, **options)
-    if prompt is None:
-        draw(figure, draw_lens, document)
-    else:
-        draw(figure, draw_prompt, read_prompt(store, name, prompt))
-    show(document, lens_table(document), as_json, out)
+    result = run(model, store, prompt=prompt, **options)
+    finish(result, as_json, out, full, {None: figure, "panels": panels_figure, "ranks": ranks_figure})
 
 
 def _sizes(_context: click.Context, option: click.Parameter, text: str) -> list[int]:
@@ -213,10 +168,11 @@ def _sizes(_context: click.Context, option: click.Parameter, text: str) -> list[
 @run_options
 @click.option("--context-figure", type=PICTURE, metavar="FILE.png", help="Draw layers by context sizes.")
 @FIGURE
+@FULL
 @OUT
 @JSON_FLAG
-def agreement(model: str, store: Path, context_figure: Path | None, figure: Path | None, out: Path | None,
-              as_json: bool, **options: Any) -> None:  # fmt: skip
+def agreement(model: str, store: Path, context_figure: Path | None, figure: Path | None, full: bool,
+              out: Path | None, as_json: bool, **options: Any) -> None:  # fmt: skip
     """How often each layer's own first token is the model's (arXiv 2407.04868), by layer and by context size.
 
     The same command goes on where it stopped.
@@ -226,14 +182,9 @@ def agreement(model: str, store: Path, context_figure: Path | None, figure: Path
       neurotally agreement NinedayWang/PolyCoder-2.7B polycoder.store --corpora sources/ --max-files 200 \\
           --figure agreement.png --context-figure contexts.png
     """
-    from neurotally.analysis.figures.lens import draw_agreement, draw_contexts
-    from neurotally.analysis.layers.agreement import agreement_table
     from neurotally.jobs.passes.agreement import agreement as run
 
-    document = run(model, store, **options)
-    draw(figure, draw_agreement, document)
-    draw(context_figure, draw_contexts, document)
-    show(document, agreement_table(document), as_json, out)
+    finish(run(model, store, **options), as_json, out, full, {None: figure, "context": context_figure})
 
 
-LAYER_COMMANDS = (embed, mexa, lens, agreement)
+LAYER_COMMANDS = (embed, lens, agreement)

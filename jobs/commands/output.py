@@ -21,7 +21,11 @@ def show(document: Any, text: str, as_json: bool, out: Path | None = None) -> No
 
 
 def finish(
-    result: Result, as_json: bool, out: Path | None, full: bool, figures: Mapping[str | None, Path | None]
+    result: Result,
+    as_json: bool,
+    out: Path | None,
+    full: bool = False,
+    figures: Mapping[str | None, Path | None] = {},
 ) -> None:
     """The end of every study's command: its warnings, its figures by name (None: the first), its document or text."""
     for warning in result.warnings:

@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from neurotally.analysis.layers.agreement import agreement_document
+from neurotally.analysis import studies
+from neurotally.analysis.result import Result
 from neurotally.jobs.plan import CorpusPlan, find_corpora, stored_names
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.reducers import KeptParts, Part, Parts, Plan
 from neurotally.jobs.run import Pass, Texts, make_where, model_identity, run_pass
-from neurotally.jobs.worker import TOKEN_BUDGET, Task
 from neurotally.profiler import store
 from neurotally.profiler.agreement import (
     AgreementCounts,
@@ -43,6 +43,7 @@ from neurotally.profiler.memory import halving
 from neurotally.profiler.model import LoadedModel, ModelFacts
 from neurotally.profiler.texts import check_spans, universal_newlines
 from neurotally.profiler.tokenise import final_status, tokenise
+from neurotally.profiler.worker import TOKEN_BUDGET, Task
 
 MAX_UNIT_BYTES = 2**18
 CONTEXT_SIZES, LINES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000), (1, 5, 10, 20, 50)
@@ -184,15 +185,15 @@ def agreement(
     name: str = "agreement", workers: int | None = None, device: str = "auto", dtype: str = "auto",
     address: str | None = None, trust_remote_code: bool = False, progress: Progress | None = None,
     max_unit_bytes: int = MAX_UNIT_BYTES,
-) -> dict[str, Any]:  # fmt: skip
+) -> Result:  # fmt: skip
     """How often each layer's own top-1 prediction is the model's; as `neurotally agreement`, with its options.
 
     `corpora` and `corpus`: as `profile` takes them; `context_sizes`, `lines`: of truncated inputs, in tokens and in
-    lines. Returns the document of `agreement --json`.
+    lines. Returns the `Result` of `agreement`.
 
     >>> from neurotally.jobs import agreement
     >>> done = agreement("model/", "my.store", corpora="sources/", context_sizes=[5], lines=[2])
-    >>> sorted(done["corpora"])
+    >>> sorted(done.document["corpora"])
     ['c++', 'python']
     """
     where, group = make_where(model, store, "lens", name, workers, device, dtype, address, trust_remote_code,
@@ -232,7 +233,7 @@ def agreement(
         return Pass(partial(AgreementWorker, config=config), [Plan(group, assembly.tasks, identity, keep)])
 
     run_pass(where, make_pass, Texts(find_corpora(corpora, corpus), max_files))
-    return agreement_document(where.store, name)
+    return studies.run("agreement", where.store, name=name)
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from neurotally.analysis import studies
+from neurotally.analysis.result import Result
 from neurotally.jobs.plan import CorpusPlan
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.reducers import KeptParts, Part, Parts, Plan
 from neurotally.jobs.run import Pass, make_where, model_identity, run_pass
-from neurotally.jobs.worker import TOKEN_BUDGET
 from neurotally.profiler import store
 from neurotally.profiler.batches import TokenRows, lay_out
 from neurotally.profiler.embedding import BOS_RULES, Embeddings, embed_rows
@@ -34,6 +35,7 @@ from neurotally.profiler.errors import InputError
 from neurotally.profiler.memory import halving
 from neurotally.profiler.model import LoadedModel, ModelFacts
 from neurotally.profiler.parallel import ParallelTexts, read_parallel
+from neurotally.profiler.worker import TOKEN_BUDGET
 
 _NONE = 2**32 - 1
 SCHEMA: Mapping[str, store.ArraySpec] = {
@@ -190,16 +192,16 @@ def embed(
     common: bool = False, field: Sequence[str] = (), bos: str = "counted", name: str = "parallel",
     workers: int | None = None, device: str = "auto", dtype: str = "auto", address: str | None = None,
     trust_remote_code: bool = False, progress: Progress | None = None, task_texts: int = TASK_TEXTS,
-) -> dict[str, Any]:  # fmt: skip
+) -> Result:  # fmt: skip
     """Embed a parallel corpus at every layer; as `neurotally embed`, with its options.
 
     `parallel`: a folder or archive as the command takes it (then `limit`, `common` and `field` choose from it), or what
-    `read_parallel` gives. Returns the document of `embed --json`. Raises InputError (also where no id is left),
+    `read_parallel` gives. Returns the `Result` of `embed`. Raises InputError (also where no id is left),
     JobError, or Interrupted.
 
     >>> from neurotally.jobs import embed
     >>> done = embed("model/", "my.store", parallel="snippets/", limit=3)
-    >>> done["languages"], done["ids"]
+    >>> done.document["languages"], done.document["ids"]
     (['C', 'Python'], 3)
     """
     assert bos in BOS_RULES, bos
@@ -224,53 +226,7 @@ def embed(
         return Pass(partial(Embedder, bos=bos, token_budget=token_budget), [plan])
 
     run_pass(where, make_pass)
-    return embed_report(where.store, group)
-
-
-def embed_report(path: Path, group: str) -> dict[str, Any]:
-    """What a store's embeddings are. JSON-ready."""
-    attributes = store.group_attributes(path, group)
-    arrays = store.read_group(path, group, ["text", "tokens", "special"])
-    facts = store.store_attributes(path)["model"]
-    num_languages, num_ids = arrays["text"].shape
-    return {
-        "name": group.partition("/")[2],
-        "model": {"id": facts["id"], "fingerprint": facts["fingerprint"]},
-        "languages": attributes["languages"],
-        "ids": num_ids,
-        "texts": num_languages * num_ids,
-        "distinct_texts": len(arrays["tokens"]),
-        "layers": facts["num_layers"] + 1,
-        "width": facts["width"],
-        "bos": attributes["bos"],
-        "special_tokens_a_text": float(arrays["special"].mean()),
-        "tokens_a_text": float(arrays["tokens"].mean()),
-        "left_out": attributes["left_out"],
-        "missing": attributes["missing"],
-    }
-
-
-def embed_text(report: Mapping[str, Any], path: Path) -> str:
-    """The same for people."""
-    languages = report["languages"]
-    lines = [
-        f"{report['name']}: {len(languages)} languages ({', '.join(languages)}) x {report['ids']} ids",
-        f"{report['distinct_texts']:,} distinct of {report['texts']:,} texts, {report['tokens_a_text']:.1f} tokens "
-        f"each, {_special(report)}; {report['layers']} layers x {report['width']}",
-    ]
-    if report["left_out"]:
-        first = report["left_out"][0]
-        lines.append(f"{len(report['left_out'])} ids left out, the first {first['id']!r} of {first['language']!r}: "
-                     f"{first['reason']}")  # fmt: skip
-    if report["missing"]:
-        lines.append(f"{len(report['missing'])} ids not in every language, the first {report['missing'][0]!r}")
-    return "\n".join([*lines, f"next: neurotally mexa {path}"])
-
-
-def _special(report: Mapping[str, Any]) -> str:
-    if report["special_tokens_a_text"]:
-        return f"{report['special_tokens_a_text']:.2f} of them special (BOS: {report['bos']})"
-    return "none of them special" + ("" if report["bos"] == "none" else ": this tokenizer adds no BOS")
+    return studies.run("embed", where.store, name=name)
 
 
 def _cut(texts: Sequence[str], task_texts: int) -> list[TextTask]:
