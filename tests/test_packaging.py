@@ -43,7 +43,10 @@ def test_every_folder_is_installed() -> None:
     assert set(config["options"]["packages"].split()) == names
 
 
-SHARED = ("store", "errors", "matches", "visible", "whole_files")
+SHARED = (
+    "corpus", "differences", "documents", "errors", "matches", "store", "streaming", "texts", "visible", "whole_files",
+    "windows",
+)  # fmt: skip
 """Of the profiler, for the analysis: without torch."""
 ALLOWED = {"kernels": {"kernels"}, "profiler": {"kernels", "profiler"}, "analysis": {"analysis", "profiler"}}
 
