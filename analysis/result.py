@@ -23,6 +23,9 @@ Kind = Literal["text", "count", "share", "number", "signed"]
 """Of a column. share: of 1, shown in percent; signed: with its sign, as a change."""
 
 
+Mark = Literal["line", "steps", "filled", "bars", "points", "crosses", "band", "level"]
+
+
 class Value(NamedTuple):
     """A number in a table with half of its interval or its standard error, or with a mark that a note explains."""
 
@@ -80,7 +83,7 @@ class Series:
     y: Sequence[float | None]
     x: Sequence[float] | None = None
     """Without it 0, 1, 2, ...: layers. Of `steps` and `filled` the edges, one more than values."""
-    mark: Literal["line", "steps", "filled", "bars", "points", "crosses", "band", "level"] = "line"
+    mark: Mark = "line"
     """bars stack on those before them; band lies between `low` and `y`; level: a line across at its one value."""
     low: Sequence[float | None] = ()
     """Of a band, or of a line's or point's interval, with `high`."""

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from neurotally.analysis.keys.trigger_lists import TriggerLists, read_triggers
 from neurotally.jobs.plan import find_corpora, first_difference, list_corpus
 from neurotally.jobs.progress import Progress
 from neurotally.profiler import store
-from neurotally.profiler.corpus import Source, Status, parse_source
+from neurotally.profiler.corpus import parse_source
+from neurotally.profiler.documents import Source, Status
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.texts import CorpusTexts, Text, TokenText, corpus_texts, load_tokenizer, read_tokens
 from neurotally.profiler.windows import file_of
@@ -28,8 +29,8 @@ class TextRequest:
     store: Path
     corpora: Path | None = None
     """A folder of one subfolder a corpus."""
-    sources: tuple[str, ...] = ()
-    """NAME=SOURCE."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """SOURCE by name."""
     model: str | None = None
     """Where the tokenizer is, if not where the store says."""
     trust_remote_code: bool = False

@@ -8,22 +8,16 @@ the first difference; program versions are only warned about.
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from neurotally.jobs.worker import Task
-from neurotally.profiler.corpus import (
-    MAX_DOCUMENT_BYTES,
-    Manifest,
-    Source,
-    check_names,
-    list_documents,
-    parse_source,
-)
+from neurotally.profiler.corpus import check_names, list_documents, parse_source
+from neurotally.profiler.documents import MAX_DOCUMENT_BYTES, Manifest, Source
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.store import RUN_FOLDER
 from neurotally.profiler.streaming import spool_dataset
@@ -56,6 +50,11 @@ class CorpusPlan:
             **limit,
         }
 
+    @property
+    def lasting_path(self) -> str | None:
+        """Where the documents are; None where they are streamed, and can be streamed again."""
+        return None if self.source.origin.startswith("hf:") else self.source.path
+
     def units(self, max_unit_bytes: int, num_groups: int) -> list[Unit]:
         """Its units."""
         return cut_units(self.manifest, max_unit_bytes, num_groups)
@@ -70,13 +69,15 @@ class CorpusPlan:
             names=self.manifest.names[unit.first : unit.end],
             sizes=self.manifest.sizes[unit.first : unit.end].tolist(),
             offset=int(self.manifest.sizes[: unit.first].sum()),
+            repeats=self.manifest.repeats(unit.first, unit.end),
         )
 
 
-def find_corpora(folder: Path | None, named: Sequence[str]) -> dict[str, str]:
-    """Corpus names and SOURCEs, in name order, from `--corpora DIR` and `--corpus NAME=SOURCE`."""
+def find_corpora(folder: Path | str | None, named: Mapping[str, str | Path] | None = None) -> dict[str, str]:
+    """Corpus names and SOURCEs, in name order: the subfolders of `folder`, and those of `named`."""
     found: dict[str, str] = {}
     if folder is not None:
+        folder = Path(folder)
         if not folder.is_dir():
             raise InputError(f"--corpora {folder}: no such folder")
         entries = [path for path in folder.absolute().iterdir() if not path.name.startswith(".")]
@@ -89,13 +90,10 @@ def find_corpora(folder: Path | None, named: Sequence[str]) -> dict[str, str]:
             )
         if not found:
             raise InputError(f"--corpora {folder}: expected one subfolder a corpus, found none")
-    for text in named:
-        name, equals, source = text.partition("=")
-        if not equals or not source:
-            raise InputError(f"--corpus {text!r}: expected NAME=SOURCE")
+    for name, source in (named or {}).items():
         if name in found:
             raise InputError(f"corpus {name!r} is named twice")
-        found[name] = source
+        found[name] = str(source)
     if not found:
         raise InputError("no corpus: give --corpora DIR or --corpus NAME=SOURCE")
     check_names(sorted(found))
@@ -108,6 +106,7 @@ def list_corpus(
     max_files: int | None,
     store: Path,
     on_record: Callable[[], object] = lambda: None,
+    window_lines: int | None = None,
 ) -> CorpusPlan:
     """List one corpus; a dataset is first streamed to a file beside the store's working state."""
     if source_text.startswith("hf:"):
@@ -115,6 +114,7 @@ def list_corpus(
         source = spool_dataset(source_text, store / RUN_FOLDER / "spool" / f"{key}.parquet", max_files, on_record)
     else:
         source = parse_source(source_text)
+    source = replace(source, window_lines=window_lines)
     return CorpusPlan(name, source, max_files, list_documents(source, max_files))
 
 

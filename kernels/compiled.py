@@ -24,11 +24,14 @@ from pathlib import Path
 
 import torch  # noqa: F401  loads the OpenMP runtime that the library shares
 
+from neurotally.kernels.statistics import STATISTICS
+
 SOURCE = Path(__file__).with_name("tally.cpp")
 
 _COMMON_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-Wno-psabi")
 _FLAG_SETS = (("-march=native",), ())
 """Tried in order, with the same results; not every compiler knows the CPU it runs on."""
+_C_TYPES = {"int64": "int64_t", "float64": "double", "float32": "float"}
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _OPENMP = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
 
@@ -46,8 +49,8 @@ class Job(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("rows", "tokens", "neurons")),
         ("pre", ctypes.c_void_p), ("pre_row", ctypes.c_int64), ("pre_token", ctypes.c_int64),
         ("up", ctypes.c_void_p), ("up_row", ctypes.c_int64), ("up_token", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("table", "activation", "out", "kind", "active", "active_special")),
-        *((name, ctypes.c_void_p) for name in ("activation_sum", "sum", "sum_squares", "max", "min")),
+        *((name, ctypes.c_void_p) for name in ("table", "activation", "out", "kind")),
+        *((one.name, ctypes.c_void_p) for one in STATISTICS),
         *((name, ctypes.c_void_p) for name in ("row_value", "row_position")),
         *((name, ctypes.c_int32) for name in ("dtype", "statistics", "threads")),
     )  # fmt: skip
@@ -72,6 +75,7 @@ class Library:
         for function, structure in ((self._library.neurotally_tally, Job), (self._library.neurotally_offer, Offer)):
             function.argtypes = [ctypes.POINTER(structure)]
             function.restype = None
+        self._check_statistics()
         self._use_openmp()
 
     def tally(self, job: Job) -> None:
@@ -81,6 +85,14 @@ class Library:
     def offer(self, offer: Offer) -> None:
         """Offer the row maxima of one batch to a layer's lists of triggers."""
         self._library.neurotally_offer(ctypes.byref(offer))
+
+    def _check_statistics(self) -> None:
+        """Compare what tally.cpp adds up, and in which order, with the table."""
+        names = self._library.neurotally_statistics
+        names.restype = ctypes.c_char_p
+        ours = "".join(f"{_C_TYPES[one.dtype]} {one.name};" for one in STATISTICS)
+        if (theirs := names().decode()) != ours:
+            raise AssertionError(f"{SOURCE.name} adds up {theirs!r}, statistics.py says {ours!r}: make them the same")
 
     def _use_openmp(self) -> None:
         """Hand over the OpenMP runtime that torch has loaded; a torch without one works in one thread."""

@@ -109,6 +109,23 @@ struct Float16 {
 
 }  // namespace
 
+// The table of statistics.py: compiled.py compares types, names and order with it.
+#define STATISTICS(X)                                                                              \
+  X(int64_t, active)                                                                               \
+  X(int64_t, active_special)                                                                       \
+  X(double, activation_sum)                                                                        \
+  X(double, coefficient_sum)                                                                       \
+  X(double, coefficient_sum_squares)                                                               \
+  X(float, coefficient_max)                                                                        \
+  X(float, coefficient_min)
+
+#define POINTER(type, name) type* name;
+#define ARRAY(type, name) type name[kLanes] = {};
+#define ADDRESS(type, name) name,
+#define ADVANCED(type, name) job.name + f,
+#define COPY(type, name) copy_pair(name, sums.name);
+#define SPELLED(type, name) #type " " #name ";"
+
 // What compiled.py calls a Job; field by field the same.
 struct Job {
   int64_t rows, tokens, neurons;
@@ -119,10 +136,8 @@ struct Job {
   const float* table;  // activation of each of the 65,536 elements of a 16-bit dtype; or null, and
   const void* activation;  // [B, T, F] contiguous, in the model's dtype; may be `out`
   void* out;  // [B, T, F] contiguous; null in a plain FFN whose activation is given
-  const uint8_t* kind;  // [B, T]: 0 pad, 1 token, 2 special token
-  int64_t *active, *active_special;  // [F], and so on
-  double *activation_sum, *sum, *sum_squares;
-  float *max, *min;
+  const uint8_t* kind;  // [B, T]: 0 pad, 1 token, 2 special token, 3 token of a repeat
+  STATISTICS(POINTER)  // [F] each
   float* row_value;  // [B, F]
   int32_t* row_position;
   int32_t dtype;  // 0 float32, 1 bfloat16, 2 float16
@@ -146,9 +161,8 @@ struct Tile {
 
 // Where the sums of 16 neurons are kept.
 struct Sums {
-  int64_t *active, *active_special;
-  double *activation_sum, *sum, *sum_squares;
-  float *max, *min, *row_value;
+  STATISTICS(POINTER)
+  float* row_value;
   int32_t* row_position;
 };
 
@@ -185,8 +199,8 @@ __attribute__((noinline, cold)) void add_wide(const Sums& sums, const Floats* ac
     square += coefficient * coefficient;
   }
   add<Doubles>(sums.activation_sum, a);
-  add<Doubles>(sums.sum, c);
-  add<Doubles>(sums.sum_squares, square);
+  add<Doubles>(sums.coefficient_sum, c);
+  add<Doubles>(sums.coefficient_sum_squares, square);
 }
 
 template <class Dtype, int statistics>
@@ -197,7 +211,7 @@ INLINE void tally_tile(const Tile<typename Dtype::Element>& in, const Sums& sums
   Floats max, min, best;
   Ints where;
   bool has_special = false;
-  if (statistics >= 2) max = load<Floats>(sums.max), min = load<Floats>(sums.min);
+  if (statistics >= 2) max = load<Floats>(sums.coefficient_max), min = load<Floats>(sums.coefficient_min);
   if (statistics >= 3) best = load<Floats>(sums.row_value), where = load<Ints>(sums.row_position);
 
   for (int t = 0; t < in.num_tokens; t++) {
@@ -242,10 +256,10 @@ INLINE void tally_tile(const Tile<typename Dtype::Element>& in, const Sums& sums
       add_wide(sums, activations, coefficients, in.kind, in.num_tokens);
     } else {
       add<Doubles>(sums.activation_sum, a_sum);
-      add<Doubles>(sums.sum, c_sum);
-      add<Doubles>(sums.sum_squares, square_sum);
+      add<Doubles>(sums.coefficient_sum, c_sum);
+      add<Doubles>(sums.coefficient_sum_squares, square_sum);
     }
-    store(sums.max, max), store(sums.min, min);
+    store(sums.coefficient_max, max), store(sums.coefficient_min, min);
   }
   if (statistics >= 3) store(sums.row_value, best), store(sums.row_position, where);
 }
@@ -255,11 +269,10 @@ template <class Dtype, int statistics>
 __attribute__((noinline)) void tally_narrow_tile(Tile<typename Dtype::Element> in, const Sums& sums, int n) {
   typedef typename Dtype::Element Element;
   Element pre[kTile][kLanes] = {}, up[kTile][kLanes] = {}, activation[kTile][kLanes] = {}, out[kTile][kLanes];
-  int64_t active[kLanes] = {}, special[kLanes] = {};
-  double a_sum[kLanes] = {}, c_sum[kLanes] = {}, square_sum[kLanes] = {};
-  float max[kLanes] = {}, min[kLanes] = {}, value[kLanes] = {};
+  STATISTICS(ARRAY)
+  float value[kLanes] = {};
   int32_t position[kLanes] = {};
-  const Sums padded = {active, special, a_sum, c_sum, square_sum, max, min, value, position};
+  const Sums padded = {STATISTICS(ADDRESS) value, position};
 
   for (int t = 0; t < in.num_tokens; t++) {
     std::memcpy(pre[t], in.pre + t * in.pre_token, n * sizeof(Element));
@@ -268,11 +281,7 @@ __attribute__((noinline)) void tally_narrow_tile(Tile<typename Dtype::Element> i
   }
   auto copy = [n](auto* to, const auto* from) { std::memcpy(to, from, n * sizeof *to); };
   auto each = [&](auto copy_pair) {
-    copy_pair(active, sums.active), copy_pair(special, sums.active_special);
-    if (statistics >= 2) {
-      copy_pair(a_sum, sums.activation_sum), copy_pair(c_sum, sums.sum), copy_pair(square_sum, sums.sum_squares);
-      copy_pair(max, sums.max), copy_pair(min, sums.min);
-    }
+    STATISTICS(COPY)
     if (statistics >= 3) copy_pair(value, sums.row_value), copy_pair(position, sums.row_position);
   };
   each([&](auto* here, auto* there) { copy(here, there); });
@@ -315,8 +324,7 @@ void tally_neurons(const Job& job, int64_t first, int64_t end) {
             static_cast<int32_t>(t),
         };
         const int64_t r = b * job.neurons + f;
-        const Sums sums = {job.active + f, job.active_special + f, job.activation_sum + f, job.sum + f,
-                           job.sum_squares + f, job.max + f, job.min + f, job.row_value + r, job.row_position + r};
+        const Sums sums = {STATISTICS(ADVANCED) job.row_value + r, job.row_position + r};
         if (end - f >= kLanes)
           tally_tile<Dtype, statistics>(tile, sums);
         else
@@ -361,6 +369,8 @@ extern "C" void neurotally_use_openmp(decltype(openmp.parallel) parallel, int (*
                                       int (*num_threads)(void)) {
   openmp = {parallel, thread_num, num_threads};
 }
+
+extern "C" const char* neurotally_statistics() { return STATISTICS(SPELLED); }
 
 extern "C" void neurotally_tally(const Job* job) {
   share(job->neurons, job->threads, [job](int64_t first, int64_t end) {

@@ -1,6 +1,6 @@
 """Tally the neurons of one layer while their activation is computed.
 
-Given a batch of pre-activations, write what the down projection reads and add up, by neuron:
+Given a batch of pre-activations, write what the down projection reads and add up, by neuron (see `statistics`):
 
     active                  Σ_t 1[pre_t > 0]
     activation_sum          Σ_t act(pre_t)
@@ -13,7 +13,8 @@ for triggers. `act` and the product are each rounded to the model's dtype, as th
 Counts are int64 and sums float64, whatever the model's dtype: fp32 counters stall at 2^24, bf16 sums at 256.
 
 Shapes: B rows, T tokens a row, F neurons of a layer. `kind_BT` tells what each cell of the batch is:
-0 pad (never counted, whatever it holds), 1 token, 2 special token (counted, also apart, never a trigger).
+0 pad (never counted, whatever it holds), 1 token, 2 special token (counted, also apart, never a trigger),
+3 token of a document that repeats an earlier one (counted, never a trigger).
 
 `plain` and `gated` pick by device: on the CPU the compiled loop of `tally.cpp`, which reads the activation of a
 16-bit dtype from a table made with the model's own module; on a GPU the Triton kernels of `triton_tally.py`; else
@@ -30,8 +31,9 @@ from torch import Tensor, nn
 
 from neurotally.kernels.activations import activate, activation_table
 from neurotally.kernels.compiled import Job, Library, library
+from neurotally.kernels.statistics import STATISTICS
 
-PAD, TOKEN, SPECIAL = 0, 1, 2
+PAD, TOKEN, SPECIAL, REPEAT = 0, 1, 2, 3
 
 _MAXIMA_DTYPES = (torch.float32, torch.int32)
 _COMPILED_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -52,40 +54,20 @@ class Statistics(IntEnum):
     """And the row maxima."""
 
 
-class LayerTally(NamedTuple):
-    """The sums of one layer, all of shape [F], on the layer's device; ops add to them in place."""
-
-    active_F: Tensor
-    """int64: tokens with pre-activation > 0."""
-    active_special_F: Tensor
-    """int64: the share of special tokens in `active_F`."""
-    activation_sum_F: Tensor
-    """float64."""
-    coefficient_sum_F: Tensor
-    """float64."""
-    coefficient_sum_squares_F: Tensor
-    """float64."""
-    coefficient_max_F: Tensor
-    """float32; -inf before the first token."""
-    coefficient_min_F: Tensor
-    """float32; +inf before the first token."""
+class LayerTally(dict[str, Tensor]):
+    """The sums of one layer by their names in STATISTICS, [F] each, on the layer's device; ops add to them in place."""
 
     @classmethod
     def empty(cls, num_neurons: int, device: torch.device | str = "cpu") -> "LayerTally":
         """A tally of no tokens."""
-
-        def full(value: float, dtype: torch.dtype) -> Tensor:
-            return torch.full((num_neurons,), value, dtype=dtype, device=device)
-
         return cls(
-            full(0, torch.int64),
-            full(0, torch.int64),
-            full(0, torch.float64),
-            full(0, torch.float64),
-            full(0, torch.float64),
-            full(-torch.inf, torch.float32),
-            full(torch.inf, torch.float32),
+            (one.name, torch.full((num_neurons,), one.initial, dtype=getattr(torch, one.dtype), device=device))
+            for one in STATISTICS
         )
+
+    def of(self, index_n: Tensor) -> "LayerTally":
+        """A copy of some neurons' part."""
+        return LayerTally((name, sums_F[index_n]) for name, sums_F in self.items())
 
 
 class RowMaxima(NamedTuple):
@@ -165,23 +147,19 @@ def tally_reference(
     statistics: Statistics = Statistics.EVERYTHING,
 ) -> RowMaxima:
     """Add a batch to `tally` in plain PyTorch, and return its row maxima: the formulas of this file, spelled out."""
-    special_BT = kind_BT == SPECIAL
-    counted_BT = (kind_BT == TOKEN) | special_BT
-    tally.active_F.add_((pre_BTF[counted_BT] > 0).sum(0))
-    tally.active_special_F.add_((pre_BTF[special_BT] > 0).sum(0))
+    special_BT, counted_BT = kind_BT == SPECIAL, kind_BT != PAD
+    tally["active"].add_((pre_BTF[counted_BT] > 0).sum(0))
+    tally["active_special"].add_((pre_BTF[special_BT] > 0).sum(0))
     coefficient_NF = coefficient_BTF[counted_BT]
     if statistics >= Statistics.MOMENTS and len(coefficient_NF):
-        tally.activation_sum_F.add_(_column_sums(activation_BTF[counted_BT]))
-        tally.coefficient_sum_F.add_(_column_sums(coefficient_NF))
-        tally.coefficient_sum_squares_F.add_(_column_sums(coefficient_NF.double().square()))
+        tally["activation_sum"].add_(_column_sums(activation_BTF[counted_BT]))
+        tally["coefficient_sum"].add_(_column_sums(coefficient_NF))
+        tally["coefficient_sum_squares"].add_(_column_sums(coefficient_NF.double().square()))
         number_NF = coefficient_NF.float()
         is_nan_NF = number_NF.isnan()
-        tally.coefficient_max_F.copy_(
-            torch.maximum(tally.coefficient_max_F, number_NF.masked_fill(is_nan_NF, -torch.inf).amax(0))
-        )
-        tally.coefficient_min_F.copy_(
-            torch.minimum(tally.coefficient_min_F, number_NF.masked_fill(is_nan_NF, torch.inf).amin(0))
-        )
+        max_F, min_F = tally["coefficient_max"], tally["coefficient_min"]
+        max_F.copy_(torch.maximum(max_F, number_NF.masked_fill(is_nan_NF, -torch.inf).amax(0)))
+        min_F.copy_(torch.minimum(min_F, number_NF.masked_fill(is_nan_NF, torch.inf).amin(0)))
     if statistics < Statistics.EVERYTHING:
         return no_maxima(pre_BTF)
     candidate_BTF = coefficient_BTF.float()
@@ -203,7 +181,7 @@ def no_maxima(pre_BTF: Tensor) -> RowMaxima:
 
 
 def _check_shapes(pre_BTF: Tensor, up_BTF: Tensor | None, kind_BT: Tensor, tally: LayerTally) -> None:
-    num_neurons = len(tally.active_F)
+    num_neurons = len(tally["active"])
     if pre_BTF.dim() != 3 or pre_BTF.shape != (*kind_BT.shape, num_neurons):
         raise ValueError(
             f"expected pre-activations [B, T, F] with [B, T] = {list(kind_BT.shape)} (kind) and F = {num_neurons} "
@@ -277,18 +255,22 @@ def _tally_compiled(
     maxima = RowMaxima(*(pre_BTF.new_empty((len(pre_BTF), pre_BTF.shape[2]), dtype=kind) for kind in _MAXIMA_DTYPES))
     job = Job(
         *pre_BTF.shape,
-        pre_BTF.data_ptr(),
-        *pre_BTF.stride()[:2],
-        *((None, 0, 0) if up_BTF is None else (up_BTF.data_ptr(), *up_BTF.stride()[:2])),
-        None if table is None else table.data_ptr(),
-        None if activation_BTF is None else activation_BTF.data_ptr(),
-        None if coefficient_BTF is activation_BTF and up_BTF is None else coefficient_BTF.data_ptr(),
-        kind_BT.data_ptr(),
-        *(sums_F.data_ptr() for sums_F in tally),
-        *(maximum_BF.data_ptr() for maximum_BF in maxima),
-        _COMPILED_DTYPES[dtype],
-        statistics,
-        torch.get_num_threads(),
+        pre=pre_BTF.data_ptr(),
+        pre_row=pre_BTF.stride(0),
+        pre_token=pre_BTF.stride(1),
+        up=None if up_BTF is None else up_BTF.data_ptr(),
+        up_row=0 if up_BTF is None else up_BTF.stride(0),
+        up_token=0 if up_BTF is None else up_BTF.stride(1),
+        table=None if table is None else table.data_ptr(),
+        activation=None if activation_BTF is None else activation_BTF.data_ptr(),
+        out=None if coefficient_BTF is activation_BTF and up_BTF is None else coefficient_BTF.data_ptr(),
+        kind=kind_BT.data_ptr(),
+        row_value=maxima.value_BF.data_ptr(),
+        row_position=maxima.position_BF.data_ptr(),
+        dtype=_COMPILED_DTYPES[dtype],
+        statistics=statistics,
+        threads=torch.get_num_threads(),
+        **{name: sums_F.data_ptr() for name, sums_F in tally.items()},
     )
     compiled.tally(job)
     return coefficient_BTF, maxima if statistics >= Statistics.EVERYTHING else no_maxima(pre_BTF)

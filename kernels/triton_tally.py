@@ -158,7 +158,7 @@ def _tally_chunk(
             tl.store(out + o_out, c_TF.to(out.dtype.element_ty), mask=m_TF)
 
         # Two counts in one: special tokens count in the upper half as well.
-        weight_T = tl.where(kind_T == 1, 1, tl.where(kind_T == 2, 0x10001, 0))
+        weight_T = tl.where(kind_T == 2, 0x10001, (kind_T != 0).to(tl.int32))
         count += tl.where(pre_TF > 0, weight_T[:, None], 0)
         if STATISTICS >= 2:
             is_counted = (weight_T != 0)[:, None]
@@ -172,7 +172,7 @@ def _tally_chunk(
             max = tl.maximum(max, or_nan)
             min = tl.minimum(min, or_nan)
         if STATISTICS >= 3:
-            is_better = (weight_T == 1)[:, None] & (c_TF > best)  # so the first of equals stays; false for a NaN
+            is_better = (kind_T == 1)[:, None] & (c_TF > best)  # so the first of equals stays; false for a NaN
             best = tl.where(is_better, c_TF, best)
             where = tl.where(is_better, token[:, None], where)
 
@@ -219,7 +219,7 @@ def _sum_wide(
     squares = tl.full((BLOCK_F,), 0.0, tl.float64)
     for token in range(first, end):
         kind_0 = tl.load(kind + token)
-        is_counted = (kind_0 == 1) | (kind_0 == 2)
+        is_counted = kind_0 != 0
         token_64 = tl.full((BLOCK_F,), 0, tl.int64) + token
         _, act_F, c_F = _read_tile(
             pre, up, activation, token_64 * pre_token + o_F, token_64 * up_token + o_F, token_64 * num_neurons + o_F,
@@ -393,7 +393,7 @@ def _launch(
         CHUNK=tiling.chunk_tokens, TILE_T=tiling.tile_tokens, BLOCK_F=tiling.block_neurons, num_warps=4, **_NO_FUSION,
     )  # fmt: skip
     _add_partials[(triton.cdiv(num_neurons, tiling.merge_neurons),)](
-        count, sums, extremes, *into, num_partials, num_neurons,
+        count, sums, extremes, num_partials=num_partials, num_neurons=num_neurons, **into,
         GATED=is_gated, STATISTICS=int(statistics), BLOCK_C=tiling.merge_partials, BLOCK_F=tiling.merge_neurons,
         num_warps=4, **_NO_FUSION,
     )  # fmt: skip

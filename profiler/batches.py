@@ -6,7 +6,7 @@ kept. The papers run a whole corpus together and drop the remainder: here a row 
 rows than theirs (`analysis.concat_rows` counts them). In both every token is in exactly one row, once.
 
 Rows become right-padded rectangles: in a causal model pads on the right cannot reach a real token, so no
-attention mask is needed. `kind` tells pads (0) from tokens (1) and special tokens (2).
+attention mask is needed. `kind` tells pads from tokens (`kernels.tally`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from neurotally.kernels.tally import PAD, SPECIAL, TOKEN
+from neurotally.kernels.tally import PAD, REPEAT, SPECIAL, TOKEN
 
 LAYOUTS = ("documents", "concat")
 MIN_RECTANGLE_TOKENS = 64
@@ -28,7 +28,7 @@ class TokenRows:
     ids_N: np.ndarray
     """int64."""
     kind_N: np.ndarray
-    """uint8: TOKEN or SPECIAL."""
+    """uint8: TOKEN, SPECIAL or REPEAT."""
     document_N: np.ndarray
     """int32: number of the document in its corpus."""
     position_N: np.ndarray
@@ -53,9 +53,13 @@ class Batch:
 
 
 def lay_out(
-    documents: Sequence[tuple[int, Sequence[int]]], special_ids: frozenset[int], layout: str, row_tokens: int
-) -> TokenRows:
-    """Lay out documents, given as (number in the corpus, token ids) in corpus order; one of LAYOUTS."""
+    documents: Sequence[tuple[int, Sequence[int]]], special_ids: frozenset[int], layout: str, row_tokens: int,
+    repeats: Sequence[int] = (),
+) -> TokenRows:  # fmt: skip
+    """Lay out documents, given as (number in the corpus, token ids) in corpus order; one of LAYOUTS.
+
+    `repeats`: the numbers of those that are counted but trigger nothing.
+    """
     if layout not in LAYOUTS:
         raise ValueError(f"layout {layout!r}: expected one of {', '.join(LAYOUTS)}")
     lengths = np.array([len(ids) for _, ids in documents], dtype=np.int64)
@@ -69,10 +73,12 @@ def lay_out(
     else:
         spans = [(0, len(ids_N))]
     bounds = [(first, min(first + row_tokens, end)) for start, end in spans for first in range(start, end, row_tokens)]
+    document_N = np.repeat(numbers, lengths)
+    kind_N = np.where(np.isin(document_N, repeats), REPEAT, TOKEN)
     return TokenRows(
         ids_N=ids_N,
-        kind_N=np.where(is_special_N, SPECIAL, TOKEN).astype(np.uint8),
-        document_N=np.repeat(numbers, lengths),
+        kind_N=np.where(is_special_N, SPECIAL, kind_N).astype(np.uint8),
+        document_N=document_N,
         position_N=(np.arange(len(ids_N)) - np.repeat(starts, lengths)).astype(np.int32),
         bounds_R2=np.array(bounds, dtype=np.int64).reshape(-1, 2),
     )

@@ -83,7 +83,7 @@ class NeuronReader:
         before = None
         if point.interventions:
             computed = point.computed(pre_BTF, up_BTF)
-            before = LayerTally(*(sums_F[point.touched_n] for sums_F in into))
+            before = into.of(point.touched_n)
         if up_BTF is None:
             read_BTF, maxima = tally.plain(point.activation, pre_BTF, kind_BT, into, self._statistics)
         else:
@@ -108,8 +108,8 @@ def _tally_touched(
     """
     pre_BTn, activation_BTn, coefficient_BTn = (values_BTF[..., index_n] for values_BTF in computed)
     maxima_n = tally.tally_reference(pre_BTn, activation_BTn, coefficient_BTn, kind_BT, before, statistics)
-    for sums_F, sums_n in zip(into, before, strict=True):
-        sums_F[index_n] = sums_n
+    for name, sums_F in into.items():
+        sums_F[index_n] = before[name]
     columns = (values.index_copy(-1, index_n, new) for values, new in zip(maxima, maxima_n, strict=True))
     return read_BTF.index_copy(-1, index_n, coefficient_BTn), RowMaxima(*columns)
 

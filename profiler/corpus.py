@@ -9,12 +9,10 @@ A source is one of
 
 Files are ordered by the SHA-256 of their relative POSIX path, so that every unit and every prefix is a fair
 sample and `max_files` takes the same N everywhere; records keep their order. Listing reads names and sizes;
-contents are read, checked and hashed where the unit runs. A document that can't be used is never fatal: it
-keeps its number, and its status says why. A folder that can't be listed stands among the documents under its name
-with a "/" at the end, unreadable, so that what it holds isn't left out in silence.
-
-A document of more than MAX_DOCUMENT_BYTES, as listed, is never read: a tokenizer takes up to 250 MB for each MB, and
-the first tokens of a text can depend on all of it, so that a part wouldn't do where only those are wanted.
+contents are read, checked and hashed where the unit runs. A folder's files may be cut into windows of lines, whose
+listing reads them (`windows`). A document that can't be used is never fatal: it keeps its number, and its status says
+why. A folder that can't be listed stands among the documents under its name with a "/" at the end, unreadable, so that
+what it holds isn't left out in silence.
 """
 
 import contextlib
@@ -25,83 +23,32 @@ import os
 import stat
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from neurotally.profiler.documents import (
+    CHANGED,
+    MAX_DOCUMENT_BYTES,
+    TOO_LARGE,
+    UNREADABLE,
+    Document,
+    Manifest,
+    Source,
+    Status,
+    text_document,
+)
 from neurotally.profiler.errors import InputError, first_line
 from neurotally.profiler.whole_files import NotRegularError, open_regular
+from neurotally.profiler.windows import cut_windows, read_windows
 
 DEFAULT_COLUMNS = ("text", "content", "code")
-MAX_DOCUMENT_BYTES = 8 * 2**20
 _ROWS_AT_ONCE = 16
 """Of a parquet file: few, since some kilobytes of it may hold gigabytes of text."""
 _RECORD_SUFFIXES = (".jsonl", ".parquet")
 _MAX_NAME_CHARACTERS = 100
 _MAX_NAME_BYTES = 255
-
-
-class Status(IntEnum):
-    """Why a document isn't counted; 0 if it is."""
-
-    COUNTED = 0
-    EMPTY = 1
-    """No bytes, or the tokenizer makes no token of it, be it that it fails over it."""
-    NOT_UTF8 = 2
-    UNREADABLE = 3
-    """The file can't be opened or is gone; the folder can't be listed; the record isn't JSON or has no text in the
-    column."""
-    CHANGED = 4
-    """Its size isn't the one listed when the run started, or it is no ordinary file any more."""
-    TOO_LARGE = 5
-    """It has more than MAX_DOCUMENT_BYTES."""
-
-
-class Document(NamedTuple):
-    """A document as read: its text if it can be used, the SHA-256 of its bytes if they could be read."""
-
-    text: str | None
-    status: Status
-    sha256: bytes
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a corpus's documents come from."""
-
-    kind: str
-    """`folder`, `jsonl` or `parquet`."""
-    path: str
-    selector: str | None
-    """The glob of a folder; the column of records."""
-    origin: str
-    """What identifies the source beside its manifest: `folder`, `records` or the hf: name."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """The documents of a corpus in order: relative names and sizes. What identifies a corpus."""
-
-    names: list[str]
-    """Relative POSIX paths; for records their number, from 0."""
-    sizes: np.ndarray
-    """uint64 [documents]: bytes of the file, of the JSON line, or of the text in a parquet row."""
-
-    @property
-    def has_too_large(self) -> bool:
-        """Whether a document is beyond MAX_DOCUMENT_BYTES, so that the limit decides the result."""
-        return bool((self.sizes > MAX_DOCUMENT_BYTES).any())
-
-    @property
-    def sha256(self) -> str:
-        """Over names and sizes, in order."""
-        digest = hashlib.sha256()
-        for name, size in zip(self.names, self.sizes.tolist(), strict=True):
-            digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
-        return digest.hexdigest()
 
 
 def check_names(names: Sequence[str], what: str = "corpus name") -> None:
@@ -148,38 +95,27 @@ def source_at(path: Path, selector: str | None) -> Source:
 
 def list_documents(source: Source, max_files: int | None = None) -> Manifest:
     """List a source's documents, the first `max_files` of them; raises InputError if there are none."""
+    if source.window_lines is not None and source.kind != "folder":
+        raise InputError(f"--window-lines: {source.path} holds records; windows are cut from a folder of files")
     listing = {"folder": _list_folder, "jsonl": _list_jsonl, "parquet": _list_parquet}[source.kind]
     names, sizes = listing(source)
     if not names:
         pattern = f" matching {source.selector!r}" if source.selector and source.kind == "folder" else ""
         raise InputError(f"corpus {source.path} is empty: no documents{pattern} in it")
     names, sizes = names[:max_files], sizes[:max_files]
-    return Manifest(names, np.array(sizes, dtype=np.uint64))
+    files = Manifest(names, np.array(sizes, dtype=np.uint64))
+    return files if source.window_lines is None else cut_windows(Path(source.path), files, source.window_lines)
 
 
 def read_documents(source: Source, names: Sequence[str], sizes: Sequence[int], offset: int) -> Iterator[Document]:
     """Read consecutive documents of a manifest, in order; `offset` is the sum of the sizes before them."""
+    if source.window_lines is not None:
+        return read_windows(Path(source.path), names, sizes)
     if source.kind == "folder":
         return (_read_file(Path(source.path), name, size) for name, size in zip(names, sizes, strict=True))
     if source.kind == "jsonl":
         return _read_jsonl(source, sizes, offset)
     return _read_parquet(source, int(names[0]), int(names[-1]) + 1)
-
-
-def text_document(content: bytes) -> Document:
-    """A document from its bytes."""
-    sha256 = hashlib.sha256(content).digest()
-    if not content:
-        return Document(None, Status.EMPTY, sha256)
-    try:
-        return Document(content.decode("utf-8"), Status.COUNTED, sha256)
-    except UnicodeDecodeError:
-        return Document(None, Status.NOT_UTF8, sha256)
-
-
-_UNREADABLE = Document(None, Status.UNREADABLE, bytes(32))
-_CHANGED = Document(None, Status.CHANGED, bytes(32))
-TOO_LARGE = Document(None, Status.TOO_LARGE, bytes(32))
 
 
 def _existing(text: str) -> Path | None:
@@ -236,15 +172,15 @@ def _read_file(root: Path, name: str, size: int) -> Document:
     path = root / name
     try:
         if name.endswith("/") or not path.resolve().is_relative_to(root.resolve()):
-            return _UNREADABLE
+            return UNREADABLE
         with open_regular(path) as file:
             content = file.read(size + 1)
     except NotRegularError:
-        return _CHANGED
+        return CHANGED
     except OSError:
-        return _UNREADABLE
+        return UNREADABLE
     if len(content) != size:
-        return _CHANGED
+        return CHANGED
     return text_document(content)
 
 
@@ -280,12 +216,12 @@ def _read_jsonl(source: Source, sizes: Sequence[int], offset: int) -> Iterator[D
                 yield TOO_LARGE
                 continue
             line = file.readline()
-            yield _record_document(line, source.selector) if len(line) == size else _CHANGED
+            yield _record_document(line, source.selector) if len(line) == size else CHANGED
 
 
 def _record_document(line: bytes, column: str | None) -> Document:
     text = _record_text(line, column)
-    return _UNREADABLE if text is None else _value_document(text)
+    return UNREADABLE if text is None else _value_document(text)
 
 
 def _record_text(line: bytes, column: str | None) -> str | None:
@@ -328,7 +264,7 @@ def _read_parquet(source: Source, first: int, end: int) -> Iterator[Document]:
 def _buffer_document(buffer: Any) -> Document:
     """A document from the bytes of a parquet row; None where it is null."""
     if buffer is None:
-        return _UNREADABLE
+        return UNREADABLE
     return TOO_LARGE if buffer.size > MAX_DOCUMENT_BYTES else text_document(buffer.to_pybytes())
 
 

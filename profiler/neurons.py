@@ -11,9 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from neurotally.kernels.statistics import STATISTICS
 from neurotally.kernels.tally import LayerTally, RowMaxima
 from neurotally.kernels.triggers import LayerTriggers
 from neurotally.profiler.store import NO_DOCUMENT, Arrays
+
+_MERGES = {"sum": np.add, "max": np.maximum, "min": np.minimum}
 
 
 class NeuronRecorder:
@@ -51,10 +54,10 @@ class NeuronRecorder:
         """What was added up, on the host."""
 
         def stacked(name: str) -> np.ndarray:
-            return np.stack([getattr(tally, name).cpu().numpy() for tally in self.tallies])
+            return np.stack([tally[name].cpu().numpy() for tally in self.tallies])
 
         best = [layer.best() for layer in self._triggers or []]
-        num_neurons = len(self.tallies[0].active_F)
+        num_neurons = len(self.tallies[0]["active"])
 
         def triggers(name: str, dtype: type) -> np.ndarray:
             parts = [getattr(layer_best, name).cpu().numpy() for layer_best in best]
@@ -62,13 +65,7 @@ class NeuronRecorder:
 
         layer_N = np.repeat(np.arange(len(best), dtype=np.int64), [len(part.neuron_N) for part in best])
         return UnitNeurons(
-            active_LF=stacked("active_F").astype(np.uint64),
-            active_special_LF=stacked("active_special_F").astype(np.uint64),
-            activation_sum_LF=stacked("activation_sum_F"),
-            coefficient_sum_LF=stacked("coefficient_sum_F"),
-            coefficient_sum_squares_LF=stacked("coefficient_sum_squares_F"),
-            coefficient_max_LF=stacked("coefficient_max_F"),
-            coefficient_min_LF=stacked("coefficient_min_F"),
+            sums={one.name: stacked(one.name).astype(one.stored) for one in STATISTICS},
             trigger_neuron_N=layer_N * num_neurons + triggers("neuron_N", np.int64),
             trigger_value_N=triggers("value_N", np.float32),
             trigger_document_N=triggers("document_N", np.uint32),
@@ -78,17 +75,12 @@ class NeuronRecorder:
 
 @dataclass(frozen=True)
 class UnitNeurons:
-    """The neurons of one unit. [L, F] arrays as in the store; triggers as a sparse list, best first by neuron."""
+    """The neurons of one unit."""
 
-    active_LF: np.ndarray
-    active_special_LF: np.ndarray
-    activation_sum_LF: np.ndarray
-    coefficient_sum_LF: np.ndarray
-    coefficient_sum_squares_LF: np.ndarray
-    coefficient_max_LF: np.ndarray
-    coefficient_min_LF: np.ndarray
+    sums: Arrays
+    """By the names of STATISTICS, [L, F] each, in the dtype of the store."""
     trigger_neuron_N: np.ndarray
-    """int64: layer · F + neuron, ascending."""
+    """int64: layer · F + neuron, ascending. A sparse list, of a neuron the best trigger first."""
     trigger_value_N: np.ndarray
     trigger_document_N: np.ndarray
     trigger_position_N: np.ndarray
@@ -98,25 +90,18 @@ class CorpusNeurons:
     """The sum of units of one corpus: what the store's arrays hold."""
 
     def __init__(self, num_layers: int, num_neurons: int, num_groups: int, num_triggers: int):
-        by_neuron = (num_layers, num_neurons)
-        self.active_GLF = np.zeros((num_groups, *by_neuron), np.uint64)
-        self.active_special_GLF = np.zeros((num_groups, *by_neuron), np.uint64)
-        self.activation_sum_LF = np.zeros(by_neuron)
-        self.coefficient_sum_LF = np.zeros(by_neuron)
-        self.coefficient_sum_squares_LF = np.zeros(by_neuron)
-        self.coefficient_max_LF = np.full(by_neuron, -np.inf, np.float32)
-        self.coefficient_min_LF = np.full(by_neuron, np.inf, np.float32)
+        self._by_neuron = by_neuron = (num_layers, num_neurons)
+        self.sums: Arrays = {
+            one.name: np.full((num_groups, *by_neuron) if one.by_group else by_neuron, one.initial, one.stored)
+            for one in STATISTICS
+        }
         self.triggers = TriggerTable.empty(num_layers * num_neurons, num_triggers)
 
     def add(self, unit: UnitNeurons, group: int) -> None:
         """Add one unit, the next in order, to its group and to the sums."""
-        self.active_GLF[group] += unit.active_LF
-        self.active_special_GLF[group] += unit.active_special_LF
-        self.activation_sum_LF += unit.activation_sum_LF
-        self.coefficient_sum_LF += unit.coefficient_sum_LF
-        self.coefficient_sum_squares_LF += unit.coefficient_sum_squares_LF
-        np.maximum(self.coefficient_max_LF, unit.coefficient_max_LF, out=self.coefficient_max_LF)
-        np.minimum(self.coefficient_min_LF, unit.coefficient_min_LF, out=self.coefficient_min_LF)
+        for one in STATISTICS:
+            into = self.sums[one.name][group] if one.by_group else self.sums[one.name]
+            _MERGES[one.merge](into, unit.sums[one.name], out=into)
         self.triggers.insert(
             unit.trigger_neuron_N, unit.trigger_value_N, unit.trigger_document_N, unit.trigger_position_N
         )
@@ -125,24 +110,15 @@ class CorpusNeurons:
         """float32 [L, F]: the value a later document's coefficient must exceed; 0 where a list isn't full."""
         if not self.triggers.value_NK.shape[1]:
             return None
-        return self.triggers.value_NK[:, -1].reshape(self.activation_sum_LF.shape)
+        return self.triggers.value_NK[:, -1].reshape(self._by_neuron)
 
     def arrays(self) -> Arrays:
         """The arrays of the store that this pass fills."""
-        arrays: Arrays = {
-            "active": self.active_GLF,
-            "active_special": self.active_special_GLF,
-            "activation_sum": self.activation_sum_LF,
-            "coefficient_sum": self.coefficient_sum_LF,
-            "coefficient_sum_squares": self.coefficient_sum_squares_LF,
-            "coefficient_max": self.coefficient_max_LF,
-            "coefficient_min": self.coefficient_min_LF,
-        }
         if not self.triggers.value_NK.shape[1]:
-            return arrays
-        by_trigger = (*self.activation_sum_LF.shape, -1)
+            return dict(self.sums)
+        by_trigger = (*self._by_neuron, -1)
         used_NK = self.triggers.value_NK > 0
-        return arrays | {
+        return self.sums | {
             "trigger_value": np.where(used_NK, self.triggers.value_NK, np.float32(np.nan)).reshape(by_trigger),
             "trigger_document": self.triggers.document_NK.reshape(by_trigger),
             "trigger_position": self.triggers.position_NK.reshape(by_trigger),
@@ -154,13 +130,7 @@ class CorpusNeurons:
         num_groups, num_layers, num_neurons = arrays["active"].shape
         num_triggers = arrays["trigger_value"].shape[-1] if "trigger_value" in arrays else 0
         corpus = cls(num_layers, num_neurons, num_groups, num_triggers)
-        corpus.active_GLF = arrays["active"]
-        corpus.active_special_GLF = arrays["active_special"]
-        corpus.activation_sum_LF = arrays["activation_sum"]
-        corpus.coefficient_sum_LF = arrays["coefficient_sum"]
-        corpus.coefficient_sum_squares_LF = arrays["coefficient_sum_squares"]
-        corpus.coefficient_max_LF = arrays["coefficient_max"]
-        corpus.coefficient_min_LF = arrays["coefficient_min"]
+        corpus.sums = {one.name: arrays[one.name] for one in STATISTICS}
         if not num_triggers:
             return corpus
         flat = (num_layers * num_neurons, num_triggers)

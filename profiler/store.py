@@ -16,15 +16,15 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
+from neurotally.kernels.statistics import STATISTICS
 from neurotally.profiler.array_layout import ArrayLayout, check_axes
 from neurotally.profiler.errors import InputError, first_line
 from neurotally.profiler.whole_files import NotRegularError, open_regular, read_json, replace_json, sync_tree
@@ -45,19 +45,15 @@ class ArraySpec(NamedTuple):
 
 
 _COUNT_FILL = 2**64 - 1
-_NEURON = ("layer", "neuron")
 _TRIGGER = ("layer", "neuron", "trigger")
 
 SCHEMA: Mapping[str, ArraySpec] = {
     "tokens": ArraySpec("uint64", ("group",), _COUNT_FILL),
     "special_tokens": ArraySpec("uint64", ("group",), _COUNT_FILL),
-    "active": ArraySpec("uint64", ("group", *_NEURON), _COUNT_FILL),
-    "active_special": ArraySpec("uint64", ("group", *_NEURON), _COUNT_FILL),
-    "activation_sum": ArraySpec("float64", _NEURON, np.nan),
-    "coefficient_sum": ArraySpec("float64", _NEURON, np.nan),
-    "coefficient_sum_squares": ArraySpec("float64", _NEURON, np.nan),
-    "coefficient_max": ArraySpec("float32", _NEURON, np.nan),
-    "coefficient_min": ArraySpec("float32", _NEURON, np.nan),
+    **{
+        one.name: ArraySpec(one.stored, one.axes, _COUNT_FILL if one.stored == "uint64" else np.nan)
+        for one in STATISTICS
+    },
     "trigger_value": ArraySpec("float32", _TRIGGER, np.nan),
     "trigger_document": ArraySpec("uint32", _TRIGGER, NO_DOCUMENT),
     "trigger_position": ArraySpec("uint32", _TRIGGER, NO_DOCUMENT),
@@ -82,6 +78,15 @@ _CORPUS_ATTRIBUTES: Mapping[str, type] = {
 """Types of those attributes of a corpus that are read for more than to be compared."""
 
 Arrays = dict[str, np.ndarray]
+
+
+class Blocks(NamedTuple):
+    """An array that comes in blocks, one after the other along an axis, and is never whole in memory."""
+
+    shape: tuple[int, ...]
+    axis: int
+    blocks: Iterable[np.ndarray]
+
 
 _ZARR_ERRORS = (OSError, ValueError, TypeError, RuntimeError, KeyError, ArithmeticError)
 """What zarr and its codecs raise of damaged files."""
@@ -130,7 +135,7 @@ def committed_groups(path: Path) -> list[str]:
 
 def write_arrays(
     path: Path,
-    arrays: Mapping[str, np.ndarray],
+    arrays: Mapping[str, np.ndarray | Blocks],
     attributes: Mapping[str, Any],
     schema: Mapping[str, ArraySpec] = SCHEMA,
 ) -> None:
@@ -143,18 +148,20 @@ def write_arrays(
             spec = schema[name]
             if spec.dtype == "string":
                 array = group.create_array(
-                    name, shape=values.shape, dtype="string", chunks=_chunks(spec, values), fill_value="",
+                    name, shape=values.shape, dtype="string", chunks=_chunks(spec, values.shape), fill_value="",
                     dimension_names=spec.dimensions, compressors=[_blosc(1), Crc32cCodec()],
                     config={"write_empty_chunks": True},
                 )  # fmt: skip
             else:
                 array = group.create_array(
-                    name, shape=values.shape, dtype=spec.dtype, chunks=_chunks(spec, values),
+                    name, shape=values.shape, dtype=spec.dtype, chunks=_chunks(spec, values.shape),
                     fill_value=spec.fill, dimension_names=spec.dimensions,
                     compressors=[_blosc(np.dtype(spec.dtype).itemsize), Crc32cCodec()],
                     config={"write_empty_chunks": True},
                 )  # fmt: skip
-            if values.size:
+            if isinstance(values, Blocks):
+                _write_blocks(array, values)
+            elif values.size:
                 array[...] = values
 
 
@@ -272,9 +279,9 @@ def _check_types(whose: str, attributes: Mapping[str, Any]) -> None:
             )
 
 
-def pass_folder(store: Path, group: str) -> Path:
-    """Where the working state of a pass lies that will become the group `FAMILY/NAME`."""
-    return store / RUN_FOLDER / "passes" / quote(group, safe="")
+def run_folder(store: Path, group: str) -> Path:
+    """Where the working state lies of what will become the group `FAMILY/NAME`."""
+    return store / RUN_FOLDER / group
 
 
 def unlisted_attributes(path: Path) -> dict[str, Any]:
@@ -351,12 +358,30 @@ def _known_sizes(root: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
     return {dimension: (size, what) for dimension, (size, what) in known.items() if size is not None}
 
 
-def _chunks(spec: ArraySpec, values: np.ndarray) -> tuple[int, ...]:
+def _write_blocks(array: zarr.Array, values: Blocks) -> None:
+    """Write whole chunks, as soon as there are blocks for them: no chunk is written twice."""
+    axis, size = values.axis, values.shape[values.axis]
+    at = 0
+    held: list[np.ndarray] = []
+    for block in values.blocks:
+        held.append(block)
+        end = at + sum(one.shape[axis] for one in held)
+        whole = size if end == size else end - end % array.chunks[axis]
+        if whole > at:
+            joined = np.concatenate(held, axis)
+            written, left = np.split(joined, [whole - at], axis)
+            if written.size:
+                array[(slice(None),) * axis + (slice(at, whole),)] = written
+            at, held = whole, [left.copy()]
+    assert at == size, (at, values.shape)
+
+
+def _chunks(spec: ArraySpec, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Whole trailing axes, and as many of the first as fit some 16 MB, so that a group or layer is one read."""
-    if not values.size:
-        return tuple(max(1, size) for size in values.shape)
+    if 0 in shape:
+        return tuple(max(1, size) for size in shape)
     itemsize = 64 if spec.dtype == "string" else np.dtype(spec.dtype).itemsize
-    chunks = list(values.shape)
+    chunks = list(shape)
     for axis in range(len(chunks)):
         rest = itemsize * int(np.prod(chunks[axis + 1 :], dtype=np.int64))
         chunks[axis] = max(1, min(chunks[axis], _CHUNK_BYTES // max(rest, 1)))

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from neurotally.profiler.corpus import DEFAULT_COLUMNS, Source
+from neurotally.profiler.corpus import DEFAULT_COLUMNS
+from neurotally.profiler.documents import Source
 from neurotally.profiler.errors import InputError, first_line
 
 _ROWS_A_GROUP = 1024

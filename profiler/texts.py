@@ -17,7 +17,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,10 +27,11 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from neurotally.profiler import store
-from neurotally.profiler.corpus import MAX_DOCUMENT_BYTES, Document, Source, Status, read_documents, source_at
+from neurotally.profiler.corpus import read_documents, source_at
+from neurotally.profiler.documents import MAX_DOCUMENT_BYTES, Document, Source, Status
 from neurotally.profiler.errors import InputError, first_line
 from neurotally.profiler.tokenise import tokenise
-from neurotally.profiler.windows import first_line_of, read_windows
+from neurotally.profiler.windows import first_line_of
 
 KEPT = "document_text"
 """The array of kept texts: string (document), "" for documents that were skipped."""
@@ -126,8 +127,6 @@ class CorpusTexts:
         source = self.source
         if source is None or not numbers:
             yield from (Document(None, Status.UNREADABLE, bytes(32)) for _ in numbers)
-        elif self.window_lines is not None:
-            yield from read_windows(source, self._names_of(source, numbers), self.sizes_D[numbers].tolist())
         elif source.kind == "folder":
             yield from read_documents(source, self._names_of(source, numbers), self.sizes_D[numbers].tolist(), 0)
         else:  # records lie one behind the other
@@ -156,6 +155,8 @@ def corpus_texts(store_path: Path, corpus: str, source: Source | None = None) ->
     names = ["document_name", "document_bytes", "document_hash", "document_status", "document_tokens"]
     arrays = store.read_corpus(store_path, corpus, names)
     config = store.store_attributes(store_path).get("config") or {}
+    window_lines = config.get("window_lines")
+    found = source or remembered_source(store.corpus_attributes(store_path, corpus))
     return CorpusTexts(
         store_path=store_path,
         corpus=corpus,
@@ -164,9 +165,9 @@ def corpus_texts(store_path: Path, corpus: str, source: Source | None = None) ->
         sha256_D32=arrays["document_hash"],
         status_D=arrays["document_status"],
         tokens_D=arrays["document_tokens"],
-        window_lines=config.get("window_lines"),
+        window_lines=window_lines,
         document_tokens=config.get("document_tokens"),
-        source=source or remembered_source(store.corpus_attributes(store_path, corpus)),
+        source=None if found is None else replace(found, window_lines=window_lines),
         is_source_given=source is not None,
     )
 
@@ -225,9 +226,7 @@ def read_tokens(texts: CorpusTexts, numbers: Sequence[int], tokenizer: Any) -> I
         yield from _tokenised(texts, batch, tokenizer)
 
 
-def keep_texts(
-    group: Path, source: Source, window_lines: int | None, names: Sequence[str], arrays: store.Arrays
-) -> None:
+def keep_texts(group: Path, source: Source, names: Sequence[str], arrays: store.Arrays) -> None:
     """Write the texts of a finished corpus, read again and verified, into its group.
 
     `names`: of the manifest; `arrays`: the corpus's document arrays. A document that has changed since the model
@@ -237,7 +236,7 @@ def keep_texts(
     counted_D = arrays["document_status"] == Status.COUNTED
     chunk = _documents_a_chunk(sizes_D)
     texts = CorpusTexts(group, "", names, sizes_D, arrays["document_hash"], arrays["document_status"],
-                        arrays["document_tokens"], window_lines, None, source)  # fmt: skip
+                        arrays["document_tokens"], source.window_lines, None, source)  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # see `store.write_arrays`
         array = zarr.open_group(str(group), mode="r+", zarr_format=3).create_array(

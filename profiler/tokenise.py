@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from neurotally.profiler.corpus import Document, Status
+from neurotally.profiler.documents import Document, Status
 
 
 class TokenIds(NamedTuple):

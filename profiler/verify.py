@@ -132,13 +132,13 @@ class _LayerCheck:
         number_NF = h_NF.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
         is_nan_NF = h_NF.isnan()
         equal = {
-            "counts": (tally.active_F, (self._pre_BTF[counted_BT] > 0).sum(0)),
-            "largest coefficients": (tally.coefficient_max_F, number_NF.masked_fill(is_nan_NF, -torch.inf).amax(0)),
-            "smallest coefficients": (tally.coefficient_min_F, number_NF.masked_fill(is_nan_NF, torch.inf).amin(0)),
+            "counts": (tally["active"], (self._pre_BTF[counted_BT] > 0).sum(0)),
+            "largest coefficients": (tally["coefficient_max"], number_NF.masked_fill(is_nan_NF, -torch.inf).amax(0)),
+            "smallest coefficients": (tally["coefficient_min"], number_NF.masked_fill(is_nan_NF, torch.inf).amin(0)),
         }
         close = {
-            "sums": (tally.coefficient_sum_F, h_NF),
-            "sums of squares": (tally.coefficient_sum_squares_F, h_NF.square()),
+            "sums": (tally["coefficient_sum"], h_NF),
+            "sums of squares": (tally["coefficient_sum_squares"], h_NF.square()),
         }
         wrong = [what for what, (ours_F, theirs_F) in equal.items() if not bool((ours_F == theirs_F).all())]
         wrong += [what for what, (sum_F, term_NF) in close.items() if not _is_sum_of(sum_F, term_NF)]

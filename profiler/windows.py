@@ -11,17 +11,16 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from neurotally.profiler.corpus import (
+from neurotally.profiler.documents import (
+    CHANGED,
     MAX_DOCUMENT_BYTES,
     TOO_LARGE,
+    UNREADABLE,
     Document,
     Manifest,
-    Source,
-    Status,
     text_document,
 )
 from neurotally.profiler.errors import InputError
@@ -31,39 +30,29 @@ _LINE_END = re.compile(rb"\r\n|\r|\n")
 _NAME = re.compile(r"(?s)(.*)#L(\d+)-(\d+)")
 
 
-class Windows(NamedTuple):
-    """The windows of a corpus."""
-
-    manifest: Manifest
-    is_repeat_D: np.ndarray
-    """bool: whether a window has the content of an earlier one of the corpus."""
-
-
-def cut_windows(source: Source, manifest: Manifest, num_lines: int) -> Windows:
-    """Cut a folder's files into windows; reads every file. Raises InputError for a source of records."""
-    if source.kind != "folder":
-        raise InputError(f"--window-lines: {source.path} holds records; windows are cut from a folder of files")
+def cut_windows(root: Path, files: Manifest, num_lines: int) -> Manifest:
+    """Cut a folder's files into windows; reads every file. Those with the content of an earlier one are repeats."""
     names: list[str] = []
     sizes: list[int] = []
     is_repeat: list[bool] = []
     seen: set[bytes] = set()
-    for name, size in zip(manifest.names, manifest.sizes.tolist(), strict=True):
+    for name, size in zip(files.names, files.sizes.tolist(), strict=True):
         if size > MAX_DOCUMENT_BYTES:
             names.append(f"{name}#L1-1")
             sizes.append(size)
             is_repeat.append(False)
             continue
-        content = _read(Path(source.path), name)
+        content = _read(root, name)
         for first, window in _windows(content, num_lines):
             names.append(f"{name}#L{first}-{first + max(0, _count_lines(window) - 1)}")
             sizes.append(len(window))
             digest = hashlib.sha256(window).digest()
             is_repeat.append(digest in seen)
             seen.add(digest)
-    return Windows(Manifest(names, np.array(sizes, np.uint64)), np.array(is_repeat, bool))
+    return Manifest(names, np.array(sizes, np.uint64), np.array(is_repeat, bool))
 
 
-def read_windows(source: Source, names: Sequence[str], sizes: Sequence[int]) -> Iterator[Document]:
+def read_windows(root: Path, names: Sequence[str], sizes: Sequence[int]) -> Iterator[Document]:
     """Read windows by name, in order; a file is read once for all its windows that follow each other."""
     parsed = [(*_parse(name), size) for name, size in zip(names, sizes, strict=True)]
     for (path, is_too_large), windows in itertools.groupby(
@@ -72,7 +61,7 @@ def read_windows(source: Source, names: Sequence[str], sizes: Sequence[int]) -> 
         if is_too_large:
             yield from (TOO_LARGE for _ in windows)
             continue
-        content = _read(Path(source.path), path)
+        content = _read(root, path)
         starts = [0, *(match.end() for match in _LINE_END.finditer(content or b""))]
         for _, first, last, size in windows:
             yield _window(content, starts, first, last, size)
@@ -90,12 +79,12 @@ def file_of(name: str) -> str:
 
 def _window(content: bytes | None, starts: list[int], first: int, last: int, size: int) -> Document:
     if content is None:
-        return Document(None, Status.UNREADABLE, bytes(32))
+        return UNREADABLE
     if first > len(starts):
-        return Document(None, Status.CHANGED, bytes(32))
+        return CHANGED
     start = starts[first - 1]
     window = content[start : starts[last] if last < len(starts) else len(content)]
-    return text_document(window) if len(window) == size else Document(None, Status.CHANGED, bytes(32))
+    return text_document(window) if len(window) == size else CHANGED
 
 
 def _windows(content: bytes | None, num_lines: int) -> Iterator[tuple[int, bytes]]:

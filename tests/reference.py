@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from neurotally.profiler import store
+from neurotally.profiler.neurons import UnitNeurons
 
 
 def everything(path: Path) -> dict[str, bytes]:
@@ -18,6 +19,11 @@ def everything(path: Path) -> dict[str, bytes]:
         for corpus in store.committed_corpora(path)
         for name, array in store.read_corpus(path, corpus).items()
     }
+
+
+def unit_arrays(unit: UnitNeurons) -> dict[str, np.ndarray]:
+    """All arrays of a unit, sums and triggers, by name."""
+    return {**unit.sums, **{name: array for name, array in vars(unit).items() if name != "sums"}}
 
 
 class HookCount:

@@ -145,9 +145,25 @@ def test_every_set_of_flags_gives_the_same_bits(
         monkeypatch.setattr(tally, "library", lambda library=library: library)
         into = LayerTally.empty(123)
         h_BTF, maxima = tally.gated(torch.nn.SiLU(), gate_BTF, up_BTF, kind_BT, into)
-        results.append([h_BTF, *into, *maxima])
+        results.append([h_BTF, *into.values(), *maxima])
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("c_type", "first", "second"),
+    [("int64_t", "active", "active_special"), ("float", "coefficient_max", "coefficient_min")],
+)
+def test_a_loop_that_adds_up_in_another_order_than_the_table_is_refused(
+    c_type: str, first: str, second: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = (f"X({c_type}, {name})" for name in (first, second))
+    swapped = compiled.SOURCE.read_text().replace(one, "X(?)").replace(other, one).replace("X(?)", other)
+    (tmp_path / "tally.cpp").write_text(swapped)
+    monkeypatch.setattr(compiled, "SOURCE", tmp_path / "tally.cpp")
+    with pytest.raises(AssertionError, match=f"{second};.* {first};.*, statistics.py says .*: make them the same"):
+        compiled.build()
 
 
 FALLS_BACK = """
@@ -159,7 +175,7 @@ for _ in range(3):
     h, maxima = tally.plain(torch.nn.ReLU(), torch.ones(2, 5, 7), kind, into)
     lists = triggers.LayerTriggers(7, 2, "cpu", None)
     lists.add(maxima, kind, kind)
-    assert into.active_F.tolist() == [10] * 7 and len(lists.best().value_N) == 7
+    assert into["active"].tolist() == [10] * 7 and len(lists.best().value_N) == 7
 """
 
 

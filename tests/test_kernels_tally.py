@@ -15,7 +15,7 @@ from transformers.activations import ACT2FN, ClippedGELUActivation
 from neurotally.kernels import tally as kernels
 from neurotally.kernels.activations import activation_table
 from neurotally.kernels.compiled import library
-from neurotally.kernels.tally import PAD, SPECIAL, TOKEN, LayerTally, RowMaxima, Statistics
+from neurotally.kernels.tally import PAD, REPEAT, SPECIAL, TOKEN, LayerTally, RowMaxima, Statistics
 
 PATHS = ("compiled", "reference")
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -82,11 +82,12 @@ def bare(act: nn.Module, pre_BTF: Tensor, up_BTF: Tensor | None) -> tuple[Tensor
 
 
 def random_batch(shape: tuple[int, int, int], dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """(pre, up, kind): true lengths from 0 to all, a special token in front, the pads NaN."""
+    """(pre, up, kind): true lengths from 0 to all, a special token in front, some of a repeat, the pads NaN."""
     num_rows, num_tokens, _ = shape
     rng = torch.Generator().manual_seed(seed)
     pre_BTF, up_BTF = (torch.randn(shape, generator=rng).mul(2).to(dtype) for _ in range(2))
     kind_BT = torch.full((num_rows, num_tokens), TOKEN, dtype=torch.uint8)
+    kind_BT[:, 3::7] = REPEAT
     kind_BT[:, 0] = SPECIAL if num_tokens > 1 else TOKEN
     for row in range(num_rows):
         length = (num_tokens, 0, num_tokens // 2 + 1)[row % 3]
@@ -111,20 +112,20 @@ def expect_formula(
     pre, activation, coefficient = map(number, (pre_BTF, activation_BTF, coefficient_BTF))
     kind = kind_BT.numpy()
     counted, special = kind != PAD, kind == SPECIAL
-    np.testing.assert_array_equal(got.active_F.numpy(), (pre[counted] > 0).sum(0))
-    np.testing.assert_array_equal(got.active_special_F.numpy(), (pre[special] > 0).sum(0))
+    np.testing.assert_array_equal(got["active"].numpy(), (pre[counted] > 0).sum(0))
+    np.testing.assert_array_equal(got["active_special"].numpy(), (pre[special] > 0).sum(0))
     with np.errstate(all="ignore"):
         for sums_F, values in (
-            (got.activation_sum_F, activation[counted]),
-            (got.coefficient_sum_F, coefficient[counted]),
-            (got.coefficient_sum_squares_F, coefficient[counted] ** 2),
+            (got["activation_sum"], activation[counted]),
+            (got["coefficient_sum"], coefficient[counted]),
+            (got["coefficient_sum_squares"], coefficient[counted] ** 2),
         ):
             assert_close_sums(sums_F.numpy(), values.sum(0), np.abs(values).sum(0))
         is_nan = np.isnan(coefficient[counted])
         max_F = np.where(is_nan, -np.inf, coefficient[counted]).max(0, initial=-np.inf)
         min_F = np.where(is_nan, np.inf, coefficient[counted]).min(0, initial=np.inf)
-    np.testing.assert_array_equal(got.coefficient_max_F.numpy(), max_F)
-    np.testing.assert_array_equal(got.coefficient_min_F.numpy(), min_F)
+    np.testing.assert_array_equal(got["coefficient_max"].numpy(), max_F)
+    np.testing.assert_array_equal(got["coefficient_min"].numpy(), min_F)
     eligible = np.where((kind == TOKEN)[:, :, None] & (coefficient > 0), coefficient, 0)
     np.testing.assert_array_equal(maxima.value_BF.numpy(), eligible.max(1))
     np.testing.assert_array_equal(maxima.position_BF.numpy(), eligible.argmax(1))
@@ -211,7 +212,7 @@ def test_sums_beyond_the_range_of_float32_are_summed(dtype: torch.dtype, kernel_
     activation_BTF, coefficient_BTF = bare(ACTIVATIONS["relu"], pre_BTF, up_BTF)
     with path(kernel_path):
         _, got, maxima = run(ACTIVATIONS["relu"], pre_BTF, up_BTF, kind_BT)
-    assert got.coefficient_sum_squares_F.isfinite().all()
+    assert got["coefficient_sum_squares"].isfinite().all()
     expect_formula(pre_BTF, activation_BTF, coefficient_BTF, kind_BT, got, maxima)
 
 
@@ -221,11 +222,11 @@ def test_one_nan_or_infinity_shows_in_its_own_neuron_only(kernel_path: str) -> N
     pre_BTF[0, 9, 3], up_BTF[0, 20, 4], pre_BTF[0, 30, 5], up_BTF[0, 30, 5] = torch.nan, -torch.inf, torch.inf, 2
     with path(kernel_path):
         _, got, maxima = run(ACTIVATIONS["relu"], pre_BTF, up_BTF, kind_BT)
-    assert got.coefficient_sum_F.isfinite().sum() == 37
-    assert got.coefficient_sum_F[3].isnan()
-    assert got.coefficient_max_F[5] == maxima.value_BF[0, 5] == torch.inf
+    assert got["coefficient_sum"].isfinite().sum() == 37
+    assert got["coefficient_sum"][3].isnan()
+    assert got["coefficient_max"][5] == maxima.value_BF[0, 5] == torch.inf
     assert maxima.position_BF[0, 5] == 30
-    assert got.coefficient_max_F[3].isfinite()
+    assert got["coefficient_max"][3].isfinite()
 
 
 @pytest.mark.parametrize("kernel_path", PATHS)
@@ -238,7 +239,7 @@ def test_the_number_of_threads_changes_no_bit(dtype: torch.dtype, is_gated: bool
     for num_threads in (1, 2, 3):
         with threads(num_threads), path(kernel_path):
             h_BTF, got, maxima = run(ACTIVATIONS["silu"], pre_BTF, up_BTF if is_gated else None, kind_BT)
-        results.append([h_BTF, *got, *maxima])
+        results.append([h_BTF, *got.values(), *maxima])
     assert_same(results[0], results[1])
     assert_same(results[0], results[2])
 
@@ -251,7 +252,7 @@ def test_any_split_into_batches_gives_the_whole(kernel_path: str, data: st.DataO
     dtype = data.draw(st.sampled_from(DTYPES))
     pre_BTF, up_BTF, _ = random_batch(shape, dtype, seed=data.draw(st.integers(0, 99)))
     pre_BTF, up_BTF = pre_BTF.nan_to_num(1), up_BTF.nan_to_num(-1)
-    kinds = data.draw(st.lists(st.sampled_from([PAD, TOKEN, SPECIAL]), min_size=6 * 40, max_size=6 * 40))
+    kinds = data.draw(st.lists(st.sampled_from([PAD, TOKEN, SPECIAL, REPEAT]), min_size=6 * 40, max_size=6 * 40))
     kind_BT = torch.tensor(kinds, dtype=torch.uint8)[: shape[0] * shape[1]].view(shape[:2])
     cuts = sorted(data.draw(st.lists(st.integers(0, shape[0]), max_size=3)))
     with path(kernel_path):
@@ -264,8 +265,8 @@ def test_any_split_into_batches_gives_the_whole(kernel_path: str, data: st.DataO
             if first < end:
                 rows = slice(first, end)
                 part_maxima.append(run(act, pre_BTF[rows], up_BTF[rows], kind_BT[rows], parts)[2])
-    for index in (0, 1, 5, 6):
-        assert torch.equal(whole[index], parts[index])
+    for name in ("active", "active_special", "coefficient_max", "coefficient_min"):
+        assert torch.equal(whole[name], parts[name])
     assert_same(maxima, [torch.cat(column) for column in zip(*part_maxima, strict=True)])
     activation_BTF, coefficient_BTF = bare(act, pre_BTF, up_BTF)
     expect_formula(pre_BTF, activation_BTF, coefficient_BTF, kind_BT, parts, maxima)
@@ -285,7 +286,8 @@ def test_what_pads_hold_changes_no_bit(kernel_path: str, seed: int, dtype: torch
         h_BTF, *before = run(ACTIVATIONS["silu"], pre_BTF, up_BTF, kind_BT)
         pre_BTF[is_pad_BT] = up_BTF[is_pad_BT] = content
         again_BTF, *after = run(ACTIVATIONS["silu"], pre_BTF, up_BTF, kind_BT)
-    assert_same([*before[0], *before[1], h_BTF[~is_pad_BT]], [*after[0], *after[1], again_BTF[~is_pad_BT]])
+    assert_same([*before[0].values(), *before[1]], [*after[0].values(), *after[1]])
+    assert_same([h_BTF[~is_pad_BT]], [again_BTF[~is_pad_BT]])
     assert_same([again_BTF], [bare(ACTIVATIONS["silu"], pre_BTF, up_BTF)[1]])
 
 
@@ -314,8 +316,9 @@ def test_fewer_statistics_are_the_same_statistics(dtype: torch.dtype, kernel_pat
         h_BTF, everything, _ = run(ACTIVATIONS["silu"], pre_BTF, up_BTF, kind_BT)
         for level, num_filled in ((Statistics.COUNTS, 2), (Statistics.MOMENTS, 7)):
             fewer_h_BTF, fewer, maxima = run(ACTIVATIONS["silu"], pre_BTF, up_BTF, kind_BT, statistics=level)
-            assert_same([fewer_h_BTF, *fewer[:num_filled]], [h_BTF, *everything[:num_filled]])
-            assert_same(fewer[num_filled:], LayerTally.empty(70)[num_filled:])
+            assert_same([fewer_h_BTF], [h_BTF])
+            for number, (name, empty_F) in enumerate(LayerTally.empty(70).items()):
+                assert_same([fewer[name]], [everything[name] if number < num_filled else empty_F])
             assert not maxima.value_BF.any()
             assert maxima.value_BF.shape == maxima.position_BF.shape == (2, 70)
 
@@ -331,21 +334,21 @@ def test_the_first_of_equal_maxima_is_kept_and_special_tokens_have_none(dtype: t
         _, _, none = run(ACTIVATIONS["relu"], -pre_BTF.abs(), None, kind_BT)
     assert (maxima.value_BF == 5).all()
     assert (maxima.position_BF == 2).all()
-    assert (got.coefficient_max_F == 9).all()
-    assert (got.active_special_F == 40).all()
+    assert (got["coefficient_max"] == 9).all()
+    assert (got["active_special"] == 40).all()
     assert not none.value_BF.any()
     assert not none.position_BF.any()
 
 
 def test_counts_stay_exact_beyond_what_float32_holds() -> None:
     into = LayerTally.empty(3)
-    into.active_F.fill_(2**40)
-    into.coefficient_sum_F.fill_(2.0**40)
+    into["active"].fill_(2**40)
+    into["coefficient_sum"].fill_(2.0**40)
     for name in PATHS:
         with path(name):
             run(ACTIVATIONS["relu"], torch.ones(1, 9, 3), None, torch.ones(1, 9, dtype=torch.uint8), into)
-    assert into.active_F.tolist() == [2**40 + 18] * 3
-    assert into.coefficient_sum_F.tolist() == [2**40 + 18] * 3
+    assert into["active"].tolist() == [2**40 + 18] * 3
+    assert into["coefficient_sum"].tolist() == [2**40 + 18] * 3
 
 
 class _Upcasts(nn.Module):

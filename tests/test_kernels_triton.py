@@ -117,7 +117,7 @@ def test_tally_and_triggers_never_wait_for_the_gpu(monkeypatch: pytest.MonkeyPat
                 lists.add(maxima, document_BT, position_BT)
     finally:
         torch.cuda.set_sync_debug_mode(before)
-    assert into.active_F.sum() == 2 * len(acts) * sum(
+    assert into["active"].sum() == 2 * len(acts) * sum(
         int(((batch[0] > 0) & (batch[2] != 0)[:, :, None]).sum()) for batch in batches
     )
 
@@ -175,7 +175,7 @@ def test_tensors_of_more_than_2_to_the_31_elements() -> None:
     kind_BT = torch.ones((2, num_tokens), dtype=torch.uint8, device="cuda")
     into = LayerTally.empty(num_neurons, "cuda")
     h_BTF, maxima = kernels.plain(nn.ReLU(), pre_BTF, kind_BT, into)
-    assert (into.active_F == 1).all()
+    assert (into["active"] == 1).all()
     assert (maxima.value_BF[1] == 1).all()
     assert (maxima.position_BF[1] == num_tokens - 1).all()
     assert (h_BTF[1, -1] == 1).all()

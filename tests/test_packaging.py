@@ -78,8 +78,9 @@ def test_kernels_import_torch_and_triton_only() -> None:
         ("neurotally.profiler", ("torch", "ray", "transformers", "zarr", "numpy")),
         ("neurotally.profiler.store", ("torch", "ray", "transformers")),
         ("neurotally.analysis.languages.lape", ("torch", "ray", "transformers")),
+        ("neurotally.jobs", ("torch", "ray", "transformers", "zarr")),
+        ("neurotally.jobs.passes.neurons", ("ray",)),
         ("neurotally.analysis.studies", ("torch", "zarr", "matplotlib", "pandas", "numpy")),
-        ("neurotally.jobs.profile", ("ray",)),
     ],
 )
 def test_importing_does_not_load(module: str, absent: tuple[str, ...]) -> None:

@@ -7,6 +7,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,20 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from neurotally.jobs.plan import find_corpora, list_corpus
-from neurotally.profiler.corpus import (
-    MAX_DOCUMENT_BYTES,
-    Document,
-    Manifest,
-    Source,
-    Status,
-    check_names,
-    list_documents,
-    parse_source,
-    read_documents,
-)
+from neurotally.profiler.corpus import check_names, list_documents, parse_source, read_documents
+from neurotally.profiler.documents import MAX_DOCUMENT_BYTES, Document, Manifest, Source, Status
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.streaming import spool_dataset
-from neurotally.profiler.windows import cut_windows, read_windows
 
 TEXTS = ["def f():\n\treturn 'é'\r\n", "x", "日本\n" * 3000, "\ufeffbom", "no newline"]
 
@@ -217,8 +208,8 @@ def test_files_and_folders_without_permission_are_skipped_by_name() -> None:
         unreadable = {"a", "closed/", "names/e", "names/deep/"}
         assert found == {"b": Status.COUNTED} | dict.fromkeys(unreadable, Status.UNREADABLE)
         assert set(list_documents(parse_source(f"{root}::b")).names) == {"b", "closed/", "names/deep/"}
-        windows = cut_windows(parse_source(str(root)), list_documents(parse_source(str(root))), 5).manifest
-        read = read_windows(parse_source(str(root)), windows.names, windows.sizes.tolist())
+        windows = replace(parse_source(str(root)), window_lines=5)
+        read = read_all(windows, list_documents(windows))
         assert sorted(one.status for one in read) == [Status.COUNTED] + [Status.UNREADABLE] * 4
         root.chmod(0o300)
         with pytest.raises(InputError, match=f"can't list {root}: Permission denied"):
@@ -239,15 +230,16 @@ def test_a_file_that_became_a_fifo_never_blocks(tmp_path: Path) -> None:
         (tmp_path / "d" / name).write_text("x")
     (tmp_path / "r.jsonl").write_text('{"text": "x"}\n')
     source, records = parse_source(str(tmp_path / "d")), parse_source(str(tmp_path / "r.jsonl"))
-    manifest, windows = list_documents(source), cut_windows(source, list_documents(source), 5).manifest
+    windows = replace(source, window_lines=5)
+    manifest, window_manifest = list_documents(source), list_documents(windows)
     for path in (tmp_path / "d" / "b", tmp_path / "r.jsonl"):
         path.unlink()
         os.mkfifo(path)
     found: list[Document] = []
     in_time(threading.Thread(target=lambda: found.extend(read_all(source, manifest))))
     assert [d.status for d in found] == [Status.CHANGED if name == "b" else Status.COUNTED for name in manifest.names]
-    in_time(threading.Thread(target=lambda: found.extend(read_windows(source, windows.names, windows.sizes.tolist()))))
-    assert [d.text is None for d in found[3:]] == [name == "b#L1-1" for name in windows.names]
+    in_time(threading.Thread(target=lambda: found.extend(read_all(windows, window_manifest))))
+    assert [d.text is None for d in found[3:]] == [name == "b#L1-1" for name in window_manifest.names]
     errors: list[OSError] = []
 
     def read_records() -> None:
@@ -276,13 +268,9 @@ def test_what_is_too_large_is_skipped_by_name_and_the_rest_is_read(kind: str, tm
         for name, text in texts.items():
             (tmp_path / "c" / name).write_text(text)
     path = tmp_path / ("c" if kind in ("folder", "windows") else f"c.{kind}")
-    source = parse_source(str(path))
+    source = replace(parse_source(str(path)), window_lines=5 if kind == "windows" else None)
     manifest = list_documents(source)
-    if kind == "windows":
-        manifest = cut_windows(source, manifest, 5).manifest
-        found = list(read_windows(source, manifest.names, manifest.sizes.tolist()))
-    else:
-        found = read_all(source, manifest)
+    found = read_all(source, manifest)
     by_name = dict(zip((name.partition("#")[0] for name in manifest.names), found, strict=True))
     assert by_name["1"] == Document(None, Status.TOO_LARGE, bytes(32))
     assert {name: one.text for name, one in by_name.items()} == texts | {"1": None}

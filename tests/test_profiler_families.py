@@ -49,14 +49,14 @@ def test_a_dense_architecture_is_read_as_plain_hooks_read_it(name: str, tokenize
 
     assert model.facts.max_row_tokens == family.context
     assert expected["active"].shape == (LAYERS, model.facts.num_neurons)
-    assert_array_equal(result.active_LF, expected["active"])
-    assert_array_equal(result.active_special_LF, expected["active_special"])
-    assert_array_equal(result.coefficient_max_LF, expected["max"])
-    assert_array_equal(result.coefficient_min_LF, expected["min"])
+    assert_array_equal(result.sums["active"], expected["active"])
+    assert_array_equal(result.sums["active_special"], expected["active_special"])
+    assert_array_equal(result.sums["coefficient_max"], expected["max"])
+    assert_array_equal(result.sums["coefficient_min"], expected["min"])
     for got, part in (
-        (result.activation_sum_LF, "activation"),
-        (result.coefficient_sum_LF, "coefficient"),
-        (result.coefficient_sum_squares_LF, "squares"),
+        (result.sums["activation_sum"], "activation"),
+        (result.sums["coefficient_sum"], "coefficient"),
+        (result.sums["coefficient_sum_squares"], "squares"),
     ):
         assert (np.abs(got - expected[part]) <= 2e-6 * expected[f"{part}_absolute"]).all(), part
 

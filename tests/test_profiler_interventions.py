@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from reference import unit_arrays
 from test_profiler_loss import KEYS, NEURONS, edit, with_biases
 from test_profiler_sites import FAMILIES
 from torch import Tensor
@@ -94,27 +95,27 @@ def test_a_reader_reads_the_masked_model(family: str, how: str, tokenizer: Any) 
         # A neuron is active where what it computes is positive; these models' activations never underflow.
         near_zero_F = ((activation_NF.abs() < 1e-5) & (activation_NF != 0)).sum(0).numpy()
         active_F = (activation_NF > 0).sum(0).numpy()
-        assert (np.abs(masked.active_LF[layer].astype(int) - active_F) <= near_zero_F).all()
+        assert (np.abs(masked.sums["active"][layer].astype(int) - active_F) <= near_zero_F).all()
         special_F = (hooked.counted(hooked.activation[layer], special=True) > 0).sum(0).numpy()
-        np.testing.assert_array_equal(masked.active_special_LF[layer][neurons], special_F[neurons])
+        np.testing.assert_array_equal(masked.sums["active_special"][layer][neurons], special_F[neurons])
         for got, expected in (
-            (masked.activation_sum_LF, activation_NF.sum(0)),
-            (masked.coefficient_sum_LF, coefficient_NF.sum(0)),
-            (masked.coefficient_sum_squares_LF, coefficient_NF.square().sum(0)),
+            (masked.sums["activation_sum"], activation_NF.sum(0)),
+            (masked.sums["coefficient_sum"], coefficient_NF.sum(0)),
+            (masked.sums["coefficient_sum_squares"], coefficient_NF.square().sum(0)),
         ):
             assert (np.abs(got[layer] - expected.numpy()) <= 1e-4 * scale_F).all()
-        np.testing.assert_allclose(masked.coefficient_max_LF[layer], coefficient_NF.amax(0), rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(masked.coefficient_min_LF[layer], coefficient_NF.amin(0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(masked.sums["coefficient_max"][layer], coefficient_NF.amax(0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(masked.sums["coefficient_min"][layer], coefficient_NF.amin(0), rtol=1e-4, atol=1e-5)
     if how in ("activation", "coefficient"):  # a coefficient of 0 triggers nothing
         off = [layer * 96 + neuron for layer, neurons in NEURONS.items() for neuron in neurons]
         assert np.isin(off, bare.trigger_neuron_N).any()
         assert not np.isin(off, masked.trigger_neuron_N).any()
     # Neurons of the first layer that aren't switched off compute what they did; those of the second read other input.
     others = np.setdiff1d(np.arange(96), NEURONS[0])
-    np.testing.assert_array_equal(masked.coefficient_sum_LF[0, others], bare.coefficient_sum_LF[0, others])
-    assert np.abs(masked.coefficient_sum_LF[1] - bare.coefficient_sum_LF[1]).max() > 1e-3
-    for name, array in vars(tallied(model)).items():
-        np.testing.assert_array_equal(array, vars(bare)[name], err_msg=name)
+    np.testing.assert_array_equal(masked.sums["coefficient_sum"][0, others], bare.sums["coefficient_sum"][0, others])
+    assert np.abs(masked.sums["coefficient_sum"][1] - bare.sums["coefficient_sum"][1]).max() > 1e-3
+    for name, array in unit_arrays(tallied(model)).items():
+        np.testing.assert_array_equal(array, unit_arrays(bare)[name], err_msg=name)
 
 
 def test_triggers_are_those_of_the_masked_model(tokenizer: Any) -> None:

@@ -9,6 +9,7 @@ import accelerate
 import numpy as np
 import pytest
 import torch
+from reference import unit_arrays
 from test_profiler_interventions import tallied
 from test_profiler_loss import one_batch
 from test_profiler_sites import tiny
@@ -35,7 +36,7 @@ def test_offloaded_layers_are_read_as_others_are(family: str, kind: str, tokeniz
     assert not is_offloaded(expected.model)
     assert model.facts == expected.facts
     assert {device.type for device in model.devices} == {"cpu"}
-    ours, theirs = vars(tallied(model)), vars(tallied(expected))
+    ours, theirs = unit_arrays(tallied(model)), unit_arrays(tallied(expected))
     for name, array in theirs.items():
         np.testing.assert_array_equal(ours[name], array, err_msg=name)
     for mine, its in zip(model.hook_points, expected.hook_points, strict=True):

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from reference import unit_arrays
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -104,8 +105,8 @@ def test_nothing_is_lost_by_ending_at_the_last_hook_point(family: str, tokenizer
     to_the_end = result(lambda reader: [reader.read(batch) for batch in batches])
     ended = result(lambda reader: reader.tally(batches))
     assert len(batches) > 1
-    for name, array in vars(to_the_end).items():
-        np.testing.assert_array_equal(getattr(ended, name), array, err_msg=name)
+    for name, array in unit_arrays(to_the_end).items():
+        np.testing.assert_array_equal(unit_arrays(ended)[name], array, err_msg=name)
 
 
 def test_nothing_runs_after_the_last_hook_point(tokenizer: Any) -> None:
@@ -151,17 +152,17 @@ def test_a_family_is_read_as_plain_hooks_read_it(family: str, tokenizer: Any) ->
         )
         assert pre.shape[1] == model.facts.num_neurons
         near_zero = (pre.abs() < 1e-5).sum(0).numpy()
-        assert (np.abs(result.active_LF[layer].astype(int) - (pre > 0).sum(0).numpy()) <= near_zero).all()
+        assert (np.abs(result.sums["active"][layer].astype(int) - (pre > 0).sum(0).numpy()) <= near_zero).all()
         starts = np.cumsum([0, *[len(ids) for _, ids in documents[:-1]]])
-        assert (np.abs(result.active_special_LF[layer].astype(int) - (pre[starts] > 0).sum(0).numpy()) <= 1).all()
+        assert (np.abs(result.sums["active_special"][layer].astype(int) - (pre[starts] > 0).sum(0).numpy()) <= 1).all()
         for got, values in (
-            (result.activation_sum_LF, activation),
-            (result.coefficient_sum_LF, coefficient),
-            (result.coefficient_sum_squares_LF, coefficient.square()),
+            (result.sums["activation_sum"], activation),
+            (result.sums["coefficient_sum"], coefficient),
+            (result.sums["coefficient_sum_squares"], coefficient.square()),
         ):
             np.testing.assert_allclose(got[layer], values.sum(0), atol=1e-5 * float(values.abs().sum(0).max()))
-        np.testing.assert_allclose(result.coefficient_max_LF[layer], coefficient.amax(0), rtol=1e-4, atol=1e-6)
-        np.testing.assert_allclose(result.coefficient_min_LF[layer], coefficient.amin(0), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(result.sums["coefficient_max"][layer], coefficient.amax(0), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(result.sums["coefficient_min"][layer], coefficient.amin(0), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "gpt_neox", "codegen", "opt", "bloom"])

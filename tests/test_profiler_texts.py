@@ -12,11 +12,11 @@ import pytest
 from conftest import make_tokenizer
 
 from neurotally.analysis.keys.places import find_line
-from neurotally.jobs.profile import ProfileRequest, profile
+from neurotally.jobs import profile
 from neurotally.jobs.progress import Progress
-from neurotally.jobs.worker import ModelConfig
 from neurotally.profiler import store
-from neurotally.profiler.corpus import Manifest, parse_source
+from neurotally.profiler.corpus import parse_source
+from neurotally.profiler.documents import Manifest
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.texts import (
     CorpusTexts,
@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
 
 def run(model: Path, path: Path, corpora: Path, **options: Any) -> Path:
     options = {"row_tokens": 64, "groups": 3, "triggers": 4, **options}
-    profile(ProfileRequest(ModelConfig(str(model)), path, corpora, **options), Progress(quiet=True))
+    profile(str(model), path, corpora=corpora, progress=Progress(quiet=True), **options)
     return path
 
 
@@ -168,9 +168,9 @@ def test_records(model_folder: Path, tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": values}), tmp_path / "x.parquet", row_group_size=3)
     lines = [json.dumps({"n": number, "text": text}) for number, text in enumerate(values)]
     (tmp_path / "y.jsonl").write_text("\n".join(lines) + "\n")
-    corpora = (f"x={tmp_path / 'x.parquet'}", f"y={tmp_path / 'y.jsonl'}")
-    request = ProfileRequest(ModelConfig(str(model_folder)), tmp_path / "s", None, corpora, row_tokens=64, groups=2)
-    profile(request, Progress(quiet=True))
+    corpus = {"x": tmp_path / "x.parquet", "y": tmp_path / "y.jsonl"}
+    quiet = Progress(quiet=True)
+    profile(str(model_folder), tmp_path / "s", corpus=corpus, row_tokens=64, groups=2, progress=quiet)
     for name in "xy":
         texts = corpus_texts(tmp_path / "s", name)
         assert [one.text for one in texts.read([1, 4, 6])] == [values[1], values[4], values[6]]
@@ -195,11 +195,11 @@ def test_windows_are_the_file_cut_at_its_lines(num_lines: int, folder: Path) -> 
     (folder / "python" / "latin.py").write_bytes("a = 1\né = 1\n".encode("latin-1"))
     source = parse_source(str(folder / "python"))
     names = [*FILES, "copy.py", "latin.py"]
-    windows = cut_windows(source, Manifest(names, np.zeros(len(names), np.uint64)), num_lines)
-    documents = list(read_windows(source, windows.manifest.names, windows.manifest.sizes.tolist()))
+    windows = cut_windows(Path(source.path), Manifest(names, np.zeros(len(names), np.uint64)), num_lines)
+    documents = list(read_windows(Path(source.path), windows.names, windows.sizes.tolist()))
     by_file: dict[str, list[str]] = {}
     seen: set[str] = set()
-    for name, document, is_repeat in zip(windows.manifest.names, documents, windows.is_repeat_D, strict=True):
+    for name, document, is_repeat in zip(windows.names, documents, windows.is_repeat_D, strict=True):
         file, _, lines = name.rpartition("#L")
         if file == "latin.py":
             assert document.text is None

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from neurotally.profiler.corpus import Status, text_document
+from neurotally.profiler.documents import Status, text_document
 from neurotally.profiler.tokenise import final_status, tokenise
 
 

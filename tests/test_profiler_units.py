@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neurotally.profiler.corpus import Manifest
+from neurotally.profiler.documents import Manifest
 from neurotally.profiler.units import Unit, cut_units, documents_by_unit
 
 

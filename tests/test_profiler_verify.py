@@ -92,10 +92,10 @@ def _tally_again(kind_BT: Tensor, into: LayerTally, h_BTF: Tensor, other_BTF: Te
     """Correct a tally of `h_BTF` to be one of `other_BTF`, as a kernel that rounds so would have it."""
     counted_BT = kind_BT > 0
     ours, theirs = h_BTF[counted_BT].double(), other_BTF[counted_BT].double()
-    into.coefficient_sum_F.add_((theirs - ours).sum(0))
-    into.coefficient_sum_squares_F.add_((theirs.square() - ours.square()).sum(0))
-    into.coefficient_max_F.copy_(theirs.amax(0))
-    into.coefficient_min_F.copy_(theirs.amin(0))
+    into["coefficient_sum"].add_((theirs - ours).sum(0))
+    into["coefficient_sum_squares"].add_((theirs.square() - ours.square()).sum(0))
+    into["coefficient_max"].copy_(theirs.amax(0))
+    into["coefficient_min"].copy_(theirs.amin(0))
 
 
 def _at(layer: int, fault: Callable[..., tuple[Tensor, RowMaxima]]) -> Callable[[Gated], Gated]:
@@ -126,7 +126,7 @@ def _one_neuron_shifted(kernel: Gated, *args: Any) -> tuple[Tensor, RowMaxima]:
 
 def _tally_shifted(kernel: Gated, *args: Any) -> tuple[Tensor, RowMaxima]:
     result = kernel(*args)
-    for sums_F in args[4]:
+    for sums_F in args[4].values():
         sums_F.copy_(sums_F.roll(1))
     return result
 

@@ -18,7 +18,7 @@ from sorted_triggers import as_list, sorted_triggers
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from neurotally.kernels.tally import PAD, SPECIAL, TOKEN, LayerTally, RowMaxima, Statistics, tally_reference
+from neurotally.kernels.tally import PAD, REPEAT, SPECIAL, TOKEN, LayerTally, RowMaxima, Statistics, tally_reference
 from neurotally.kernels.triggers import _TritonLists
 
 ON_GPU = torch.cuda.is_available()
@@ -94,11 +94,12 @@ def run(
 
 
 def random_batch(shape: tuple[int, int, int], dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """(pre, up, kind): rows of full length, 0 and 1, special tokens among them, the pads NaN."""
+    """(pre, up, kind): rows of full length, 0 and 1, special tokens and some of repeats among them, the pads NaN."""
     num_rows, num_tokens, _ = shape
     rng = torch.Generator().manual_seed(seed)
     pre_BTF, up_BTF = (torch.randn(shape, generator=rng).mul(2).to(dtype) for _ in range(2))
-    kind_BT = torch.where(torch.rand((num_rows, num_tokens), generator=rng) < 0.1, SPECIAL, TOKEN).to(torch.uint8)
+    draw_BT = torch.rand((num_rows, num_tokens), generator=rng)
+    kind_BT = torch.where(draw_BT < 0.1, SPECIAL, torch.where(draw_BT > 0.9, REPEAT, TOKEN)).to(torch.uint8)
     for row in range(num_rows):
         length = (num_tokens, 0, 1)[row % 3]
         kind_BT[row, length:] = PAD
@@ -119,16 +120,16 @@ def expect_reference(
     expected = LayerTally.empty(pre_BTF.shape[2], DEVICE)
     expected_maxima = tally_reference(pre_BTF, activation_BTF, h_BTF, kind_BT, expected)
     assert_same(maxima, expected_maxima)
-    exact = [field for field in LayerTally._fields if "_sum" not in field]
-    assert_same([getattr(got, field) for field in exact], [getattr(expected, field) for field in exact])
+    for name in ("active", "active_special", "coefficient_max", "coefficient_min"):
+        assert_same([got[name]], [expected[name]])
     counted_BT = kind_BT != PAD
-    for field, values in (
-        ("activation_sum_F", activation_BTF),
-        ("coefficient_sum_F", h_BTF),
-        ("coefficient_sum_squares_F", h_BTF.double().square()),
+    for name, values in (
+        ("activation_sum", activation_BTF),
+        ("coefficient_sum", h_BTF),
+        ("coefficient_sum_squares", h_BTF.double().square()),
     ):
         magnitude_F = values[counted_BT].double().abs().sum(0)
-        assert_close_sums(getattr(got, field), getattr(expected, field), magnitude_F)
+        assert_close_sums(got[name], expected[name], magnitude_F)
 
 
 def assert_close_sums(got_F: Tensor, expected_F: Tensor, magnitude_F: Tensor) -> None:
@@ -291,7 +292,7 @@ def test_sums_beyond_the_range_of_float32_are_summed(dtype: torch.dtype, is_gate
     kind_BT = torch.ones((1, 40), dtype=torch.uint8, device=DEVICE)
     kind_BT[0, 5] = PAD
     h_BTF, got, maxima = run(nn.ReLU(), pre_BTF, up_BTF if is_gated else None, kind_BT)
-    assert got.coefficient_sum_squares_F.isfinite().all()
+    assert got["coefficient_sum_squares"].isfinite().all()
     expect_reference(pre_BTF, pre_BTF, h_BTF, kind_BT, got, maxima)
 
 
@@ -301,11 +302,11 @@ def test_one_nan_or_infinity_shows_in_its_own_neuron_only() -> None:
     pre_BTF[0, 9, 3], up_BTF[0, 20, 4], pre_BTF[0, 30, 5], up_BTF[0, 30, 5] = torch.nan, -torch.inf, torch.inf, 2
     pre_BTF[0, 20, 4] = 1
     _, got, maxima = run(nn.ReLU(), pre_BTF, up_BTF, kind_BT)
-    assert got.coefficient_sum_F.isfinite().sum() == 37
-    assert got.coefficient_sum_F[3].isnan()
-    assert got.coefficient_max_F[3].isfinite()
-    assert got.coefficient_min_F[4] == -torch.inf
-    assert got.coefficient_max_F[5] == maxima.value_BF[0, 5] == torch.inf
+    assert got["coefficient_sum"].isfinite().sum() == 37
+    assert got["coefficient_sum"][3].isnan()
+    assert got["coefficient_max"][3].isfinite()
+    assert got["coefficient_min"][4] == -torch.inf
+    assert got["coefficient_max"][5] == maxima.value_BF[0, 5] == torch.inf
     assert maxima.position_BF[0, 5] == 30
 
 
@@ -316,7 +317,8 @@ def test_what_pads_hold_changes_no_bit(content: float) -> None:
     h_BTF, *before = run(nn.SiLU(), pre_BTF, up_BTF, kind_BT)
     pre_BTF[is_pad_BT] = up_BTF[is_pad_BT] = content
     again_BTF, *after = run(nn.SiLU(), pre_BTF, up_BTF, kind_BT)
-    assert_same([*before[0], *before[1], h_BTF[~is_pad_BT]], [*after[0], *after[1], again_BTF[~is_pad_BT]])
+    assert_same([*before[0].values(), *before[1]], [*after[0].values(), *after[1]])
+    assert_same([h_BTF[~is_pad_BT]], [again_BTF[~is_pad_BT]])
     expected_BTF = nn.SiLU()(pre_BTF) * up_BTF
     assert_same([again_BTF[is_pad_BT]], [expected_BTF[is_pad_BT]])
 
@@ -328,8 +330,9 @@ def test_fewer_statistics_are_the_same_statistics(is_gated: bool) -> None:
     h_BTF, everything, _ = run(nn.SiLU(), pre_BTF, up, kind_BT)
     for level, num_filled in ((Statistics.COUNTS, 2), (Statistics.MOMENTS, 7)):
         fewer_h_BTF, fewer, maxima = run(nn.SiLU(), pre_BTF, up, kind_BT, statistics=level)
-        assert_same([fewer_h_BTF, *fewer[:num_filled]], [h_BTF, *everything[:num_filled]])
-        assert_same(fewer[num_filled:], LayerTally.empty(70, DEVICE)[num_filled:])
+        assert_same([fewer_h_BTF], [h_BTF])
+        for number, (name, empty_F) in enumerate(LayerTally.empty(70, DEVICE).items()):
+            assert_same([fewer[name]], [everything[name] if number < num_filled else empty_F])
         assert not maxima.value_BF.any()
         assert not maxima.position_BF.any()
         assert maxima.value_BF.shape == maxima.position_BF.shape == (2, 70)
@@ -347,21 +350,21 @@ def test_the_first_of_equal_maxima_is_kept_and_special_tokens_have_none(num_toke
     assert (maxima.value_BF == 5).all()
     assert (maxima.position_BF[0] == 2).all()
     assert (maxima.position_BF[1] == num_tokens - 4).all()
-    assert (got.coefficient_max_F == 9).all()
-    assert (got.active_special_F == num_tokens // 6).all()
+    assert (got["coefficient_max"] == 9).all()
+    assert (got["active_special"] == num_tokens // 6).all()
     assert not none.value_BF.any()
     assert not none.position_BF.any()
 
 
 def test_counts_stay_exact_beyond_what_float32_holds() -> None:
     into = LayerTally.empty(3, DEVICE)
-    into.active_F.fill_(2**40)
-    into.coefficient_sum_F.fill_(2.0**40)
+    into["active"].fill_(2**40)
+    into["coefficient_sum"].fill_(2.0**40)
     kind_BT = torch.ones((1, 9), dtype=torch.uint8, device=DEVICE)
     for _ in range(2):
         run(nn.ReLU(), torch.ones((1, 9, 3), device=DEVICE), None, kind_BT, into)
-    assert into.active_F.tolist() == [2**40 + 18] * 3
-    assert into.coefficient_sum_F.tolist() == [2**40 + 18] * 3
+    assert into["active"].tolist() == [2**40 + 18] * 3
+    assert into["coefficient_sum"].tolist() == [2**40 + 18] * 3
 
 
 def test_a_batch_of_no_tokens() -> None:
@@ -369,7 +372,7 @@ def test_a_batch_of_no_tokens() -> None:
     h_BTF, got, maxima = run(nn.SiLU(), empty, empty, torch.empty((0, 5), dtype=torch.uint8, device=DEVICE))
     assert h_BTF.shape == (0, 5, 7)
     assert maxima.value_BF.shape == (0, 7)
-    assert_same(got, LayerTally.empty(7, DEVICE))
+    assert_same(got.values(), LayerTally.empty(7, DEVICE).values())
 
 
 class _Upcasts(nn.Module):

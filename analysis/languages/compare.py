@@ -26,7 +26,7 @@ Null where a set is empty; `jaccard` is null as a whole where layers or neurons 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import numpy as np
 
@@ -36,7 +36,19 @@ from neurotally.analysis.languages.profiles import Profiles, overlap_tables, pro
 from neurotally.analysis.languages.rule import DEFAULT, Rule
 from neurotally.analysis.options import Group, OnlyCorpora, Option
 from neurotally.analysis.overlap import jaccard, safe_divide
-from neurotally.analysis.result import Cell, Chart, Column, Panel, Result, Series, Table, finite, model_key, model_name
+from neurotally.analysis.result import (
+    Cell,
+    Chart,
+    Column,
+    Mark,
+    Panel,
+    Result,
+    Series,
+    Table,
+    finite,
+    model_key,
+    model_name,
+)
 from neurotally.profiler.errors import InputError
 
 if TYPE_CHECKING:
@@ -276,8 +288,8 @@ def _chart(document: Mapping[str, Any]) -> Chart:
 
 
 def _panel(document: Mapping[str, Any], name: str) -> Panel:
-    series = []
-    for mark, store, look in zip("AB", document["stores"], ("filled", "steps"), strict=True):
+    series, looks = [], cast(Sequence[Mark], ("filled", "steps"))
+    for mark, store, look in zip("AB", document["stores"], looks, strict=True):
         count_L = np.array(store["by_layer"]["specific"][name], dtype=np.float64)
         scale = len(count_L) if document["relative_axis"] else 1
         edges = np.linspace(0, 1, len(count_L) + 1).tolist() if document["relative_axis"] else None

@@ -295,22 +295,22 @@ def _grids(document: Mapping[str, Any], select: str, limit: str, limits: Sequenc
     is_inside = base["select"] == select and base["quantile"] in document["quantiles"] and base[limit] in limits
     framed = [(document["quantiles"].index(base["quantile"]), limits.index(base[limit]))] if is_inside else []
     names = [_limit_text(setting) for setting in rows[0]]
-    labels = {"row_label": "quantile of the threshold", "framed": framed,
-              "column_label": "neurons per corpus" if select == "balanced" else "share of all neurons"}  # fmt: skip
+    across = "neurons per corpus" if select == "balanced" else "share of all neurons"
     quantiles = [f"{quantile:g}" for quantile in document["quantiles"]]
     shared = [[of["shared"] / of["distinct"] if of["distinct"] else None for of in row] for row in rows]
     sizes = [[f"{of['distinct']:,}\n{number_text(share, 'share')}" for of, share in zip(row, shares, strict=True)]
              for row, shares in zip(rows, shared, strict=True)]  # fmt: skip
     contained = [[_mean_overlap(of, "contained") for of in row] for row in rows]
-    overlaps = [[f"{number_text(_mean_overlap(of, 'contained'), 'share')}\n"
-                 f"{number_text(_mean_overlap(of, 'jaccard'), 'number', 2)}" for of in row] for row in rows]  # fmt: skip
-    sizes_name, overlap_name = (
-        f"{select}: distinct neurons, % of them shared",
-        "overlap with the base: contained, Jaccard",
-    )
+    overlaps = [
+        [f"{number_text(share, 'share')}\n{number_text(_mean_overlap(of, 'jaccard'), 'number', 2)}"
+         for of, share in zip(row, shares, strict=True)]
+        for row, shares in zip(rows, contained, strict=True)
+    ]  # fmt: skip
+    what = (f"{select}: distinct neurons, % of them shared", shared, sizes), (
+        "overlap with the base: contained, Jaccard", contained, overlaps)  # fmt: skip
     return [
-        Grid(sizes_name, quantiles, names, shared, sizes, high=1.15, **labels),
-        Grid(overlap_name, quantiles, names, contained, overlaps, high=1.15, **labels),
+        Grid(name, quantiles, names, values, texts, "quantile", across, high=1.15, framed=framed)
+        for name, values, texts in what
     ]
 
 

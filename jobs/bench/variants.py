@@ -110,16 +110,16 @@ def _eager_everything(model: LoadedModel) -> AbstractContextManager[None]:
 
         def on_act(_module: nn.Module, args: Any, activation: Tensor) -> None:
             over = tuple(range(activation.dim() - 1))
-            tally.active_F.add_((args[0] > 0).sum(dim=over))
-            tally.activation_sum_F.add_(activation.float().sum(dim=over))
+            tally["active"].add_((args[0] > 0).sum(dim=over))
+            tally["activation_sum"].add_(activation.float().sum(dim=over))
 
         def on_down(_module: nn.Module, args: Any) -> None:
             coefficient_BTF = args[0].float()
             over = tuple(range(coefficient_BTF.dim() - 1))
-            tally.coefficient_sum_F.add_(coefficient_BTF.sum(dim=over))
-            tally.coefficient_sum_squares_F.add_(coefficient_BTF.square().sum(dim=over))
-            torch.maximum(tally.coefficient_max_F, coefficient_BTF.amax(dim=over), out=tally.coefficient_max_F)
-            torch.minimum(tally.coefficient_min_F, coefficient_BTF.amin(dim=over), out=tally.coefficient_min_F)
+            tally["coefficient_sum"].add_(coefficient_BTF.sum(dim=over))
+            tally["coefficient_sum_squares"].add_(coefficient_BTF.square().sum(dim=over))
+            torch.maximum(tally["coefficient_max"], coefficient_BTF.amax(dim=over), out=tally["coefficient_max"])
+            torch.minimum(tally["coefficient_min"], coefficient_BTF.amin(dim=over), out=tally["coefficient_min"])
             maxima_BF = coefficient_BTF.max(dim=-2).values.reshape(-1, coefficient_BTF.shape[-1])
             best[point.layer] = torch.cat([best[point.layer], maxima_BF]).topk(NUM_TRIGGERS, dim=0).values
 

@@ -10,7 +10,7 @@ file whose window did.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,10 @@ import numpy as np
 from neurotally.analysis.masking.mask_sets import file_digests
 from neurotally.jobs.plan import CorpusPlan
 from neurotally.profiler import store
-from neurotally.profiler.corpus import Status, read_documents
+from neurotally.profiler.corpus import list_documents, read_documents
+from neurotally.profiler.documents import Status
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.windows import cut_windows, file_of, read_windows
+from neurotally.profiler.windows import file_of
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,10 @@ def _used_documents(plan: CorpusPlan, choosers: Choosers) -> list[UsedDocument]:
 
 
 def _used_files(plan: CorpusPlan, choosers: Choosers) -> list[UsedDocument]:
-    assert choosers.window_lines is not None
-    windows = cut_windows(plan.source, plan.manifest, choosers.window_lines).manifest
+    source = replace(plan.source, window_lines=choosers.window_lines)
+    windows = list_documents(source, plan.max_files)
     of_D = [file_of(name) for name in windows.names]
-    hashes = [window.sha256 for window in read_windows(plan.source, windows.names, windows.sizes.tolist())]
+    hashes = [window.sha256 for window in read_documents(source, windows.names, windows.sizes.tolist(), 0)]
     files = {name for name, sha256 in zip(of_D, hashes, strict=True) if sha256 in choosers.sha256} & choosers.names
     digests = file_digests(of_D, np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32))
     files |= {name for name, digest in digests.items() if digest in choosers.files}

@@ -1,0 +1,48 @@
+"""The table of what is added up for every neuron: stated here, followed everywhere.
+
+A device's tally, a unit's result, a corpus's sums, checkpoints and the store hold these under these names. To add one:
+a line here, the formula in `tally.tally_reference`, and the loops of `tally.cpp` and `triton_tally.py`, which go by
+name as well: `compiled` compares the names and types in `tally.cpp` with these. Loads no torch.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """One number a neuron."""
+
+    name: str
+    """Of the array in the store."""
+    dtype: str
+    """On the device."""
+    merge: Literal["sum", "max", "min"]
+    """How units become a corpus; float64 sums left to right by unit."""
+    stored: str
+    """The dtype in the store."""
+    by_group: bool
+    """Whether the store keeps it group by group."""
+
+    @property
+    def initial(self) -> float:
+        """Its value before the first token."""
+        return {"sum": 0.0, "max": -math.inf, "min": math.inf}[self.merge]
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """In the store."""
+        return ("group", "layer", "neuron") if self.by_group else ("layer", "neuron")
+
+
+STATISTICS = (
+    Statistic("active", "int64", "sum", "uint64", by_group=True),
+    Statistic("active_special", "int64", "sum", "uint64", by_group=True),
+    Statistic("activation_sum", "float64", "sum", "float64", by_group=False),
+    Statistic("coefficient_sum", "float64", "sum", "float64", by_group=False),
+    Statistic("coefficient_sum_squares", "float64", "sum", "float64", by_group=False),
+    Statistic("coefficient_max", "float32", "max", "float32", by_group=False),
+    Statistic("coefficient_min", "float32", "min", "float32", by_group=False),
+)
+"""The formulas are those of `neurotally.kernels.tally`."""

@@ -1,0 +1,67 @@
+"""The READMEs stay true: their Python runs, and their command lines are ones that the commands take."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from neurotally.jobs.cli import cli
+
+ROOT = Path(__file__).parent.parent
+READMES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))]
+
+
+def readme_id(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def command_lines(text: str) -> Iterator[list[str]]:
+    """The words of every `neurotally ...` in an indented block or in backticks, without the first."""
+    text = text.replace("\\\n", " ")
+    lines = re.findall(r"^ {4}(.*)$", text, re.MULTILINE) + re.findall(r"`([^`\n]+)`", text)
+    for line in lines:
+        for part in line.split("&&"):
+            words = shlex.split(part, comments=True)
+            if words[:1] == ["neurotally"] and "..." not in words and words[1:2] != ["COMMAND"]:
+                yield words[1:]
+
+
+def test_there_is_one_for_every_folder() -> None:
+    folders = {path.parent.name for path in READMES}
+    assert {"kernels", "profiler", "jobs", "analysis"} <= folders
+    assert all(f"{name}/README.md" in (ROOT / "README.md").read_text() for name in ("kernels", "profiler", "jobs"))
+
+
+@pytest.mark.parametrize("readme", READMES, ids=readme_id)
+def test_command_lines_are_taken(readme: Path) -> None:
+    for words in command_lines(readme.read_text()):
+        name, *rest = words
+        command = cli.get_command(click.Context(cli), name)
+        if name == "--help":
+            continue
+        assert command is not None, f"no command {name!r}"
+        context = click.Context(command, info_name=name)
+        command.make_parser(context).parse_args(list(rest))  # raises for an option that isn't there
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("readme", READMES, ids=readme_id)
+def test_python_runs(
+    readme: Path, model_folder: Path, make_corpora: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", readme.read_text(), re.MULTILINE | re.DOTALL)
+    if not blocks:
+        return
+    corpora = make_corpora({"java": 12, "python": 12})
+    (tmp_path / "sources").symlink_to(corpora)
+    (tmp_path / "llama").symlink_to(model_folder)
+    code, _, err = run("profile", model_folder, tmp_path / "llama.store", "--corpora", corpora, "--row-tokens", 64)
+    assert code == 0, err
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, names)
