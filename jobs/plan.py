@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from neurotally.jobs.worker import Task
 from neurotally.profiler.corpus import check_names, list_documents, parse_source
 from neurotally.profiler.documents import MAX_DOCUMENT_BYTES, Manifest, Source
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.store import RUN_FOLDER
 from neurotally.profiler.streaming import spool_dataset
 from neurotally.profiler.units import Unit, cut_units
+from neurotally.profiler.worker import Task
 
 _HASH = re.compile("[0-9a-f]{32,}")
 _SHOWN, _SHOWN_HASH = 60, 13

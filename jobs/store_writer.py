@@ -11,10 +11,10 @@ from typing import Any
 import filelock
 
 from neurotally.jobs.plan import first_difference
-from neurotally.jobs.worker import KERNEL_HINTS
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model import ModelFacts
+from neurotally.profiler.worker import KERNEL_HINTS
 
 LOCK_WAIT_S = 3.0
 """A run that is about to end, or a look at its `status`, is waited for."""

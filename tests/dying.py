@@ -40,12 +40,12 @@ from neurotally.jobs.reducers import Fold, Part, Parts, Plan
 from neurotally.jobs.run import RunReport, Where, _Loop
 from neurotally.jobs.status import status
 from neurotally.jobs.store_writer import open_store, writer_lock
-from neurotally.jobs.worker import PassConfig, Task, UnitResult
 from neurotally.kernels.statistics import STATISTICS
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model import ModelFacts
 from neurotally.profiler.neurons import UnitNeurons
+from neurotally.profiler.worker import PassConfig, Task, UnitResult
 
 LAYERS, NEURONS, GROUPS = 2, 3, 2
 CONFIG = PassConfig("documents", 8, None, 8, 40, GROUPS, 2, keep_texts=True, kernels="plain")

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neurotally.analysis import studies
 from neurotally.analysis.layers.lens import lens_document, read_lens, read_prompt
-from neurotally.analysis.result import Result
 from neurotally.jobs import lens
 from neurotally.jobs.commands.layers import lens as lens_command
 from neurotally.jobs.demo import model as demo_model
@@ -72,7 +71,7 @@ def trained(data: Path) -> Path:
     return data / "model"
 
 
-def run_pass(model: Path, path: Path, data: Path, **options: Any) -> Result:
+def run_pass(model: Path, path: Path, data: Path, **options: Any) -> dict[str, Any]:
     workers = options.pop("workers", 1)
     keywords = options.pop("keywords", KEYWORDS)
     return lens(

@@ -22,9 +22,9 @@ from transformers import AutoTokenizer
 from neurotally.jobs import profile
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.status import status, status_text
-from neurotally.jobs.worker import Worker
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
+from neurotally.profiler.worker import Worker
 
 
 def run(model: Path, path: Path, corpora: Path, **options: Any) -> None:

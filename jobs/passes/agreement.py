@@ -25,7 +25,6 @@ from neurotally.jobs.plan import CorpusPlan, find_corpora, stored_names
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.reducers import KeptParts, Part, Parts, Plan
 from neurotally.jobs.run import Pass, Texts, make_where, model_identity, run_pass
-from neurotally.jobs.worker import TOKEN_BUDGET, Task
 from neurotally.profiler import store
 from neurotally.profiler.agreement import (
     AgreementCounts,
@@ -44,6 +43,7 @@ from neurotally.profiler.memory import halving
 from neurotally.profiler.model import LoadedModel, ModelFacts
 from neurotally.profiler.texts import check_spans, universal_newlines
 from neurotally.profiler.tokenise import final_status, tokenise
+from neurotally.profiler.worker import TOKEN_BUDGET, Task
 
 MAX_UNIT_BYTES = 2**18
 CONTEXT_SIZES, LINES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000), (1, 5, 10, 20, 50)

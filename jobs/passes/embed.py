@@ -28,7 +28,6 @@ from neurotally.jobs.plan import CorpusPlan
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.reducers import KeptParts, Part, Parts, Plan
 from neurotally.jobs.run import Pass, make_where, model_identity, run_pass
-from neurotally.jobs.worker import TOKEN_BUDGET
 from neurotally.profiler import store
 from neurotally.profiler.batches import TokenRows, lay_out
 from neurotally.profiler.embedding import BOS_RULES, Embeddings, embed_rows
@@ -36,6 +35,7 @@ from neurotally.profiler.errors import InputError
 from neurotally.profiler.memory import halving
 from neurotally.profiler.model import LoadedModel, ModelFacts
 from neurotally.profiler.parallel import ParallelTexts, read_parallel
+from neurotally.profiler.worker import TOKEN_BUDGET
 
 _NONE = 2**32 - 1
 SCHEMA: Mapping[str, store.ArraySpec] = {

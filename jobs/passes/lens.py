@@ -47,7 +47,6 @@ from neurotally.jobs.plan import CorpusPlan
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.reducers import KeptParts, Part, Parts, Plan
 from neurotally.jobs.run import Pass, make_where, model_identity, run_pass
-from neurotally.jobs.worker import TOKEN_BUDGET
 from neurotally.profiler import store
 from neurotally.profiler.batches import lay_out
 from neurotally.profiler.errors import InputError
@@ -59,6 +58,7 @@ from neurotally.profiler.parallel import ParallelTexts, read_parallel
 from neurotally.profiler.prompts import PromptTokens, build_prompt, read_few_shot, tokenise_prompts
 from neurotally.profiler.texts import load_tokenizer
 from neurotally.profiler.token_sets import DRAWS, TokenSet, TokenSets, find_token_sets, read_keywords, read_words
+from neurotally.profiler.worker import TOKEN_BUDGET
 
 COUNTED, TOO_LONG, NO_TARGET = range(3)
 STATUS = ("counted", "longer than the context", "no target token")
@@ -255,15 +255,15 @@ def lens(
     model: str, store: Path | str, *, parallel: Path | str | ParallelTexts, few_shot: Path | str, pairs: str = "all",
     limit: int | None = 100, keywords: Path | str | Mapping[str, Sequence[str]] | None = None,
     english: Path | str | Sequence[str] | None = None, draws: int = DRAWS, seed: int = 0, paper: bool = False,
-    sets: Sequence[str] = (), prompt: str | None = None, name: str = "translation", workers: int | None = None,
+    prompt: str | None = None, sets: Sequence[str] = (), name: str = "translation", workers: int | None = None,
     device: str = "auto", dtype: str = "auto", address: str | None = None, trust_remote_code: bool = False,
     progress: Progress | None = None, task_prompts: int = TASK_PROMPTS,
 ) -> Result:  # fmt: skip
     """Read every layer with the model's own norm and head over few-shot translation; as `neurotally lens`.
 
     `parallel`: as `embed` takes it; `few_shot`: a folder of LANGUAGE_fewshot.txt; `keywords`: a folder of .json files,
-    or words by language; `english`: a file of words, or the words. `sets`: those to show. `prompt`: one that is to be
-    drawn; refused before anything is run where there will be no such prompt. Returns the `Result` of `lens`.
+    or words by language; `english`: a file of words, or the words. `prompt`: one that is to be drawn; refused before
+    anything is run where there will be no such prompt. `sets`: those of tokens to show. Returns the `Result` of `lens`.
 
     >>> from neurotally.jobs import lens
     >>> done = lens("model/", "my.store", parallel="snippets/", few_shot="prompts/", limit=2)
@@ -285,11 +285,11 @@ def lens(
         tokenizer = load_tokenizer(where.store, where.model.spec, where.model.trust_remote_code)
         languages = sorted({language for pair in chosen for language in pair})
         texts = [of.texts[language][id_] for language in languages for id_ in of.ids]
-        found = find_token_sets(tokenizer, words, plain, texts, draws, seed)
-        _warn_of_sets(found, where.progress)
+        token_sets = find_token_sets(tokenizer, words, plain, texts, draws, seed)
+        _warn_of_sets(token_sets, where.progress)
         token_budget = TOKEN_BUDGET[facts.device_type]
-        set_ids, draw_ids = tuple(one.ids for one in found.sets), tuple(one.draws_Dm for one in found.sets)
-        config = LensConfig(shots, set_ids, draw_ids, found.draws, paper, token_budget)
+        set_ids, draw_ids = tuple(one.ids for one in token_sets.sets), tuple(one.draws_Dm for one in token_sets.sets)
+        config = LensConfig(shots, set_ids, draw_ids, token_sets.draws, paper, token_budget)
         identity = {
             **model_identity(facts),
             "parallel": of.sha256,
@@ -297,10 +297,10 @@ def lens(
             "ids": len(of.ids),
             "few_shot": shots,
             "paper": paper,
-            "sets": found.names,
+            "sets": token_sets.names,
             "draws": draws,
             "seed": seed,
-            "tokens_of_sets": found.sha256,
+            "tokens_of_sets": token_sets.sha256,
             "token_budget": token_budget,
         }
         if (older := _made_before_draws(where.store, group)) is not None:
@@ -310,13 +310,13 @@ def lens(
             )
             del identity["draws"], identity["seed"]
             identity["tokens_of_sets"] = older["tokens_of_sets"]
-        assembly = _Assembly(of.ids, chosen, found, paper, facts.max_row_tokens)
+        assembly = _Assembly(of.ids, chosen, token_sets, paper, facts.max_row_tokens)
         keep = partial(Parts, assemble=assembly, schema=SCHEMA)
         plan = Plan(group, list(_tasks(of, chosen, task_prompts)), identity, keep, "task")
         return Pass(partial(LensWorker, config=config), [plan])
 
     run_pass(where, make_pass)
-    return studies.run("lens", where.store, name=name, sets=tuple(sets), prompt=prompt)
+    return studies.run("lens", where.store, name=name, sets=sets, prompt=prompt)
 
 
 def _warn_of_sets(sets: TokenSets, progress: Progress) -> None:

@@ -28,10 +28,10 @@ from neurotally.jobs.passes.loss_worker import LossConfig, LossWorker
 from neurotally.jobs.plan import CorpusPlan, stored_names
 from neurotally.jobs.reducers import KeptParts, Parts, Plan
 from neurotally.jobs.run import Pass, Texts, Where, model_identity, run_pass
-from neurotally.jobs.worker import TOKEN_BUDGET, Task
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model import ModelFacts
+from neurotally.profiler.worker import TOKEN_BUDGET, Task
 
 MAX_UNIT_BYTES = 2**16
 """A unit is run once for every set: kept small, so that little is lost when a run stops."""

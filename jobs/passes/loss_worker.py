@@ -1,6 +1,6 @@
 """What a worker does in the loss pass: every set of neurons switched off in turn over a unit.
 
-A pure function of (config, unit), like `jobs.worker`: the composition of batches depends on nothing else.
+A pure function of (config, unit), like `profiler.worker`: the composition of batches depends on nothing else.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,6 @@ from re import Pattern
 import numpy as np
 
 from neurotally.jobs.reducers import Part
-from neurotally.jobs.worker import Task
 from neurotally.profiler.batches import Batch, TokenRows, lay_out, rectangles
 from neurotally.profiler.corpus import read_documents
 from neurotally.profiler.interventions import switched_off
@@ -20,6 +19,7 @@ from neurotally.profiler.model import LoadedModel
 from neurotally.profiler.texts import check_spans
 from neurotally.profiler.token_classes import classify
 from neurotally.profiler.tokenise import TokenIds, final_status, tokenise
+from neurotally.profiler.worker import Task
 
 
 @dataclass(frozen=True, eq=False)

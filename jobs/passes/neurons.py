@@ -16,9 +16,9 @@ from neurotally.jobs.plan import CorpusPlan, find_corpora
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.reducers import Fold, Plan
 from neurotally.jobs.run import CHECKPOINT_EVERY_S, Pass, RunReport, Texts, Where, run_pass
-from neurotally.jobs.worker import TOKEN_BUDGET, PassConfig
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model import ModelFacts
+from neurotally.profiler.worker import TOKEN_BUDGET, PassConfig
 
 MAX_UNIT_BYTES = 2 * 2**20
 _SHOWN_SKIPS = 5

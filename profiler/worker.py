@@ -1,4 +1,4 @@
-"""What one worker does: a pure function from (config, unit) to the unit's result.
+"""The neuron pass over one unit: a pure function from (config, unit) to the result of the unit.
 
 The same in a plain loop, a process or a Ray actor. Which worker ran a unit, when, and after how many crashes
 changes no bit of the result.
