@@ -359,21 +359,22 @@ def _known_sizes(root: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
 
 
 def _write_blocks(array: zarr.Array, values: Blocks) -> None:
-    """Write whole chunks, as soon as there are blocks for them: no chunk is written twice."""
-    axis, size = values.axis, values.shape[values.axis]
-    at = 0
-    held: list[np.ndarray] = []
+    """Write whole chunks, as soon as they are full: none is written twice, and a row of them is all that is held."""
+    before, size = (slice(None),) * values.axis, values.shape[values.axis]
+    length = min(array.chunks[values.axis], size)
+    held = np.empty([length if axis == values.axis else n for axis, n in enumerate(values.shape)], array.dtype)
+    written = filled = 0
     for block in values.blocks:
-        held.append(block)
-        end = at + sum(one.shape[axis] for one in held)
-        whole = size if end == size else end - end % array.chunks[axis]
-        if whole > at:
-            joined = np.concatenate(held, axis)
-            written, left = np.split(joined, [whole - at], axis)
-            if written.size:
-                array[(slice(None),) * axis + (slice(at, whole),)] = written
-            at, held = whole, [left.copy()]
-    assert at == size, (at, values.shape)
+        left = block.shape[values.axis]
+        while left:
+            taken = min(length - filled, left)
+            from_block = slice(block.shape[values.axis] - left, block.shape[values.axis] - left + taken)
+            held[(*before, slice(filled, filled + taken))] = block[(*before, from_block)]
+            filled, left = filled + taken, left - taken
+            if filled == length or written + filled == size:
+                array[(*before, slice(written, written + filled))] = held[(*before, slice(filled))]
+                written, filled = written + filled, 0
+    assert written == size, (written, values.shape)
 
 
 def _chunks(spec: ArraySpec, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -29,9 +29,9 @@ PRELOADED = (
     "torch", "transformers", "pyarrow.parquet", "zarr", "scipy.stats", "matplotlib.figure", "pygments.lexers", "jinja2",
     "neurotally.jobs.cli", "neurotally.jobs.passes.neurons", "neurotally.jobs.passes.embed",
     "neurotally.jobs.passes.lens", "neurotally.jobs.passes.ablation", "neurotally.jobs.passes.agreement",
-    "neurotally.jobs.trigger_entries",
-    "neurotally.analysis.report.page", "neurotally.analysis.figures.sets", "neurotally.analysis.keys.patterns_report",
-    "neurotally.analysis.languages.jackknife_report", "neurotally.analysis.layers.mexa_report",
+    "neurotally.analysis.keys.trigger_entries", "neurotally.analysis.report.page", "neurotally.analysis.render.charts",
+    "neurotally.analysis.keys.patterns_study", "neurotally.analysis.languages.jackknife_report",
+    "neurotally.analysis.layers.mexa_study",
 )  # fmt: skip
 RUN_VARIABLE = "NEUROTALLY_ATTACK"
 """In the environment of fresh runs and so of all that they start: tells their processes from anybody else's."""
