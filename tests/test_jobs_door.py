@@ -80,21 +80,24 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("name", PASSES)
 def test_what_is_finished_is_noticed_before_a_model_is_loaded(name: str, place: Path, loads: list[str]) -> None:
-    run = getattr(jobs, name)
-    first = run("model", "my.store", **PASSES[name])
+    def run(model: str, **options: Any) -> Any:
+        found = getattr(jobs, name)(model, "my.store", **{**PASSES[name], **options})
+        return getattr(found, "document", found)
+
+    first = run("model")
     assert loads == ([] if name == "profile" else ["model"])
     root = store.store_attributes(Path("my.store"))
     loads.clear()
-    again = run("model", "my.store", **PASSES[name])
+    again = run("model")
     Path("model").rename("moved")
-    assert run("moved", "my.store", **PASSES[name]) == again
+    assert run("moved") == again
     assert loads == []
     assert again == first
     assert store.store_attributes(Path("my.store")) == root
     if name != "profile":
         other = {"embed": {"limit": 2}, "agreement": {"document_tokens": 3}}.get(name, {"draws": 3})
         with pytest.raises(InputError, match=r"is another one: .*; use another --name"):
-            run("moved", "my.store", **{**PASSES[name], **other})
+            run("moved", **other)
         assert loads == []
 
 
