@@ -97,6 +97,19 @@ class Store:
         return data.assign_coords({dimension: range(data.sizes[dimension]) for dimension in _NEURON
                                    if dimension in data.sizes})  # fmt: skip
 
+    def report(self, path: str | Path, **settings: Any) -> Path:
+        """Write one HTML page of all that the store holds; `settings` as of the command `report`. Its path.
+
+        >>> store.report(store.path.parent / "page.html", neurons=2, triggers=2).stat().st_size > 100_000
+        True
+        """
+        from neurotally.analysis.options import arguments
+        from neurotally.analysis.report.page import report
+        from neurotally.profiler.whole_files import write_whole
+
+        write_whole(Path(path), report(self.path, **arguments(report, settings)).html)
+        return Path(path)
+
     def __getattr__(self, name: str) -> Callable[..., Result]:
         if name not in studies.STUDIES:
             raise AttributeError(f"a Store has no {name!r}; its studies are {', '.join(studies.STUDIES)}")

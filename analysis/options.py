@@ -22,7 +22,7 @@ class Option:
     help: str = ""
     metavar: str | None = None
     min: int | None = None
-    """Of a whole number; of the paths of a sequence nothing."""
+    """Of a whole number."""
     share: bool = False
     """A number above 0, at most 1."""
     names: tuple[str, ...] = ()
@@ -99,7 +99,9 @@ def _fields(name: str, group: type, about: Group) -> list[Parameter]:
     found = []
     for field in fields(group):
         kind, option = _annotated(hints[field.name])
-        default = field.default if field.default is not MISSING else NEEDED
+        default = NEEDED if field.default is MISSING else field.default
+        if field.default_factory is not MISSING:
+            default = field.default_factory()
         flat = f"{about.prefix}_{field.name}" if about.prefix else field.name
         found.append(Parameter(flat, kind, default, option, (name, field.name)))
     return found
@@ -115,3 +117,4 @@ def _annotated(hint: Any) -> tuple[Any, Any]:
 
 OnlyCorpora = Annotated[tuple[str, ...], Option("Only this corpus of the store; as often as you like.", "NAME")]
 GroupName = Annotated[str, Option("The name that the pass gave its group in the store.")]
+WindowLines = Annotated[int, Option("The lines around a trigger, its own in the middle.", "LINES", min=1)]

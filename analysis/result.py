@@ -26,6 +26,16 @@ Kind = Literal["text", "count", "share", "number", "signed"]
 Mark = Literal["line", "steps", "filled", "bars", "points", "crosses", "band", "level"]
 
 
+class Example(NamedTuple):
+    """A place in a text: a token with what stands around it, or the reason why there is no text."""
+
+    place: str
+    before: str = ""
+    token: str = ""
+    after: str = ""
+    reason: str = ""
+
+
 class Value(NamedTuple):
     """A number in a table with half of its interval or its standard error, or with a mark that a note explains."""
 
@@ -163,13 +173,16 @@ class Result:
     """What a study found. `print` shows it as text, a notebook as HTML."""
 
     study: str
-    document: dict[str, Any]
+    document: Any
+    """A dictionary; of `triggers` a list of them."""
     lead: str
     tables: Sequence[Table] = ()
     charts: Sequence[Chart] = ()
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()
     """Notes that a reader may not miss: the commands say them on stderr, too."""
+    examples: Sequence[Example] = ()
+    """Places in texts."""
     findings: Sequence[str] = ()
     """What was found, in a few sentences: said first."""
     title: str = ""

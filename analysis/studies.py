@@ -9,10 +9,12 @@ method on `Store`. The file may also have
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from neurotally.analysis.options import arguments
+from neurotally.analysis.progress import Progress
 from neurotally.analysis.result import Result, model_name
 
 
@@ -32,11 +34,14 @@ STUDIES: Mapping[str, Study] = {
     "sweep": Study("languages.sweep", "LAPE at every setting of a grid", in_report=False),
     "profiles": Study("languages.profiles", "Where each corpus's neurons sit, and who shares them"),
     "compare": Study("languages.compare", "Two stores side by side", in_report=False),
+    "losses": Study("masking.losses_study", "What `ablate` and `mask` found: the price of neurons"),
     "embed": Study("layers.embed_study", "Embed a parallel corpus at every layer", in_report=False, has_command=False),
     "mexa": Study("layers.mexa_study", "Which languages are aligned (MEXA)"),
     "lens": Study("layers.lens_study", "What each layer would say next", has_command=False),
     "agreement": Study("layers.agreement", "When the next token is decided", has_command=False),
-    "losses": Study("masking.losses_study", "What `ablate` and `mask` found: the price of neurons"),
+    "triggers": Study("keys.triggers", "The places that trigger a key", in_report=False),
+    "patterns": Study("keys.patterns_study", "What keys' triggers have in common, by layer", in_report=False),
+    "concepts": Study("keys.concepts", "The keys of named regular expressions", in_report=False),
 }
 
 
@@ -51,10 +56,14 @@ def study(name: str) -> Callable[..., Result]:
     return function
 
 
-def run(name: str, store: Path, /, **values: Any) -> Result:
-    """A study of a store, its parameters by their names; what is left out has its default."""
+def run(name: str, store: Path, /, *, progress: Progress | None = None, **values: Any) -> Result:
+    """A study of a store, its parameters by their names; what is left out has its default.
+
+    `progress` is for a study with a parameter of this name, which takes its time.
+    """
     from neurotally.profiler.store import committed_corpora, store_attributes
 
     function = study(name)
-    result = function(store, **arguments(function, values))
+    told = {"progress": progress} if progress and "progress" in signature(function).parameters else {}
+    result = function(store, **arguments(function, values), **told)
     return result.of(model_name(store_attributes(store).get("model")), committed_corpora(store))

@@ -13,7 +13,6 @@ from typing import Any
 
 import click
 
-from neurotally.jobs.commands.keys import KEY_COMMANDS
 from neurotally.jobs.commands.layers import LAYER_COMMANDS
 from neurotally.jobs.commands.masking import MASKING_COMMANDS
 from neurotally.jobs.commands.options import (
@@ -31,7 +30,6 @@ from neurotally.jobs.commands.options import (
     run_options,
 )  # fmt: skip
 from neurotally.jobs.commands.output import show
-from neurotally.jobs.commands.report import REPORT_COMMANDS
 from neurotally.jobs.commands.studies import WithStudies
 from neurotally.jobs.interrupts import Interrupted, stop
 from neurotally.profiler.errors import InputError
@@ -55,7 +53,7 @@ def cli() -> None:
 @click.option("--workers", type=COUNT, default=2, show_default=True, help="Ray actors that profile.")
 @JSON_FLAG
 def demo(folder: Path, workers: int, as_json: bool) -> None:
-    """The whole way once, on this machine's own source code, in under three minutes. DIR: neurotally-demo.
+    """The whole way once, on this machine's own source code, in some minutes. DIR: neurotally-demo.
 
     Gathers a corpus, trains a small model on it, profiles its neurons, finds each language's neurons, switches
     them off and draws what that costs.
@@ -191,7 +189,7 @@ def bench(
     show(document, bench_table(document), as_json, out)
 
 
-for command in (*KEY_COMMANDS, *MASKING_COMMANDS, *LAYER_COMMANDS, *REPORT_COMMANDS, bench):
+for command in (*MASKING_COMMANDS, *LAYER_COMMANDS, bench):
     cli.add_command(command)
 
 

@@ -5,26 +5,20 @@ result. By corpus: kind of source, glob, `max_files` and the manifest. Anything 
 the first difference; program versions are only warned about.
 """
 
-import hashlib
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from neurotally.profiler.corpus import check_names, list_documents, parse_source
 from neurotally.profiler.documents import MAX_DOCUMENT_BYTES, Manifest, Source
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.store import RUN_FOLDER
-from neurotally.profiler.streaming import spool_dataset
+from neurotally.profiler.streaming import spool_dataset, spool_file
 from neurotally.profiler.units import Unit, cut_units
 from neurotally.profiler.worker import Task
-
-_HASH = re.compile("[0-9a-f]{32,}")
-_SHOWN, _SHOWN_HASH = 60, 13
 
 
 @dataclass(frozen=True)
@@ -110,59 +104,11 @@ def list_corpus(
 ) -> CorpusPlan:
     """List one corpus; a dataset is first streamed to a file beside the store's working state."""
     if source_text.startswith("hf:"):
-        key = hashlib.sha256(f"{source_text} {max_files}".encode()).hexdigest()[:16]
-        source = spool_dataset(source_text, store / RUN_FOLDER / "spool" / f"{key}.parquet", max_files, on_record)
+        source = spool_dataset(source_text, spool_file(store, source_text, max_files), max_files, on_record)
     else:
         source = parse_source(source_text)
     source = replace(source, window_lines=window_lines)
     return CorpusPlan(name, source, max_files, list_documents(source, max_files))
-
-
-def first_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
-    """Name the first of our settings that differs, with both values; None if all agree.
-
-    One that people can read comes before a hash. Of dictionaries and lists, only what differs in them is named.
-    """
-    found = [text for key, value in ours.items() for text in _differences(key, value, theirs.get(key))]
-    return min(found, key=lambda one: one.is_hash).text if found else None
-
-
-class _Difference(NamedTuple):
-    text: str
-    is_hash: bool
-
-
-def _differences(name: str, ours: Any, theirs: Any) -> Iterator[_Difference]:
-    if ours == theirs:
-        return
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        for key in dict.fromkeys([*ours, *theirs]):
-            yield from _differences(f"{name}.{key}", ours.get(key), theirs.get(key))
-    elif isinstance(ours, dict) and theirs is None:
-        yield _Difference(f"{name} is new, the store has none", False)
-    elif isinstance(theirs, dict) and ours is None:
-        yield _Difference(f"{name} is in the store, and was not asked for", False)
-    elif isinstance(ours, list) and isinstance(theirs, list):
-        yield _Difference(_list_difference(name, ours, theirs), False)
-    else:
-        is_hash = all(isinstance(one, str) and _HASH.fullmatch(one) for one in (ours, theirs))
-        yield _Difference(f"{name} is {_shown(ours)}, the store has {_shown(theirs)}", is_hash)
-
-
-def _list_difference(name: str, ours: list[Any], theirs: list[Any]) -> str:
-    counts = f"{name} has {len(ours)} entries, the store {len(theirs)}"
-    for what, some, others in (("new", ours, theirs), ("gone", theirs, ours)):
-        if only := [one for one in some if one not in others]:
-            more = f" and {len(only) - 1} more are" if len(only) > 1 else " is"
-            return f"{counts}: {_shown(only[0])}{more} {what}"
-    return f"{counts}, in another order"
-
-
-def _shown(value: Any) -> str:
-    """What fits a line: a hash's beginning says as much as all of it."""
-    longest = _SHOWN_HASH if isinstance(value, str) and _HASH.fullmatch(value) else _SHOWN
-    text = repr(value)
-    return text if len(text) <= longest else f"{text[:longest]}…"
 
 
 def changed_document(manifest: Manifest, names: list[str], sizes: list[int]) -> str:

@@ -32,8 +32,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from neurotally.jobs.engines import Outcome, Result, Task
-from neurotally.jobs.plan import changed_document, first_difference
+from neurotally.jobs.plan import changed_document
 from neurotally.profiler import store
+from neurotally.profiler.differences import first_difference
 from neurotally.profiler.documents import Manifest
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.whole_files import read_json, replace_json, sync_tree, whole_file

@@ -10,8 +10,8 @@ from typing import Any
 
 import filelock
 
-from neurotally.jobs.plan import first_difference
 from neurotally.profiler import store
+from neurotally.profiler.differences import first_difference
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model import ModelFacts
 from neurotally.profiler.worker import KERNEL_HINTS

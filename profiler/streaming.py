@@ -1,5 +1,6 @@
 """Spool a streamed Hugging Face dataset to a local parquet file, so that a run can be resumed and split."""
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +9,15 @@ from typing import Any
 from neurotally.profiler.corpus import DEFAULT_COLUMNS
 from neurotally.profiler.documents import Source
 from neurotally.profiler.errors import InputError, first_line
+from neurotally.profiler.store import RUN_FOLDER
 
 _ROWS_A_GROUP = 1024
+
+
+def spool_file(store: Path, spec: str, max_files: int | None) -> Path:
+    """Where a run of a store spools a dataset to: beside its working state."""
+    key = hashlib.sha256(f"{spec} {max_files}".encode()).hexdigest()[:16]
+    return store / RUN_FOLDER / "spool" / f"{key}.parquet"
 
 
 def spool_dataset(

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from scipy.stats import false_discovery_control
 
-from neurotally.analysis.figures.patterns import draw_concepts
 from neurotally.analysis.keys.concepts import (
     CorpusConcepts,
     concepts_document,
-    concepts_table,
+    concepts_result,
     find_concept,
     polysemantic,
 )
@@ -112,8 +111,8 @@ def test_the_document_is_a_mask_and_names_the_documents_that_chose(tmp_path: Pat
     assert document["by_layer"]["main"] == [2, 1, 1]
     assert document["by_corpus"]["main"]["python"]["keys"] == 4
     assert document["strongest"]["main"][0]["matches"] == 15
-    assert "main: 4 keys over all corpora" in concepts_table(document)
-    figure = draw_concepts(document)
+    assert "Keys over all corpora: main 4, numpy 2, absent 0." in concepts_result(document).text()
+    figure = concepts_result(document).figure()
     assert [axes.get_title(loc="right") for axes in figure.axes if axes.get_visible()] == ["4 keys", "2 keys", "0 keys"]
 
 

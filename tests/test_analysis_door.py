@@ -49,7 +49,7 @@ def run_examples(text: str, path: Path) -> None:
     assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(examples, out=said.append).failed == 0, said
 
 
-@pytest.mark.parametrize("name", [*studies.STUDIES, "open_store", "corpora", "model", "counts", "to_xarray"])
+@pytest.mark.parametrize("name", [*studies.STUDIES, "open_store", "corpora", "model", "counts", "to_xarray", "report"])
 def test_every_example_runs(name: str, path: Path) -> None:
     thing = studies.study(name) if name in studies.STUDIES else getattr(door.Store, name, None) or open_store
     run_examples(inspect.getdoc(thing) or "", path)

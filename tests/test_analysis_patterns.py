@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from scipy.stats import false_discovery_control, t, ttest_ind
 
-from neurotally.analysis.figures.patterns import draw_patterns
 from neurotally.analysis.keys.null_test import corrected, difference_from_draws, empirical_p, mean_difference, needed
 from neurotally.analysis.keys.patterns import KeyCounts, Statistic, corpus_patterns, count_keys, key_p
-from neurotally.analysis.keys.patterns_report import patterns_document, patterns_table, save_key_patterns
+from neurotally.analysis.keys.patterns_study import patterns_document, patterns_result, save_key_patterns
 from neurotally.analysis.keys.places import KINDS, PlaceReader, Places, find_lexer
 from neurotally.analysis.keys.trigger_lists import TriggerLists, first_in_row
 
@@ -252,11 +251,12 @@ def test_keys_with_a_pattern_pass_and_null_keys_do_not(tmp_path: Path) -> None:
     assert token["by_layer"] == pytest.approx(share_LF.mean(axis=1).tolist(), rel=1e-12)
     assert token["strongest"][0]["count"] == 16
     assert token["passing"] == int((found.p_SLF[0] <= 0.05).sum())
-    assert "keys passing" in patterns_table(document)
+    result = patterns_result(document)
+    assert result.frame("python").set_index("statistic").loc["token", "keys passing"] == token["passing"]
     save_key_patterns([found], tmp_path / "p.npz")
     with np.load(tmp_path / "p.npz") as archive:
         assert (archive["python/count/ngrams/token"] == found.counts.count_S[0]).all()
-    figure = draw_patterns(document)
+    figure = result.figure()
     visible = [axes for axes in figure.axes if axes.get_visible()]
     assert len(visible) == 3 + 5 + 2 + 2
     assert list(visible[0].get_lines()[0].get_ydata()) == token["by_layer"]
@@ -297,7 +297,7 @@ def test_where_no_key_can_pass_the_zero_is_called_no_finding_and_the_layers_are_
         difference, half = (of[f"over_null{name}_by_layer"][layer] for name in ("", "_half"))
         assert (difference - half, difference + half) == pytest.approx((interval.low, interval.high), rel=1e-9)
         assert difference - half > 0
-    text = patterns_table(document)
+    text = patterns_result(document).text()
     for said in (
         "0.0 % shallow",
         f"at least {python['needed']} keys must be beyond every null key together",
@@ -306,10 +306,10 @@ def test_where_no_key_can_pass_the_zero_is_called_no_finding_and_the_layers_are_
         "over null layer 0",
     ):
         assert said in text, said  # fmt: skip
-    titles = [panel.get_title("right") for panel in draw_patterns(document).axes]
+    titles = [panel.get_title("right") for panel in patterns_result(document).figure().axes]
     assert f"{python['needed']} needed for any" in titles
     many = corpus_patterns(keys, places, sampled, [often_at(6, 0.2, 4000, 2)], "Python", 0.05, 0)
-    assert "no finding" not in patterns_table(patterns_document([many], {}, SETTINGS))
+    assert "no finding" not in patterns_result(patterns_document([many], {}, SETTINGS)).text()
 
 
 def test_by_layer_the_fewest_null_keys_of_a_layer_say_how_many_are_needed() -> None:
@@ -349,7 +349,7 @@ def test_of_three_null_models_the_trained_one_is_one_more_draw() -> None:
         own = (found.counts.count_S[0, layer] / found.counts.distinct[layer]).mean()
         assert of["over_null_by_layer"][layer] == pytest.approx(own - centre, rel=1e-9)
         assert of["over_null_half_by_layer"][layer] == pytest.approx(4.302653 * deviation * (4 / 3) ** 0.5, rel=1e-6)
-    assert "the trained one taken for one more" in patterns_table(document)
+    assert "the trained one taken for one more" in patterns_result(document).text()
 
 
 def test_the_intervals_over_null_models_are_as_wide_as_they_say_though_keys_vary_together() -> None:

@@ -26,12 +26,11 @@ from neurotally.analysis.languages.rule import Rule
 from neurotally.analysis.layers.agreement import agreement_document
 from neurotally.analysis.layers.lens import lens_document, read_lens
 from neurotally.analysis.render.html import inline_svg, real
-from neurotally.analysis.report.neurons import most_specific
+from neurotally.analysis.report.neurons import most_specific, neurons, read_chosen
 from neurotally.analysis.report.page import build_report
-from neurotally.analysis.report.sections import read_material
 from neurotally.analysis.result import model_key
 from neurotally.jobs import profile
-from neurotally.jobs.commands.report import report
+from neurotally.jobs.commands.report import report_command
 from neurotally.jobs.progress import Progress
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
@@ -157,7 +156,9 @@ def run_command(path: Path, folder: Path, *options: object) -> dict[str, Any]:
         out,
         "--json",
     ]
-    result = CliRunner().invoke(report, [str(one) for one in (path, *fixed, *options)], catch_exceptions=False)
+    result = CliRunner().invoke(
+        report_command(), [str(one) for one in (path, *fixed, *options)], catch_exceptions=False
+    )
     assert result.exit_code == 0, result.output
     document: dict[str, Any] = json.loads(result.stdout)
     assert document["bytes"] == out.stat().st_size
@@ -200,7 +201,7 @@ def test_the_pages_structure(page: Element) -> None:
     assert [name for name, number in ids.items() if number > 1] == []
     links = [str(one.attributes["href"])[1:] for one in page.one("nav").all("a")]
     sections = [str(one.attributes["id"]) for one in page.all("section")]
-    assert links == sections == ["provenance", "corpora", "lape", "profiles", "neurons"]
+    assert links == sections == ["lape", "profiles", "neurons", "corpora", "provenance"]
     assert len(page.all("h1")) == 1
     for section in page.all("section"):
         assert section.all("h2")[0].attributes["id"] == section.attributes["aria-labelledby"]
@@ -322,9 +323,9 @@ def test_neurons_and_their_triggers(page: Element, path: Path, folder: Path) -> 
             assert visible(text[end:]).startswith(after.removesuffix("…"))
             num_read += 1
     assert num_read == 3 * NUMBER * TOP
-    for name, neurons in shown.items():
+    for name, of_corpus in shown.items():
         by_entropy = sorted(chosen.specific[name].tolist(), key=lambda n: (chosen.entropy_LF[tuple(n)], n))
-        assert [list(neuron) for neuron in neurons] == by_entropy[:NUMBER]
+        assert [list(neuron) for neuron in of_corpus] == by_entropy[:NUMBER]
 
 
 def test_hostile_texts_are_shown_as_they_are(html: str, page: Element) -> None:
@@ -372,10 +373,10 @@ def write_imported(path: Path, corpora: int, groups: int = 1) -> Path:
 @pytest.mark.parametrize(
     ("corpora", "groups", "sections", "says"),
     [
-        (0, 1, ["provenance", "lape"], "at least two finished ones"),
-        (1, 1, ["provenance", "corpora", "lape"], "at least two finished ones"),
-        (3, 1, ["provenance", "corpora", "lape", "profiles", "neurons"], "No error bars"),
-        (3, 4, ["provenance", "corpora", "lape", "profiles", "neurons"], "by a jackknife"),
+        (0, 1, ["lape", "provenance"], "at least two finished ones"),
+        (1, 1, ["lape", "corpora", "provenance"], "at least two finished ones"),
+        (3, 1, ["lape", "profiles", "neurons", "corpora", "provenance"], "no error bars: "),
+        (3, 4, ["lape", "profiles", "neurons", "corpora", "provenance"], "by a jackknife"),
     ],
 )
 def test_what_a_store_lacks_is_left_out(
@@ -397,7 +398,7 @@ def test_ablation_masks_and_alignment(path: Path, tmp_path: Path) -> None:
     add_losses(copy, "concepts", make_losses(concepts=("if <b>", "return")))
     arrays = add_embeddings(copy)
     document = run_command(copy, tmp_path)
-    assert set(document["sections"][-4:]) == {"loss-ablate", "loss-concepts", "embeddings-parallel", "neurons"}
+    assert document["sections"][2:6] == ["loss-ablate", "loss-concepts", "embeddings-parallel", "neurons"]
     page = Page((tmp_path / "report.html").read_text()).root
 
     losses, section = make_losses(), page.one("section", id="loss-ablate")
@@ -495,8 +496,8 @@ def test_concepts_of_the_command(path: Path, tmp_path: Path) -> None:
     file.write_text(json.dumps(document))
     assert "concepts" in run_command(path, tmp_path, "--concepts", file)["sections"]
     section = Page((tmp_path / "report.html").read_text()).root.one("section", id="concepts")
-    assert rows_of(table_of(section, "Keys of each"))["<b>"] == ["python", "1.00%", "7", "–", "–", "6"]
-    assert rows_of(table_of(section, "Jaccard"))["if"] == ["0.50 · 1", "2"]
+    assert rows_of(table_of(section, "Keys of each"))["<b>"] == ["python", "1.00 %", "7", "–", "–", "6"]
+    assert rows_of(table_of(section, "Overlap of"))["if"] == ["0.50", "–"]
     for text, says in (("{", "isn't JSON"), ("{}", "isn't a document"),
                        (json.dumps({**document, "model": None}), "give this store's")):  # fmt: skip
         file.write_text(text)
@@ -506,7 +507,7 @@ def test_concepts_of_the_command(path: Path, tmp_path: Path) -> None:
 
 def test_not_a_store(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is no store"):
-        read_material(tmp_path, Rule())
+        run_command(tmp_path, tmp_path)
 
 
 def test_pictures_keep_their_elements_apart_and_their_names_plain() -> None:
@@ -525,9 +526,10 @@ def test_pictures_keep_their_elements_apart_and_their_names_plain() -> None:
 
 
 def test_the_report_names_no_neuron_twice(path: Path) -> None:
-    material = read_material(path, Rule(QUANTILE, per_corpus=PER_CORPUS))
-    assert {len(of) for of in most_specific(material, 1000).values()} == {PER_CORPUS}
-    page = Page(build_report(material, 1000, {}, "texts were not asked for").html).root
+    chosen = read_chosen(path, Rule(QUANTILE, per_corpus=PER_CORPUS))
+    assert {len(of) for of in most_specific(chosen, 1000).values()} == {PER_CORPUS}
+    section = neurons(chosen, 1000, {}, "texts were not asked for")
+    page = Page(build_report(path, {"quantile": QUANTILE, "per_corpus": PER_CORPUS}, [section]).html).root
     assert "texts were not asked for" in page.one("section", id="neurons").text
     assert len(page.one("table", id="neurons-table").all("tbody")) == 3 * PER_CORPUS
 

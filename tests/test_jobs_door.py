@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from neurotally import jobs
+from neurotally.analysis.result import Result
 from neurotally.jobs import engines, known_model
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
@@ -80,24 +81,24 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("name", PASSES)
 def test_what_is_finished_is_noticed_before_a_model_is_loaded(name: str, place: Path, loads: list[str]) -> None:
-    def run(model: str, **options: Any) -> Any:
-        found = getattr(jobs, name)(model, "my.store", **{**PASSES[name], **options})
-        return getattr(found, "document", found)
+    def run(*arguments: str, **options: Any) -> Any:
+        found = getattr(jobs, name)(*arguments, **options)
+        return found.document if isinstance(found, Result) else found
 
-    first = run("model")
+    first = run("model", "my.store", **PASSES[name])
     assert loads == ([] if name == "profile" else ["model"])
     root = store.store_attributes(Path("my.store"))
     loads.clear()
-    again = run("model")
+    again = run("model", "my.store", **PASSES[name])
     Path("model").rename("moved")
-    assert run("moved") == again
+    assert run("moved", "my.store", **PASSES[name]) == again
     assert loads == []
     assert again == first
     assert store.store_attributes(Path("my.store")) == root
     if name != "profile":
         other = {"embed": {"limit": 2}, "agreement": {"document_tokens": 3}}.get(name, {"draws": 3})
         with pytest.raises(InputError, match=r"is another one: .*; use another --name"):
-            run("moved", **other)
+            run("moved", "my.store", **{**PASSES[name], **other})
         assert loads == []
 
 

@@ -13,7 +13,7 @@ from test_analysis_lape import few_candidates
 from neurotally.analysis import studies
 from neurotally.analysis.concat_rows import concat_rows
 from neurotally.analysis.render.html import section
-from neurotally.analysis.report.sections import corpora, read_material
+from neurotally.analysis.report.contents import corpora
 from neurotally.profiler import store
 
 Run = Callable[..., tuple[int, str, str]]
@@ -48,7 +48,7 @@ def test_the_document_the_table_and_report_mark_them(run: Run, made: Path) -> No
     rows = {line.split()[0]: line.split() for line in table.splitlines() if line.startswith(("C ", "D "))}
     assert (rows["C"][4], rows["D"][4]) == ("16", "14*")
     assert "* fewer candidates than 16" in table
-    warnings, _, cells, *_ = section(studies.run("lape", made, per_corpus=16)).parts
+    warnings, _, _, cells, *_ = section(studies.run("lape", made, per_corpus=16)).parts
     assert [row[4].text for row in cells.rows] == ["16", "14*"]  # type: ignore[union-attr]
     assert warnings.lines[0].startswith("fewer candidates than 16")  # type: ignore[union-attr]
 
@@ -91,8 +91,4 @@ def test_status_and_report_say_how_far_concat_is_from_one_run(run: Run, made: Pa
     assert document["corpora"]["C"]["concat"] == {"rows": 18, "extra_rows": 2, "short_row_tokens": 40}
     said = "18 rows, 2 more than in one run over the corpus; 40 of 1,000 tokens are in shorter last rows"
     assert run("status", made)[1].count(said) == 2
-    from neurotally.analysis.languages.rule import Rule
-
-    found = corpora(read_material(made, Rule()))
-    assert found is not None
-    assert sum(said in line for line in found.parts[-1].lines) == 2  # type: ignore[union-attr]
+    assert sum(said in note for note in corpora(made).notes) == 2

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from neurotally.jobs.plan import find_corpora, first_difference
+from neurotally.jobs.plan import find_corpora
+from neurotally.profiler.differences import first_difference
 from neurotally.profiler.errors import InputError
 
 A, B = "a" * 64, "b" * 64

@@ -34,7 +34,7 @@ def document(path: Path) -> None:
 
 
 def archive(path: Path) -> None:
-    from neurotally.analysis.keys.patterns_report import save_key_patterns
+    from neurotally.analysis.keys.patterns_study import save_key_patterns
 
     distinct = np.random.default_rng(0).integers(0, 2**60, (200, 200))
     counts = SimpleNamespace(distinct=distinct, statistics=[], count_S=np.empty((0, 1)))

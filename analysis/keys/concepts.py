@@ -9,22 +9,121 @@ documents whose triggers chose the keys, `trigger_documents` by SHA-256 and `tri
 windows of lines their files too, `trigger_files`: text to measure masks on must be other text.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, cast
 
 import numpy as np
 
 from neurotally.analysis.keys.null_test import corrected, needed
 from neurotally.analysis.keys.patterns import KeyCounts, fewest_contexts, key_p
-from neurotally.analysis.keys.trigger_lists import TriggerLists
+from neurotally.analysis.keys.places import read_concepts
+from neurotally.analysis.keys.tested import UNTESTED, NullTest, patterns_by_corpus
+from neurotally.analysis.keys.texts import ANYWHERE, Texts
+from neurotally.analysis.keys.trigger_lists import TriggerLists, read_triggers
 from neurotally.analysis.masking.mask_sets import file_digests
+from neurotally.analysis.options import Group, OnlyCorpora, Option
 from neurotally.analysis.overlap import pairwise_common, pairwise_jaccard
-from neurotally.analysis.text_table import text_table
+from neurotally.analysis.progress import BARS, Progress
+from neurotally.analysis.result import (
+    Cell,
+    Chart,
+    Column,
+    Kind,
+    Panel,
+    Result,
+    Series,
+    Table,
+    finite,
+    model_key,
+    model_name,
+)
+from neurotally.profiler import store as stores
+from neurotally.profiler.errors import InputError
+from neurotally.profiler.windows import file_of
 
 CONCEPTS_SCHEMA = 1
 _STRONGEST = 10
 _LISTED_MISSING = 5
+_KEYS = ("by_corpus", "by_layer", "strongest", "overlap", "specific", "concepts", "min_matches")
+
+
+def study(
+    store: Path,
+    regex: Annotated[Path, Option("[concepts] NAME = 'regular expression' lines.", "FILE.toml")],
+    min_matches: Annotated[int | None, Option("So many of a key's K triggers; default: K / 4.", "N", min=1)] = None,
+    corpus: OnlyCorpora = (),
+    test: Annotated[NullTest, Group()] = UNTESTED,
+    texts: Annotated[Texts, Group()] = ANYWHERE,
+    progress: Progress = BARS,
+) -> Result:
+    """The keys of each concept: those whose triggers match its regular expression, more than null keys' do.
+
+    The JSON document is a mask file; it also names the documents that chose the keys.
+
+    Example:
+      neurotally concepts llama.store --regex concepts.toml --null random.store --out concepts.json
+
+    >>> file = store.path.parent / "concepts.toml"
+    >>> _ = file.write_text("[concepts]\\nreturn = 'return'")
+    >>> store.concepts(file, min_matches=1).frame()["concept"].unique().tolist()
+    ['return']
+    """
+    expressions = read_concepts(Path(regex))
+    by_corpus = [
+        CorpusConcepts(
+            triggers=read_triggers(store, of.corpus),
+            counts=result.counts,
+            chance=result.chance,
+            null=result.null,
+            missing=result.missing,
+            names=of.names if of.window_lines is None else [file_of(name) for name in of.names],
+            sha256_D32=of.sha256_D32,
+            document_lines=of.window_lines,
+        )
+        for of, result in patterns_by_corpus(store, expressions, corpus, test, texts, progress, kinds=False)
+    ]
+    at_least = min_matches or max(1, by_corpus[0].triggers.value_LFK.shape[-1] // 4)
+    found = [find_concept(name, by_corpus, at_least, test.alpha, test.by_layer) for name in expressions]
+    settings = {**test.settings(store), "min_matches": at_least}
+    sources = {name: expression.pattern for name, expression in expressions.items()}
+    return concepts_result(concepts_document(by_corpus, found, sources, settings))
+
+
+def read_concepts_document(path: Path, store_path: Path) -> dict[str, Any]:
+    """What `concepts --out` wrote for this store; InputError where it is something else, or of another model."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} isn't JSON: {error}") from error
+    if not isinstance(document, dict) or any(key not in document for key in _KEYS):
+        raise InputError(f"{path} isn't a document of `neurotally concepts --out`")
+    ours = model_key(stores.store_attributes(store_path).get("model"))
+    if document.get("model") != ours:
+        raise InputError(f"{path} is of {document.get('model')!r}, the store of {ours!r}; give this store's concepts")
+    return document
+
+
+def concepts_result(document: dict[str, Any]) -> Result:
+    """The keys of each concept: how many, where, and which concepts share them."""
+    tables = [
+        _keys_table(document),
+        _layers_table(document),
+        *_overlap_tables(document),
+        _strongest_table(document),
+        Table("expressions", "Regular expressions", [Column("concept"), Column("regular expression")],
+              [list(pair) for pair in document["concepts"].items()], is_long=True),
+    ]  # fmt: skip
+    found = [f"{concept} {len(neurons):,}" for concept, neurons in document["specific"].items()]
+    return Result(
+        "concepts", document, f"Keys of {model_name(document['model'])} whose triggers match a concept", tables,
+        [_chart(document)], _notes(document), findings=[f"Keys over all corpora: {', '.join(found)}."],
+        title="Concepts",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,69 +233,114 @@ def concepts_document(
         name: _documents(corpus, chosen_LF) for name, corpus, chosen_LF in zip(names, corpora, chosen_CLF, strict=True)
     }
     num_null = 0 if corpora[0].null is None else corpora[0].null.distinct.size
-    return {
-        "schema": CONCEPTS_SCHEMA,
-        **settings,
-        "corpora": names,
-        "concepts": dict(patterns),
-        "layers": num_layers,
-        "neurons": num_neurons,
-        "triggers": corpora[0].triggers.value_LFK.shape[-1],
-        "null_keys": num_null,
-        "needed": {concept.name: concept.needed for concept in concepts},
-        "specific": {concept.name: concept.neurons.tolist() for concept in concepts},
-        "by_layer": {one.name: one.chosen_CLF.any(axis=0).sum(axis=1).tolist() for one in concepts},
-        "by_corpus": {one.name: _by_corpus(one, corpora) for one in concepts},
-        "strongest": {concept.name: _strongest(concept, corpora) for concept in concepts},
-        "overlap": {"common": common_SS.tolist(), "jaccard": pairwise_jaccard(common_SS).tolist()},
-        "polysemantic": [list(entry) for entry in polysemantic(concepts)],
-        "trigger_documents": {
-            name: sorted({bytes(corpus.sha256_D32[number]).hex() for number in documents[name]})
-            for name, corpus in zip(names, corpora, strict=True)
-        },
-        "trigger_names": {
-            name: sorted({corpus.names[number] for number in documents[name]})
-            for name, corpus in zip(names, corpora, strict=True)
-        },
-        "document_lines": corpora[0].document_lines,
-        "trigger_files": {
-            name: _files(corpus, documents[name])
-            for name, corpus in zip(names, corpora, strict=True)
-            if corpus.document_lines is not None
-        },
-        "missing": {name: dict(corpus.missing) for name, corpus in zip(names, corpora, strict=True) if corpus.missing},
-    }
+    document: dict[str, Any] = finite(
+        {
+            "schema": CONCEPTS_SCHEMA,
+            **settings,
+            "corpora": names,
+            "concepts": dict(patterns),
+            "layers": num_layers,
+            "neurons": num_neurons,
+            "triggers": corpora[0].triggers.value_LFK.shape[-1],
+            "null_keys": num_null,
+            "needed": {concept.name: concept.needed for concept in concepts},
+            "specific": {concept.name: concept.neurons.tolist() for concept in concepts},
+            "by_layer": {one.name: one.chosen_CLF.any(axis=0).sum(axis=1).tolist() for one in concepts},
+            "by_corpus": {one.name: _by_corpus(one, corpora) for one in concepts},
+            "strongest": {concept.name: _strongest(concept, corpora) for concept in concepts},
+            "overlap": {"common": common_SS.tolist(), "jaccard": pairwise_jaccard(common_SS).tolist()},
+            "polysemantic": [list(entry) for entry in polysemantic(concepts)],
+            "trigger_documents": {
+                name: sorted({bytes(corpus.sha256_D32[number]).hex() for number in documents[name]})
+                for name, corpus in zip(names, corpora, strict=True)
+            },
+            "trigger_names": {
+                name: sorted({corpus.names[number] for number in documents[name]})
+                for name, corpus in zip(names, corpora, strict=True)
+            },
+            "document_lines": corpora[0].document_lines,
+            "trigger_files": {
+                name: _files(corpus, documents[name])
+                for name, corpus in zip(names, corpora, strict=True)
+                if corpus.document_lines is not None
+            },
+            "missing": {
+                name: dict(corpus.missing) for name, corpus in zip(names, corpora, strict=True) if corpus.missing
+            },
+        }
+    )
+    return document
 
 
-def concepts_table(document: Mapping[str, Any]) -> str:
-    """The document as text: one row a concept and corpus, what concepts share, and what limits the test."""
-    at_least = f">= {document['min_matches']}"
-    header = ("concept", "corpus", "base rate", at_least, "of null keys", "test passed", "keys")
-    rows = []
-    for concept, by_corpus in document["by_corpus"].items():
-        for corpus, found in by_corpus.items():
-            rows.append([
-                concept, corpus, _percent(found["chance"]), f"{found['at_least']:,}", _percent(found["null_share"]),
-                "-" if found["passing"] is None else f"{found['passing']:,}", f"{found['keys']:,}",
-            ])  # fmt: skip
-    lines = [text_table(header, rows), ""]
-    lines += [f"{concept}: {len(neurons):,} keys over all corpora" for concept, neurons in document["specific"].items()]
-    if document["polysemantic"]:
-        lines.append(f"{len(document['polysemantic']):,} keys serve two or more concepts")
-    return "\n".join([*lines, *_notes(document)])
+def _keys_table(document: Mapping[str, Any]) -> Table:
+    at_least = f"at least {document['min_matches']} of {document['triggers']} match"
+    columns = [Column("concept"), Column("corpus"), Column("base rate", "share", 2), Column(at_least, "count"),
+               Column("of null keys", "share", 2), Column("test passed", "count"), Column("keys", "count")]  # fmt: skip
+    rows: list[list[Cell]] = [
+        [concept, corpus, *(found[key] for key in ("chance", "at_least", "null_share", "passing", "keys"))]
+        for concept, by_corpus in document["by_corpus"].items()
+        for corpus, found in by_corpus.items()
+    ]
+    return Table("keys", "Keys of each concept", columns, rows)
+
+
+def _layers_table(document: Mapping[str, Any]) -> Table:
+    columns = [Column("concept"), *(Column(str(layer), "count") for layer in range(document["layers"]))]
+    rows: list[list[Cell]] = [[name, *by_layer] for name, by_layer in document["by_layer"].items()]
+    return Table("layers", "Keys by layer, over all corpora", columns, rows, is_long=True, look="shares")
+
+
+def _overlap_tables(document: Mapping[str, Any]) -> list[Table]:
+    names = list(document["specific"])
+    made = []
+    for key, title, kind, digits in (
+        ("jaccard", "Overlap of every two concepts: the Jaccard index of their keys", "number", 2),
+        ("common", "Keys in common; on the diagonal all of a concept", "count", None),
+    ):
+        rows: list[list[Cell]] = [[name, *values] for name, values in zip(names, document["overlap"][key], strict=True)]
+        for row, values in enumerate(rows if key == "jaccard" else []):
+            values[row + 1] = None  # of itself
+        columns = [Column("concept"), *(Column(name, cast(Kind, kind), digits) for name in names)]
+        made.append(Table(key, title, columns, rows, is_long=True, look="shares"))
+    return made
+
+
+def _strongest_table(document: Mapping[str, Any]) -> Table:
+    columns = [Column("concept"), Column("corpus"), *(Column(name, "count") for name in (
+        "layer", "neuron", "matches", "contexts")), Column("p", "number", 3)]  # fmt: skip
+    rows: list[list[Cell]] = [
+        [concept, *(one[column.name] for column in columns[1:])]
+        for concept, entries in document["strongest"].items()
+        for one in entries
+    ]
+    return Table("strongest", "Keys with the most matches", columns, rows, is_long=True)
+
+
+def _chart(document: Mapping[str, Any]) -> Chart:
+    """One panel a concept: how many of its keys lie in each layer."""
+    tested = "more than null keys" if document["null_keys"] else "not tested against null keys"
+    label = f"at least {document['min_matches']} of {document['triggers']} triggers match, {tested}"
+    panels = [
+        Panel(name, [Series(label, by_layer, mark="filled")], f"{sum(by_layer):,} keys",
+              empty="" if any(by_layer) else "no key passes")
+        for name, by_layer in document["by_layer"].items()
+    ]  # fmt: skip
+    return Chart("concepts", "Where each concept's keys sit", panels, "layer, from the input to the output",
+                 "keys in the layer", y="count", share_y=False)  # fmt: skip
 
 
 def _notes(document: Mapping[str, Any]) -> list[str]:
     triggers, alpha = document["triggers"], document["alpha"]
-    notes = [f"base rate: of random positions; keys: at least {document['min_matches']} of {triggers} triggers match"]
+    notes = [f"{len(document['polysemantic']):,} keys serve two or more concepts"] if document["polysemantic"] else []
+    notes += [f"base rate: of random positions; keys: at least {document['min_matches']} of {triggers} triggers match"]
     if document["null_keys"]:
         notes.append(
             f"and the test against {document['null_keys']:,} null keys passes at {alpha:g}, corrected over all keys; "
-            f"with so few, only {_needed(document['needed'])} or more keys can pass together"
+            f"with so few, only {_needed(document.get('needed') or {})} or more keys can pass together"
         )
     else:
         notes.append("not tested: give --null STORE, a profile of the same corpora made with --random-init")
-    for corpus, documents in document["missing"].items():
+    for corpus, documents in document.get("missing", {}).items():
         some = list(documents.items())[:_LISTED_MISSING]
         notes += [f"{corpus}: {name} is left out: {reason}" for name, reason in some]
         if len(documents) > _LISTED_MISSING:
@@ -272,7 +416,3 @@ def _column(counts: KeyCounts, name: str) -> int:
 def _one(counts: KeyCounts, statistic: int) -> KeyCounts:
     """The counts of one statistic alone."""
     return KeyCounts((counts.statistics[statistic],), counts.distinct, counts.count_S[statistic : statistic + 1])
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None or share != share else f"{100 * share:.2f} %"

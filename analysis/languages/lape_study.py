@@ -19,9 +19,9 @@ import numpy as np
 
 from neurotally.analysis.languages.lape import Selection, layer_counts
 from neurotally.analysis.languages.rule import DEFAULT, Rule
+from neurotally.analysis.layer_runs import layer_runs
 from neurotally.analysis.options import Group, OnlyCorpora, Option
 from neurotally.analysis.result import Cell, Chart, Column, Panel, Result, Series, Table, Value, model_key, model_name
-from neurotally.analysis.text_table import layer_runs
 from neurotally.profiler.errors import InputError
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def lape_result(counts: "CorpusCounts", selection: Selection, bars: "ErrorBars |
     num_layers, num_neurons = selection.entropy_LF.shape
     lead = f"LAPE of {model_name(counts.model)}, {num_layers} layers of {num_neurons:,} neurons: {Rule.of(selection)}"
     return Result("lape", document, lead, tables, charts, notes, candidates_warnings(selection),
-                  title="Language-specific neurons (LAPE)")  # fmt: skip
+                  findings=[_finding(selection)], title="Language-specific neurons (LAPE)")  # fmt: skip
 
 
 def lape_document(counts: "CorpusCounts", selection: Selection) -> dict[str, Any]:
@@ -143,6 +143,12 @@ def set_notes(counts: "CorpusCounts | GroupCounts", selection: Selection) -> lis
     """Of any result about a selection: corpora without neurons, and those left out."""
     notes = [f"{name}: no neuron above the threshold" for name in selection.without_candidates]
     return notes + [f"left out: {name} ({reason})" for name, reason in counts.left_out.items()]
+
+
+def _finding(selection: Selection) -> str:
+    sets = [f"{name} {len(neurons):,} ({len(selection.exclusive[name]):,})"
+            for name, neurons in selection.specific.items()]  # fmt: skip
+    return f"Specific neurons, in brackets exclusive ones: {', '.join(sets)}."
 
 
 def _table(counts: "CorpusCounts", selection: Selection) -> Table:

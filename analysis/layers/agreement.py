@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from neurotally.analysis.layer_runs import layer_runs
 from neurotally.analysis.options import GroupName
 from neurotally.analysis.overlap import safe_divide
 from neurotally.analysis.result import Cell, Chart, Column, Grid, Panel, Result, Series, Table, finite, model_key
-from neurotally.analysis.text_table import layer_runs
 from neurotally.profiler import store as stores
 from neurotally.profiler.errors import InputError
 

@@ -11,10 +11,10 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from neurotally.analysis.layer_runs import layer_runs
 from neurotally.analysis.layers.lens import LensResult, PromptLens, lens_document, rank, read_lens, read_prompt
 from neurotally.analysis.options import GroupName, Option
 from neurotally.analysis.result import Cell, Chart, Column, Grid, Panel, Result, Series, Table, Value
-from neurotally.analysis.text_table import layer_runs
 from neurotally.profiler import store as stores
 from neurotally.profiler.errors import InputError
 

@@ -285,20 +285,6 @@ def _cell_texts(grid: Grid) -> Sequence[Sequence[str]]:
     return texts
 
 
-def panel_grid(number: int, share_x: bool = True, share_y: bool = True) -> tuple[Figure, list[Any]]:
-    """A figure of `number` panels, up to four beside each other, that grows with them; all have the same axes."""
-    num_columns = min(4, math.ceil(math.sqrt(number)))
-    num_rows = math.ceil(number / num_columns)
-    layout = ConstrainedLayoutEngine(wspace=0.04, hspace=0.04)
-    figure = Figure(figsize=(max(7.0, 1.0 + 3.1 * num_columns), 1.3 + 2.0 * num_rows), layout=layout)
-    panels = list(figure.subplots(num_rows, num_columns, sharex=share_x, sharey=share_y, squeeze=False).ravel())
-    for panel in panels[number:]:
-        panel.set_visible(False)
-    for panel in panels[max(0, number - num_columns) : number]:
-        panel.tick_params(labelbottom=True)  # the last panel of a column may have a hidden one below it
-    return figure, panels[:number]
-
-
 def head(figure: Figure, handles: Sequence[Any], title: str, num_columns: int) -> None:
     """The title and the legend, above the panels."""
     legend = figure.legend(handles=handles, title=title, title_fontsize=13, alignment="left", fontsize=9,

@@ -8,7 +8,7 @@ import io
 import math
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -217,11 +217,6 @@ def row_head(text: str) -> Cell:
     return Cell(text, text, is_row_head=True)
 
 
-def count(number: int) -> Cell:
-    """A cell of a whole number."""
-    return Cell(f"{number:,}", number)
-
-
 def real(value: float | None, form: str = ".4f", half: float | None = None) -> Cell:
     """A cell of a number, and half of its interval; a dash where there is none."""
     if value is None or not math.isfinite(value):
@@ -230,50 +225,6 @@ def real(value: float | None, form: str = ".4f", half: float | None = None) -> C
     if half is not None and math.isfinite(half):
         text += f" ± {format(half, form.lstrip('+'))}"
     return Cell(text.replace("-", "−"), value)
-
-
-def square_matrix(
-    caption: str, corner: str, names: Sequence[str], share_RC: np.ndarray, texts: Sequence[Sequence[str]]
-) -> Matrix:
-    """A square matrix of values from 0, coloured up to the largest off the diagonal; the diagonal is blank."""
-    off_RC = np.where(np.eye(len(names), dtype=bool), np.nan, share_RC)
-    most = float(np.max(off_RC, initial=0, where=np.isfinite(off_RC))) or 1.0
-    return Matrix(caption, corner, names, names, texts, _shades(off_RC / most))
-
-
-def share_matrix(
-    caption: str, corner: str, rows: Sequence[str], columns: Sequence[str], share_RC: np.ndarray
-) -> Matrix:
-    """A folded matrix of shares, as percentages."""
-    texts = [[f"{100 * share:.0f} %" if math.isfinite(share) else "–" for share in row] for row in share_RC.tolist()]
-    return Matrix(caption, corner, rows, columns, texts, _shades(share_RC), is_folded=True)
-
-
-def signed_matrix(
-    caption: str,
-    corner: str,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    values: Sequence[Sequence[float | None]] | np.ndarray,
-    form: str = "+.3f",
-    errors: Sequence[Sequence[float | None]] | None = None,
-) -> Matrix:
-    """A matrix of values around 0, with their errors if given, coloured up to the value farthest from 0."""
-    value_RC = np.array(values, dtype=np.float64).reshape(len(rows), len(columns))
-    most = float(np.max(np.abs(value_RC), initial=0, where=np.isfinite(value_RC))) or 1.0
-    error_RC = np.full(value_RC.shape, np.nan) if errors is None else np.array(errors, dtype=np.float64)
-    texts = [
-        [real(value, form, error).text for value, error in zip(*of, strict=True)]
-        for of in zip(value_RC.tolist(), error_RC.tolist(), strict=True)
-    ]
-    return Matrix(caption, corner, rows, columns, texts, _shades(value_RC / most), is_signed=True)
-
-
-def draw_inline(
-    draw: Callable[[Mapping[str, Any]], Any], document: Mapping[str, Any], anchor: str, caption: str
-) -> Picture:
-    """The picture of a document; `anchor` tells its elements from other pictures'."""
-    return Picture(inline_svg(draw(document), anchor, caption), caption)
 
 
 def inline_svg(figure: Any, anchor: str, label: str) -> Markup:

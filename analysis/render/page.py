@@ -14,14 +14,15 @@ from markupsafe import Markup
 from neurotally.analysis.render.html import Section, environment
 
 
-def page(title: str, tiles: Sequence[tuple[str, str]], sections: Sequence[Section]) -> str:
-    """The page; `tiles`: the names and numbers that it begins with."""
+def page(title: str, tiles: Sequence[tuple[str, str]], summary: str, sections: Sequence[Section]) -> str:
+    """The page; `tiles`: the names and numbers that it begins with, `summary`: a paragraph below them."""
     templates = environment()
     assert templates.loader is not None
     style, script = (templates.loader.get_source(templates, name)[0] for name in ("page.css", "page.js"))
     return templates.get_template("page.html").render(
         title=title,
         tiles=tiles,
+        summary=summary,
         sections=sections,
         style=Markup(style),
         script=Markup(script),

@@ -1,7 +1,7 @@
 """Results as text for a terminal: the lead, each table under its title, the notes."""
 
 from neurotally.analysis.render.numbers import cell_text
-from neurotally.analysis.result import Result, Table
+from neurotally.analysis.result import Example, Result, Table
 
 
 def result_text(result: Result, full: bool = False) -> str:
@@ -9,12 +9,22 @@ def result_text(result: Result, full: bool = False) -> str:
     blocks = [result.lead]
     blocks += ["\n".join(result.findings)] if result.findings else []
     blocks += [table_text(table) for table in result.tables if table.rows and (full or not table.is_long)]
+    blocks += [_example_text(example) for example in result.examples]
     notes = [*(f"* {warning}" for warning in result.warnings), *result.notes]
     if notes:
         blocks.append("\n".join(notes))
     if not full and (hidden := [table.title for table in result.tables if table.rows and table.is_long]):
         blocks.append("with --full: " + "; ".join(hidden))
     return "\n\n".join(blocks)
+
+
+def _example_text(example: Example) -> str:
+    """Its lines, indented, the token marked."""
+    if example.reason:
+        return f"{example.place}: no text: {example.reason}"
+    token = example.token.replace("\n", "⏎\n")
+    lines = f"{example.before}«{token}»{example.after}".removesuffix("\n").split("\n")
+    return "\n".join([example.place, *(f"    {line}" for line in lines)])
 
 
 def table_text(table: Table) -> str:

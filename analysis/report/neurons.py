@@ -2,11 +2,16 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from neurotally.analysis.languages.counts import CorpusCounts, read_group_counts
+from neurotally.analysis.languages.jackknife import ErrorBars, error_bars
 from neurotally.analysis.languages.lape import Selection
+from neurotally.analysis.languages.rule import Rule
 from neurotally.analysis.render.html import (
     Cell,
     Neuron,
@@ -18,7 +23,7 @@ from neurotally.analysis.render.html import (
     row_head,
     word,
 )
-from neurotally.analysis.report.sections import Material
+from neurotally.profiler.errors import InputError
 from neurotally.profiler.visible import visible
 
 Place = tuple[str, int, int]
@@ -32,11 +37,30 @@ _MOST_TOKEN = 120
 _PICTURES = {9: "⇥", 10: "⏎", 32: "␣"}
 
 
-def most_specific(material: Material, number: int) -> dict[str, list[tuple[int, int]]]:
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """The neurons that LAPE chooses, and how well each is known."""
+
+    counts: CorpusCounts
+    selection: Selection
+    bars: ErrorBars | None
+    """None where the store has no groups."""
+
+
+def read_chosen(path: Path, rule: Rule) -> Chosen:
+    """Choose neurons of a store; InputError where LAPE can't be computed."""
+    groups = read_group_counts(path)
+    counts = groups.total()
+    try:
+        bars = error_bars(groups)
+    except InputError:
+        bars = None
+    return Chosen(counts, rule.choose(counts), bars)
+
+
+def most_specific(chosen: Chosen, number: int) -> dict[str, list[tuple[int, int]]]:
     """By corpus the (layer, neuron) of its `number` specific neurons of lowest entropy, lowest first."""
-    selection = material.selection
-    if selection is None:
-        return {}
+    selection = chosen.selection
     found = {}
     for name, neurons_n2 in selection.specific.items():
         entropy_n = selection.entropy_LF[neurons_n2[:, 0], neurons_n2[:, 1]]
@@ -46,11 +70,9 @@ def most_specific(material: Material, number: int) -> dict[str, list[tuple[int, 
 
 
 def neurons(
-    material: Material, number: int, triggers: Mapping[Place, Sequence[TriggerEntry]], no_triggers: str = ""
-) -> Section | None:
+    material: Chosen, number: int, triggers: Mapping[Place, Sequence[TriggerEntry]], no_triggers: str = ""
+) -> Section:
     """Each corpus's `number` most specific neurons with the triggers that were gathered for them."""
-    if material.selection is None:
-        return None
     chosen = most_specific(material, number)
     corpora_of = _corpora_of(material.selection)
     names = [name for name in chosen if chosen[name]]
@@ -79,7 +101,7 @@ def _corpora_of(selection: Selection) -> dict[tuple[int, int], list[str]]:
 
 
 def _neuron(
-    material: Material,
+    material: Chosen,
     anchor: str,
     place: Place,
     corpora_of: Mapping[tuple[int, int], Sequence[str]],
@@ -87,8 +109,6 @@ def _neuron(
     no_triggers: str,
 ) -> Neuron:
     counts, selection, bars = material.counts, material.selection, material.bars
-    assert counts is not None
-    assert selection is not None
     name, layer, neuron = place
     at = counts.corpora.index(name)
     shared = [other for other in corpora_of[layer, neuron] if other != name]

@@ -1,29 +1,34 @@
-"""One self-contained page of all that a store holds: `neurotally report`.
+"""One page of all that a store holds: what every study says, the neurons to read, the corpora, where it comes from.
 
-`SECTIONS` lists the builders, in the order of the page; each looks whether the store has what it is about.
+Which studies there are, and which sections each makes of a store, the registry tells. The page begins with what they
+found.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
 
 from neurotally.analysis import studies
-from neurotally.analysis.languages.lape_study import lape_result
-from neurotally.analysis.languages.profiles import profiles_result
+from neurotally.analysis.keys.concepts import concepts_result, read_concepts_document
+from neurotally.analysis.keys.texts import ANYWHERE, Texts
+from neurotally.analysis.keys.trigger_entries import gather_triggers
+from neurotally.analysis.languages.rule import DEFAULT, Rule
+from neurotally.analysis.options import Group, Option, parameters
+from neurotally.analysis.progress import BARS, Progress
 from neurotally.analysis.render.html import Notes, Section, section
 from neurotally.analysis.render.page import page
-from neurotally.analysis.report import sections
-from neurotally.analysis.report.concepts import concepts
-from neurotally.analysis.report.neurons import Place, TriggerEntry, neurons
-from neurotally.analysis.report.sections import Material
-from neurotally.analysis.result import model_name
-from neurotally.profiler import store
+from neurotally.analysis.report.contents import corpora, provenance
+from neurotally.analysis.report.neurons import most_specific, read_chosen
+from neurotally.analysis.report.neurons import neurons as neurons_section
+from neurotally.analysis.result import Result, model_name
+from neurotally.profiler import store as stores
 from neurotally.profiler.errors import InputError
 
-SECTIONS: Sequence[Callable[[Material], Section | None]] = (
-    sections.provenance,
-    sections.corpora,
-)
+_WISHED = {"error_bars": True}
+"""What studies are asked for where the store allows it."""
+_WITHOUT = "no error bars: "
 
 
 @dataclass(frozen=True)
@@ -32,69 +37,98 @@ class Report:
 
     html: str
     sections: Sequence[Section]
+    notes: Sequence[str]
+    """What could not be shown, or not as it should be."""
+
+
+def report(
+    store: Path,
+    neurons: Annotated[
+        int,
+        Option("The N most specific neurons of every corpus, to read.", "N", 1, names=("--neurons", "--top-neurons")),
+    ] = 20,
+    triggers: Annotated[int, Option("The N largest triggers of each.", "N", 1, names=("--triggers", "--top"))] = 6,
+    rule: Annotated[Rule, Group()] = DEFAULT,
+    concepts: Annotated[Path | None, Option("What `concepts --out` wrote: shown, too.", "FILE.json")] = None,
+    texts: Annotated[Texts, Group()] = ANYWHERE,
+    progress: Progress = BARS,
+) -> Report:
+    """One HTML page of all that STORE holds, to read and to pass on: it needs no network and no other file.
+
+    A summary, LAPE with error bars, profiles, overlaps, what other passes left in the store, every corpus's most
+    specific neurons with their triggers, its corpora and where it comes from. Texts come from where `triggers` finds
+    them.
+
+    Example:
+      neurotally report llama.store --out llama.html
+    """
+    stores.store_attributes(store)
+    more, missing = [], ""
+    if concepts is not None:
+        more.append(section(concepts_result(read_concepts_document(Path(concepts), store))))
+    with suppress(InputError):  # the section of LAPE says why
+        chosen = read_chosen(store, rule)
+        found, missing = gather_triggers(store, texts, most_specific(chosen, neurons), triggers, progress)
+        more.append(neurons_section(chosen, neurons, found, missing))
+    return build_report(store, asdict(rule), more, [missing] if missing else [], progress)
 
 
 def build_report(
-    material: Material,
-    num_neurons: int,
-    triggers: Mapping[Place, Sequence[TriggerEntry]],
-    no_triggers: str = "",
-    concepts_document: Mapping[str, Any] | None = None,
-) -> Report:
-    """The page of a store, with the `num_neurons` most specific neurons of every corpus.
-
-    `triggers`: what was gathered for them (`neurons.most_specific`); `no_triggers` says why some or all are
-    without a text. `concepts_document`: what `concepts --out` wrote, if asked for.
-    """
-    found = [build(material) for build in SECTIONS]
-    found += list(_selections(material))
-    found += list(_studies(material))
-    found += [] if concepts_document is None else [concepts(concepts_document)]
-    found.append(neurons(material, num_neurons, triggers, no_triggers))
-    made = [one for one in found if one is not None]
-    title = model_name(store.store_attributes(material.store).get("model"))
-    html = page(title, _tiles(material), made)
-    return Report(html, made)
-
-
-def _selections(material: Material) -> Iterator[Section]:
-    """LAPE and its profiles; where it can't be computed, why."""
-    counts, selection = material.counts, material.selection
-    if counts is None or selection is None:
-        yield Section("lape", "Language-specific neurons (LAPE)", "LAPE can't be computed from this store.",
-                      [Notes([material.no_lape])])  # fmt: skip
-        return
-    model = model_name(counts.model)
-    found = lape_result(counts, selection, material.bars)
-    found = replace(found, notes=[*found.notes, *([f"No error bars: {material.no_bars}"] if material.no_bars else [])])
-    for result in (found, profiles_result(counts, material.rule, selection)):
-        yield section(result.of(model, store.committed_corpora(material.store)))
+    store: Path, settings: Mapping[str, Any], more: Sequence[Section] = (), notes: Sequence[str] = (),
+    progress: Progress = BARS,
+) -> Report:  # fmt: skip
+    """The page of a store. `settings` go to all studies that have such a parameter; `more` comes after them."""
+    sections: list[Section] = []
+    findings: list[str] = []
+    said: list[str] = []
+    asked = list(_asked(store, settings))
+    for name, values in progress.over(asked, "report", "section", len(asked)):
+        result = _result(name, store, values)
+        if isinstance(result, Result):
+            sections.append(section(result))
+            findings += result.findings[:1]
+            said += [note for note in result.notes if note.startswith(_WITHOUT)]
+        elif result not in said:
+            sections.append(Section(name, studies.STUDIES[name].help, "This can't be shown.", [Notes([result])]))
+            said.append(result)
+    contents = (corpora(store), provenance(store))
+    sections += [*more, *(section(content) for content in contents if content.tables)]
+    title = model_name(stores.store_attributes(store).get("model"))
+    return Report(page(title, _tiles(store), " ".join(findings), sections), sections, [*said, *notes])
 
 
-def _studies(material: Material) -> Iterator[Section]:
-    """The sections of the studies that say which they have; where one can't be made, why."""
+def _asked(store: Path, settings: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """By study what it is asked for, once for every section that it has of this store."""
     for name, about in studies.STUDIES.items():
-        sections_of = getattr(studies.module(name), "sections", None)
-        if not about.in_report or sections_of is None:
-            continue
-        for asked in sections_of(material.store):
-            try:
-                yield section(studies.run(name, material.store, **asked))
-            except InputError as error:
-                anchor = "-".join([name, *map(str, asked.values())])
-                yield Section(anchor, about.help, "This part of the store can't be shown.", [Notes([str(error)])])
+        if about.in_report:
+            known = {parameter.name for parameter in parameters(studies.study(name))}
+            wanted = {key: value for key, value in {**settings, **_WISHED}.items() if key in known}
+            module = studies.module(name)
+            sections: list[dict[str, Any]] = module.sections(store) if hasattr(module, "sections") else [{}]
+            yield from ((name, {**wanted, **own}) for own in sections)
 
 
-def _tiles(material: Material) -> list[tuple[str, str]]:
+def _result(name: str, store: Path, values: Mapping[str, Any]) -> Result | str:
+    """What a study says, without what it can't do of the wished; or why it says nothing."""
+    try:
+        return studies.run(name, store, **values)
+    except InputError as error:
+        why = str(error)
+    if not _WISHED.keys() & values.keys():
+        return why
+    try:
+        result = studies.run(name, store, **{key: value for key, value in values.items() if key not in _WISHED})
+    except InputError as error:
+        return str(error)
+    return replace(result, notes=[*result.notes, f"{_WITHOUT}{why}"])
+
+
+def _tiles(store: Path) -> list[tuple[str, str]]:
     """The numbers that the page begins with."""
-    attributes = store.store_attributes(material.store)
-    model: Mapping[str, Any] = attributes.get("model") or {}
-    names = store.committed_corpora(material.store)
-    tokens = sum(int(store.corpus_attributes(material.store, name).get("tokens") or 0) for name in names)
+    model: Mapping[str, Any] = stores.store_attributes(store).get("model") or {}
+    names = stores.committed_corpora(store)
+    tokens = sum(int(stores.corpus_attributes(store, name).get("tokens") or 0) for name in names)
     tiles = [("corpora", f"{len(names):,}"), ("tokens", f"{tokens:,}")]
     if model.get("num_layers") and model.get("num_neurons"):
         tiles += [("layers", f"{model['num_layers']:,}"), ("neurons a layer", f"{model['num_neurons']:,}")]
-    if material.selection is not None:
-        chosen = {tuple(neuron) for of in material.selection.specific.values() for neuron in of.tolist()}
-        tiles.append(("chosen neurons", f"{len(chosen):,}"))
     return tiles

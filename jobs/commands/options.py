@@ -3,18 +3,12 @@
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import click
 
 from neurotally.profiler.errors import InputError
-
-if TYPE_CHECKING:
-    from neurotally.analysis.languages.rule import Rule
-    from neurotally.jobs.key_texts import TextRequest
 
 _LOCK_WAIT_S = 3.0
 """A run that is about to end, or a look at its `status`, is waited for."""
@@ -86,7 +80,6 @@ def _named_sources(_context: click.Context, _parameter: click.Parameter, options
 PATH = click.Path(path_type=Path)
 OUTPUT = OutputFile()
 PICTURE = OutputFile(".png", ".pdf", ".svg")
-ARCHIVE = OutputFile(".npz")
 COUNT = click.IntRange(min=1, max=2**31 - 1)
 MODEL = click.argument("model", metavar="MODEL[@REVISION]")
 STORE = click.argument("store", type=PATH)
@@ -110,56 +103,6 @@ FULL = click.option("--full", is_flag=True, help="Print the long tables, too.")
 FIGURE = click.option("--figure", type=PICTURE, metavar="FILE.png", help="Draw it (.png, .pdf or .svg).")
 
 Command = Callable[..., None]
-
-
-@dataclass(frozen=True)
-class RuleOptions:
-    """How LAPE chooses."""
-
-    select: Literal["balanced", "top"]
-    per_corpus: int
-    top_rate: float
-    quantile: float
-
-    def rule(self) -> "Rule":
-        """The same, to choose with."""
-        from neurotally.analysis.languages.rule import Rule
-
-        return Rule(self.quantile, self.select, self.per_corpus, self.top_rate)
-
-
-@dataclass(frozen=True)
-class TextOptions:
-    """Where a store's texts and its tokenizer are."""
-
-    corpora: Path | None
-    corpus_source: dict[str, str]
-    model: str | None
-    trust_remote_code: bool
-
-    def request(self, store: Path) -> "TextRequest":
-        """The same, to read the texts of `store` with."""
-        from neurotally.jobs.key_texts import TextRequest
-
-        return TextRequest(store, self.corpora, self.corpus_source, self.model, self.trust_remote_code)
-
-
-def as_one(argument: str, group: type, *options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """A decorator that adds `options`; their values reach the command as a `group`, its argument `argument`."""
-    names = [field.name for field in fields(group)]
-
-    def decorate(command: Command) -> Command:
-        @wraps(command)
-        def with_group(**values: Any) -> None:
-            own = {name: values.pop(name) for name in names}
-            command(**values, **{argument: group(**own)})
-
-        decorated: Command = with_group
-        for option in reversed(options):
-            decorated = option(decorated)
-        return decorated
-
-    return decorate
 
 
 def _together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -200,50 +143,6 @@ document_options = _together(
     click.option("--document-tokens", type=COUNT, metavar="N", help="Keep the first N tokens of each document."),
 )
 """How much of each corpus is read."""
-
-rule_options = as_one(
-    "chosen_by",
-    RuleOptions,
-    click.option(
-        "--select",
-        type=click.Choice(["balanced", "top"]),
-        default="balanced",
-        show_default=True,
-        help="LAPE's choice. balanced: as many for each corpus. top: the lowest entropies over all.",
-    ),
-    click.option("--per-corpus", type=COUNT, metavar="N", default=400, show_default=True, help="With balanced."),
-    click.option(
-        "--top-rate",
-        type=Share(),
-        default=0.01,
-        show_default=True,
-        help="With top: share of all neurons.",
-    ),
-    click.option(
-        "--quantile",
-        type=Share(),
-        default=0.95,
-        show_default=True,
-        help="The bar: a neuron's activation rate must exceed this quantile of all rates.",
-    ),
-)
-"""The argument `chosen_by`, a RuleOptions."""
-
-text_options = as_one(
-    "texts",
-    TextOptions,
-    click.option("--corpora", type=PATH, metavar="DIR", help="Where the corpora are, if they have moved."),
-    click.option(
-        "--corpus-source",
-        multiple=True,
-        callback=_named_sources,
-        metavar="NAME=SOURCE",
-        help="Where one corpus is now; as `profile --corpus` takes it.",
-    ),
-    click.option("--model", metavar="MODEL[@REVISION]", help="Where the tokenizer is, if it has moved."),
-    click.option("--trust-remote-code", is_flag=True, help="Run code that comes with --model's tokenizer."),
-)
-"""The argument `texts`, a TextOptions."""
 
 
 def name_option(default: str) -> Callable[[Command], Command]:

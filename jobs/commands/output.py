@@ -1,7 +1,7 @@
 """What all commands print with: one JSON document or text on stdout, and pictures to files."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,3 @@ def finish(
 
             save_figure(result.figure(name), path)
     show(result.document, "" if as_json else result.text(full), as_json, out)
-
-
-def draw(figure: Path | None, draw_document: Callable[[Any], Any], document: Any) -> None:
-    """Draw a document to `figure`, if asked for."""
-    if figure is not None:
-        from neurotally.analysis.render.charts import save_figure
-
-        save_figure(draw_document(document), figure)

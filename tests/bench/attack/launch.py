@@ -25,15 +25,14 @@ from typing import Any
 
 import psutil
 
-from neurotally import jobs
-from neurotally.analysis import studies
-
 PRELOADED = (
     "torch", "transformers", "pyarrow.parquet", "zarr", "scipy.stats", "matplotlib.figure", "pygments.lexers", "jinja2",
-    "pandas", "neurotally.jobs.cli", "neurotally.jobs.trigger_entries", "neurotally.analysis.report.page",
-    "neurotally.analysis.keys.patterns_report",
+    "neurotally.jobs.cli", "neurotally.jobs.passes.neurons", "neurotally.jobs.passes.embed",
+    "neurotally.jobs.passes.lens", "neurotally.jobs.passes.ablation", "neurotally.jobs.passes.agreement",
+    "neurotally.analysis.keys.trigger_entries", "neurotally.analysis.report.page", "neurotally.analysis.render.charts",
+    "neurotally.analysis.keys.patterns_study", "neurotally.analysis.languages.jackknife_report",
+    "neurotally.analysis.layers.mexa_study",
 )  # fmt: skip
-"""Beside these all passes and studies."""
 RUN_VARIABLE = "NEUROTALLY_ATTACK"
 """In the environment of fresh runs and so of all that they start: tells their processes from anybody else's."""
 MOST_BYTES = 12 * 2**30
@@ -158,10 +157,6 @@ def preload() -> None:
     os.environ.setdefault("MPLBACKEND", "agg")
     for name in PRELOADED:
         importlib.import_module(name)
-    for name in jobs.__all__:
-        getattr(jobs, name)
-    for name in studies.STUDIES:
-        studies.module(name)
     importlib.import_module("torch").set_num_threads(1)
 
 

@@ -1,14 +1,15 @@
 """The triggers of some neurons, with their texts: each corpus's documents are read and tokenised once."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from neurotally.analysis.keys.places import WINDOW_LINES, find_line
+from neurotally.analysis.keys.texts import Texts
 from neurotally.analysis.keys.trigger_lists import TriggerLists, read_triggers
-from neurotally.jobs.key_texts import TextRequest
-from neurotally.jobs.progress import Progress
+from neurotally.analysis.progress import Progress
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.texts import CorpusTexts, Text, TokenText, read_tokens
 
@@ -20,7 +21,7 @@ text, text_line (its first line's number), text_start (where the token begins in
 
 
 def gather_triggers(
-    request: TextRequest, neurons: Mapping[str, Sequence[tuple[int, int]]], top: int, progress: Progress
+    path: Path, where: Texts, neurons: Mapping[str, Sequence[tuple[int, int]]], top: int, progress: Progress
 ) -> tuple[dict[Place, list[Entry]], str]:
     """The `top` largest triggers of each corpus's (layer, neuron), best first, each with its text or a reason.
 
@@ -28,14 +29,14 @@ def gather_triggers(
     """
     found: dict[Place, list[Entry]] = {}
     try:
-        tokenizer, no_tokenizer = request.tokenizer(), ""
+        tokenizer, no_tokenizer = where.tokenizer(path), ""
     except InputError as error:
         tokenizer, no_tokenizer = None, str(error)
     for name, of_corpus in progress.over(neurons.items(), "triggers", "corpus", len(neurons)):
         if not of_corpus:
             continue
         try:
-            lists, texts = read_triggers(request.store, name), request.texts(name)
+            lists, texts = read_triggers(path, name), where.of(path, name)
         except InputError as error:
             return {}, str(error)
         found |= trigger_entries(lists, texts, of_corpus, top, tokenizer, progress, reason=no_tokenizer)

@@ -1,21 +1,23 @@
-"""What stands behind the keys of a store: its corpora's texts and tokens, looked up for the commands about keys."""
+"""What stands behind the keys of a store: its corpora's texts and tokens, looked up."""
 
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from neurotally.analysis.keys.places import PlaceReader, Places
 from neurotally.analysis.keys.trigger_lists import TriggerLists, read_triggers
-from neurotally.jobs.plan import find_corpora, first_difference, list_corpus
-from neurotally.jobs.progress import Progress
+from neurotally.analysis.options import Option
+from neurotally.analysis.progress import Progress
 from neurotally.profiler import store
 from neurotally.profiler.corpus import parse_source
+from neurotally.profiler.differences import first_difference
 from neurotally.profiler.documents import Source, Status
 from neurotally.profiler.errors import InputError
+from neurotally.profiler.streaming import spool_dataset, spool_file
 from neurotally.profiler.texts import CorpusTexts, Text, TokenText, corpus_texts, load_tokenizer, read_tokens
 from neurotally.profiler.windows import file_of
 
@@ -23,37 +25,43 @@ _SAME_CONFIG = ("layout", "row_tokens", "document_tokens", "window_lines", "trig
 
 
 @dataclass(frozen=True)
-class TextRequest:
+class Texts:
     """Where the texts of a store are looked for, and with whose tokenizer."""
 
-    store: Path
-    corpora: Path | None = None
-    """A folder of one subfolder a corpus."""
-    sources: Mapping[str, str] = field(default_factory=dict)
-    """SOURCE by name."""
-    model: str | None = None
-    """Where the tokenizer is, if not where the store says."""
-    trust_remote_code: bool = False
+    corpora: Annotated[Path | None, Option("Where the corpora are, if they have moved.", "DIR")] = None
+    corpus_source: Annotated[
+        Mapping[str, str], Option("Where one corpus is now; as `profile --corpus` takes it.", "NAME=SOURCE")
+    ] = field(default_factory=dict)
+    model: Annotated[str | None, Option("Where the tokenizer is, if it has moved.", "MODEL[@REVISION]")] = None
+    trust_remote_code: Annotated[bool, Option("Run code that comes with the model's tokenizer.")] = False
 
-    def tokenizer(self) -> Any:
-        """The tokenizer of the store's model, verified."""
-        return load_tokenizer(self.store, self.model, self.trust_remote_code)
+    def tokenizer(self, path: Path) -> Any:
+        """The tokenizer of a store's model, verified."""
+        return load_tokenizer(path, self.model, self.trust_remote_code)
 
-    def texts(self, corpus: str) -> CorpusTexts:
-        """The documents of one corpus."""
-        return corpus_texts(self.store, corpus, self._source(corpus))
+    def of(self, path: Path, corpus: str) -> CorpusTexts:
+        """The documents of one corpus of a store."""
+        return corpus_texts(path, corpus, self._source(path, corpus))
 
-    def _source(self, corpus: str) -> Source | None:
-        if self.corpora is None and not self.sources:
-            return None
-        text = find_corpora(self.corpora, self.sources).get(corpus)
+    def _source(self, path: Path, corpus: str) -> Source | None:
+        text = self.corpus_source.get(corpus)
+        if text is None and self.corpora is not None:
+            if not Path(self.corpora).is_dir():
+                raise InputError(f"--corpora {self.corpora}: no such folder")
+            folder = Path(self.corpora) / corpus
+            text = str(folder.absolute()) if folder.is_dir() else None
         if text is None:
             return None
-        attributes = store.corpus_attributes(self.store, corpus)
+        attributes = store.corpus_attributes(path, corpus)
         if text.startswith("hf:"):
-            return list_corpus(corpus, text, attributes.get("max_files"), self.store).source
+            max_files = attributes.get("max_files")
+            return spool_dataset(text, spool_file(path, text, max_files), max_files)
         selector = attributes.get("selector")
         return parse_source(f"{text}::{selector}" if selector and "::" not in text else text)
+
+
+ANYWHERE = Texts()
+"""Where the store says they are."""
 
 
 def read_places(
@@ -123,12 +131,6 @@ def read_nulls(path: Path, nulls: Sequence[Path], corpus: str) -> list[TriggerLi
         if fingerprints[number] in fingerprints[:number]:
             raise InputError(f"--null {null} has the keys of another --null: profile with another --random-init SEED")
     return [_read_null(path, null, corpus) for null in nulls]
-
-
-def model_name(path: Path) -> dict[str, Any] | None:
-    """A store's model as documents name it; None for imported counts."""
-    model = store.store_attributes(path).get("model")
-    return None if model is None else {key: model.get(key) for key in ("id", "fingerprint")}
 
 
 def _read_null(path: Path, null: Path, corpus: str) -> TriggerLists:

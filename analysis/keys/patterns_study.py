@@ -1,0 +1,306 @@
+"""What `patterns` says: what the triggers of every key have in common, by layer.
+
+    {"schema": 1, "model", "null": [model, ...], "null_keys", "alpha", "by_layer_tests", "window_lines", "inside",
+     "layers", "neurons", "triggers", "concepts": {name: regular expression}, "corpora": {name: {
+        "lexer", "min_contexts", "keys", "triggers", "found", "copies", "missing": {document: reason},
+        "needed": keys | null, "over_models": bool, "keys_by_layer": [n],
+        "shallow_by_layer": [share] | null, "abstract_by_layer": [share] | null,
+        "ngrams" | "kinds" | "concepts": {name: {
+            "by_layer": [mean share of a key's contexts], "null_by_layer": likewise | null, "chance", "chance_sd",
+            "over_null_by_layer": [difference] | null, "over_null_half_by_layer": likewise | null,
+            "passing_by_layer": [keys] | null, "passing": keys | null, "beyond_null": keys | null,
+            "strongest": [{"layer", "neuron", "count", "contexts", "p"}, ...]}}}}}
+
+Means are over the keys with at least `min_contexts` distinct contexts; `keys_by_layer` says how many. `needed`: so many
+keys must be beyond every null key together, for any to pass; `beyond_null`: how many are. Where these are fewer, that
+none passes is no finding; the layers' means tell. `over_null`: a layer's mean share less its null keys', with half of
+its 95 % interval, over the null models, or over keys where `over_models` is false (see `null_test`). The arrays of all
+keys are in `--archive FILE.npz`.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+
+from neurotally.analysis.keys.patterns import CorpusPatterns, KeyCounts
+from neurotally.analysis.keys.places import read_concepts
+from neurotally.analysis.keys.tested import UNTESTED, NullTest, patterns_by_corpus
+from neurotally.analysis.keys.texts import ANYWHERE, Texts
+from neurotally.analysis.layer_runs import layer_runs
+from neurotally.analysis.options import Group, OnlyCorpora, Option
+from neurotally.analysis.progress import BARS, Progress
+from neurotally.analysis.result import Cell, Chart, Column, Panel, Result, Series, Table, Value, finite, model_name
+from neurotally.profiler.whole_files import whole_file
+
+PATTERNS_SCHEMA = 1
+FAMILIES = ("ngrams", "kinds", "concepts")
+_STRONGEST = 10
+_LISTED_MISSING = 5
+_LEFT_OUT = ("punctuation", "directive", "other")
+"""Kinds without a panel."""
+
+
+def study(
+    store: Path,
+    regex: Annotated[Path | None, Option("[concepts] NAME = 'regular expression' lines.", "FILE.toml")] = None,
+    corpus: OnlyCorpora = (),
+    test: Annotated[NullTest, Group()] = UNTESTED,
+    texts: Annotated[Texts, Group()] = ANYWHERE,
+    archive: Annotated[Path | None, Option("Counts and p-values of all keys.", "FILE.npz", suffixes=(".npz",))] = None,
+    progress: Progress = BARS,
+) -> Result:
+    """What the triggers of every key have in common, layer by layer, beside what chance gives.
+
+    The same last token, two or three; keywords, names, literals, comments, operators; your regular expressions.
+
+    Example:
+      neurotally patterns llama.store --null random.store --figure patterns.png
+
+    >>> result = store.patterns(corpus=("python",))
+    >>> result.frame("python").set_index("statistic").index[:3].tolist()
+    ['token', 'bigram', 'trigram']
+    """
+    concepts = {} if regex is None else read_concepts(Path(regex))
+    found = [result for _, result in patterns_by_corpus(store, concepts, corpus, test, texts, progress)]
+    if archive is not None:
+        save_key_patterns(found, archive)
+    sources = {name: expression.pattern for name, expression in concepts.items()}
+    return patterns_result(patterns_document(found, sources, test.settings(store)))
+
+
+def patterns_result(document: dict[str, Any]) -> Result:
+    """For each corpus mean shares in the lower, middle and upper layers, beside chance."""
+    notes = [note for name, corpus in document["corpora"].items() for note in _notes(name, corpus, document)]
+    notes.append("shares of a key's distinct contexts, mean over keys; chance: of random positions, null: of a model "
+                 "with random weights")  # fmt: skip
+    if not document["null_keys"]:
+        notes.append("not tested: give --null STORE, a profile of the same corpora made with --random-init")
+    else:
+        over = "over keys, taken for independent: somewhat too narrow; three --null stores or more give a sound one"
+        if all(corpus["over_models"] for corpus in document["corpora"].values()):
+            over = "over the null models, the trained one taken for one more"
+        notes.append("over null: mean share less that of the same layers' null keys, in points, ± half of the 95 % "
+                     f"interval {over}")  # fmt: skip
+    tables = [_table(name, corpus, document) for name, corpus in document["corpora"].items()]
+    lead = f"What the triggers of every key of {model_name(document['model'])} have in common"
+    return Result("patterns", document, lead, tables, [_chart(document)], notes, title="Patterns of keys")
+
+
+def patterns_document(
+    corpora: Sequence[CorpusPatterns], patterns: Mapping[str, str], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The document of `patterns --json` and `--out`.
+
+    `settings`: model, null, alpha, by_layer_tests, window_lines, inside, triggers.
+    """
+    num_layers, num_neurons = corpora[0].counts.distinct.shape
+    document: dict[str, Any] = finite(
+        {
+            "schema": PATTERNS_SCHEMA,
+            **settings,
+            "null_keys": 0 if corpora[0].null is None else corpora[0].null.distinct.size,
+            "concepts": dict(patterns),
+            "layers": num_layers,
+            "neurons": num_neurons,
+            "corpora": {corpus.corpus: _corpus(corpus) for corpus in corpora},
+        }
+    )
+    return document
+
+
+def save_key_patterns(corpora: Sequence[CorpusPatterns], path: Path) -> None:
+    """Write the counts and p-values of all keys: an .npz of arrays named CORPUS/count/FAMILY/NAME and so on."""
+    arrays = {}
+    for corpus in corpora:
+        arrays[f"{corpus.corpus}/contexts"] = corpus.counts.distinct
+        for number, (family, name) in enumerate(corpus.counts.statistics):
+            arrays[f"{corpus.corpus}/count/{family}/{name}"] = corpus.counts.count_S[number]
+            if corpus.p_SLF is not None:
+                arrays[f"{corpus.corpus}/p/{family}/{name}"] = corpus.p_SLF[number]
+    with whole_file(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def _corpus(corpus: CorpusPatterns) -> dict[str, Any]:
+    enough_LF = corpus.counts.distinct >= corpus.min_contexts
+    families: dict[str, dict[str, Any]] = {family: {} for family in FAMILIES}
+    for number, (family, name) in enumerate(corpus.counts.statistics):
+        families[family][name] = _statistic(corpus, number)
+    return {
+        "lexer": corpus.lexer,
+        "min_contexts": corpus.min_contexts,
+        "keys": int(enough_LF.sum()),
+        "triggers": corpus.num_triggers,
+        "found": corpus.num_found,
+        "copies": corpus.num_copies,
+        "missing": corpus.missing,
+        "needed": corpus.needed,
+        "over_models": corpus.over_models,
+        "keys_by_layer": enough_LF.sum(axis=1).tolist(),
+        "shallow_by_layer": _layer_shares(corpus.shallow_LF),
+        "abstract_by_layer": _layer_shares(corpus.abstract_LF),
+        **families,
+    }
+
+
+def _statistic(corpus: CorpusPatterns, number: int) -> dict[str, Any]:
+    chance = corpus.chance.share(number, 1)
+    passes_LF = None if corpus.p_SLF is None else corpus.p_SLF[number] <= corpus.alpha
+    over_null = corpus.over_null(number)
+    return {
+        "by_layer": _layer_means(corpus.counts, number, corpus.min_contexts),
+        "null_by_layer": None if corpus.null is None else _layer_means(corpus.null, number, corpus.min_contexts),
+        "chance": float(np.nanmean(chance)) if np.isfinite(chance).any() else None,
+        "chance_sd": float(np.nanstd(chance)) if np.isfinite(chance).any() else None,
+        "over_null_by_layer": None if over_null is None else [of.difference for of in over_null],
+        "over_null_half_by_layer": None if over_null is None else [of.half for of in over_null],
+        "passing_by_layer": None if passes_LF is None else passes_LF.sum(axis=1).tolist(),
+        "passing": None if passes_LF is None else int(passes_LF.sum()),
+        "beyond_null": None if corpus.beyond_S is None else int(corpus.beyond_S[number]),
+        "strongest": _strongest(corpus, number),
+    }
+
+
+def _layer_means(counts: KeyCounts, number: int, min_contexts: int) -> list[float | None]:
+    """Mean share of each layer's keys; None for a layer without any."""
+    share_LF = counts.share(number, min_contexts)
+    return [float(np.nanmean(share_F)) if np.isfinite(share_F).any() else None for share_F in share_LF]
+
+
+def _layer_shares(passes_LF: np.ndarray | None) -> list[float] | None:
+    return None if passes_LF is None else passes_LF.mean(axis=1).tolist()
+
+
+def _strongest(corpus: CorpusPatterns, number: int) -> list[dict[str, Any]]:
+    """The keys with the highest count, then the lower layer."""
+    count_LF = np.where(corpus.counts.distinct >= corpus.min_contexts, corpus.counts.count_S[number], 0)
+    entries = []
+    for at in np.argsort(-count_LF, axis=None, kind="stable")[:_STRONGEST].tolist():
+        layer, neuron = divmod(at, count_LF.shape[1])
+        if count_LF[layer, neuron]:
+            entries.append({
+                "layer": layer, "neuron": neuron, "count": int(count_LF[layer, neuron]),
+                "contexts": int(corpus.counts.distinct[layer, neuron]),
+                "p": None if corpus.p_SLF is None else float(corpus.p_SLF[number, layer, neuron]),
+            })  # fmt: skip
+    return entries
+
+
+def _table(name: str, corpus: Mapping[str, Any], document: Mapping[str, Any]) -> Table:
+    runs = layer_runs(document["layers"], 3)
+    columns = [Column("statistic"), *(Column(span, "share") for span in runs), Column("chance", "share")]
+    if document["null_keys"]:
+        columns += [Column("null", "share"), *(Column(f"over null {span}", "signed", 1) for span in runs)]
+        columns += [Column("keys passing", "count")]
+    rows: list[list[Cell]] = []
+    for statistic, found in [pair for family in FAMILIES for pair in corpus[family].items()]:
+        row: list[Cell] = [statistic, *(_mean([found["by_layer"][layer] for layer in run]) for run in runs.values())]
+        row.append(found["chance"])
+        if document["null_keys"]:
+            row += [_mean(found["null_by_layer"]), *_over_null(found, runs), found["passing"]]
+        rows.append(row)
+    return Table(name, f"{name}: mean share of a key's contexts", columns, rows)
+
+
+def _over_null(found: Mapping[str, Any], runs: Mapping[str, np.ndarray]) -> list[Value]:
+    """The means over each run of layers; the halves' is no less than the run's own half, however layers go together."""
+    cells = []
+    for run in runs.values():
+        difference, half = (
+            100 * np.array([found[key][layer] for layer in run], np.float64)
+            for key in ("over_null_by_layer", "over_null_half_by_layer")
+        )
+        is_known = np.isfinite((difference + half).sum())
+        cells.append(Value(float(difference.mean()), float(half.mean())) if is_known else Value(None))
+    return cells
+
+
+def _chart(document: Mapping[str, Any]) -> Chart:
+    """One panel a statistic: mean share of a key's contexts by layer, a line a corpus; grey what null keys give."""
+    corpora = document["corpora"]
+    statistics = dict.fromkeys(
+        (family, name) for corpus in corpora.values() for family in FAMILIES for name in corpus[family]
+        if name not in _LEFT_OUT or family != "kinds"
+    )  # fmt: skip
+    panels = [_panel(corpora, family, name) for family, name in statistics]
+    if document["null_keys"]:
+        needed = max((corpus["needed"] for corpus in corpora.values()), default=0)
+        for key, title in (("shallow_by_layer", "shallow keys"), ("abstract_by_layer", "abstract keys")):
+            series = [Series(_label(name, corpus), corpus[key], corpus=name) for name, corpus in corpora.items()]
+            panels.append(Panel(title, series, f"{needed:,} needed for any"))
+    return Chart(
+        "patterns", "What the keys' triggers have in common", panels, "layer, from the input to the output",
+        "share of a key's distinct trigger contexts, mean over keys", y="share", share_y=False,
+    )  # fmt: skip
+
+
+def _panel(corpora: Mapping[str, Any], family: str, name: str) -> Panel:
+    series, nulls, chances = [], [], []
+    for corpus_name, corpus in corpora.items():
+        if (found := corpus[family].get(name)) is None:
+            continue
+        low: Sequence[float] = ()
+        high: Sequence[float] = ()
+        share_L = np.array(found["by_layer"], np.float64)
+        if found["null_by_layer"] is not None:
+            half_L = np.array(found["over_null_half_by_layer"], np.float64)
+            low, high = (share_L - half_L).tolist(), (share_L + half_L).tolist()
+            nulls.append(found["null_by_layer"])
+        if found["chance"] is not None:
+            chances.append(found["chance"])
+        series.append(Series(_label(corpus_name, corpus), share_L.tolist(), low=low, high=high, corpus=corpus_name))
+    if nulls:
+        mean_L = [_mean(of_layer) for of_layer in zip(*nulls, strict=True)]
+        series.append(Series("random weights, mean over corpora", mean_L, tone="grey", is_dashed=True))
+    if chances:
+        series.append(Series("random positions, mean over corpora", [_mean(chances)], mark="level", tone="grey"))
+    title = {"ngrams": f"same {name}", "kinds": name, "concepts": f"/{name}/"}[family]
+    return Panel(title, series)
+
+
+def _label(name: str, corpus: Mapping[str, Any]) -> str:
+    return f"{name} ({corpus['keys']:,} keys)"
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _needed_note(document: Mapping[str, Any], corpus: Mapping[str, Any]) -> str:
+    """What a key's test can find with so many null keys, and whether a zero says anything."""
+    beyond = ", ".join(
+        f"{corpus[family][name]['beyond_null']:,} {name}" for family in FAMILIES for name in corpus[family]
+    )
+    few = (
+        max((of["beyond_null"] for family in FAMILIES for of in corpus[family].values()), default=0) < corpus["needed"]
+    )
+    zero = "so that none passes is no finding: see the layers over null, or give more --null stores; " if few else ""
+    return (
+        f"with {document['null_keys']:,} null keys at least {corpus['needed']:,} keys must be beyond every null key "
+        f"together, for any to pass; {zero}beyond every null key are: {beyond}"
+    )
+
+
+def _notes(name: str, corpus: Mapping[str, Any], document: Mapping[str, Any]) -> list[str]:
+    keys = document["layers"] * document["neurons"]
+    notes = [
+        f"{name}: {corpus['keys']:,} of {keys:,} keys have {corpus['min_contexts']} distinct contexts or more; "
+        f"{corpus['found']:,} of {corpus['triggers']:,} triggers found in their texts"
+    ]
+    if corpus["shallow_by_layer"] is not None:
+        shallow, abstract = (100 * float(np.mean(corpus[key])) for key in ("shallow_by_layer", "abstract_by_layer"))
+        notes.append(
+            f"{name}: more than null keys at {document['alpha']:g}: {shallow:.1f} % shallow, {abstract:.1f} % "
+            f"abstract; "
+            f"{_needed_note(document, corpus)}"
+        )
+    if corpus["lexer"] is None:
+        notes.append(f"{name}: no lexer is known for it, so no kinds of tokens")
+    missing = list(corpus["missing"].items())
+    notes += [f"{name}: left out: {document} ({reason})" for document, reason in missing[:_LISTED_MISSING]]
+    if len(missing) > _LISTED_MISSING:
+        notes.append(f"{name}: left out: {len(missing) - _LISTED_MISSING:,} more, named in the JSON document")
+    return notes

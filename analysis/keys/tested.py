@@ -1,0 +1,87 @@
+"""The triggers of every key of a store, read in their texts and counted, beside chance and null keys.
+
+One corpus after the other, so that only one corpus's places are held at a time.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from re import Pattern
+from typing import Annotated, Any
+
+import numpy as np
+
+from neurotally.analysis.keys.patterns import CorpusPatterns, corpus_patterns
+from neurotally.analysis.keys.places import WINDOW_LINES, PlaceReader, find_lexer
+from neurotally.analysis.keys.texts import Texts, read_nulls, read_places, sample_places
+from neurotally.analysis.keys.trigger_lists import corpora_with_triggers, read_triggers
+from neurotally.analysis.options import Option, WindowLines
+from neurotally.analysis.progress import Progress
+from neurotally.analysis.result import model_key
+from neurotally.profiler.errors import InputError
+from neurotally.profiler.store import store_attributes
+from neurotally.profiler.texts import CorpusTexts
+
+SAMPLED_PLACES = 20_000
+"""Random positions of each corpus for what chance gives: a rate of 1 % is then known to 0.07 %."""
+
+
+@dataclass(frozen=True)
+class NullTest:
+    """What a key's triggers are compared with, and how."""
+
+    nulls: Annotated[
+        tuple[Path, ...],
+        Option("A profile of the same corpora made with --random-init; may be repeated.", "STORE", names=("--null",)),
+    ] = ()
+    window: WindowLines = WINDOW_LINES
+    inside: Annotated[bool, Option("The trigger token itself must lie in the concept's match.")] = False
+    alpha: Annotated[float, Option("The share of false ones among the keys that pass.", share=True)] = 0.05
+    by_layer: Annotated[bool, Option("Test a key against its own layer's null keys alone.")] = False
+    seed: Annotated[int, Option("Of random positions.", min=0)] = 0
+
+    def settings(self, path: Path) -> dict[str, Any]:
+        """What a document says of it."""
+        return {
+            "model": model_key(store_attributes(path).get("model")),
+            "null": [model_key(store_attributes(Path(null)).get("model")) for null in self.nulls],
+            "alpha": self.alpha,
+            "by_layer_tests": self.by_layer,
+            "window_lines": self.window,
+            "inside": self.inside,
+            "triggers": store_attributes(path)["config"]["triggers"],
+        }
+
+
+UNTESTED = NullTest()
+"""Without null keys."""
+
+
+def patterns_by_corpus(
+    path: Path, concepts: Mapping[str, Pattern[str]], wanted: Sequence[str], test: NullTest, texts: Texts,
+    progress: Progress, kinds: bool = True,
+) -> Iterator[tuple[CorpusTexts, CorpusPatterns]]:  # fmt: skip
+    """The patterns of every corpus, or of those wanted; without `kinds` nothing is lexed."""
+    tokenizer, nulls = None, [Path(null) for null in test.nulls]
+    corpora = corpora_with_triggers(path, wanted)
+    for name in progress.over(corpora, "keys", "corpus", len(corpora)):
+        lists, null_lists = read_triggers(path, name), read_nulls(path, nulls, name)
+        tokenizer = tokenizer or texts.tokenizer(path)
+        of_corpus = texts.of(path, name)
+        sampled = sample_places(of_corpus, SAMPLED_PLACES, test.seed)
+        every = [one.places() for one in (lists, *null_lists)] + [sampled]
+        document_P, position_P = np.unique(np.concatenate([np.stack(pair) for pair in every], axis=1), axis=1)
+        lexer = find_lexer(name, of_corpus.names) if kinds else None
+        reader = PlaceReader(lexer, concepts, test.window, test.inside)
+        places = read_places(of_corpus, tokenizer, reader, document_P, position_P, progress)
+        if not places.found_P.any():
+            first, reason = next(iter(places.missing.items()))
+            raise InputError(
+                f"none of the texts of {name!r} found: {first}: {reason}; --corpora DIR says where they are"
+            )
+        at = places.index(*sampled)
+        label = None if lexer is None else lexer.name
+        yield (
+            of_corpus,
+            corpus_patterns(lists, places, at[at >= 0], null_lists, label, test.alpha, test.seed, test.by_layer),
+        )

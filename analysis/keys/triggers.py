@@ -1,0 +1,76 @@
+"""What `triggers` says: the places where one neuron's coefficient is largest.
+
+    [{"corpus", "document", "line", "column", "position", "token", "coefficient", "text", "text_line", "text_start",
+      "reason"}, ...]
+
+`text_line` is the number of the text's first line, `text_start` where the token begins in the text, `reason` why there
+is none.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from neurotally.analysis.keys.places import WINDOW_LINES
+from neurotally.analysis.keys.texts import ANYWHERE, Texts
+from neurotally.analysis.keys.trigger_entries import trigger_entries
+from neurotally.analysis.keys.trigger_lists import corpora_with_triggers, read_triggers
+from neurotally.analysis.options import Group, OnlyCorpora, Option, WindowLines
+from neurotally.analysis.progress import BARS, Progress
+from neurotally.analysis.result import Cell, Column, Example, Result, Table
+from neurotally.profiler.errors import InputError
+
+
+def study(
+    store: Path,
+    layer: Annotated[int, Option("The layer, counted from 0.", min=0, is_argument=True)],
+    neuron: Annotated[int, Option("The neuron in it, counted from 0.", min=0, is_argument=True)],
+    corpus: OnlyCorpora = (),
+    top: Annotated[int | None, Option("The N largest of each corpus; default: all in the store.", "N", min=1)] = None,
+    window: WindowLines = WINDOW_LINES,
+    texts: Annotated[Texts, Group()] = ANYWHERE,
+    progress: Progress = BARS,
+) -> Result:
+    """What triggers one key: the places where its coefficient is largest, with file and line.
+
+    Texts come from the store (profile --keep-texts), from --corpora or --corpus-source, or from where they were; each
+    is verified by its hash.
+
+    Example:
+      neurotally triggers llama.store 17 4242 --corpus python --top 5
+
+    >>> result = store.triggers(1, 5, top=2)
+    >>> result.frame()["coefficient"].is_monotonic_decreasing or len(store.corpora) > 1
+    True
+    """
+    tokenizer, entries = None, []
+    names = corpora_with_triggers(store, corpus)
+    for name in progress.over(names, "triggers", "corpus", len(names)):
+        lists = read_triggers(store, name)
+        num_layers, num_neurons, _ = lists.used_LFK.shape
+        if layer >= num_layers or neuron >= num_neurons:
+            raise InputError(f"no neuron {neuron} in layer {layer}: {store} has {num_layers} layers of {num_neurons} "
+                             "neurons, counted from 0")  # fmt: skip
+        tokenizer = tokenizer or texts.tokenizer(store)
+        of_neuron = trigger_entries(lists, texts.of(store, name), [(layer, neuron)], top, tokenizer, progress, window)
+        entries += of_neuron[name, layer, neuron]
+    if entries and all(entry["text"] is None for entry in entries):
+        first = entries[0]
+        raise InputError(f"none of {len(entries)} texts found: {first['document']} of {first['corpus']!r}: "
+                         f"{first['reason']}; --corpora DIR says where they are")  # fmt: skip
+    columns = [Column("corpus"), Column("coefficient", "number"), Column("document"), Column("line", "count"),
+               Column("column", "count"), Column("position", "count"), Column("token")]  # fmt: skip
+    rows: list[list[Cell]] = [[entry[column.name] for column in columns] for entry in entries]
+    table = Table("triggers", "The triggers, largest first in every corpus", columns, rows, is_long=True)
+    lead = f"layer {layer}, neuron {neuron}: "
+    lead += f"{len(entries)} triggers" if entries else "no triggers; its coefficient is never above 0"
+    return Result("triggers", entries, lead, [table], examples=[example(entry) for entry in entries])
+
+
+def example(entry: dict[str, Any]) -> Example:
+    """A trigger with the text around it."""
+    place = f"{entry['corpus']}  {entry['coefficient']:.4g}  {entry['document']}"
+    if entry["text"] is None:
+        return Example(f"{place}  token {entry['position']}", reason=entry["reason"])
+    start, end = entry["text_start"], entry["text_start"] + len(entry["token"])
+    text = entry["text"]
+    return Example(f"{place}:{entry['line']}:{entry['column']}", text[:start], entry["token"], text[end:])
