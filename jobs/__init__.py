@@ -1,1 +1,28 @@
-"""Where units run: plan, worker, in-process engine, Ray engine, progress, the command line."""
+"""Where passes run: each is a function with the name and the options of its command.
+
+>>> from neurotally.jobs import profile, embed, lens, agreement, ablate, mask
+
+PyTorch is imported when one of them is asked for.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from neurotally.jobs.passes.ablation import ablate, mask
+    from neurotally.jobs.passes.agreement import agreement
+    from neurotally.jobs.passes.embed import embed
+    from neurotally.jobs.passes.lens import lens
+    from neurotally.jobs.passes.neurons import profile
+
+__all__ = ["ablate", "agreement", "embed", "lens", "mask", "profile"]
+
+_FILES = {"ablate": "ablation", "mask": "ablation", "profile": "neurons"}
+"""Of `jobs/passes`, where it has another name than the function."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.passes.{_FILES.get(name, name)}"), name)

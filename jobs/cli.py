@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -25,8 +26,6 @@ from neurotally.jobs.commands.options import (
     PATH,
     STORE,
     WRITTEN_STORE,
-    DocumentOptions,
-    RunOptions,
     document_options,
     run_options,
 )  # fmt: skip
@@ -54,7 +53,7 @@ def cli() -> None:
 @click.option("--workers", type=COUNT, default=2, show_default=True, help="Ray actors that profile.")
 @JSON_FLAG
 def demo(folder: Path, workers: int, as_json: bool) -> None:
-    """The whole way once, on this machine's own source code, in under three minutes. DIR: neurotally-demo.
+    """The whole way once, on this machine's own source code, in some minutes. DIR: neurotally-demo.
 
     Gathers a corpus, trains a small model on it, profiles its neurons, finds each language's neurons, switches
     them off and draws what that costs.
@@ -107,11 +106,7 @@ def demo(folder: Path, workers: int, as_json: bool) -> None:
 )
 @run_options
 @JSON_FLAG
-def profile(
-    model: str, store: Path, corpora: Path | None, corpus: tuple[str, ...], documents: DocumentOptions,
-    row_tokens: int | None, layout: str, triggers: int, groups: int, keep_texts: bool,
-    window_lines: int | None, random_init: int | None, run: RunOptions, as_json: bool,
-) -> None:  # fmt: skip
+def profile(model: str, store: Path, as_json: bool, **options: Any) -> None:
     """Run MODEL over corpora and keep, for every feed-forward neuron, what it does.
 
     The same command goes on where it stopped. A further corpus is added; what is there is left alone.
@@ -120,18 +115,11 @@ def profile(
     Example:
       neurotally profile codellama/CodeLlama-7b-hf llama.store --corpora sources/ --max-files 50000
     """
-    from neurotally.jobs.profile import ProfileRequest
-    from neurotally.jobs.profile import profile as run_profile
-    from neurotally.jobs.progress import Progress
+    from neurotally.jobs.passes.neurons import profile as run
+    from neurotally.jobs.passes.neurons import profile_text
 
-    request = ProfileRequest(
-        model=run.config(model), store=store, corpora=corpora, corpus=corpus, workers=run.workers,
-        max_files=documents.max_files, row_tokens=row_tokens, document_tokens=documents.document_tokens, layout=layout,
-        triggers=triggers, groups=groups, address=run.address, window_lines=window_lines, keep_texts=keep_texts,
-        random_init=random_init,
-    )  # fmt: skip
-    report = run_profile(request, Progress())
-    show(report.to_json(), report.text(store), as_json)
+    document = run(model, store, **options)
+    show(document, profile_text(document, store), as_json)
 
 
 @cli.command(short_help="How far a store is")

@@ -1,17 +1,17 @@
-"""Engines decide where the tasks of a pass run. All of them run the same functions: those of the pass's `Runner`.
+"""Engines decide where the tasks of a run are done. All of them call the same functions: those of the pass's `Runner`.
 
 An engine takes tasks while it has room and gives results in whatever order they come. What a task and a result
 are is the pass's own matter; both travel between processes.
 """
 
+import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-
-from neurotally.jobs.worker import ModelConfig
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model import LoadedModel, ModelFacts, load_model
 
@@ -25,29 +25,69 @@ class JobError(RuntimeError):
     """The job can't go on; names the task and the cause. The store keeps all that was committed."""
 
 
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model to load, and where."""
+
+    spec: str
+    """MODEL[@REVISION]."""
+    device: str = "auto"
+    dtype: str = "auto"
+    trust_remote_code: bool = False
+
+    def load(self) -> LoadedModel:
+        """The model, verified."""
+        return load_model(self.spec, self.device, self.dtype, self.trust_remote_code)
+
+
 class Task(Protocol):
     """A piece of work: one unit, one group of prompts. `str` of it names it to people."""
 
     @property
     def key(self) -> str:
-        """What tells it from the pass's other tasks."""
+        """What tells it from the run's other tasks."""
+
+    @property
+    def size(self) -> int:
+        """How long it takes beside the others: bytes or characters of its text."""
+
+
+class Result(Protocol):
+    """What a task leaves behind, whatever else it holds."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the model read."""
+
+    @property
+    def restarts(self) -> int:
+        """How often the device ran out of memory and the task began again with half the token budget."""
+
+
+class Outcome(NamedTuple):
+    """A finished task."""
+
+    key: str
+    result: Any
+    """A Result."""
+    prepare_s: float
+    """Seconds of reading and tokenising, beside the model."""
+    model_s: float
+    """Seconds in which the model and its kernels ran."""
 
 
 class Runner(Protocol):
-    """What a worker does with the tasks of one pass: pure functions of the pass's config and the task."""
+    """What a worker does with the tasks of one pass: pure functions of the pass's settings and the task."""
 
     def prepare(self, task: Any) -> Any:
         """Read and tokenise; runs in a thread beside `compute`."""
 
-    def compute(self, prepared: Any, hint: np.ndarray | None = None) -> Any:
-        """Run the model over what was prepared; the result. `hint` never changes what results add up to."""
+    def compute(self, task: Any, prepared: Any) -> Any:
+        """Run the model over what was prepared: a Result."""
 
 
-class Job(Protocol):
-    """The config of a pass."""
-
-    def bind(self, model: LoadedModel) -> Runner:
-        """The pass on a loaded model."""
+MakeRunner = Callable[[LoadedModel], Runner]
+"""A pass with its settings, to be put on a loaded model; travels between processes."""
 
 
 class Engine(Protocol):
@@ -58,17 +98,17 @@ class Engine(Protocol):
     def start(self) -> ModelFacts:
         """Load the model on every worker; what it is."""
 
-    def configure(self, job: Job) -> None:
+    def configure(self, make_runner: MakeRunner) -> None:
         """Fix the pass; before the first `submit`."""
 
     def has_room(self) -> bool:
         """Whether another task would find a worker that is idle, or that can prepare it meanwhile."""
 
-    def submit(self, task: Task, hint: np.ndarray | None = None) -> None:
+    def submit(self, task: Task) -> None:
         """Hand over a task."""
 
-    def next_result(self, timeout_s: float) -> Any:
-        """The result of a finished task, or None if none came in time. Raises JobError or InputError."""
+    def next_result(self, timeout_s: float) -> Outcome | None:
+        """A finished task, or None if none came in time. Raises JobError or InputError."""
 
     def close(self) -> None:
         """End all workers."""
@@ -82,43 +122,54 @@ class InProcessEngine:
     def __init__(self, model: ModelConfig):
         self._model_config = model
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
-        self._queue: deque[tuple[Task, np.ndarray | None, Future[Any]]] = deque()
+        self._queue: deque[tuple[Task, Future[tuple[Any, float]]]] = deque()
 
     def start(self) -> ModelFacts:
         """Load the model."""
-        config = self._model_config
-        self._model = load_model(config.spec, config.device, config.dtype, config.trust_remote_code)
+        self._model = self._model_config.load()
         return self._model.facts
 
-    def configure(self, job: Job) -> None:
+    def configure(self, make_runner: MakeRunner) -> None:
         """Fix the pass."""
-        self._runner = job.bind(self._model)
+        self._runner = make_runner(self._model)
 
     def has_room(self) -> bool:
         """One task runs, one is prepared."""
         return len(self._queue) < 2
 
-    def submit(self, task: Task, hint: np.ndarray | None = None) -> None:
+    def submit(self, task: Task) -> None:
         """Begin to prepare a task."""
-        self._queue.append((task, hint, self._pool.submit(self._runner.prepare, task)))
+        self._queue.append((task, self._prepare(task)))
 
-    def next_result(self, timeout_s: float) -> Any:
+    def next_result(self, timeout_s: float) -> Outcome | None:
         """Run the oldest task."""
-        task, hint, prepared = self._queue.popleft()
+        task, future = self._queue.popleft()
         for failures in range(1, MAX_FAILURES + 1):
             try:
-                return self._runner.compute(prepared.result(), hint)
+                prepared, prepare_s = future.result()
+                result, model_s = timed(self._runner.compute, task, prepared)
+                return Outcome(task.key, result, prepare_s, model_s)
             except InputError:
                 raise
             except Exception as error:
                 if failures == MAX_FAILURES:
                     raise failed_task(task, failures, error) from error
-                prepared = self._pool.submit(self._runner.prepare, task)
+                future = self._prepare(task)
         raise AssertionError("unreachable")
 
     def close(self) -> None:
         """Drop what is queued."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _prepare(self, task: Task) -> "Future[tuple[Any, float]]":
+        return self._pool.submit(timed, self._runner.prepare, task)
+
+
+def timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+    """What a function returns, and the seconds that it took."""
+    start = time.perf_counter()
+    value = function(*arguments)
+    return value, time.perf_counter() - start
 
 
 def failed_task(task: Task, failures: int, error: BaseException) -> JobError:
@@ -127,7 +178,7 @@ def failed_task(task: Task, failures: int, error: BaseException) -> JobError:
 
 
 def make_engine(model: ModelConfig, workers: int | None, session_file: Path, address: str | None = None) -> Engine:
-    """In this process for one worker, on Ray for more or for a cluster. `workers` None: one a GPU, else 1."""
+    """In this process for one worker, on Ray for more or for a cluster. `workers` None: one per GPU, else 1."""
     if workers is None and address is None and model.device != "cpu":
         import torch
 

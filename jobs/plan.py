@@ -6,19 +6,19 @@ the first difference; program versions are only warned about.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from neurotally.jobs.worker import Task
 from neurotally.profiler.corpus import check_names, list_documents, parse_source
 from neurotally.profiler.documents import MAX_DOCUMENT_BYTES, Manifest, Source
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.streaming import spool_dataset, spool_file
 from neurotally.profiler.units import Unit, cut_units
+from neurotally.profiler.worker import Task
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ class CorpusPlan:
             **limit,
         }
 
+    @property
+    def lasting_path(self) -> str | None:
+        """Where the documents are; None where they are streamed, and can be streamed again."""
+        return None if self.source.origin.startswith("hf:") else self.source.path
+
     def units(self, max_unit_bytes: int, num_groups: int) -> list[Unit]:
         """Its units."""
         return cut_units(self.manifest, max_unit_bytes, num_groups)
@@ -62,10 +67,11 @@ class CorpusPlan:
         )
 
 
-def find_corpora(folder: Path | None, named: Sequence[str]) -> dict[str, str]:
-    """Corpus names and SOURCEs, in name order, from `--corpora DIR` and `--corpus NAME=SOURCE`."""
+def find_corpora(folder: Path | str | None, named: Mapping[str, str | Path] | None = None) -> dict[str, str]:
+    """Corpus names and SOURCEs, in name order: the subfolders of `folder`, and those of `named`."""
     found: dict[str, str] = {}
     if folder is not None:
+        folder = Path(folder)
         if not folder.is_dir():
             raise InputError(f"--corpora {folder}: no such folder")
         entries = [path for path in folder.absolute().iterdir() if not path.name.startswith(".")]
@@ -78,13 +84,10 @@ def find_corpora(folder: Path | None, named: Sequence[str]) -> dict[str, str]:
             )
         if not found:
             raise InputError(f"--corpora {folder}: expected one subfolder a corpus, found none")
-    for text in named:
-        name, equals, source = text.partition("=")
-        if not equals or not source:
-            raise InputError(f"--corpus {text!r}: expected NAME=SOURCE")
+    for name, source in (named or {}).items():
         if name in found:
             raise InputError(f"corpus {name!r} is named twice")
-        found[name] = source
+        found[name] = str(source)
     if not found:
         raise InputError("no corpus: give --corpora DIR or --corpus NAME=SOURCE")
     check_names(sorted(found))

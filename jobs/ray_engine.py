@@ -24,19 +24,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import ray
 import torch
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 
-from neurotally.jobs.engines import MAX_CRASHES, MAX_FAILURES, Job, JobError, Task, failed_task
+from neurotally.jobs.engines import (
+    MAX_CRASHES,
+    MAX_FAILURES,
+    JobError,
+    MakeRunner,
+    ModelConfig,
+    Outcome,
+    Task,
+    failed_task,
+    timed,
+)  # fmt: skip
 from neurotally.jobs.interrupts import Interrupted
 from neurotally.jobs.ray_session import SESSION_VARIABLE, Guard, end_leftovers, is_gone, processes_of, ray_ended
-from neurotally.jobs.worker import ModelConfig
 from neurotally.kernels.compiled import library
 from neurotally.profiler.errors import InputError, first_line
-from neurotally.profiler.model import ModelFacts, load_model, resolve_device
+from neurotally.profiler.model import ModelFacts, resolve_device
 
 _IN_FLIGHT = 2
 """Tasks a worker holds: one is computed while the next is read and tokenised."""
@@ -56,23 +64,23 @@ class _ActorWorker:
         self._num_threads = num_threads
         self._computing = threading.Lock()
 
-    def start(self, job: Job | None) -> ModelFacts:
-        """Load the model; `job`, if the pass is fixed already."""
+    def start(self, make_runner: MakeRunner | None) -> ModelFacts:
+        """Load the model; `make_runner`, if the pass is fixed already."""
         torch.set_num_threads(self._num_threads)
-        config = self._model_config
-        self._model = load_model(config.spec, config.device, config.dtype, config.trust_remote_code)
-        if job is not None:
-            self.configure(job)
+        self._model = self._model_config.load()
+        if make_runner is not None:
+            self.configure(make_runner)
         return self._model.facts
 
-    def configure(self, job: Job) -> None:
-        self._runner = job.bind(self._model)
+    def configure(self, make_runner: MakeRunner) -> None:
+        self._runner = make_runner(self._model)
 
-    def run(self, task: Task, hint: np.ndarray | None) -> Any:
+    def run(self, task: Task) -> Outcome:
         torch.set_num_threads(self._num_threads)  # a setting of the thread that asks
-        prepared = self._runner.prepare(task)
+        prepared, prepare_s = timed(self._runner.prepare, task)
         with self._computing:
-            return self._runner.compute(prepared, hint)
+            result, model_s = timed(self._runner.compute, task, prepared)
+        return Outcome(task.key, result, prepare_s, model_s)
 
 
 @dataclass
@@ -86,7 +94,7 @@ class _Actor:
 
 
 class RayEngine:
-    """`num_workers` actors on this machine, or on the cluster at `address`; None: one a GPU, else 1.
+    """`num_workers` actors on this machine, or on the cluster at `address`; None: one per GPU, else 1.
 
     `session_file` remembers a Ray that we started on this machine while it runs: what a killed run left of it
     is ended by the next.
@@ -95,16 +103,14 @@ class RayEngine:
     def __init__(self, model: ModelConfig, num_workers: int | None, session_file: Path, address: str | None = None):
         device = resolve_device(model.device) if address is None else model.device
         self._model = model
-        self._job: Job | None = None
+        self._make_runner: MakeRunner | None = None
         self._facts: ModelFacts | None = None
         self._actors: list[_Actor] = []
-        self._hints: dict[str, Any] = {}
         self._waiting: deque[Task] = deque()
         self._failures: Counter[str] = Counter()
         self._crashes: Counter[str] = Counter()
         self._dead_starts = 0
         """Workers in a row that died while they loaded the model."""
-        self._put_hint: tuple[np.ndarray | None, Any] = (None, None)
         self._session_file = session_file
         self._ray_processes: dict[str, psutil.Process] = {}
         self._guard: Guard | None = None
@@ -142,32 +148,29 @@ class RayEngine:
             raise InputError(f"the workers loaded different weights of {self._model.spec}")
         return self._facts
 
-    def configure(self, job: Job) -> None:
+    def configure(self, make_runner: MakeRunner) -> None:
         """Fix the pass on every worker."""
-        self._job = job
-        self._get_all([actor.handle.configure.remote(job) for actor in self._actors])
+        self._make_runner = make_runner
+        self._get_all([actor.handle.configure.remote(make_runner) for actor in self._actors])
 
     def has_room(self) -> bool:
         """Whether a worker holds fewer tasks than it can."""
         held = len(self._waiting) + sum(len(actor.in_flight) for actor in self._actors)
         return held < _IN_FLIGHT * self.num_workers
 
-    def submit(self, task: Task, hint: np.ndarray | None = None) -> None:
+    def submit(self, task: Task) -> None:
         """Queue a task and hand it to a worker with room."""
         with self._telling_of_its_end():
-            if hint is not None and self._put_hint[0] is not hint:
-                self._put_hint = (hint, ray.put(hint))
-            self._hints[task.key] = self._put_hint[1] if hint is not None else None
             self._waiting.append(task)
             self._hand_out()
 
-    def next_result(self, timeout_s: float) -> Any:
-        """The result of a finished task, or None after `timeout_s`; replaces workers that died."""
+    def next_result(self, timeout_s: float) -> Outcome | None:
+        """A finished task, or None after `timeout_s`; replaces workers that died."""
         self._check_ray()
         with self._telling_of_its_end():
             return self._next_result(timeout_s)
 
-    def _next_result(self, timeout_s: float) -> Any:
+    def _next_result(self, timeout_s: float) -> Outcome | None:
         owners = {reference: actor for actor in self._actors for reference in actor.in_flight}
         owners |= {actor.starting: actor for actor in self._actors if actor.starting is not None}
         ready, _ = ray.wait(list(owners), num_returns=1, timeout=timeout_s) if owners else ([], [])
@@ -180,7 +183,7 @@ class RayEngine:
             return None
         task = actor.in_flight[ready[0]]
         try:
-            result = ray.get(ready[0])
+            outcome: Outcome = ray.get(ready[0])
         except _DEAD as error:
             self._replace(actor, error)
             return None
@@ -189,9 +192,8 @@ class RayEngine:
             self._note_failure(task, error)
             return None
         del actor.in_flight[ready[0]]
-        del self._hints[task.key]
         self._hand_out()
-        return result
+        return outcome
 
     def close(self) -> None:
         """End the actors, and Ray if we started it: what doesn't go by itself is killed."""
@@ -223,7 +225,7 @@ class RayEngine:
                 self._waiting.append(task)
                 continue
             actor = min(free, key=lambda candidate: len(candidate.in_flight))
-            actor.in_flight[actor.handle.run.remote(task, self._hints[task.key])] = task
+            actor.in_flight[actor.handle.run.remote(task)] = task
 
     def _guards(self, actor: _Actor) -> bool:
         return any(self._crashes[task.key] for task in actor.in_flight.values())
@@ -254,7 +256,7 @@ class RayEngine:
         """Begin to load the model on a new worker; `next_result` sees when it has."""
         ray.kill(dead.handle)
         dead.handle = self._new_handle()
-        dead.starting = dead.handle.start.remote(self._job)
+        dead.starting = dead.handle.start.remote(self._make_runner)
         dead.started_at = time.monotonic()
 
     def _note_start(self, actor: _Actor) -> None:

@@ -3,10 +3,9 @@
 import errno
 import fcntl
 import os
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 from neurotally.analysis.concat_rows import concat_note, corpus_concat_rows
 from neurotally.jobs.progress import time_left
@@ -14,34 +13,34 @@ from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.whole_files import read_json
 
+_OF_CORPUS = ("units", "units_done", "documents", "documents_done", "skipped", "tokens")
+
 
 def status(path: Path) -> dict[str, Any]:
     """The document of `neurotally status --json`. Raises InputError where there is no store."""
     run = path / store.RUN_FOLDER
-    if not run.is_dir() or (path / "zarr.json").exists():
+    is_begun = (path / "zarr.json").exists()
+    if not run.is_dir() or is_begun:
         store.store_attributes(path)  # says what is wrong with it
     is_running = _is_locked(run / "lock")
-    live = read_json(run / "progress.json") if is_running else None
-    unfinished = {folder.name: _unfinished(folder) for folder in sorted((run / "corpora").glob("*/"))}
-    committed = store.family_attributes(path, "corpora") if (path / "zarr.json").exists() else {}
-    done: dict[str, dict[str, Any]] = {name: _committed(of) for name, of in committed.items()}
-    layout = (store.store_attributes(path).get("config") or {}).get("layout") if done else None
-    for name, of in done.items() if layout == "concat" else ():
-        if (rows := corpus_concat_rows(path, name)) is not None:
-            of["concat"] = rows
-    corpora = {**unfinished, **((live or {}).get("corpora") or {}), **done}
-    finished = _finished_passes(path)
-    begun = _unfinished_passes(run / "passes")
-    passes = {name: one for name, one in begun.items() if name not in finished}
-    is_complete = (path / "zarr.json").exists() and not unfinished.keys() - done.keys() and not passes
-    state = "running" if is_running else "complete" if is_complete else "stopped"
+    live = (read_json(run / "progress.json") if is_running else None) or {}
+    committed = store.committed_groups(path) if is_begun else []
+    unfinished = {group: folder for group, folder in _unfinished_folders(run) if group not in committed}
+    groups = {group: _unfinished(group, folder) for group, folder in unfinished.items()}
+    groups |= {group: entry for group, entry in live.get("groups", {}).items() if group not in committed}
+    groups |= {group: {"done": True} for group in committed}
+    groups |= {f"corpora/{name}": entry for name, entry in _committed_corpora(path).items()} if is_begun else {}
     return {
-        "state": state,
-        "corpora": dict(sorted(corpora.items())),
-        "passes": passes | finished,
-        "sources_gone": _gone_sources(run / "corpora", unfinished.keys() - done.keys()),
-        "tokens_per_s": live["tokens_per_s"] if live else None,
-        "seconds_left": live["seconds_left"] if live else None,
+        "state": "running" if is_running else "complete" if is_begun and not unfinished else "stopped",
+        "corpora": {
+            group.removeprefix("corpora/"): {key: entry[key] for key in (*_OF_CORPUS, "concat") if key in entry}
+            for group, entry in sorted(groups.items())
+            if group.startswith("corpora/")
+        },
+        "passes": {group: entry for group, entry in sorted(groups.items()) if not group.startswith("corpora/")},
+        "sources_gone": _gone_sources(unfinished),
+        "tokens_per_s": live.get("tokens_per_s"),
+        "seconds_left": live.get("seconds_left"),
     }
 
 
@@ -76,25 +75,30 @@ def status_text(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _unfinished_passes(folder: Path) -> dict[str, Any]:
-    """Passes beside the neuron pass that have begun, by the name of their group."""
-    found = {}
-    for one in sorted(folder.glob("*/")):
-        tasks = (read_json(one / "plan.json", "tasks") or {"tasks": 0})["tasks"]
-        found[unquote(one.name)] = {"done": False, "tasks": tasks, "tasks_done": len(list(one.glob("[!.]*.npz")))}
-    return found
+def _unfinished_folders(run: Path) -> list[tuple[str, Path]]:
+    """The groups that have begun and aren't committed, with the folders of their working state."""
+    folders = (folder for folder in sorted(run.glob("*/*/")) if folder.parent.name not in ("import", "spool"))
+    return [(f"{folder.parent.name}/{folder.name}", folder) for folder in folders]
 
 
-def _gone_sources(folder: Path, corpora: Iterable[str]) -> dict[str, str]:
-    """Where the documents of unfinished corpora were and aren't any more. What is streamed can be streamed again."""
-    gone = {}
-    for name in sorted(corpora):
-        plan = read_json(folder / name / "plan.json") or {}
-        is_streamed = str(plan.get("identity", {}).get("source")).startswith("hf:")
-        source = plan.get("source_path")
-        if source and not is_streamed and _is_gone(source):
-            gone[name] = source
-    return gone
+def _unfinished(group: str, folder: Path) -> dict[str, Any]:
+    """What the working state says of a group while no run goes on."""
+    plan = read_json(folder / "plan.json", "tasks") or {"tasks": 0}
+    if not group.startswith("corpora/"):
+        return {"done": False, "tasks": plan["tasks"], "tasks_done": len(list(folder.glob("[!.]*.npz")))}
+    nothing_done = {**dict.fromkeys(_OF_CORPUS, 0), "units": plan["tasks"], "documents": plan.get("documents", 0)}
+    current: dict[str, Any] = read_json(folder / "current.json", *_OF_CORPUS) or nothing_done
+    return current
+
+
+def _gone_sources(unfinished: Mapping[str, Path]) -> dict[str, str]:
+    """Where the documents of unfinished corpora were and aren't any more."""
+    noted = {group: (read_json(folder / "plan.json") or {}).get("source_path") for group, folder in unfinished.items()}
+    return {
+        group.removeprefix("corpora/"): source
+        for group, source in noted.items()
+        if isinstance(source, str) and _is_gone(source)
+    }
 
 
 def _is_gone(source: str) -> bool:
@@ -108,30 +112,19 @@ def _is_gone(source: str) -> bool:
     return False
 
 
-def _finished_passes(path: Path) -> dict[str, Any]:
-    if not (path / "zarr.json").exists():
-        return {}
-    return {group: {"done": True} for group in store.committed_groups(path) if not group.startswith("corpora/")}
-
-
-def _unfinished(folder: Path) -> dict[str, int]:
-    keys = ("units", "units_done", "documents", "documents_done", "skipped", "tokens")
-    current = read_json(folder / "current.json", *keys)
-    if current is not None:
-        return {key: current[key] for key in keys}
-    plan = read_json(folder / "plan.json", "units", "documents") or {"units": 0, "documents": 0}
-    return {
-        "units": plan["units"], "units_done": 0, "documents": plan["documents"], "documents_done": 0,
-        "skipped": 0, "tokens": 0,
-    }  # fmt: skip
-
-
-def _committed(attributes: dict[str, Any]) -> dict[str, int]:
-    units, documents = attributes.get("units", 0), attributes.get("documents", 0)
-    return {
-        "units": units, "units_done": units, "documents": documents, "documents_done": documents,
-        "skipped": sum(attributes.get("skipped", {}).values()), "tokens": attributes["tokens"],
-    }  # fmt: skip
+def _committed_corpora(path: Path) -> dict[str, dict[str, Any]]:
+    corpora: dict[str, dict[str, Any]] = {}
+    for name, attributes in store.family_attributes(path, "corpora").items():
+        units, documents = attributes.get("units", 0), attributes.get("documents", 0)
+        corpora[name] = {
+            "units": units, "units_done": units, "documents": documents, "documents_done": documents,
+            "skipped": sum(attributes.get("skipped", {}).values()), "tokens": attributes["tokens"],
+        }  # fmt: skip
+    if corpora and (store.store_attributes(path).get("config") or {}).get("layout") == "concat":
+        for name, entry in corpora.items():
+            if (rows := corpus_concat_rows(path, name)) is not None:
+                entry["concat"] = rows
+    return corpora
 
 
 def _is_locked(lock_file: Path) -> bool:

@@ -10,13 +10,14 @@ from typing import Any
 
 import filelock
 
-from neurotally.jobs.worker import KERNEL_HINTS
 from neurotally.profiler import store
 from neurotally.profiler.differences import first_difference
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model import ModelFacts
+from neurotally.profiler.worker import KERNEL_HINTS
 
-_LOCK_WAIT_S = 3.0
+LOCK_WAIT_S = 3.0
+"""A run that is about to end, or a look at its `status`, is waited for."""
 _VERSIONED = ("neurotally", "torch", "transformers", "tokenizers", "numpy", "zarr", "triton")
 _RUN_FACTS = (
     "tokenizer_fingerprint",
@@ -54,12 +55,14 @@ def open_store(path: Path, facts: ModelFacts, config: dict[str, Any] | None) -> 
         ours = {"fingerprint": attributes[part]["fingerprint"]}
         _refuse_difference(path, part, ours, theirs.get(part) or {})
     warnings = [*facts.warnings, *_compare_configs(path, facts.config, theirs["model"].get("config"))]
-    if config is not None and theirs.get("config") is None:  # a store that another pass began
-        store.replace_attributes(path, {**theirs, "config": config})
-    elif config is not None:
-        same = {key: value for key, value in config.items() if key != "kernels"}
-        _refuse_difference(path, "config", same, theirs["config"])
-        warnings += _compare_kernels(path, config["kernels"], theirs["config"].get("kernels"))
+    if config is not None:
+        noted = theirs.get("config") or {}
+        if noted:
+            same = {key: value for key, value in config.items() if key != "kernels"}
+            _refuse_difference(path, "config", same, noted)
+            warnings += _compare_kernels(path, config["kernels"], noted.get("kernels"))
+        if "kernels" not in noted:  # a store that another pass began, or made before kernels were noted
+            store.replace_attributes(path, {**theirs, "config": {**config, **noted}})
     before = theirs["versions"]
     return warnings + [
         f"{name} is {ours}, the store was started with {before.get(name)}"
@@ -78,7 +81,7 @@ def versions() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def writer_lock(path: Path) -> Iterator[None]:
+def writer_lock(path: Path, *, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
     """Hold the store's one writer's lock; the system frees it when this process ends, however it ends."""
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file, expected a folder for the store")
@@ -92,7 +95,7 @@ def writer_lock(path: Path) -> Iterator[None]:
         store.store_attributes(path)
     _refuse_links(path)
     (path / store.RUN_FOLDER).mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path / store.RUN_FOLDER / "lock", timeout=_LOCK_WAIT_S)
+    lock = filelock.FileLock(path / store.RUN_FOLDER / "lock", timeout=wait_s)
     try:
         with lock:
             _remove_leftovers(path)
@@ -153,17 +156,14 @@ def _remove_leftovers(path: Path) -> None:
     for partial in (*path.glob(".*.partial.json"), *path.glob("*/.*.partial.json")):
         partial.unlink()
     (path / store.RUN_FOLDER / "progress.json").unlink(missing_ok=True)  # of a run that is no more
-    if (path / "zarr.json").exists():
-        for group in store.committed_groups(path):
-            shutil.rmtree(store.pass_folder(path, group), ignore_errors=True)
-            if group.startswith("corpora/"):
-                shutil.rmtree(path / store.RUN_FOLDER / group, ignore_errors=True)
+    for group in store.committed_groups(path) if (path / "zarr.json").exists() else ():
+        shutil.rmtree(store.run_folder(path, group), ignore_errors=True)
 
 
 def _remove_empty_folders(path: Path) -> None:
-    for name in ("corpora", "passes", "import"):
+    for folder in (path / store.RUN_FOLDER).glob("*/"):
         with contextlib.suppress(OSError):
-            (path / store.RUN_FOLDER / name).rmdir()
+            folder.rmdir()
 
 
 def _refuse_difference(path: Path, part: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:

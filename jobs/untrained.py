@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from neurotally.jobs.worker import ModelConfig
+from neurotally.jobs.engines import ModelConfig
 from neurotally.profiler.model import load_config_and_tokenizer, quiet_transformers, split_revision
 
 

@@ -16,7 +16,7 @@ Shapes: B rows, T tokens a row, F neurons of a layer. `kind_BT` tells what each 
 0 pad (never counted, whatever it holds), 1 token, 2 special token (counted, also apart, never a trigger),
 3 token of a document that repeats an earlier one (counted, never a trigger).
 
-`plain` and `gated` pick by device: on the CPU the compiled loop of `tally.cpp`, which reads the activation of a
+`tally_layer` picks by device: on the CPU the compiled loop of `tally.cpp`, which reads the activation of a
 16-bit dtype from a table made with the model's own module; on a GPU the Triton kernels of `triton_tally.py`; else
 `tally_reference`, the formulas in PyTorch.
 """
@@ -79,51 +79,28 @@ class RowMaxima(NamedTuple):
     """int32: the first column with that value; 0 where there is none."""
 
 
-def plain(
+def tally_layer(
     act: nn.Module,
-    fc_BTF: Tensor,
+    pre_BTF: Tensor,
+    up_BTF: Tensor | None,
     kind_BT: Tensor,
     tally: LayerTally,
     statistics: Statistics = Statistics.EVERYTHING,
 ) -> tuple[Tensor, RowMaxima]:
-    """Activate a plain FFN's neurons and tally them.
+    """Activate the neurons of a layer, multiply by `up` unless it is None (a plain FFN), and tally them.
 
-    Returns act(fc) [B, T, F] in the dtype of `fc_BTF`, and the row maxima. The coefficient is the activation.
+    Returns the coefficients [B, T, F] in the dtype of `pre_BTF`, and the row maxima. `pre_BTF` and `up_BTF` may be the
+    two halves of one tensor.
     """
-    _check_shapes(fc_BTF, None, kind_BT, tally)
-    if (compiled := _compiled_for(fc_BTF)) is not None:
-        return _tally_compiled(compiled, act, fc_BTF, None, kind_BT, tally, statistics)
-    if _is_for_triton(fc_BTF):
+    _check_shapes(pre_BTF, up_BTF, kind_BT, tally)
+    given = (pre_BTF,) if up_BTF is None else (pre_BTF, up_BTF)
+    if (compiled := _compiled_for(*given)) is not None:
+        return _tally_compiled(compiled, act, pre_BTF, up_BTF, kind_BT, tally, statistics)
+    if _is_for_triton(*given):
         from neurotally.kernels import triton_tally
 
-        return triton_tally.tally(act, fc_BTF, None, kind_BT, tally, statistics)
-    activation_BTF = activate(act, fc_BTF)
-    return activation_BTF, tally_reference(fc_BTF, activation_BTF, activation_BTF, kind_BT, tally, statistics)
-
-
-def gated(
-    act: nn.Module,
-    gate_BTF: Tensor,
-    up_BTF: Tensor,
-    kind_BT: Tensor,
-    tally: LayerTally,
-    statistics: Statistics = Statistics.EVERYTHING,
-) -> tuple[Tensor, RowMaxima]:
-    """Activate a gated FFN's neurons, multiply by `up`, and tally them.
-
-    Returns act(gate)·up [B, T, F] in the dtype of `gate_BTF`, and the row maxima. `gate_BTF` and `up_BTF` may
-    be the two halves of one tensor.
-    """
-    _check_shapes(gate_BTF, up_BTF, kind_BT, tally)
-    if (compiled := _compiled_for(gate_BTF, up_BTF)) is not None:
-        return _tally_compiled(compiled, act, gate_BTF, up_BTF, kind_BT, tally, statistics)
-    if _is_for_triton(gate_BTF, up_BTF):
-        from neurotally.kernels import triton_tally
-
-        return triton_tally.tally(act, gate_BTF, up_BTF, kind_BT, tally, statistics)
-    activation_BTF = activate(act, gate_BTF)
-    coefficient_BTF = activation_BTF * up_BTF
-    return coefficient_BTF, tally_reference(gate_BTF, activation_BTF, coefficient_BTF, kind_BT, tally, statistics)
+        return triton_tally.tally(act, pre_BTF, up_BTF, kind_BT, tally, statistics)
+    return tally_plainly(activate(act, pre_BTF), pre_BTF, up_BTF, kind_BT, tally, statistics)
 
 
 def kernels_for(device: torch.device, dtype: torch.dtype) -> str:
@@ -136,6 +113,15 @@ def kernels_for(device: torch.device, dtype: torch.dtype) -> str:
     if dtype in _COMPILED_DTYPES and device.type == "cuda" and has_triton(device):
         return "triton"
     return "plain"
+
+
+def tally_plainly(
+    activation_BTF: Tensor, pre_BTF: Tensor, up_BTF: Tensor | None, kind_BT: Tensor, tally: LayerTally,
+    statistics: Statistics,
+) -> tuple[Tensor, RowMaxima]:  # fmt: skip
+    """`tally_layer` in plain PyTorch, of an activation that is computed already."""
+    coefficient_BTF = activation_BTF if up_BTF is None else activation_BTF * up_BTF
+    return coefficient_BTF, tally_reference(pre_BTF, activation_BTF, coefficient_BTF, kind_BT, tally, statistics)
 
 
 def tally_reference(
@@ -240,10 +226,7 @@ def _tally_compiled(
     if table is None:
         activation_BTF = activate(act, pre_BTF)
         if activation_BTF.dtype != dtype or activation_BTF.shape != pre_BTF.shape:
-            coefficient_BTF = activation_BTF if up_BTF is None else activation_BTF * up_BTF
-            return coefficient_BTF, tally_reference(
-                pre_BTF, activation_BTF, coefficient_BTF, kind_BT, tally, statistics
-            )
+            return tally_plainly(activation_BTF, pre_BTF, up_BTF, kind_BT, tally, statistics)
         activation_BTF = activation_BTF.contiguous()
     pre_BTF = _with_unit_stride(pre_BTF)
     up_BTF = None if up_BTF is None else _with_unit_stride(up_BTF)

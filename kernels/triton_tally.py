@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from neurotally.kernels.tally import LayerTally, RowMaxima, Statistics, no_maxima, tally_reference
+from neurotally.kernels.tally import LayerTally, RowMaxima, Statistics, no_maxima, tally_plainly
 
 
 class Tiling(NamedTuple):
@@ -309,7 +309,7 @@ def tally(
     statistics: Statistics = Statistics.EVERYTHING,
     tiling: Tiling | None = None,
 ) -> tuple[Tensor, RowMaxima]:
-    """`plain` (without `up_BTF`) or `gated` of tally.py by these kernels; nothing waits for the device.
+    """`tally_layer` of tally.py by these kernels; nothing waits for the device.
 
     The tensors are of one floating dtype of 16 or 32 bits and on one device. An activation that
     `activation_name` doesn't know is computed by its module first; the kernel does product and tally.
@@ -319,9 +319,7 @@ def tally(
     if name is None:
         activation_BTF = act(pre_BTF)
         if activation_BTF.dtype != pre_BTF.dtype or activation_BTF.shape != pre_BTF.shape:
-            coefficient_BTF = activation_BTF if up_BTF is None else activation_BTF * up_BTF
-            maxima = tally_reference(pre_BTF, activation_BTF, coefficient_BTF, kind_BT, into, statistics)
-            return coefficient_BTF, maxima
+            return tally_plainly(activation_BTF, pre_BTF, up_BTF, kind_BT, into, statistics)
         activation_BTF = activation_BTF.contiguous()
     pre_BTF = _with_unit_stride(pre_BTF)
     up_BTF = None if up_BTF is None else _with_unit_stride(up_BTF)

@@ -84,10 +84,7 @@ class NeuronReader:
         if point.interventions:
             computed = point.computed(pre_BTF, up_BTF)
             before = into.of(point.touched_n)
-        if up_BTF is None:
-            read_BTF, maxima = tally.plain(point.activation, pre_BTF, kind_BT, into, self._statistics)
-        else:
-            read_BTF, maxima = tally.gated(point.activation, pre_BTF, up_BTF, kind_BT, into, self._statistics)
+        read_BTF, maxima = tally.tally_layer(point.activation, pre_BTF, up_BTF, kind_BT, into, self._statistics)
         if before is not None:
             read_BTF, maxima = _tally_touched(
                 computed, point.touched_n, before, kind_BT, into, self._statistics, read_BTF, maxima

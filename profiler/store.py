@@ -16,10 +16,9 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 import numpy as np
 import zarr
@@ -80,6 +79,15 @@ _CORPUS_ATTRIBUTES: Mapping[str, type] = {
 
 Arrays = dict[str, np.ndarray]
 
+
+class Blocks(NamedTuple):
+    """An array that comes in blocks, one after the other along an axis, and is never whole in memory."""
+
+    shape: tuple[int, ...]
+    axis: int
+    blocks: Iterable[np.ndarray]
+
+
 _ZARR_ERRORS = (OSError, ValueError, TypeError, RuntimeError, KeyError, ArithmeticError)
 """What zarr and its codecs raise of damaged files."""
 
@@ -127,7 +135,7 @@ def committed_groups(path: Path) -> list[str]:
 
 def write_arrays(
     path: Path,
-    arrays: Mapping[str, np.ndarray],
+    arrays: Mapping[str, np.ndarray | Blocks],
     attributes: Mapping[str, Any],
     schema: Mapping[str, ArraySpec] = SCHEMA,
 ) -> None:
@@ -140,18 +148,20 @@ def write_arrays(
             spec = schema[name]
             if spec.dtype == "string":
                 array = group.create_array(
-                    name, shape=values.shape, dtype="string", chunks=_chunks(spec, values), fill_value="",
+                    name, shape=values.shape, dtype="string", chunks=_chunks(spec, values.shape), fill_value="",
                     dimension_names=spec.dimensions, compressors=[_blosc(1), Crc32cCodec()],
                     config={"write_empty_chunks": True},
                 )  # fmt: skip
             else:
                 array = group.create_array(
-                    name, shape=values.shape, dtype=spec.dtype, chunks=_chunks(spec, values),
+                    name, shape=values.shape, dtype=spec.dtype, chunks=_chunks(spec, values.shape),
                     fill_value=spec.fill, dimension_names=spec.dimensions,
                     compressors=[_blosc(np.dtype(spec.dtype).itemsize), Crc32cCodec()],
                     config={"write_empty_chunks": True},
                 )  # fmt: skip
-            if values.size:
+            if isinstance(values, Blocks):
+                _write_blocks(array, values)
+            elif values.size:
                 array[...] = values
 
 
@@ -269,9 +279,9 @@ def _check_types(whose: str, attributes: Mapping[str, Any]) -> None:
             )
 
 
-def pass_folder(store: Path, group: str) -> Path:
-    """Where the working state of a pass lies that will become the group `FAMILY/NAME`."""
-    return store / RUN_FOLDER / "passes" / quote(group, safe="")
+def run_folder(store: Path, group: str) -> Path:
+    """Where the working state lies of what will become the group `FAMILY/NAME`."""
+    return store / RUN_FOLDER / group
 
 
 def unlisted_attributes(path: Path) -> dict[str, Any]:
@@ -348,12 +358,31 @@ def _known_sizes(root: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
     return {dimension: (size, what) for dimension, (size, what) in known.items() if size is not None}
 
 
-def _chunks(spec: ArraySpec, values: np.ndarray) -> tuple[int, ...]:
+def _write_blocks(array: zarr.Array, values: Blocks) -> None:
+    """Write whole chunks, as soon as they are full: none is written twice, and a row of them is all that is held."""
+    before, size = (slice(None),) * values.axis, values.shape[values.axis]
+    length = min(array.chunks[values.axis], size)
+    held = np.empty([length if axis == values.axis else n for axis, n in enumerate(values.shape)], array.dtype)
+    written = filled = 0
+    for block in values.blocks:
+        left = block.shape[values.axis]
+        while left:
+            taken = min(length - filled, left)
+            from_block = slice(block.shape[values.axis] - left, block.shape[values.axis] - left + taken)
+            held[(*before, slice(filled, filled + taken))] = block[(*before, from_block)]
+            filled, left = filled + taken, left - taken
+            if filled == length or written + filled == size:
+                array[(*before, slice(written, written + filled))] = held[(*before, slice(filled))]
+                written, filled = written + filled, 0
+    assert written == size, (written, values.shape)
+
+
+def _chunks(spec: ArraySpec, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Whole trailing axes, and as many of the first as fit some 16 MB, so that a group or layer is one read."""
-    if not values.size:
-        return tuple(max(1, size) for size in values.shape)
+    if 0 in shape:
+        return tuple(max(1, size) for size in shape)
     itemsize = 64 if spec.dtype == "string" else np.dtype(spec.dtype).itemsize
-    chunks = list(values.shape)
+    chunks = list(shape)
     for axis in range(len(chunks)):
         rest = itemsize * int(np.prod(chunks[axis + 1 :], dtype=np.int64))
         chunks[axis] = max(1, min(chunks[axis], _CHUNK_BYTES // max(rest, 1)))

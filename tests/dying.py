@@ -26,24 +26,26 @@ import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from neurotally.jobs import profile
-from neurotally.jobs.engines import InProcessEngine
-from neurotally.jobs.ledger import Ledger
-from neurotally.jobs.passes.run import PassRequest, PassResult, Plan, _Run
+from neurotally.jobs.corpus_sums import CorpusSums
+from neurotally.jobs.engines import InProcessEngine, ModelConfig
 from neurotally.jobs.plan import list_corpus
 from neurotally.jobs.progress import Progress
+from neurotally.jobs.reducers import Fold, Part, Parts, Plan
+from neurotally.jobs.run import RunReport, Where, _Loop
 from neurotally.jobs.status import status
 from neurotally.jobs.store_writer import open_store, writer_lock
-from neurotally.jobs.worker import ModelConfig, PassConfig, Task, UnitResult
+from neurotally.kernels.statistics import STATISTICS
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model import ModelFacts
 from neurotally.profiler.neurons import UnitNeurons
+from neurotally.profiler.worker import PassConfig, Task, UnitResult
 
 LAYERS, NEURONS, GROUPS = 2, 3, 2
 CONFIG = PassConfig("documents", 8, None, 8, 40, GROUPS, 2, keep_texts=True, kernels="plain")
@@ -68,35 +70,35 @@ class NoModelEngine(InProcessEngine):
 
 @dataclass(frozen=True)
 class Counting:
-    """A job whose results follow from a task's number; fails at the tasks from `until` on."""
+    """A pass whose results follow from a task's number; fails at the tasks from `until` on."""
 
     until: int
 
-    def bind(self, _model: Any) -> "Counting":
+    def __call__(self, _model: Any) -> "Counting":
         return self
 
     def prepare(self, task: Any) -> Any:
-        return task
+        return None
 
-    def compute(self, task: Any, hint: np.ndarray | None = None) -> Any:
+    def compute(self, task: Any, _prepared: Any) -> Any:
         if task.index >= self.until:
             raise InputError("as far as that")
         rng = np.random.default_rng(task.index)
         if isinstance(task, PartTask):
-            return PassResult(task.key, {"number": rng.normal(size=4)}, 1, 0.0)
+            return Part({"number": rng.normal(size=4)}, 1)
         count = len(task.names)
         files = [Path(task.source.path, name).read_bytes() for name in task.names]
         return UnitResult(
-            corpus=task.corpus, index=task.index, neurons=_neurons(rng, task), tokens=7 * count,
-            special_tokens=count, status_n=np.zeros(count, np.uint8),
+            neurons=_neurons(rng, task), tokens=7 * count, special_tokens=count, status_n=np.zeros(count, np.uint8),
             sha256_n32=np.stack([np.frombuffer(hashlib.sha256(file).digest(), np.uint8) for file in files]),
-            document_tokens_n=np.full(count, 7, np.uint32), restarts=int(task.index == 1), prepare_s=0.0, model_s=0.0,
+            document_tokens_n=np.full(count, 7, np.uint32), restarts=int(task.index == 1),
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class PartTask:
     index: int
+    size: int = 1
 
     @property
     def key(self) -> str:
@@ -104,38 +106,41 @@ class PartTask:
 
 
 def _neurons(rng: np.random.Generator, task: Task) -> UnitNeurons:
-    shape = (LAYERS, NEURONS)
-    counts, sums = (rng.integers(0, 7, shape).astype(np.uint64) for _ in range(2)), rng.normal(size=(3, *shape))
-    number = LAYERS * NEURONS
+    number, shape = LAYERS * NEURONS, (LAYERS, NEURONS)
     return UnitNeurons(
-        *counts, *sums, *np.sort(rng.normal(size=(2, *shape)).astype(np.float32), axis=0)[::-1],
+        {one.name: (7 * rng.random(shape)).astype(one.stored) for one in STATISTICS},
         trigger_neuron_N=np.arange(number), trigger_value_N=rng.random(number, np.float32),
         trigger_document_N=np.full(number, task.first, np.uint32), trigger_position_N=np.zeros(number, np.uint32),
     )  # fmt: skip
 
 
 def run_profile(path: Path, until: int = sys.maxsize) -> None:
-    """The drive of `profile` over a corpus of four units."""
+    """The loop of `profile` over a corpus of four units."""
     with writer_lock(path):
         open_store(path, FACTS, CONFIG.to_json())
-        names = [name for name in ("a",) if name not in store.committed_corpora(path)]
-        plans = [list_corpus(name, str(path.parent / "corpora" / name), None, path) for name in names]
-        ledgers = [Ledger(path, plan, CONFIG, LAYERS, NEURONS) for plan in plans]
-        profile._Drive(path, _engine(until), "cpu", ledgers, Progress(quiet=True), profile.RunReport()).run()
+        listed = list_corpus("a", str(path.parent / "corpora" / "a"), None, path)
+        units = listed.units(CONFIG.max_unit_bytes, GROUPS)
+        make_sums = partial(CorpusSums, listed, units, CONFIG, LAYERS, NEURONS)
+        plan = Plan(
+            "corpora/a", [listed.task(unit) for unit in units], listed.identity, partial(Fold, make_sums=make_sums),
+            manifest=listed.manifest, noted={"documents": len(listed.manifest.names)},
+        )  # fmt: skip
+        _run(path, plan, until)
 
 
 def run_pass(path: Path, until: int = sys.maxsize) -> None:
     """A pass of four parts, of which the last is still to do."""
-    request = PassRequest(ModelConfig("m"), path, "numbers/all")
-    schema = {"number": store.ArraySpec("float64", ("part", "of"), np.nan)}
-    plan = Plan(
-        Counting(until), [PartTask(index) for index in range(4)], {"parts": 4},
-        lambda parts: ({"number": np.stack([part["number"] for part in parts])}, {}), schema, "part",
-    )  # fmt: skip
+    schema = {"number": store.ArraySpec("float64", ("part",), np.nan)}
+    keep = partial(Parts, assemble=lambda parts: ({"number": parts.blocks("number", 16)}, {}), schema=schema)
     with writer_lock(path):
         open_store(path, FACTS, None)
-        if "numbers/all" not in store.committed_groups(path):
-            _Run(request, plan, {"parts": 4}, _engine(until), "cpu", Progress(quiet=True)).run()
+        _run(path, Plan("numbers/all", [PartTask(index) for index in range(4)], {"parts": 4}, keep, "part"), until)
+
+
+def _run(path: Path, plan: Plan, until: int) -> None:
+    if plan.group not in store.committed_groups(path):
+        where = Where(ModelConfig("m"), path, progress=Progress(quiet=True))
+        _Loop(where, _engine(until), "cpu", [plan.reducer(path, plan)], RunReport(), 60.0).run()
 
 
 def _engine(until: int) -> NoModelEngine:

@@ -14,9 +14,8 @@ import pytest
 from pass_groups import add_agreement, add_embeddings, add_lens, add_losses
 
 from neurotally.analysis import door, open_store, studies
-from neurotally.jobs.profile import ProfileRequest, profile
+from neurotally.jobs import profile
 from neurotally.jobs.progress import Progress
-from neurotally.jobs.worker import ModelConfig
 from neurotally.profiler import store as stores
 from neurotally.profiler.errors import InputError
 
@@ -32,11 +31,10 @@ def path(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(12):
             text = "".join(source[12 * number : 12 * number + 20])
             (folder / "corpora" / name / f"{number}.py").write_text(text.upper() if name == "c++" else text)
-    request = ProfileRequest(
-        ModelConfig(str(model_folder)), folder / "s", folder / "corpora", row_tokens=64, groups=3, triggers=4,
-        keep_texts=True,
+    profile(
+        str(model_folder), folder / "s", corpora=folder / "corpora", row_tokens=64, groups=3, triggers=4,
+        keep_texts=True, progress=Progress(quiet=True),
     )  # fmt: skip
-    profile(request, Progress(quiet=True))
     for add in (add_losses, add_embeddings, add_lens, add_agreement):
         add(folder / "s")
     return folder / "s"

@@ -29,10 +29,9 @@ from neurotally.analysis.render.html import inline_svg, real
 from neurotally.analysis.report.neurons import most_specific, neurons, read_chosen
 from neurotally.analysis.report.page import build_report
 from neurotally.analysis.result import model_key
+from neurotally.jobs import profile
 from neurotally.jobs.commands.report import report_command
-from neurotally.jobs.profile import ProfileRequest, profile
 from neurotally.jobs.progress import Progress
-from neurotally.jobs.worker import ModelConfig
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.visible import visible
@@ -137,8 +136,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def path(model_folder: Path, folder: Path) -> Path:
     path = folder.parent / "tiny.store"
-    request = ProfileRequest(ModelConfig(str(model_folder)), path, folder, row_tokens=64, groups=3, triggers=4)
-    profile(request, Progress(quiet=True))
+    quiet = Progress(quiet=True)
+    profile(str(model_folder), path, corpora=folder, row_tokens=64, groups=3, triggers=4, progress=quiet)
     return path
 
 

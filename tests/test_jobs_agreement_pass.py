@@ -16,11 +16,9 @@ from test_profiler_sites import FAMILIES, tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neurotally.analysis.layers.agreement import agreement_document
+from neurotally.jobs import agreement
 from neurotally.jobs.commands.layers import agreement as agreement_command
-from neurotally.jobs.passes.agreement import AgreementRequest, agreement
-from neurotally.jobs.passes.run import PassRequest
 from neurotally.jobs.progress import Progress
-from neurotally.jobs.worker import ModelConfig
 from neurotally.profiler import store
 from neurotally.profiler.agreement import VARIANTS, Context, choose_places, parse_variants
 from neurotally.profiler.errors import InputError
@@ -43,11 +41,9 @@ def save(family: str, folder: Path) -> Path:
 
 
 def run(model: Path, path: Path, corpora: Path, **options: Any) -> dict[str, Any]:
-    request = AgreementRequest(
-        PassRequest(ModelConfig(str(model), "cpu"), path, "lens/agreement", options.pop("workers", 1)), corpora, (),
-        **{"variants": VARIANTS, "token_sizes": (), "line_sizes": (), "positions": 3, **options},
-    )  # fmt: skip
-    return agreement(request, Progress(quiet=True))
+    options = {"variants": VARIANTS, "context_sizes": (), "lines": (), "positions": 3, "workers": 1, **options}
+    agreement(str(model), path, corpora=corpora, device="cpu", progress=Progress(quiet=True), **options)
+    return store.group_attributes(path, "lens/agreement")
 
 
 class Naive:
@@ -120,7 +116,7 @@ def test_equals_full_logits_in_all_four_variants(
 def test_truncated_inputs_equal_fresh_forwards(make_corpora: Any, tmp_path: Path) -> None:
     corpora, sizes, lines = make_corpora({"python": 10}), (1, 5, 50, 300), (1, 2, 5)
     folder = save("llama", tmp_path / "model")
-    attributes = run(folder, tmp_path / "s", corpora, token_sizes=sizes, line_sizes=lines)
+    attributes = run(folder, tmp_path / "s", corpora, context_sizes=sizes, lines=lines)
     assert attributes["left_out"] == ["300 tokens"]
     group = store.read_group(tmp_path / "s", "lens/agreement")
     contexts = [Context("document"), *(Context("tokens", size) for size in sizes[:3]),
@@ -174,7 +170,7 @@ def test_goes_on_where_it_stopped_to_the_same_bits(
     from neurotally.jobs.passes import agreement as agreement_pass
 
     corpora, folder = make_corpora({"go": 12, "python": 12}), save("llama", tmp_path / "model")
-    options: dict[str, Any] = {"token_sizes": (5, 20), "line_sizes": (2,)}
+    options: dict[str, Any] = {"context_sizes": (5, 20), "lines": (2,)}
     run(folder, tmp_path / "whole", corpora, **options)
     compute: Callable[..., Any] = agreement_pass.AgreementWorker.compute
     calls = []
@@ -189,7 +185,7 @@ def test_goes_on_where_it_stopped_to_the_same_bits(
     with pytest.raises(KeyboardInterrupt):
         run(folder, tmp_path / "s", corpora, **options)
     monkeypatch.undo()
-    assert len(list((tmp_path / "s" / ".run" / "passes").rglob("*.npz"))) == 5
+    assert len(list((tmp_path / "s" / ".run" / "lens").rglob("*.npz"))) == 5
     run(folder, tmp_path / "s", corpora, **options)
     ours, theirs = (store.read_group(tmp_path / name, "lens/agreement") for name in ("s", "whole"))
     for name, values in theirs.items():
@@ -202,7 +198,7 @@ def test_only_the_first_tokens_of_each_document(make_corpora: Any, tmp_path: Pat
     """Equal to the formula over the first 40 tokens; it is another pass, and one without it is what it was."""
     corpora = make_corpora({"go": 8})
     folder = save("llama", tmp_path / "model")
-    run(folder, tmp_path / "s", corpora, token_sizes=(4,), document_tokens=40)
+    run(folder, tmp_path / "s", corpora, context_sizes=(4,), document_tokens=40)
     group = store.read_group(tmp_path / "s", "lens/agreement")
     tokenizer, naive = AutoTokenizer.from_pretrained(folder), Naive("llama", folder, False)
     agreed, positions = np.zeros((4, 2), int), 0
@@ -214,7 +210,7 @@ def test_only_the_first_tokens_of_each_document(make_corpora: Any, tmp_path: Pat
     assert group["agreed"][0, 0].tolist() == agreed.tolist()
     assert agreement_document(tmp_path / "s", "agreement")["document_tokens"] == 40
     with pytest.raises(InputError, match="document_tokens is None, the store has 40"):
-        run(folder, tmp_path / "s", corpora, token_sizes=(4,))
+        run(folder, tmp_path / "s", corpora, context_sizes=(4,))
 
 
 def test_the_command_prints_one_document_and_draws(make_corpora: Any, tmp_path: Path) -> None:

@@ -58,20 +58,12 @@ def edit(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     file.write_text(json.dumps(document))
 
 
-def test_goes_on_from_what_an_earlier_version_had_moved_but_not_committed(begun: Path, made: Path) -> None:
-    folder = begun / ".run" / "corpora" / "a"
-    (begun / "corpora").mkdir()
-    (folder / "checkpoint-3").rename(begun / "corpora" / "a")
-    run_profile(begun)
-    assert bits(begun) == bits(made / "corpus")
-
-
 def test_a_commit_that_fails_keeps_the_last_units(begun: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(store, "publish_corpus", full)
+        patched.setattr(store, "publish", full)
         with pytest.raises(OSError, match="No space"):
             run_profile(begun)
     assert status(begun)["corpora"]["a"]["units_done"] == 4
@@ -84,7 +76,7 @@ def test_a_checkpoint_that_lacks_an_array_is_refused(name: str, begun: Path) -> 
     shutil.rmtree(begun / ".run" / "corpora" / "a" / "checkpoint-3" / name)
     message = refusal(run_profile, begun)
     assert f"checkpoint-3 lacks the array {name}" in message
-    assert message.endswith(f"remove {begun / '.run' / 'corpora' / 'a'} to begin the corpus again")
+    assert message.endswith(f"remove {begun / '.run' / 'corpora' / 'a'} to begin it again")
 
 
 @pytest.mark.parametrize(
@@ -107,21 +99,12 @@ def test_a_unit_is_not_counted_twice(moved: bool, begun: Path) -> None:
     change = {"units_done": 2, "documents_done": 2}
     if moved:
         (folder / "checkpoint-3").rename(folder / "checkpoint-2")
-        change["folder"] = "checkpoint-2"
-        edit(folder / "checkpoint-2" / "zarr.json", lambda node: node["attributes"]["ledger"].update(change))
+        edit(folder / "checkpoint-2" / "zarr.json", lambda node: node["attributes"]["noted"].update(change))
+        edit(folder / "current.json", lambda current: current.update(folder="checkpoint-2"))
     edit(folder / "current.json", lambda current: current.update(change))
     message = refusal(run_profile, begun)
     if moved:
-        assert "current.json doesn't agree with checkpoint-2: units_done is 2, unit_tokens has 3 entries" in message
-
-
-def test_a_checkpoint_of_before_is_taken(begun: Path, made: Path) -> None:
-    """Versions before noted nothing beside the arrays, and no kernels."""
-    folder = begun / ".run" / "corpora" / "a"
-    edit(folder / "checkpoint-3" / "zarr.json", lambda node: node["attributes"].clear())
-    edit(folder / "plan.json", lambda plan: plan.pop("kernels"))
-    run_profile(begun)
-    assert bits(begun) == bits(made / "corpus")
+        assert "checkpoint-2 doesn't agree with what is noted of it: units_done is 2, unit_tokens has 3" in message
 
 
 @pytest.mark.parametrize("name", ["plan.json", "current.json"])
@@ -137,14 +120,6 @@ def test_damaged_files_of_a_run_are_named(name: str, content: str, begun: Path) 
             status(begun)
 
 
-def test_a_corpus_begun_with_other_kernels_is_refused(begun: Path) -> None:
-    edit(begun / "zarr.json", lambda root: root["attributes"]["config"].pop("kernels"))  # a store of before
-    edit(begun / ".run" / "corpora" / "a" / "plan.json", lambda plan: plan.update(kernels="compiled"))
-    message = refusal(run_profile, begun)
-    assert "corpus 'a' was begun with the compiled kernels, these are the plain ones" in message
-    assert "install a C++ compiler" in message
-
-
 def test_a_store_of_other_kernels_is_refused_and_one_that_does_not_say_goes_on_with_a_warning(tmp_path: Path) -> None:
     config = {"dtype": "float32", **CONFIG.to_json()}
     assert open_store(tmp_path / "s", FACTS, {**config, "kernels": "compiled"}) == []
@@ -153,6 +128,9 @@ def test_a_store_of_other_kernels_is_refused_and_one_that_does_not_say_goes_on_w
     edit(tmp_path / "s" / "zarr.json", lambda root: root["attributes"]["config"].pop("kernels"))
     (warning,) = open_store(tmp_path / "s", FACTS, config)
     assert "made before stores said which kernels computed them" in warning
+    assert open_store(tmp_path / "s", FACTS, config) == []  # now it says
+    with pytest.raises(InputError, match="computed with the plain kernels, these are the compiled ones"):
+        open_store(tmp_path / "s", FACTS, {**config, "kernels": "compiled"})
 
 
 def test_a_worker_with_other_kernels_is_refused(model_folder: Path) -> None:
@@ -165,13 +143,13 @@ def test_a_worker_with_other_kernels_is_refused(model_folder: Path) -> None:
     with pytest.raises(
         InputError, match=f"computes with the {model.facts.kernels} kernels, the others with the {other}"
     ):
-        replace(CONFIG, kernels=other).bind(model)
-    replace(CONFIG, kernels=model.facts.kernels).bind(model)
+        replace(CONFIG, kernels=other).make_runner(model)
+    replace(CONFIG, kernels=model.facts.kernels).make_runner(model)
 
 
 @pytest.mark.parametrize("place", np.linspace(0, 0.999, 12).tolist())
 def test_a_flipped_part_of_a_pass_is_done_again(place: float, begun_pass: Path, made: Path) -> None:
-    part = sorted((begun_pass / ".run" / "passes").rglob("*.npz"))[0]
+    part = sorted((begun_pass / ".run" / "numbers").rglob("*.npz"))[0]
     content = bytearray(part.read_bytes())
     content[int(place * len(content))] ^= 0x55
     part.write_bytes(bytes(content))
@@ -180,12 +158,12 @@ def test_a_flipped_part_of_a_pass_is_done_again(place: float, begun_pass: Path, 
 
 
 def test_a_damaged_plan_of_a_pass_is_named(begun_pass: Path) -> None:
-    (plan,) = (begun_pass / ".run" / "passes").rglob("plan.json")
+    (plan,) = (begun_pass / ".run" / "numbers").rglob("plan.json")
     plan.write_text('{"tasks": 4}')
     assert f"{plan} is damaged: it lacks 'identity'; remove {plan.parent}" in refusal(run_pass, begun_pass)
 
 
-@pytest.mark.parametrize("name", ["lock", "corpora", "corpora/b", "passes", ""])
+@pytest.mark.parametrize("name", ["lock", "corpora", "corpora/b", "lens/a", ""])
 def test_a_link_in_the_working_state_is_refused(name: str, tmp_path: Path) -> None:
     store.create_store(tmp_path / "store", {"model": None})
     elsewhere = tmp_path / "elsewhere"
@@ -202,7 +180,7 @@ def test_a_link_in_the_working_state_is_refused(name: str, tmp_path: Path) -> No
 def test_what_a_run_left_behind_is_removed(made: Path, tmp_path: Path) -> None:
     path = tmp_path / "store"
     shutil.copytree(made / "pass", path)
-    left = store.pass_folder(path, "numbers/all")
+    left = store.run_folder(path, "numbers/all")
     left.mkdir(parents=True)
     (left / "plan.json").write_text('{"identity": {}, "tasks": 4}')
     (path / ".zarr.77.partial.json").write_text("{")

@@ -15,9 +15,7 @@ from neurotally.analysis import studies
 from neurotally.jobs.engines import JobError
 from neurotally.jobs.passes import embed as embedding
 from neurotally.jobs.passes.embed import embed
-from neurotally.jobs.passes.run import PassRequest
 from neurotally.jobs.progress import Progress
-from neurotally.jobs.worker import ModelConfig
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.parallel import ParallelTexts
@@ -44,9 +42,9 @@ def make_texts(num_ids: int = 12, **changed: str) -> ParallelTexts:
 
 
 def run(model: Path, path: Path, texts: ParallelTexts, bos: str = "counted", **options: Any) -> dict[str, Any]:
-    name = options.pop("name", "parallel")
-    config = ModelConfig(str(model), "cpu")
-    return embed(PassRequest(config, path, f"embeddings/{name}", **options), texts, bos, Progress(quiet=True))
+    name, quiet = options.pop("name", "parallel"), Progress(quiet=True)
+    embed(str(model), path, parallel=texts, bos=bos, name=name, device="cpu", progress=quiet, **options)
+    return store.group_attributes(path, f"embeddings/{name}")
 
 
 def arrays_of(path: Path, name: str = "parallel") -> dict[str, Any]:
@@ -108,11 +106,11 @@ def test_same_bits_after_a_stop_and_the_same_but_for_rounding_on_two_workers(
     run(model_folder, tmp_path / "ray", texts, workers=2)
     compute, done = embedding.Embedder.compute, []
 
-    def stops(self: Any, prepared: Any, hint: Any = None) -> Any:
+    def stops(self: Any, task: Any, prepared: Any) -> Any:
         if len(done) == 2:
             raise ValueError("stopped")
-        done.append(prepared.task.key)
-        return compute(self, prepared, hint)
+        done.append(task.key)
+        return compute(self, task, prepared)
 
     monkeypatch.setattr(embedding.Embedder, "compute", stops)
     with pytest.raises(JobError, match=r"texts \d+ to \d+ .* stopped"):

@@ -14,12 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neurotally.analysis import studies
 from neurotally.analysis.layers.lens import lens_document, read_lens, read_prompt
+from neurotally.jobs import lens
 from neurotally.jobs.commands.layers import lens as lens_command
 from neurotally.jobs.demo import model as demo_model
-from neurotally.jobs.passes.lens import STATUS, LensRequest, directed_pairs, lens
-from neurotally.jobs.passes.run import PassRequest
+from neurotally.jobs.passes.lens import STATUS, directed_pairs
 from neurotally.jobs.progress import Progress
-from neurotally.jobs.worker import ModelConfig
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.parallel import read_parallel
@@ -75,11 +74,10 @@ def trained(data: Path) -> Path:
 def run_pass(model: Path, path: Path, data: Path, **options: Any) -> dict[str, Any]:
     workers = options.pop("workers", 1)
     keywords = options.pop("keywords", KEYWORDS)
-    request = LensRequest(
-        PassRequest(ModelConfig(str(model), "cpu"), path, "lens/translation", workers),
-        read_parallel(data / "parallel"), data / "few", keywords=keywords, english=["the", "print", "name"], **options,
+    return lens(
+        str(model), path, parallel=read_parallel(data / "parallel"), few_shot=data / "few", keywords=keywords,
+        english=["the", "print", "name"], device="cpu", workers=workers, progress=Progress(quiet=True), **options,
     )  # fmt: skip
-    return lens(request, Progress(quiet=True))
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +205,7 @@ def test_goes_on_where_it_stopped_and_on_two_workers_to_the_same_bits(
         run_pass(trained, tmp_path / "s", data)
     monkeypatch.undo()
     assert store.committed(tmp_path / "s", "lens") == []
-    assert len(list((tmp_path / "s" / ".run" / "passes").rglob("*.npz"))) == 3
+    assert len(list((tmp_path / "s" / ".run" / "lens").rglob("*.npz"))) == 3
     with pytest.raises(InputError, match="paper is True, the store has False"):
         run_pass(trained, tmp_path / "s", data, paper=True)
     run_pass(trained, tmp_path / "s", data, workers=2)

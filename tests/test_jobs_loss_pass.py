@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +14,21 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from neurotally import jobs
 from neurotally.analysis.keys.places import read_concepts
-from neurotally.analysis.languages.rule import Rule
 from neurotally.analysis.masking.losses import read_losses
-from neurotally.analysis.masking.losses_document import ablation_document
+from neurotally.jobs import profile
 from neurotally.jobs.commands import masking as loss_commands
 from neurotally.jobs.interrupts import Interrupted
-from neurotally.jobs.passes.ablation import ablation_request, mask_request
-from neurotally.jobs.passes.loss import measure_losses
-from neurotally.jobs.passes.run import PassRequest
-from neurotally.jobs.profile import ProfileRequest, profile
-from neurotally.jobs.progress import Progress
-from neurotally.jobs.worker import ModelConfig
+from neurotally.jobs.progress import Progress, Took
+from neurotally.jobs.reducers import Reducer
 from neurotally.profiler import store
 from neurotally.profiler.documents import Status
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.loss import LossReader
 
 QUIET = Progress(quiet=True)
-RULE = Rule(quantile=0.8, per_corpus=6)
+RULE = {"quantile": 0.8, "per_corpus": 6}
 CONCEPTS = {"self": re.compile(r"self\.\w+", re.MULTILINE), "def": re.compile(r"^ *def \w+\(.*", re.MULTILINE)}
 
 
@@ -41,25 +37,19 @@ def profiled(model_folder: Path, make_corpora: Callable[..., Path], tmp_path: Pa
     """A folder with a `store` of two corpora, what it was `profiled` on, and `heldout` files."""
     sizes = {"c++": 12, "python": 15}
     shutil.move(make_corpora(sizes, seed=0), tmp_path / "profiled")
-    request = ProfileRequest(ModelConfig(str(model_folder)), tmp_path / "store", tmp_path / "profiled", groups=2)
-    profile(request, QUIET)
+    profile(str(model_folder), tmp_path / "store", corpora=tmp_path / "profiled", groups=2, progress=QUIET)
     shutil.move(make_corpora(sizes, seed=1), tmp_path / "heldout")
     return tmp_path
 
 
-def run(folder: Path, model: Path, name: str = "ablate", workers: int | None = None) -> PassRequest:
-    return PassRequest(ModelConfig(str(model)), folder / "store", f"loss/{name}", workers)
-
-
 def ablate(folder: Path, model: Path, **options: Any) -> dict[str, Any]:
-    name, workers = options.pop("name", "ablate"), options.pop("workers", None)
-    corpora = options.pop("corpora", folder / "heldout")
-    chosen_by, progress = options.pop("chosen_by", RULE), options.pop("progress", QUIET)
-    request = ablation_request(
-        run(folder, model, name, workers), corpora, chosen_by, options.pop("draws", 2), **options
-    )
-    measure_losses(request, progress)
-    return ablation_document(read_losses(folder / "store", name))
+    options = {"corpora": folder / "heldout", "draws": 2, "progress": QUIET, **RULE, **options}
+    return jobs.ablate(str(model), folder / "store", **options).document
+
+
+def mask(folder: Path, model: Path, neurons: Path, regex: Any = None, **options: Any) -> dict[str, Any]:
+    options = {"corpora": folder / "heldout", "draws": 0, "path": folder / "store", "progress": QUIET, **options}
+    return jobs.mask(str(model), options.pop("path"), neurons=neurons, regex=regex, **options).document
 
 
 def write_mask(path: Path, specific: dict[str, Any], **more: Any) -> Path:
@@ -112,9 +102,7 @@ def test_the_matrix_is_what_edited_weights_give(profiled: Path, model_folder: Pa
 
 def test_token_classes_by_concept(profiled: Path, model_folder: Path) -> None:
     neurons = write_mask(profiled / "m.json", {"self": [[0, 3], [1, 7]], "def": [[1, 7], [1, 9]]}, polysemantic=[])
-    measure_losses(
-        mask_request(run(profiled, model_folder, "mask"), profiled / "heldout", neurons, CONCEPTS, draws=1), QUIET
-    )
+    mask(profiled, model_folder, neurons, CONCEPTS, draws=1)
     losses = read_losses(profiled / "store", "mask")
     tokenizer, model = AutoTokenizer.from_pretrained(model_folder), AutoModelForCausalLM.from_pretrained(model_folder)
     sums = {(concept, kind): [0.0, 0] for concept in CONCEPTS for kind in ("match", "line", "file", "elsewhere")}
@@ -153,41 +141,41 @@ class Watched(Progress):
         self._stop_after = stop_after
 
     @contextlib.contextmanager
-    def counting(self, description: str, what: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
-        self.total, self.before = total, done
+    def running(self, reducers: Sequence[Reducer], store: Path) -> Iterator[Took]:
+        (reducer,) = reducers
+        self.total, self.before = len(reducer.plan.tasks), reducer.num_done
 
-        def finished(_tokens: int) -> None:
+        def took(*_: Any) -> None:
             self.units += 1
             if self.units == self._stop_after:
                 raise Interrupted(15)
 
-        yield finished
+        yield took
 
 
-def test_the_same_however_it_ran(profiled: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("neurotally.jobs.passes.loss.MAX_UNIT_BYTES", 3000)
-    ablate(profiled, model_folder, name="one")
+def test_the_same_however_it_ran(profiled: Path, model_folder: Path) -> None:
+    small: dict[str, Any] = {"max_unit_bytes": 3000}
+    ablate(profiled, model_folder, name="one", **small)
     with pytest.raises(Interrupted):
-        ablate(profiled, model_folder, name="two", progress=Watched(stop_after=3))
+        ablate(profiled, model_folder, name="two", progress=Watched(stop_after=3), **small)
     resumed = Watched()
-    ablate(profiled, model_folder, name="two", workers=2, progress=resumed)
+    ablate(profiled, model_folder, name="two", workers=2, progress=resumed, **small)
     assert resumed.before == 3
     assert resumed.units == resumed.total - 3 > 3
     one, two = (store.read_group(profiled / "store", f"loss/{name}") for name in ("one", "two"))
     assert all(np.array_equal(one[name], two[name]) for name in one)
     again = Watched()
-    ablate(profiled, model_folder, name="two", progress=again)
+    ablate(profiled, model_folder, name="two", progress=again, **small)
     assert again.units == again.total == 0  # it is there already
     with pytest.raises(InputError, match="use another --name"):
-        ablate(profiled, model_folder, name="two", how="coefficient")
+        ablate(profiled, model_folder, name="two", how="coefficient", **small)
 
 
 def test_a_unit_without_a_token_is_passed_over(profiled: Path, model_folder: Path) -> None:
     (profiled / "heldout/python/latin.py").write_bytes(b"\xff" * 2**16)  # so large that it is a unit of its own
     for concepts, name in (({}, "without"), (CONCEPTS, "with")):
         neurons = write_mask(profiled / "m.json", {"self": [[0, 3]]})
-        where = run(profiled, model_folder, name)
-        measure_losses(mask_request(where, profiled / "heldout", neurons, concepts, draws=0), QUIET)
+        mask(profiled, model_folder, neurons, concepts, name=name)
         arrays = store.read_group(profiled / "store", f"loss/{name}")
         (at,) = np.flatnonzero(arrays["document_name"] == "latin.py")
         assert (arrays["document_status"][at], arrays["scored"][at, 0]) == (Status.NOT_UTF8, 0)
@@ -196,10 +184,9 @@ def test_a_unit_without_a_token_is_passed_over(profiled: Path, model_folder: Pat
 def test_concepts_in_another_order_are_another_pass(profiled: Path, model_folder: Path) -> None:
     neurons = write_mask(profiled / "m.json", {"self": [[0, 3]]})
     turned = dict(reversed(CONCEPTS.items()))
-    request = run(profiled, model_folder, "m")
-    measure_losses(mask_request(request, profiled / "heldout", neurons, CONCEPTS, draws=0), QUIET)
+    mask(profiled, model_folder, neurons, CONCEPTS)
     with pytest.raises(InputError, match="use another --name"):
-        measure_losses(mask_request(request, profiled / "heldout", neurons, turned, draws=0), QUIET)
+        mask(profiled, model_folder, neurons, turned)
 
 
 def test_out_of_memory_halves_the_batch(profiled: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,24 +277,16 @@ def test_documents_that_a_mask_names_are_refused(profiled: Path, model_folder: P
     neurons = write_mask(
         profiled / "m.json", {"x": [[0, 1]]}, trigger_documents={"python": [bytes(hashes[4]).hex()]}, trigger_names={}
     )
-    request = mask_request(run(profiled, model_folder, "m"), profiled / "profiled", neurons, {}, draws=0)
+    seen = {"corpora": profiled / "profiled", "draws": 0}
     with pytest.raises(InputError, match=r"one of 1 documents whose triggers chose the neurons; .*--force"):
-        measure_losses(request, QUIET)
-    measure_losses(mask_request(run(profiled, model_folder, "m"), profiled / "heldout", neurons, {}, draws=0), QUIET)
-    assert read_losses(profiled / "store", "m").specific == ["x"]
-    for request in (
-        mask_request(
-            run(profiled, model_folder, "less"), profiled / "profiled", neurons, {}, draws=0, leave_out_used=True
-        ),
-        ablation_request(
-            run(profiled, model_folder, "a"), profiled / "profiled",
-            write_mask(profiled / "named.json", {"python": [[0, 1]]}, trigger_names={},
-                       trigger_documents={"python": [bytes(hashes[4]).hex()]}),
-            draws=0, leave_out_used=True,
-        ),
-    ):  # fmt: skip
-        measure_losses(request, QUIET)
-        group = store.read_group(profiled / "store", request.run.group)
+        mask(profiled, model_folder, neurons, **seen)
+    assert mask(profiled, model_folder, neurons)["sets"].keys() == {"x"}
+    mask(profiled, model_folder, neurons, **seen, name="less", leave_out_used=True)
+    named = write_mask(profiled / "named.json", {"python": [[0, 1]]}, trigger_names={},
+                       trigger_documents={"python": [bytes(hashes[4]).hex()]})  # fmt: skip
+    ablate(profiled, model_folder, **seen, name="a", neurons=named, leave_out_used=True)
+    for name in ("less", "a"):
+        group = store.read_group(profiled / "store", f"loss/{name}")
         assert group["document_hash"][group["document_tokens"] == 0].tolist() == [hashes[4].tolist()]
 
 
@@ -336,8 +315,7 @@ def test_files_whose_windows_chose_are_refused(
     model_folder: Path, make_corpora: Callable[..., Path], tmp_path: Path
 ) -> None:
     corpora = make_corpora({"python": 9})
-    request = ProfileRequest(ModelConfig(str(model_folder)), tmp_path / "store", corpora, groups=2, window_lines=5)
-    profile(request, QUIET)
+    profile(str(model_folder), tmp_path / "store", corpora=corpora, groups=2, window_lines=5, progress=QUIET)
     arrays = store.read_corpus(tmp_path / "store", "python")
     of_D = [name.partition("#")[0] for name in arrays["document_name"].tolist()]
     chooser = of_D[0]
@@ -348,19 +326,17 @@ def test_files_whose_windows_chose_are_refused(
         trigger_files={"python": [hashlib.sha256(b"".join(of_file)).hexdigest()]},
     )  # fmt: skip
 
-    def refused_for(name: str, where: PassRequest) -> None:
-        losses = mask_request(where, corpora, neurons, {}, draws=0)
+    def refused_for(name: str, path: Path) -> None:
         with pytest.raises(InputError, match=rf"{re.escape(name)} of 'python' is one of 1 documents"):
-            measure_losses(losses, QUIET)
+            mask(tmp_path, model_folder, neurons, path=path, corpora=corpora)
 
-    refused_for(chooser, run(tmp_path, model_folder, "m"))
-    elsewhere = PassRequest(ModelConfig(str(model_folder)), tmp_path / "other", "loss/m")
-    refused_for(chooser, elsewhere)  # whatever the store's own documents are
+    refused_for(chooser, tmp_path / "store")
+    refused_for(chooser, tmp_path / "other")  # whatever the store's own documents are
     (corpora / "python" / chooser).rename(corpora / "python" / "renamed.py")
-    refused_for("renamed.py", run(tmp_path, model_folder, "m"))
+    refused_for("renamed.py", tmp_path / "store")
     with (corpora / "python" / "renamed.py").open("a") as file:
         file.write("x = 1\n" * 6)
-    measure_losses(mask_request(elsewhere, corpora, neurons, {}, draws=0), QUIET)
+    mask(tmp_path, model_folder, neurons, path=tmp_path / "other", corpora=corpora)
 
 
 @pytest.mark.parametrize(
@@ -397,13 +373,13 @@ def test_a_regular_expression_that_does_not_compile(profiled: Path, model_folder
         read_concepts(profiled / "bad.toml")
 
 
-def test_corpora_that_only_one_side_has(profiled: Path, model_folder: Path) -> None:
-    notes: list[str] = []
+def test_corpora_that_only_one_side_has(profiled: Path, model_folder: Path, capsys: Any) -> None:
     shutil.move(profiled / "heldout/c++", profiled / "heldout/java")
-    document = ablate(profiled, model_folder, draws=0, note=notes.append)
+    document = ablate(profiled, model_folder, draws=0, progress=Progress())
     assert document["corpora"] == ["python"]
-    assert any("c++" in note for note in notes)
-    assert any("java" in note for note in notes)
+    notes = capsys.readouterr().err
+    assert "has no c++: their neurons are left alone" in notes
+    assert "java left out: no neurons are known for them" in notes
     shutil.rmtree(profiled / "heldout/python")
     with pytest.raises(InputError, match="has none of the corpora"):
         ablate(profiled, model_folder, name="none")

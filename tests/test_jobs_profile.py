@@ -19,18 +19,17 @@ from ray.cluster_utils import Cluster
 from reference import HookCount, check_sums, corpus_order, everything, top
 from transformers import AutoTokenizer
 
-from neurotally.jobs.profile import ProfileRequest, profile
+from neurotally.jobs import profile
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.status import status, status_text
-from neurotally.jobs.worker import ModelConfig, Worker
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
+from neurotally.profiler.worker import Worker
 
 
 def run(model: Path, path: Path, corpora: Path, **options: Any) -> None:
-    options = {"row_tokens": 64, "groups": 3, "triggers": 4, **options}
-    dtype = options.pop("dtype", "auto")
-    profile(ProfileRequest(ModelConfig(str(model), dtype=dtype), path, corpora, **options), Progress(quiet=True))
+    options = {"row_tokens": 64, "groups": 3, "triggers": 4, "progress": Progress(quiet=True), **options}
+    profile(str(model), path, corpora=corpora, **options)
 
 
 def test_equals_plain_hooks_one_document_at_a_time(model_folder: Path, make_corpora: Any, tmp_path: Path) -> None:
@@ -135,16 +134,12 @@ def test_a_ray_cluster_of_two_nodes_gives_the_same_bits(model_folder: Path, make
 
 
 def test_the_token_budget_and_the_cut_into_units_change_no_count(
-    model_folder: Path, make_corpora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_folder: Path, make_corpora: Any, tmp_path: Path
 ) -> None:
-    from neurotally.jobs import profile as module
-
     corpora = make_corpora({"python": 30})
     results = []
     for number, (budget, unit_bytes) in enumerate([(64, 2**20), (333, 3000), (4096, 500)]):
-        monkeypatch.setitem(module.TOKEN_BUDGET, "cpu", budget)
-        monkeypatch.setattr(module, "MAX_UNIT_BYTES", unit_bytes)
-        run(model_folder, tmp_path / str(number), corpora)
+        run(model_folder, tmp_path / str(number), corpora, token_budget=budget, max_unit_bytes=unit_bytes)
         arrays = store.read_corpus(tmp_path / str(number), "python")
         results.append((arrays["tokens"].sum(), arrays["active"].sum(0), arrays["trigger_document"]))
     for tokens, active, documents in results[1:]:
@@ -176,8 +171,8 @@ def test_out_of_memory_restarts_the_unit_and_counts_nothing_twice(
     assert not store.corpus_attributes(tmp_path / "plenty", "python")["restarted_units"]
 
 
-COMMAND = [sys.executable, "-c", "import neurotally.jobs.profile as p; p.CHECKPOINT_EVERY_S = 0.0; "
-           "p.MAX_UNIT_BYTES = 400; from neurotally.jobs.cli import main; main()"]  # fmt: skip
+COMMAND = [sys.executable, "-c", "from neurotally.jobs import profile; from neurotally.jobs.cli import main; "
+           "profile.__kwdefaults__.update(checkpoint_every_s=0.0, max_unit_bytes=400); main()"]  # fmt: skip
 
 
 def start(model: Path, path: Path, corpora: Path, *options: str) -> subprocess.Popen:
@@ -203,10 +198,8 @@ def wait_for_units(path: Path, number: int, process: subprocess.Popen, timeout_s
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_killed_twice_and_resumed_gives_the_same_bits(
-    workers: str, model_folder: Path, make_corpora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workers: str, model_folder: Path, make_corpora: Any, tmp_path: Path
 ) -> None:
-    from neurotally.jobs import profile as module
-
     corpora = make_corpora({"python": 300, "c++": 100})
     for number in (20, 60):
         process = start(model_folder, tmp_path / "killed", corpora, "--workers", workers)
@@ -216,8 +209,7 @@ def test_killed_twice_and_resumed_gives_the_same_bits(
     process = start(model_folder, tmp_path / "killed", corpora, "--workers", workers)
     _, errors = process.communicate()
     assert process.returncode == 0, errors
-    monkeypatch.setattr(module, "MAX_UNIT_BYTES", 400)
-    run(model_folder, tmp_path / "whole", corpora)
+    run(model_folder, tmp_path / "whole", corpora, max_unit_bytes=400)
     assert everything(tmp_path / "killed") == everything(tmp_path / "whole")
     assert not list((tmp_path / "killed" / ".run").glob("corpora/*"))
 
@@ -256,9 +248,6 @@ def test_interrupted_by_a_signal_saves_and_goes_on(
 def test_status_names_the_source_of_an_unfinished_corpus_that_is_gone(
     model_folder: Path, make_corpora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from neurotally.jobs import profile as module
-
-    monkeypatch.setattr(module, "MAX_UNIT_BYTES", 400)
     corpora, compute, calls = make_corpora({"python": 30}), Worker.compute, []
 
     def stopped_at_the_fourth(self: Worker, *args: Any) -> Any:
@@ -269,7 +258,7 @@ def test_status_names_the_source_of_an_unfinished_corpus_that_is_gone(
 
     monkeypatch.setattr(Worker, "compute", stopped_at_the_fourth)
     with pytest.raises(KeyboardInterrupt):
-        run(model_folder, tmp_path / "s", corpora)
+        run(model_folder, tmp_path / "s", corpora, max_unit_bytes=400)
     assert status(tmp_path / "s")["sources_gone"] == {}
     moved = corpora.rename(tmp_path / "moved")
     document = status(tmp_path / "s")
@@ -277,9 +266,9 @@ def test_status_names_the_source_of_an_unfinished_corpus_that_is_gone(
     assert f"python: its source is gone, and what is left of it can't be read: {corpora}" in status_text(document)
     calls.clear()
     with pytest.raises(KeyboardInterrupt):
-        run(model_folder, tmp_path / "s", moved)
+        run(model_folder, tmp_path / "s", moved, max_unit_bytes=400)
     assert status(tmp_path / "s")["sources_gone"] == {}
-    run(model_folder, tmp_path / "s", moved)
+    run(model_folder, tmp_path / "s", moved, max_unit_bytes=400)
     shutil.rmtree(moved)
     assert (status(tmp_path / "s")["state"], status(tmp_path / "s")["sources_gone"]) == ("complete", {})
 

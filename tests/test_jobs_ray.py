@@ -14,8 +14,8 @@ import pytest
 from reference import everything
 from test_jobs_profile import COMMAND, start, wait_for_units
 
+from neurotally.jobs.engines import ModelConfig
 from neurotally.jobs.ray_engine import RayEngine
-from neurotally.jobs.worker import ModelConfig
 
 TAG = "NEUROTALLY_TEST_TAG"
 
@@ -153,7 +153,7 @@ def test_a_signal_that_ray_sees_while_it_waits(tag: str) -> None:
     waiting = (
         "import os, signal, threading, ray\n"
         "from neurotally.jobs import cli, ray_engine\n"
-        "from neurotally.jobs.worker import ModelConfig\n"
+        "from neurotally.jobs.engines import ModelConfig\n"
         "ray_engine._LOOK_EVERY_S = 4.0\n"
         "def profile(*_):\n"
         "    engine = ray_engine.RayEngine(ModelConfig('none'), 1, __import__('pathlib').Path('session'))\n"

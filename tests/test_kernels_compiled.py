@@ -121,7 +121,7 @@ torch.set_num_threads(3)
 torch.ones(10**6).exp()
 before = len(os.listdir("/proc/self/task"))
 kind = torch.ones(2, 50, dtype=torch.uint8)
-tally.plain(torch.nn.ReLU(), torch.ones(2, 50, 1000), kind, tally.LayerTally.empty(1000))
+tally.tally_layer(torch.nn.ReLU(), torch.ones(2, 50, 1000), None, kind, tally.LayerTally.empty(1000))
 runtimes = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "omp" in line}
 print(before, len(os.listdir("/proc/self/task")), len(runtimes))
 """
@@ -144,22 +144,25 @@ def test_every_set_of_flags_gives_the_same_bits(
         library = compiled.Library(compiled.build())
         monkeypatch.setattr(tally, "library", lambda library=library: library)
         into = LayerTally.empty(123)
-        h_BTF, maxima = tally.gated(torch.nn.SiLU(), gate_BTF, up_BTF, kind_BT, into)
+        h_BTF, maxima = tally.tally_layer(torch.nn.SiLU(), gate_BTF, up_BTF, kind_BT, into)
         results.append([h_BTF, *into.values(), *maxima])
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 @needs_compiler
-@pytest.mark.parametrize("pair", [("active", "active_special"), ("coefficient_max", "coefficient_min")])
+@pytest.mark.parametrize(
+    ("c_type", "first", "second"),
+    [("int64_t", "active", "active_special"), ("float", "coefficient_max", "coefficient_min")],
+)
 def test_a_loop_that_adds_up_in_another_order_than_the_table_is_refused(
-    pair: tuple[str, str], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    c_type: str, first: str, second: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, other = (f", {name})" for name in pair)
-    swapped = compiled.SOURCE.read_text().replace(one, ", ?").replace(other, one).replace(", ?", other)
+    one, other = (f"X({c_type}, {name})" for name in (first, second))
+    swapped = compiled.SOURCE.read_text().replace(one, "X(?)").replace(other, one).replace("X(?)", other)
     (tmp_path / "tally.cpp").write_text(swapped)
     monkeypatch.setattr(compiled, "SOURCE", tmp_path / "tally.cpp")
-    with pytest.raises(AssertionError, match=f"{pair[1]};.* {pair[0]};.*, statistics.py says .*: make them the same"):
+    with pytest.raises(AssertionError, match=f"{second};.* {first};.*, statistics.py says .*: make them the same"):
         compiled.build()
 
 
@@ -169,7 +172,7 @@ from neurotally.kernels import tally, triggers
 for _ in range(3):
     into = tally.LayerTally.empty(7)
     kind = torch.ones(2, 5, dtype=torch.uint8)
-    h, maxima = tally.plain(torch.nn.ReLU(), torch.ones(2, 5, 7), kind, into)
+    h, maxima = tally.tally_layer(torch.nn.ReLU(), torch.ones(2, 5, 7), None, kind, into)
     lists = triggers.LayerTriggers(7, 2, "cpu", None)
     lists.add(maxima, kind, kind)
     assert into["active"].tolist() == [10] * 7 and len(lists.best().value_N) == 7

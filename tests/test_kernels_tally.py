@@ -66,10 +66,7 @@ def run(
     into = LayerTally.empty(pre_BTF.shape[2]) if into is None else into
     pre_BTF = pre_BTF.clone() if getattr(act, "inplace", False) else pre_BTF
     with torch.no_grad():
-        if up_BTF is None:
-            h_BTF, maxima = kernels.plain(act, pre_BTF, kind_BT, into, **levels)
-        else:
-            h_BTF, maxima = kernels.gated(act, pre_BTF, up_BTF, kind_BT, into, **levels)
+        h_BTF, maxima = kernels.tally_layer(act, pre_BTF, up_BTF, kind_BT, into, **levels)
     return h_BTF, into, maxima
 
 
@@ -370,7 +367,7 @@ def test_mixed_dtypes_are_left_to_pytorch(up_dtype: torch.dtype) -> None:
 
 def test_a_wanted_gradient_is_kept() -> None:
     pre_BTF = torch.randn(1, 5, 7, requires_grad=True)
-    h_BTF, _ = kernels.plain(nn.SiLU(), pre_BTF, torch.zeros(1, 5, dtype=torch.uint8), LayerTally.empty(7))
+    h_BTF, _ = kernels.tally_layer(nn.SiLU(), pre_BTF, None, torch.zeros(1, 5, dtype=torch.uint8), LayerTally.empty(7))
     h_BTF.sum().backward()
     assert pre_BTF.grad is not None
 
@@ -387,7 +384,7 @@ def test_a_wanted_gradient_is_kept() -> None:
 )
 def test_shapes_that_do_not_fit_are_refused(pre_shape: tuple, up_shape: tuple, kind_shape: tuple) -> None:
     with pytest.raises(ValueError, match="expected"):
-        kernels.gated(
+        kernels.tally_layer(
             nn.SiLU(), torch.zeros(pre_shape), torch.zeros(up_shape), torch.zeros(kind_shape), LayerTally.empty(7)
         )
 

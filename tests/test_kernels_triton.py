@@ -112,8 +112,8 @@ def test_tally_and_triggers_never_wait_for_the_gpu(monkeypatch: pytest.MonkeyPat
     try:
         for act in acts:
             for gate_BTF, up_BTF, kind_BT, document_BT, position_BT in batches:
-                kernels.plain(act, gate_BTF, kind_BT, into)
-                _, maxima = kernels.gated(act, gate_BTF, up_BTF, kind_BT, into)
+                kernels.tally_layer(act, gate_BTF, None, kind_BT, into)
+                _, maxima = kernels.tally_layer(act, gate_BTF, up_BTF, kind_BT, into)
                 lists.add(maxima, document_BT, position_BT)
     finally:
         torch.cuda.set_sync_debug_mode(before)
@@ -149,7 +149,7 @@ def test_reading_neurons_synchronises_no_more_than_the_bare_model(model_folder: 
     table_BT = torch.arange(400, dtype=torch.int32, device="cuda").view(4, 100)
 
     def read(point: HookPoint, gate_BTF: Tensor, up_BTF: Tensor | None) -> Tensor:
-        h_BTF, maxima = kernels.gated(point.activation, gate_BTF, up_BTF, kind_BT, tallies[point.layer])
+        h_BTF, maxima = kernels.tally_layer(point.activation, gate_BTF, up_BTF, kind_BT, tallies[point.layer])
         lists[point.layer].add(maxima, table_BT, table_BT)
         return h_BTF
 
@@ -174,7 +174,7 @@ def test_tensors_of_more_than_2_to_the_31_elements() -> None:
     pre_BTF[1, -1] = 1
     kind_BT = torch.ones((2, num_tokens), dtype=torch.uint8, device="cuda")
     into = LayerTally.empty(num_neurons, "cuda")
-    h_BTF, maxima = kernels.plain(nn.ReLU(), pre_BTF, kind_BT, into)
+    h_BTF, maxima = kernels.tally_layer(nn.ReLU(), pre_BTF, None, kind_BT, into)
     assert (into["active"] == 1).all()
     assert (maxima.value_BF[1] == 1).all()
     assert (maxima.position_BF[1] == num_tokens - 1).all()

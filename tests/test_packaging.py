@@ -81,8 +81,9 @@ def test_kernels_import_torch_and_triton_only() -> None:
         ("neurotally.profiler", ("torch", "ray", "transformers", "zarr", "numpy")),
         ("neurotally.profiler.store", ("torch", "ray", "transformers")),
         ("neurotally.analysis.languages.lape", ("torch", "ray", "transformers")),
+        ("neurotally.jobs", ("torch", "ray", "transformers", "zarr")),
+        ("neurotally.jobs.passes.neurons", ("ray",)),
         ("neurotally.analysis.studies", ("torch", "zarr", "matplotlib", "pandas", "numpy")),
-        ("neurotally.jobs.profile", ("ray",)),
     ],
 )
 def test_importing_does_not_load(module: str, absent: tuple[str, ...]) -> None:
@@ -96,9 +97,9 @@ def test_transformers_imports_from_the_root_beside_hugging_faces_kernels() -> No
     assert "site-packages" in result.stdout
 
 
-@pytest.mark.parametrize("results", ["results.csv", "planted_concept.csv"])
-def test_the_readmes_tables_are_made_from_the_results(results: str) -> None:
+@pytest.mark.parametrize(("results", "folder"), [("results.csv", "kernels"), ("planted_concept.csv", "analysis")])
+def test_the_readmes_tables_are_made_from_the_results(results: str, folder: str) -> None:
     command = [sys.executable, ROOT / "tests/bench/results_table.py", ROOT / "tests/bench" / results]
     made = subprocess.run(command, capture_output=True, text=True)
-    assert made.stdout.strip() in (ROOT / "README.md").read_text()
+    assert made.stdout.strip() in (ROOT / folder / "README.md").read_text()
     assert made.stdout.count("\n") > 3

@@ -307,3 +307,24 @@ def test_an_edited_attribute_of_a_corpus_is_refused_by_name(name: str, value: ob
     (tmp_path / "s" / "zarr.json").write_text(json.dumps(root))
     with pytest.raises(InputError, match=re.escape(f"corpus 'c' has {name} {value!r}")):
         store.corpus_attributes(tmp_path / "s", "c")
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("sizes", [[7], [1, 2, 0, 4], [3, 3, 1], [0], []], ids=str)
+@pytest.mark.parametrize("chunk_bytes", [2**20, 4 * 5 * 3, 4 * 5], ids=["one chunk", "some rows", "a row"])
+def test_blocks_of_any_size_make_the_array(
+    axis: int, sizes: list[int], chunk_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_CHUNK_BYTES", chunk_bytes)
+    shape = (sum(sizes), 5) if axis == 0 else (2, sum(sizes), 5)
+    schema = {"x": store.ArraySpec("float32", ("a", "b", "c")[: len(shape)], np.nan)}
+    whole = np.random.default_rng(0).random(shape, np.float32)
+    blocks = np.split(whole, np.cumsum(sizes)[:-1].tolist(), axis) if sizes else []
+    store.write_arrays(tmp_path / "whole", {"x": whole}, {}, schema)
+    store.write_arrays(tmp_path / "blocks", {"x": store.Blocks(shape, axis, iter(blocks))}, {}, schema)
+    files = [
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in (tmp_path / "whole", tmp_path / "blocks")
+    ]
+    assert files[0] == files[1]
+    assert np.array_equal(store.read_arrays(tmp_path / "blocks", None, schema)["x"], whole)

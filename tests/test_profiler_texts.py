@@ -12,9 +12,8 @@ import pytest
 from conftest import make_tokenizer
 
 from neurotally.analysis.keys.places import find_line
-from neurotally.jobs.profile import ProfileRequest, profile
+from neurotally.jobs import profile
 from neurotally.jobs.progress import Progress
-from neurotally.jobs.worker import ModelConfig
 from neurotally.profiler import store
 from neurotally.profiler.corpus import parse_source
 from neurotally.profiler.documents import Manifest
@@ -51,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
 
 def run(model: Path, path: Path, corpora: Path, **options: Any) -> Path:
     options = {"row_tokens": 64, "groups": 3, "triggers": 4, **options}
-    profile(ProfileRequest(ModelConfig(str(model)), path, corpora, **options), Progress(quiet=True))
+    profile(str(model), path, corpora=corpora, progress=Progress(quiet=True), **options)
     return path
 
 
@@ -169,9 +168,9 @@ def test_records(model_folder: Path, tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": values}), tmp_path / "x.parquet", row_group_size=3)
     lines = [json.dumps({"n": number, "text": text}) for number, text in enumerate(values)]
     (tmp_path / "y.jsonl").write_text("\n".join(lines) + "\n")
-    corpora = (f"x={tmp_path / 'x.parquet'}", f"y={tmp_path / 'y.jsonl'}")
-    request = ProfileRequest(ModelConfig(str(model_folder)), tmp_path / "s", None, corpora, row_tokens=64, groups=2)
-    profile(request, Progress(quiet=True))
+    corpus = {"x": tmp_path / "x.parquet", "y": tmp_path / "y.jsonl"}
+    quiet = Progress(quiet=True)
+    profile(str(model_folder), tmp_path / "s", corpus=corpus, row_tokens=64, groups=2, progress=quiet)
     for name in "xy":
         texts = corpus_texts(tmp_path / "s", name)
         assert [one.text for one in texts.read([1, 4, 6])] == [values[1], values[4], values[6]]

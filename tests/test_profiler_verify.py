@@ -45,7 +45,7 @@ def moved(h_BTF: Tensor, share: float, generator: torch.Generator) -> Tensor:
 def load_as_on_a_gpu(model: LoadedModel, patch: pytest.MonkeyPatch, gated: Callable[[Gated], Gated]) -> None:
     """Check the model with a kernel made from ours; raises UnsupportedModelError where it is refused."""
     with patch.context() as patched:
-        patched.setattr(tally, "gated", gated(tally.gated))
+        patched.setattr(tally, "tally_layer", gated(tally.tally_layer))
         verify_hook_points(model, probe_ids(model.vocabulary), gpu_rounding(getattr(torch, model.facts.dtype)))
 
 
@@ -162,6 +162,6 @@ def test_nothing_may_differ_on_the_cpu(model: LoadedModel, monkeypatch: pytest.M
         h_BTF[0, 3, 5] = torch.nextafter(h_BTF[0, 3, 5].float(), torch.tensor(torch.inf)) * 1.01
         return h_BTF, maxima
 
-    monkeypatch.setattr(tally, "gated", _at(30, one_element)(tally.gated))
+    monkeypatch.setattr(tally, "tally_layer", _at(30, one_element)(tally.tally_layer))
     with pytest.raises(UnsupportedModelError, match=r"^layer 30 "):
         verify_hook_points(model, probe_ids(model.vocabulary))

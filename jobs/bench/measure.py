@@ -34,7 +34,7 @@ from transformers.activations import ACT2FN
 
 from neurotally.jobs.bench.models import flops_per_token, random_model
 from neurotally.jobs.bench.variants import Variant, variants_of
-from neurotally.kernels.tally import TOKEN, LayerTally, gated, plain
+from neurotally.kernels.tally import TOKEN, LayerTally, tally_layer
 from neurotally.profiler.batches import Batch
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model import LoadedModel, device_name, load_model, resolve_device
@@ -152,7 +152,7 @@ def _run_rounds(
         shuffler.shuffle(names)
         for name in names:
             run, state = variants[name]
-            with state:
+            with state():
                 elapsed = _time(run, device_type)
             if number >= 0:
                 seconds[name].append(elapsed)
@@ -206,9 +206,7 @@ def _kernels_alone(model: LoadedModel, rows: int, row_tokens: int) -> dict[str, 
     def alone(act: nn.Module) -> dict[str, float]:
         def op() -> object:
             with torch.inference_mode():
-                if model.facts.gated:
-                    return gated(act, pre_BTF, up_BTF, kind_BT, tally)
-                return plain(act, pre_BTF, kind_BT, tally)
+                return tally_layer(act, pre_BTF, up_BTF if model.facts.gated else None, kind_BT, tally)
 
         def pytorch() -> object:
             with torch.inference_mode():

@@ -20,13 +20,17 @@ from neurotally.profiler.neurons import NeuronRecorder
 
 NUM_TRIGGERS = 32
 
-Variant = tuple[Callable[[], object], AbstractContextManager[Any]]
+State = Callable[[], AbstractContextManager[Any]]
+Variant = tuple[Callable[[], object], State]
 """What is timed, and the state of the model around it."""
 
 
 def variants_of(model: LoadedModel, batch: Batch) -> dict[str, Variant]:
     """All variants, by name."""
     ids_BT = torch.from_numpy(batch.ids_BT).to(model.input_device)
+
+    def bare() -> AbstractContextManager[None]:
+        return taken_out(model.hook_points)
 
     def body() -> object:
         return model.run_body(ids_BT)
@@ -39,17 +43,17 @@ def variants_of(model: LoadedModel, batch: Batch) -> dict[str, Variant]:
         triggers = NUM_TRIGGERS if level == Statistics.EVERYTHING else 0
         recorder = NeuronRecorder(model.facts.num_neurons, model.devices, triggers)
         reader = NeuronReader(model, recorder, level)
-        return (lambda: reader.tally([batch])), nullcontext()
+        return (lambda: reader.tally([batch])), nullcontext
 
     found: dict[str, Variant] = {
-        "bare": (body, _bare(model)),
-        "bare_again": (body, _bare(model)),
-        "head": (head, _bare(model)),
+        "bare": (body, bare),
+        "bare_again": (body, bare),
+        "head": (head, bare),
         "eager_counts": (body, _eager_counts(model)),
         "eager_everything": (body, _eager_everything(model)),
     }
     if find_spec("nnsight") is not None:
-        found["nnsight_counts"] = (_nnsight_counts(model, ids_BT), _bare(model))
+        found["nnsight_counts"] = (_nnsight_counts(model, ids_BT), bare)
     return found | {
         "counts": ours(Statistics.COUNTS),
         "moments": ours(Statistics.MOMENTS),
@@ -57,26 +61,7 @@ def variants_of(model: LoadedModel, batch: Batch) -> dict[str, Variant]:
     }
 
 
-class _Reusable(AbstractContextManager[None]):
-    """A context made anew each time it is entered."""
-
-    def __init__(self, make: Callable[[], AbstractContextManager[None]]):
-        self._make = make
-
-    def __enter__(self) -> None:
-        self._inner = self._make()
-        self._inner.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self._inner.__exit__(*error)
-
-
-def _bare(model: LoadedModel) -> AbstractContextManager[None]:
-    """The model with its own activation modules in place of the hook points."""
-    return _Reusable(lambda: taken_out(model.hook_points))
-
-
-def _hooked(model: LoadedModel, register: Callable[[HookPoint], list[Any]]) -> AbstractContextManager[None]:
+def _hooked(model: LoadedModel, register: Callable[[HookPoint], list[Any]]) -> State:
     @contextmanager
     def hooked() -> Iterator[None]:
         with ExitStack() as hooks, taken_out(model.hook_points):
@@ -85,10 +70,10 @@ def _hooked(model: LoadedModel, register: Callable[[HookPoint], list[Any]]) -> A
                     hooks.enter_context(handle)
             yield
 
-    return _Reusable(hooked)
+    return hooked
 
 
-def _eager_counts(model: LoadedModel) -> AbstractContextManager[None]:
+def _eager_counts(model: LoadedModel) -> State:
     counts = [torch.zeros(point.width, dtype=torch.int32, device=point.device) for point in model.hook_points]
 
     def register(point: HookPoint) -> list[Any]:
@@ -100,7 +85,7 @@ def _eager_counts(model: LoadedModel) -> AbstractContextManager[None]:
     return _hooked(model, register)
 
 
-def _eager_everything(model: LoadedModel) -> AbstractContextManager[None]:
+def _eager_everything(model: LoadedModel) -> State:
     """All of our statistics with hooks, as one would write them in eager PyTorch."""
     sums = [LayerTally.empty(point.width, point.device) for point in model.hook_points]
     best = [torch.zeros(NUM_TRIGGERS, point.width, device=point.device) for point in model.hook_points]

@@ -1,6 +1,7 @@
 """The commands that measure what layers hold: embed, lens, agreement."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,8 +17,6 @@ from neurotally.jobs.commands.options import (
     PATH,
     PICTURE,
     WRITTEN_STORE,
-    DocumentOptions,
-    RunOptions,
     document_options,
     name_option,
     run_options,
@@ -58,8 +57,7 @@ _PARALLEL = name_option("parallel")
 @run_options
 @OUT
 @JSON_FLAG
-def embed(model: str, store: Path, parallel: Path, limit: int | None, common: bool, field: tuple[str, ...], bos: str,
-          name: str, run: RunOptions, out: Path | None, as_json: bool) -> None:  # fmt: skip
+def embed(model: str, store: Path, out: Path | None, as_json: bool, **options: Any) -> None:
     """Embed a parallel corpus at every layer: the position-weighted mean and the last token of each text.
 
     The same command goes on where it stopped. Texts longer than the model's context are left out, in all languages,
@@ -69,14 +67,9 @@ def embed(model: str, store: Path, parallel: Path, limit: int | None, common: bo
     Example:
       neurotally embed meta-llama/Llama-3.1-8B llama.store --parallel snippets/ --limit 100
     """
-    from neurotally.analysis import studies
-    from neurotally.jobs.passes.embed import embed as run_embed
-    from neurotally.jobs.progress import Progress
-    from neurotally.profiler.parallel import read_parallel
+    from neurotally.jobs.passes.embed import embed as run
 
-    request = run.request(model, store, "embeddings", name)
-    run_embed(request, read_parallel(parallel, limit, common, field), bos, Progress())
-    finish(studies.run("embed", store, name=name), as_json, out)
+    finish(run(model, store, **options), as_json, out)
 
 
 @click.command(short_help="What each layer would say next")
@@ -105,10 +98,8 @@ def embed(model: str, store: Path, parallel: Path, limit: int | None, common: bo
 @FULL
 @OUT
 @JSON_FLAG
-def lens(model: str, store: Path, parallel: Path, few_shot: Path, pairs: str, limit: int, keywords: Path | None,
-         english: Path | None, draws: int, seed: int, paper: bool, name: str, run: RunOptions, prompt: str | None,
-         sets: tuple[str, ...], panels_figure: Path | None, ranks_figure: Path | None, figure: Path | None, full: bool,
-         out: Path | None, as_json: bool) -> None:  # fmt: skip
+def lens(model: str, store: Path, prompt: str | None, panels_figure: Path | None, ranks_figure: Path | None,
+         figure: Path | None, full: bool, out: Path | None, as_json: bool, **options: Any) -> None:  # fmt: skip
     """What each layer would say next: the logit lens over few-shot translation (arXiv 2506.01074).
 
     For every layer and position the first tokens, the gold token, and how probable keywords and English words are.
@@ -119,32 +110,20 @@ def lens(model: str, store: Path, parallel: Path, few_shot: Path, pairs: str, li
       neurotally lens meta-llama/Llama-3.1-8B llama.store --parallel snippets.zip --few-shot prompts/ \\
           --keywords keywords/ --figure lens.png
     """
-    from neurotally.analysis import studies
-    from neurotally.analysis.layers.lens import find_prompt
-    from neurotally.jobs.passes.lens import LensRequest, prompts_of
-    from neurotally.jobs.passes.lens import lens as run_lens
-    from neurotally.jobs.progress import Progress
-    from neurotally.profiler.parallel import read_parallel
-    from neurotally.profiler.token_sets import read_keywords, read_words
+    from neurotally.jobs.passes.lens import lens as run
 
     if prompt is not None and figure is None:
         raise InputError("--prompt: expected --figure FILE.png with it")
-    request = LensRequest(
-        run=run.request(model, store, "lens", name),
-        parallel=read_parallel(parallel, limit),
-        few_shot=few_shot,
-        pairs=pairs,
-        keywords=None if keywords is None else read_keywords(keywords),
-        english=None if english is None else read_words(english),
-        paper=paper,
-        draws=draws,
-        seed=seed,
-    )
-    if prompt is not None:
-        find_prompt(prompt, *prompts_of(request), request.run.group)
-    run_lens(request, Progress())
-    result = studies.run("lens", store, name=name, sets=sets, prompt=prompt)
+    result = run(model, store, prompt=prompt, **options)
     finish(result, as_json, out, full, {None: figure, "panels": panels_figure, "ranks": ranks_figure})
+
+
+def _sizes(_context: click.Context, option: click.Parameter, text: str) -> list[int]:
+    """Whole numbers above 0 with commas between; none of them for `none`."""
+    parts = [] if text == "none" else [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise InputError(f"{option.opts[0]} {text!r}: expected whole numbers above 0 with commas between, or none")
+    return [int(part) for part in parts]
 
 
 @click.command(short_help="When the next token is decided")
@@ -161,6 +140,7 @@ def lens(model: str, store: Path, parallel: Path, few_shot: Path, pairs: str, li
 )
 @click.option(
     "--context-sizes",
+    callback=_sizes,
     metavar="N,...",
     default="1,2,5,10,20,50,100,200,500,1000",
     show_default=True,
@@ -168,6 +148,7 @@ def lens(model: str, store: Path, parallel: Path, few_shot: Path, pairs: str, li
 )
 @click.option(
     "--lines",
+    callback=_sizes,
     metavar="N,...",
     default="1,5,10,20,50",
     show_default=True,
@@ -190,10 +171,8 @@ def lens(model: str, store: Path, parallel: Path, few_shot: Path, pairs: str, li
 @FULL
 @OUT
 @JSON_FLAG
-def agreement(model: str, store: Path, corpora: Path | None, corpus: tuple[str, ...], variants: str,
-              context_sizes: str, lines: str, positions: int, documents: DocumentOptions, head_bias: bool, name: str,
-              run: RunOptions, context_figure: Path | None, figure: Path | None, full: bool,
-              out: Path | None, as_json: bool) -> None:  # fmt: skip
+def agreement(model: str, store: Path, context_figure: Path | None, figure: Path | None, full: bool,
+              out: Path | None, as_json: bool, **options: Any) -> None:  # fmt: skip
     """How often each layer's own first token is the model's (arXiv 2407.04868), by layer and by context size.
 
     The same command goes on where it stopped.
@@ -203,34 +182,9 @@ def agreement(model: str, store: Path, corpora: Path | None, corpus: tuple[str, 
       neurotally agreement NinedayWang/PolyCoder-2.7B polycoder.store --corpora sources/ --max-files 200 \\
           --figure agreement.png --context-figure contexts.png
     """
-    from neurotally.analysis import studies
-    from neurotally.jobs.passes.agreement import AgreementRequest
-    from neurotally.jobs.passes.agreement import agreement as run_agreement
-    from neurotally.jobs.progress import Progress
-    from neurotally.profiler.agreement import parse_variants
+    from neurotally.jobs.passes.agreement import agreement as run
 
-    request = AgreementRequest(
-        run=run.request(model, store, "lens", name),
-        corpora=corpora,
-        corpus=corpus,
-        variants=parse_variants(variants),
-        token_sizes=_sizes(context_sizes, "--context-sizes"),
-        line_sizes=_sizes(lines, "--lines"),
-        positions=positions,
-        max_files=documents.max_files,
-        document_tokens=documents.document_tokens,
-        head_bias=head_bias,
-    )
-    run_agreement(request, Progress())
-    finish(studies.run("agreement", store, name=name), as_json, out, full, {None: figure, "context": context_figure})
-
-
-def _sizes(text: str, option: str) -> list[int]:
-    """Whole numbers above 0 with commas between; none of them for `none`."""
-    parts = [] if text == "none" else [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise InputError(f"{option} {text!r}: expected whole numbers above 0 with commas between, or none")
-    return [int(part) for part in parts]
+    finish(run(model, store, **options), as_json, out, full, {None: figure, "context": context_figure})
 
 
 LAYER_COMMANDS = (embed, lens, agreement)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,8 +16,6 @@ from neurotally.jobs.commands.options import (
     OUT,
     PATH,
     WRITTEN_STORE,
-    DocumentOptions,
-    RunOptions,
     Share,
     document_options,
     name_option,
@@ -26,9 +25,7 @@ from neurotally.jobs.commands.output import finish
 
 _WAYS = ("activation", "coefficient", "weights", "weights-no-bias", "mean")  # of profiler.interventions.WAYS
 _MAX_DRAWS = 1000
-_DRAWS = 8
-"""At a level of 5 % a set must cost more than the draws' mean by 2.5 of their standard deviations: by 5.0 with three,
-by 2.1 with twenty draws, for 0.4 and 2.4 times the model's runs."""
+_DRAWS = 8  # jobs.passes.ablation.DRAWS
 
 
 def _pass_options(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -72,11 +69,8 @@ def _pass_options(name: str) -> Callable[[Callable[..., None]], Callable[..., No
               help="LAPE's balanced selection; for another one: `lape --out`, and --neurons.")  # fmt: skip
 @click.option("--quantile", type=Share(min_open=False), default=0.95, show_default=True, help="The threshold.")
 @_pass_options("ablate")
-def ablate(
-    model: str, store: Path, neurons: Path | None, corpus: tuple[str, ...], per_corpus: int, quantile: float,
-    corpora: Path, how: str, draws: int, documents: DocumentOptions, leave_out_used: bool, force: bool, name: str,
-    run: RunOptions, full: bool, figure: Path | None, out: Path | None, as_json: bool,
-) -> None:  # fmt: skip
+def ablate(model: str, store: Path, full: bool, figure: Path | None, out: Path | None, as_json: bool,
+           **options: Any) -> None:  # fmt: skip
     """What switching off each corpus's neurons (LAPE) costs every corpus, on held-out files in DIR.
 
     Beside as many random neurons of the same layers, and as many random ones above LAPE's threshold: a corpus's
@@ -87,21 +81,9 @@ def ablate(
     Example:
       neurotally ablate codellama/CodeLlama-7b-hf llama.store --corpora heldout/ --figure ablation.png
     """
-    from neurotally.analysis import studies
-    from neurotally.analysis.languages.rule import Rule
-    from neurotally.jobs.passes.ablation import ablation_request
-    from neurotally.jobs.passes.loss import measure_losses
-    from neurotally.jobs.progress import Progress
+    from neurotally.jobs.passes.ablation import ablate as run
 
-    progress = Progress()
-    rule = Rule(quantile, "balanced", per_corpus)
-    request = ablation_request(
-        run.request(model, store, "loss", name), corpora, rule if neurons is None else neurons, draws, how,
-        max_files=documents.max_files, document_tokens=documents.document_tokens, force=force,
-        leave_out_used=leave_out_used, only=corpus, note=progress.note,
-    )  # fmt: skip
-    measure_losses(request, progress)
-    finish(studies.run("losses", store, name=name, form="ablate"), as_json, out, full, {None: figure})
+    finish(run(model, store, **options), as_json, out, full, {None: figure})
 
 
 @click.command(short_help="What any sets of neurons are worth")
@@ -111,11 +93,8 @@ def ablate(
               help="Named sets of neurons, as `lape --out` and `concepts --out` write them.")  # fmt: skip
 @click.option("--regex", type=PATH, metavar="FILE.toml", help="[concepts] NAME = 'regular expression' lines.")
 @_pass_options("mask")
-def mask(
-    model: str, store: Path, neurons: Path, regex: Path | None, corpora: Path, how: str, draws: int,
-    documents: DocumentOptions, leave_out_used: bool, force: bool, name: str, run: RunOptions, full: bool,
-    figure: Path | None, out: Path | None, as_json: bool,
-) -> None:  # fmt: skip
+def mask(model: str, store: Path, full: bool, figure: Path | None, out: Path | None, as_json: bool,
+         **options: Any) -> None:  # fmt: skip
     """What switching off named sets of neurons costs: loss, perplexity and top-1 accuracy on held-out files in DIR.
 
     With --regex apart for tokens in each concept's matches, the rest of their lines, other tokens of the same files,
@@ -127,19 +106,9 @@ def mask(
     Example:
       neurotally mask llama/ llama.store --neurons concepts.json --regex concepts.toml --corpora heldout/
     """
-    from neurotally.analysis import studies
-    from neurotally.analysis.keys.places import read_concepts
-    from neurotally.jobs.passes.ablation import mask_request
-    from neurotally.jobs.passes.loss import measure_losses
-    from neurotally.jobs.progress import Progress
+    from neurotally.jobs.passes.ablation import mask as run
 
-    concepts = {} if regex is None else read_concepts(regex)
-    request = mask_request(
-        run.request(model, store, "loss", name), corpora, neurons, concepts, draws, how, documents.max_files, force,
-        document_tokens=documents.document_tokens, leave_out_used=leave_out_used,
-    )  # fmt: skip
-    measure_losses(request, Progress())
-    finish(studies.run("losses", store, name=name, form="mask"), as_json, out, full, {None: figure})
+    finish(run(model, store, **options), as_json, out, full, {None: figure})
 
 
 MASKING_COMMANDS = (mask, ablate)

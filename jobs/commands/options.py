@@ -3,18 +3,12 @@
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import click
 
 from neurotally.profiler.errors import InputError
-
-if TYPE_CHECKING:
-    from neurotally.jobs.passes.run import PassRequest
-    from neurotally.jobs.worker import ModelConfig
 
 _LOCK_WAIT_S = 3.0
 """A run that is about to end, or a look at its `status`, is waited for."""
@@ -70,6 +64,19 @@ def _free_store(_context: click.Context, _parameter: click.Parameter, path: Path
     return path
 
 
+def _named_sources(_context: click.Context, _parameter: click.Parameter, options: tuple[str, ...]) -> dict[str, str]:
+    """NAME=SOURCE options as a dictionary."""
+    found: dict[str, str] = {}
+    for text in options:
+        name, equals, source = text.partition("=")
+        if not equals or not source:
+            raise InputError(f"--corpus {text!r}: expected NAME=SOURCE")
+        if name in found:
+            raise InputError(f"corpus {name!r} is named twice")
+        found[name] = source
+    return found
+
+
 PATH = click.Path(path_type=Path)
 OUTPUT = OutputFile()
 PICTURE = OutputFile(".png", ".pdf", ".svg")
@@ -83,6 +90,7 @@ CORPUS = click.option(
     "--corpus-source",
     "corpus",
     multiple=True,
+    callback=_named_sources,
     metavar="NAME=SOURCE",
     help="SOURCE: DIR, DIR::GLOB, FILE.jsonl[::COLUMN], FILE.parquet[::COLUMN] or hf:NAME[/CONFIG][::COLUMN].",
 )
@@ -97,62 +105,18 @@ FIGURE = click.option("--figure", type=PICTURE, metavar="FILE.png", help="Draw i
 Command = Callable[..., None]
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """How the model is run."""
-
-    workers: int | None
-    device: str
-    dtype: str
-    address: str | None
-    trust_remote_code: bool
-
-    def config(self, model: str) -> "ModelConfig":
-        """The model to load."""
-        from neurotally.jobs.worker import ModelConfig
-
-        return ModelConfig(model, self.device, self.dtype, self.trust_remote_code)
-
-    def request(
-        self, model: str, store: Path, family: Literal["embeddings", "lens", "loss"], name: str
-    ) -> "PassRequest":
-        """A pass whose result goes to STORE/FAMILY/NAME; an InputError where `name` can't be a folder's."""
-        from neurotally.jobs.passes.run import PassRequest
-        from neurotally.profiler.corpus import check_names
-
-        check_names([name], "--name")
-        return PassRequest(self.config(model), store, f"{family}/{name}", self.workers, self.address)
-
-
-@dataclass(frozen=True)
-class DocumentOptions:
-    """How much of each corpus is read."""
-
-    max_files: int | None
-    document_tokens: int | None
-
-
-def as_one(argument: str, group: type, *options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """A decorator that adds `options`; their values reach the command as a `group`, its argument `argument`."""
-    names = [field.name for field in fields(group)]
+def _together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """A decorator that adds options; each is an argument of its own."""
 
     def decorate(command: Command) -> Command:
-        @wraps(command)
-        def with_group(**values: Any) -> None:
-            own = {name: values.pop(name) for name in names}
-            command(**values, **{argument: group(**own)})
-
-        decorated: Command = with_group
         for option in reversed(options):
-            decorated = option(decorated)
-        return decorated
+            command = option(command)
+        return command
 
     return decorate
 
 
-run_options = as_one(
-    "run",
-    RunOptions,
+run_options = _together(
     click.option("--workers", type=COUNT, help="Default: one per GPU, else 1. More than one run as Ray actors."),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
     click.option(
@@ -167,11 +131,9 @@ run_options = as_one(
     ),
     click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model. Only if you trust it."),
 )
-"""The argument `run`, a RunOptions."""
+"""How the model is run."""
 
-document_options = as_one(
-    "documents",
-    DocumentOptions,
+document_options = _together(
     click.option(
         "--max-files",
         type=COUNT,
@@ -180,7 +142,7 @@ document_options = as_one(
     ),
     click.option("--document-tokens", type=COUNT, metavar="N", help="Keep the first N tokens of each document."),
 )
-"""The argument `documents`, a DocumentOptions."""
+"""How much of each corpus is read."""
 
 
 def name_option(default: str) -> Callable[[Command], Command]:

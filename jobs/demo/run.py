@@ -1,4 +1,4 @@
-"""`neurotally demo`: the whole way once, in under three minutes on a laptop, with nothing but what is installed.
+"""`neurotally demo`: the whole way once, on a laptop, with nothing but what is installed.
 
     DIR/corpus/{train,heldout,evaluation}/LANGUAGE/   source code found on this machine
     DIR/model/                                        a small Llama, trained on `train`
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neurotally.analysis import studies
 from neurotally.analysis.languages.counts import read_counts
 from neurotally.analysis.languages.lape import Selection
 from neurotally.analysis.languages.lape_study import lape_result
@@ -24,12 +23,9 @@ from neurotally.analysis.render.charts import save_figure
 from neurotally.analysis.result import Result, model_name
 from neurotally.jobs.demo.corpus import gather
 from neurotally.jobs.demo.model import train
-from neurotally.jobs.passes.ablation import ablation_request
-from neurotally.jobs.passes.loss import measure_losses
-from neurotally.jobs.passes.run import PassRequest
-from neurotally.jobs.profile import ProfileRequest, profile
+from neurotally.jobs.passes.ablation import ablate
+from neurotally.jobs.passes.neurons import profile
 from neurotally.jobs.progress import Progress
-from neurotally.jobs.worker import ModelConfig
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.whole_files import replace_json
 
@@ -41,7 +37,6 @@ EVALUATION_FILES, EVALUATION_FILE_TOKENS = 12, 400
 """Of each language, for every cell of the matrix."""
 RANDOM_DRAWS = 5
 """Of each of two kinds; `ablate`'s own number would take half as long again."""
-_GROUP = "loss/ablate"
 
 
 @dataclass(frozen=True)
@@ -76,33 +71,34 @@ def demo(folder: Path, workers: int, progress: Progress) -> DemoResult:
     _refuse_other_folder(folder)
     if not (folder / "corpus").exists():
         progress.note("1/5 gathering source code on this machine …")
-        gather(folder / "corpus", progress=progress.on_terminal)
+        gather(folder / "corpus", progress=progress.shows_bars)
     if not (folder / "model").exists():
         progress.note("2/5 training a small Llama on it, about a minute …")
-        train(folder / "corpus" / "train", folder / "model", progress=progress.on_terminal)
+        train(folder / "corpus" / "train", folder / "model", progress=progress.shows_bars)
     progress.note(f"3/5 profiling its neurons over held-out files on {workers} workers …")
-    model = ModelConfig(str(folder / "model"), device="cpu", dtype="float32")
-    request = ProfileRequest(model, folder / "store", corpora=folder / "corpus" / "heldout", workers=workers)
-    profile(request, progress)
+    profile(
+        str(folder / "model"), folder / "store", corpora=folder / "corpus" / "heldout", workers=workers,
+        progress=progress,
+        device="cpu", dtype="float32",
+    )  # fmt: skip
     progress.note("4/5 finding each language's neurons, switching them off …")
     counts = read_counts(folder / "store")
     selection = RULE.choose(counts)
     neurons = lape_result(counts, selection).of(model_name(counts.model), counts.corpora)
     replace_json(folder / "lape.json", neurons.document)
-    ablation = _ablation(folder, model, progress)
+    ablation = _ablation(folder, progress)
     progress.note("5/5 drawing …")
     save_figure(neurons.figure(), folder / "layers.png")
     save_figure(ablation.figure(), folder / "ablation.png")
     return DemoResult(folder, selection, neurons, ablation)
 
 
-def _ablation(folder: Path, model: ModelConfig, progress: Progress) -> Result:
-    request = ablation_request(
-        PassRequest(model, folder / "store", _GROUP), folder / "corpus" / "evaluation", RULE, RANDOM_DRAWS,
-        max_files=EVALUATION_FILES, document_tokens=EVALUATION_FILE_TOKENS, note=progress.note,
+def _ablation(folder: Path, progress: Progress) -> Result:
+    result = ablate(
+        str(folder / "model"), folder / "store", corpora=folder / "corpus" / "evaluation",
+        per_corpus=RULE.per_corpus, quantile=RULE.quantile, draws=RANDOM_DRAWS, max_files=EVALUATION_FILES,
+        document_tokens=EVALUATION_FILE_TOKENS, progress=progress, device="cpu", dtype="float32",
     )  # fmt: skip
-    measure_losses(request, progress)
-    result = studies.run("losses", folder / "store", name="ablate", form="ablate")
     replace_json(folder / "ablation.json", result.document)
     return result
 

@@ -1,21 +1,25 @@
-"""What `neurotally ablate` and `neurotally mask` ask of the loss pass: which neurons, which controls, which text."""
+"""`neurotally ablate` and `neurotally mask`: which neurons, controls and texts the loss pass gets."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from re import Pattern
 from typing import Any
 
 import numpy as np
 
+from neurotally.analysis import studies
+from neurotally.analysis.keys.places import read_concepts
 from neurotally.analysis.languages.counts import read_counts
 from neurotally.analysis.languages.lape import threshold_of
 from neurotally.analysis.languages.rule import Rule
 from neurotally.analysis.masking.mask_sets import MaskSets, above_threshold, mask_sets, read_origin
 from neurotally.analysis.masking.masks import read_mask
+from neurotally.analysis.result import Result
 from neurotally.jobs.passes.held_out import Choosers, profiled_documents
-from neurotally.jobs.passes.loss import LossRequest
-from neurotally.jobs.passes.run import PassRequest
+from neurotally.jobs.passes.loss import MAX_UNIT_BYTES, Evaluation, measure_losses
 from neurotally.jobs.plan import find_corpora
+from neurotally.jobs.progress import Progress
+from neurotally.jobs.run import Texts, make_where
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model import ModelFacts
@@ -24,88 +28,109 @@ Neurons = Mapping[str, np.ndarray]
 """Sets by name: int64 [n, 2] of (layer, neuron)."""
 Above = Mapping[str, np.ndarray] | str
 """As `mask_sets` takes it."""
+DRAWS = 8
+"""At a level of 5 % a set must cost more than the draws' mean by 2.5 of their standard deviations: by 5.0 with three,
+by 2.1 with twenty draws, for 0.4 and 2.4 times the model's runs."""
 
 
-def ablation_request(
-    run: PassRequest,
-    corpora: Path,
-    chosen_by: Rule | Path,
-    draws: int,
-    how: str = "activation",
-    max_files: int | None = None,
-    document_tokens: int | None = None,
-    force: bool = False,
-    leave_out_used: bool = False,
-    only: Sequence[str] = (),
-    note: Callable[[str], object] = lambda text: None,
-) -> LossRequest:
-    """Each corpus's neurons, by a rule from the store's counts or from a mask file, on its held-out files in `corpora`.
+def ablate(
+    model: str, store: Path | str, *, corpora: Path | str, neurons: Path | str | None = None,
+    corpus: Sequence[str] = (), per_corpus: int = 400, quantile: float = 0.95, how: str = "activation",
+    draws: int = DRAWS, max_files: int | None = None, document_tokens: int | None = None,
+    leave_out_used: bool = False, force: bool = False, name: str = "ablate", workers: int | None = None,
+    device: str = "auto", dtype: str = "auto", address: str | None = None, trust_remote_code: bool = False,
+    progress: Progress | None = None, max_unit_bytes: int = MAX_UNIT_BYTES,
+) -> Result:  # fmt: skip
+    """What switching off each corpus's neurons costs every corpus; as `neurotally ablate`, with its options.
 
-    Only names that both have are taken; the others are told to `note`. `only`: with a rule, the corpora of the store
-    that it compares; none: all.
+    LAPE's choice from the store's counts (`corpus`: compare only these), or the sets of a mask file `neurons`, on
+    the held-out files of the folder `corpora`. Only names that both have are taken; the others are told. Returns the
+    `Result` of `ablate`.
+
+    >>> from neurotally.jobs import ablate
+    >>> done = ablate("model/", "my.store", corpora="heldout/", per_corpus=3, quantile=0.5, draws=2)
+    >>> [len(row) for row in done.document["change"]]
+    [2, 2]
     """
-    if only and isinstance(chosen_by, Path):
+    where, group = make_where(model, store, "loss", name, workers, device, dtype, address, trust_remote_code,
+                              progress)  # fmt: skip
+    if corpus and neurons is not None:
         raise InputError("--corpus says which of the store's corpora LAPE compares; with --neurons the file says it")
-    described: dict[str, Any] = {"neurons_from": chosen_by.name} if isinstance(chosen_by, Path) else {}
-    if isinstance(chosen_by, Rule):
-        counts = read_counts(run.store, only)
-        selection = chosen_by.choose(counts)
+    if neurons is None:
+        rule = Rule(quantile, "balanced", per_corpus)
+        counts = read_counts(where.store, corpus)
+        selection = rule.choose(counts)
         specific: Neurons = selection.specific
         rate_CLF = dict(zip(counts.corpora, counts.active_CLF / counts.tokens_C[:, None, None], strict=True))
         above: Above = above_threshold(rate_CLF, selection.bar, specific)
-        described = {**chosen_by.as_json(), "bar": selection.bar, "compared": list(counts.corpora)}
+        described = {**rule.as_json(), "bar": selection.bar, "compared": list(counts.corpora)}
+        choosers = profiled_documents(where.store)
     else:
-        specific = _read_neurons(chosen_by, run.store)
-        above = _above(chosen_by, run.store, specific)
-    sources = find_corpora(corpora, ())
-    names = [name for name in specific if name in sources]
+        file = Path(neurons)
+        specific = _read_neurons(file, where.store)
+        above = _above(file, where.store, specific)
+        described = {"neurons_from": file.name}
+        choosers = _choosers(file, where.store)
+    sources = find_corpora(corpora)
+    names = [one for one in specific if one in sources]
     if not names:
         raise InputError(f"{corpora} has none of the corpora {', '.join(specific)}; it has {', '.join(sources)}")
-    if lacking := [name for name in specific if name not in sources]:
-        note(f"{corpora} has no {', '.join(lacking)}: their neurons are left alone")
-    if others := [name for name in sources if name not in specific]:
-        note(f"{corpora}: {', '.join(others)} left out: no neurons are known for them")
-    wanted = {name: specific[name] for name in names}
+    if lacking := [one for one in specific if one not in sources]:
+        where.progress.note(f"{corpora} has no {', '.join(lacking)}: their neurons are left alone")
+    if others := [one for one in sources if one not in specific]:
+        where.progress.note(f"{corpora}: {', '.join(others)} left out: no neurons are known for them")
+    wanted = {one: specific[one] for one in names}
 
     def make_sets(facts: ModelFacts) -> MaskSets:
-        if isinstance(chosen_by, Path):
-            read_mask(chosen_by, facts.fingerprint, facts.num_layers, facts.num_neurons)
+        if neurons is not None:
+            read_mask(Path(neurons), facts.fingerprint, facts.num_layers, facts.num_neurons)
         return mask_sets(wanted, facts.num_neurons, draws, above)
 
-    choosers = _choosers(chosen_by, run.store) if isinstance(chosen_by, Path) else profiled_documents(run.store)
-    return LossRequest(
-        run=run, sources={name: sources[name] for name in names}, make_sets=make_sets, choosers=choosers, how=how,
-        max_files=max_files, document_tokens=document_tokens, force=force, leave_out_used=leave_out_used,
+    evaluation = Evaluation(
+        make_sets, choosers, how, document_tokens=document_tokens, force=force, leave_out_used=leave_out_used,
         described=described,
     )  # fmt: skip
+    texts = Texts({one: sources[one] for one in names}, max_files)
+    measure_losses(where, group, texts, evaluation, max_unit_bytes)
+    return studies.run("losses", where.store, name=name, form="ablate")
 
 
-def mask_request(
-    run: PassRequest,
-    corpora: Path,
-    neurons: Path,
-    concepts: Mapping[str, Pattern[str]],
-    draws: int,
-    how: str = "activation",
-    max_files: int | None = None,
-    force: bool = False,
-    document_tokens: int | None = None,
-    leave_out_used: bool = False,
-) -> LossRequest:
-    """The sets of a mask file, on all corpora of a folder and the tokens of `concepts`."""
-    specific = _read_neurons(neurons, run.store)
-    above = _above(neurons, run.store, specific)
-    with_spared = read_origin(neurons).has_polysemantic
+def mask(
+    model: str, store: Path | str, *, neurons: Path | str, corpora: Path | str,
+    regex: Path | str | Mapping[str, Pattern[str]] | None = None, how: str = "activation", draws: int = DRAWS,
+    max_files: int | None = None, document_tokens: int | None = None, leave_out_used: bool = False,
+    force: bool = False, name: str = "mask", workers: int | None = None, device: str = "auto", dtype: str = "auto",
+    address: str | None = None, trust_remote_code: bool = False, progress: Progress | None = None,
+    max_unit_bytes: int = MAX_UNIT_BYTES,
+) -> Result:  # fmt: skip
+    """What switching off the named sets of a mask file costs; as `neurotally mask`, with its options.
+
+    `corpora`: a folder of held-out files, one subfolder per corpus; `regex`: the file of the concepts' expressions, or
+    the compiled expressions by name, whose matches are measured apart. Returns the `Result` of `mask`.
+
+    >>> from neurotally.jobs import mask
+    >>> done = mask("model/", "my.store", neurons="neurons.json", corpora="heldout/", draws=2)
+    >>> sorted(done.document["sets"])
+    ['loops']
+    """
+    where, group = make_where(model, store, "loss", name, workers, device, dtype, address, trust_remote_code,
+                              progress)  # fmt: skip
+    file = Path(neurons)
+    concepts = read_concepts(Path(regex)) if isinstance(regex, Path | str) else regex or {}
+    specific = _read_neurons(file, where.store)
+    above = _above(file, where.store, specific)
+    with_spared = read_origin(file).has_polysemantic
 
     def make_sets(facts: ModelFacts) -> MaskSets:
-        read_mask(neurons, facts.fingerprint, facts.num_layers, facts.num_neurons)
+        read_mask(file, facts.fingerprint, facts.num_layers, facts.num_neurons)
         return mask_sets(specific, facts.num_neurons, draws, above, with_spared)
 
-    return LossRequest(
-        run=run, sources=find_corpora(corpora, ()), make_sets=make_sets, choosers=_choosers(neurons, run.store),
-        how=how, concepts=concepts, max_files=max_files, document_tokens=document_tokens, force=force,
-        leave_out_used=leave_out_used, described={"neurons_from": neurons.name},
+    evaluation = Evaluation(
+        make_sets, _choosers(file, where.store), how, concepts, document_tokens, force, leave_out_used,
+        {"neurons_from": file.name},
     )  # fmt: skip
+    measure_losses(where, group, Texts(find_corpora(corpora), max_files), evaluation, max_unit_bytes)
+    return studies.run("losses", where.store, name=name, form="mask")
 
 
 def _read_neurons(path: Path, store_path: Path) -> Neurons:

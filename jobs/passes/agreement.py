@@ -11,20 +11,29 @@ See `neurotally.profiler.agreement`. Layers are counted from 0, after the first 
 position of the context `document`, special tokens too; one longer than a row goes on in a row that starts afresh.
 """
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from neurotally.jobs.passes.run import PassRequest, PassResult, Plan, run_pass
-from neurotally.jobs.plan import CorpusPlan, find_corpora, list_corpus, stored_names
+from neurotally.analysis import studies
+from neurotally.analysis.result import Result
+from neurotally.jobs.plan import CorpusPlan, find_corpora, stored_names
 from neurotally.jobs.progress import Progress
-from neurotally.jobs.worker import TOKEN_BUDGET, Task
+from neurotally.jobs.reducers import KeptParts, Part, Parts, Plan
+from neurotally.jobs.run import Pass, Texts, make_where, model_identity, run_pass
 from neurotally.profiler import store
-from neurotally.profiler.agreement import AgreementCounts, Context, Place, choose_places, read_first_tokens
+from neurotally.profiler.agreement import (
+    AgreementCounts,
+    Context,
+    Place,
+    choose_places,
+    parse_variants,
+    read_first_tokens,
+)  # fmt: skip
 from neurotally.profiler.batches import lay_out
 from neurotally.profiler.corpus import read_documents
 from neurotally.profiler.documents import Status
@@ -34,18 +43,18 @@ from neurotally.profiler.memory import halving
 from neurotally.profiler.model import LoadedModel, ModelFacts
 from neurotally.profiler.texts import check_spans, universal_newlines
 from neurotally.profiler.tokenise import final_status, tokenise
+from neurotally.profiler.worker import TOKEN_BUDGET, Task
 
-_UNIT_BYTES = 2**18
+MAX_UNIT_BYTES = 2**18
+CONTEXT_SIZES, LINES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000), (1, 5, 10, 20, 50)
 _GROUPS = 10
 _LISTED_SKIPS = 20
 _COUNT_FILL = -1
+_BY_LAYER_NAMES, _BY_CONTEXT_NAMES = ("agreed", "gold"), ("model_gold", "positions", "gold_positions")
 _BY_LAYER, _BY_CONTEXT = ("corpus", "context", "variant", "layer"), ("corpus", "context")
 SCHEMA: Mapping[str, store.ArraySpec] = {
-    "agreed": store.ArraySpec("int64", _BY_LAYER, _COUNT_FILL),
-    "gold": store.ArraySpec("int64", _BY_LAYER, _COUNT_FILL),
-    "model_gold": store.ArraySpec("int64", _BY_CONTEXT, _COUNT_FILL),
-    "positions": store.ArraySpec("int64", _BY_CONTEXT, _COUNT_FILL),
-    "gold_positions": store.ArraySpec("int64", _BY_CONTEXT, _COUNT_FILL),
+    **{name: store.ArraySpec("int64", _BY_LAYER, _COUNT_FILL) for name in _BY_LAYER_NAMES},
+    **{name: store.ArraySpec("int64", _BY_CONTEXT, _COUNT_FILL) for name in _BY_CONTEXT_NAMES},
     "corpus": store.ArraySpec("string", ("corpus",), ""),
     "variant": store.ArraySpec("string", ("variant",), ""),
     "context_kind": store.ArraySpec("string", ("context",), ""),
@@ -54,28 +63,8 @@ SCHEMA: Mapping[str, store.ArraySpec] = {
 
 
 @dataclass(frozen=True)
-class AgreementRequest:
-    """What `neurotally agreement` was asked for."""
-
-    run: PassRequest
-    corpora: Path | None
-    corpus: tuple[str, ...]
-    """NAME=SOURCE."""
-    variants: Sequence[str]
-    token_sizes: Sequence[int]
-    line_sizes: Sequence[int]
-    positions: int
-    """Drawn in each document, for truncated inputs."""
-    max_files: int | None = None
-    document_tokens: int | None = None
-    """Only the first so many tokens of each document are read; None: all."""
-    head_bias: bool = False
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class AgreementJob:
-    """The config of the pass."""
+class AgreementConfig:
+    """What decides the result of a unit, beside the model."""
 
     contexts: tuple[Context, ...]
     """The first is the whole document."""
@@ -87,18 +76,12 @@ class AgreementJob:
     context_tokens: int
     """Truncated inputs have no more: lines can be of any length."""
     token_budget: int
-    document_tokens: int | None = None
-
-    def bind(self, model: LoadedModel) -> "AgreementWorker":
-        """The pass on a loaded model."""
-        return AgreementWorker(model, self)
+    document_tokens: int | None
 
 
-@dataclass(frozen=True)
-class PreparedDocuments:
+class CutDocuments(NamedTuple):
     """A unit's documents, read and tokenised, and the truncated inputs cut from them. n documents."""
 
-    task: Task
     ids: list[list[int]]
     """Of those that have a token."""
     places: list[list[Place]]
@@ -106,38 +89,38 @@ class PreparedDocuments:
 
 
 class AgreementWorker:
-    """The pass on a loaded model: pure functions of (config, task)."""
+    """The pass on a loaded model."""
 
-    def __init__(self, model: LoadedModel, job: AgreementJob):
+    def __init__(self, model: LoadedModel, config: AgreementConfig):
         self._model = model
-        self._job = job
+        self._config = config
         self._lens = Lens(model)
         check_spans(model.tokenizer, model.facts.id)
-        if not self._lens.reads_raw and any(variant.endswith("-raw") for variant in job.variants):
+        if not self._lens.reads_raw and any(variant.endswith("-raw") for variant in config.variants):
             raise UnsupportedModelError(
                 f"{model.facts.id}: its output embedding is narrower than its layers, so raw vectors can't be read; "
                 "use --variants ffn-norm,residual-norm"
             )
 
-    def prepare(self, task: Task) -> PreparedDocuments:
+    def prepare(self, task: Task) -> CutDocuments:
         """Read, tokenise, choose positions."""
         documents = list(read_documents(task.source, task.names, task.sizes, task.offset))
         texts = [document.text for document in documents]
-        found = tokenise(self._model.tokenizer, texts, self._job.document_tokens, with_spans=True)
+        found = tokenise(self._model.tokenizer, texts, self._config.document_tokens, with_spans=True)
         status, ids, places = [], [], []
         for document, (ids_T, span_T2) in zip(documents, found, strict=True):
             status.append(final_status(document, ids_T))
             if document.text is not None and ids_T:
                 ids.append(ids_T)
                 places.append(self._places(document.text, ids_T, span_T2, document.sha256))
-        return PreparedDocuments(task, ids, places, np.array(status, np.uint8))
+        return CutDocuments(ids, places, np.array(status, np.uint8))
 
-    def compute(self, prepared: PreparedDocuments, hint: np.ndarray | None = None) -> PassResult:
+    def compute(self, task: Task, prepared: CutDocuments) -> Part:
         """Run the model over whole documents and over the truncated inputs."""
-        start = time.perf_counter()
         (counts, tokens), restarts = halving(
-            self._job.token_budget, lambda budget: self._count(prepared, budget), "a single row doesn't fit in memory"
-        )
+            self._config.token_budget, lambda budget: self._count(prepared, budget),
+            "a single row doesn't fit in memory",
+        )  # fmt: skip
         arrays = {
             "agreed": counts.agreed_CAL,
             "gold": counts.gold_CAL,
@@ -146,7 +129,7 @@ class AgreementWorker:
             "gold_positions": counts.gold_positions_C,
             "status": prepared.status_n,
         }
-        return PassResult(prepared.task.key, arrays, tokens, time.perf_counter() - start, restarts)
+        return Part(arrays, tokens, restarts)
 
     def _places(self, text: str, ids: list[int], span_T2: np.ndarray, sha256: bytes) -> list[Place]:
         first = next((at for at, token in enumerate(ids) if token not in self._model.special_ids), len(ids))
@@ -158,12 +141,12 @@ class AgreementWorker:
         # A token that trims to nothing may begin before the one in front of it.
         begin_T = np.maximum.accumulate(span_T2[:, 0])
         line_T = np.searchsorted(breaks, begin_T)
-        key = (self._job.seed, int.from_bytes(sha256[:8], "big"))
-        job = self._job
-        return list(choose_places(end, first, line_T, job.contexts, job.positions, job.context_tokens, key))
+        key = (self._config.seed, int.from_bytes(sha256[:8], "big"))
+        config = self._config
+        return list(choose_places(end, first, line_T, config.contexts, config.positions, config.context_tokens, key))
 
-    def _count(self, prepared: PreparedDocuments, budget: int) -> tuple[AgreementCounts, int]:
-        job, lens = self._job, self._lens
+    def _count(self, prepared: CutDocuments, budget: int) -> tuple[AgreementCounts, int]:
+        config, lens = self._config, self._lens
         documents = prepared.ids
         cut = [(document, place) for document, places in enumerate(prepared.places) for place in places]
         rows = [*documents, *(documents[document][place.first : place.end] for document, place in cut)]
@@ -173,37 +156,140 @@ class AgreementWorker:
         context_T = np.concatenate([np.zeros(total, np.int64), np.repeat([place.context for _, place in cut], lengths)
                                     .astype(np.int64)]) if cut else np.zeros(total, np.int64)  # fmt: skip
         gold_T = np.full(len(context_T), -1, np.int64)
-        gold_T[:total] = [token for ids in documents for token in _next_in_row(ids, job.row_tokens)]
+        gold_T[:total] = [token for ids in documents for token in _next_in_row(ids, config.row_tokens)]
         at_T = np.arange(len(context_T)) < total
         last = total + np.cumsum(np.array(lengths, np.int64)) - 1
         at_T[last] = True
         gold_T[last] = [documents[document][place.end] for document, place in cut]
-        counts = AgreementCounts.zeros(len(job.contexts), len(job.variants), self._model.facts.num_layers)
+        reads_ffn = any("ffn" in variant for variant in config.variants)
+        counts = AgreementCounts.zeros(len(config.contexts), len(config.variants), self._model.facts.num_layers)
         for first, end, row_tokens in (
-            (0, len(documents), job.row_tokens),
-            (len(documents), len(rows), job.context_tokens),
+            (0, len(documents), config.row_tokens),
+            (len(documents), len(rows), config.context_tokens),
         ):
             offset = total if first else 0
             laid_out = lay_out(list(enumerate(rows[first:end])), self._model.special_ids, "documents", row_tokens)
             inside = slice(offset, offset + len(laid_out.ids_N))
             for found in lens.rectangles(laid_out, at_T[inside], budget):
-                vectors = lens.vectors(found.ids_BT, found.at_BT, ffn=any("ffn" in variant for variant in job.variants))
-                read = read_first_tokens(lens, vectors, job.variants, job.head_bias)
+                vectors = lens.vectors(found.ids_BT, found.at_BT, ffn=reads_ffn)
+                read = read_first_tokens(lens, vectors, config.variants, config.head_bias)
                 counts.add(read, context_T[inside][found.token_n], gold_T[inside][found.token_n])
         return counts, len(context_T)
 
 
-def agreement(request: AgreementRequest, progress: Progress) -> dict[str, Any]:
-    """Bring the store to hold the layer agreement asked for; returns the group's attributes."""
-    plans = [
-        list_corpus(name, source, request.max_files, request.run.store)
-        for name, source in find_corpora(request.corpora, request.corpus).items()
-    ]
+def agreement(
+    model: str, store: Path | str, *, corpora: Path | str | None = None,
+    corpus: Mapping[str, str | Path] | None = None, variants: str | Sequence[str] = "all",
+    context_sizes: Sequence[int] = CONTEXT_SIZES, lines: Sequence[int] = LINES, positions: int = 4,
+    max_files: int | None = None, document_tokens: int | None = None, head_bias: bool = False, seed: int = 0,
+    name: str = "agreement", workers: int | None = None, device: str = "auto", dtype: str = "auto",
+    address: str | None = None, trust_remote_code: bool = False, progress: Progress | None = None,
+    max_unit_bytes: int = MAX_UNIT_BYTES,
+) -> Result:  # fmt: skip
+    """How often each layer's own top-1 prediction is the model's; as `neurotally agreement`, with its options.
 
-    def make_plan(facts: ModelFacts, _path: Path) -> Plan:
-        return _plan(request, facts, plans, progress)
+    `corpora` and `corpus`: as `profile` takes them; `context_sizes`, `lines`: of truncated inputs, in tokens and in
+    lines. Returns the `Result` of `agreement`.
 
-    return run_pass(request.run, make_plan, progress)
+    >>> from neurotally.jobs import agreement
+    >>> done = agreement("model/", "my.store", corpora="sources/", context_sizes=[5], lines=[2])
+    >>> sorted(done.document["corpora"])
+    ['c++', 'python']
+    """
+    where, group = make_where(model, store, "lens", name, workers, device, dtype, address, trust_remote_code,
+                              progress)  # fmt: skip
+    chosen = parse_variants(variants) if isinstance(variants, str) else variants
+
+    def make_pass(facts: ModelFacts, listed: list[CorpusPlan]) -> Pass:
+        sizes = [Context("tokens", size) for size in sorted(set(context_sizes))]
+        fitting = [context for context in sizes if context.size <= facts.max_row_tokens]
+        left_out = [context.label for context in sizes if context not in fitting]
+        if left_out:
+            where.progress.note(
+                f"warning: left out: contexts of {', '.join(left_out)}: the model's is {facts.max_row_tokens}"
+            )
+        config = AgreementConfig(
+            contexts=(Context("document"), *fitting, *(Context("lines", size) for size in sorted(set(lines)))),
+            variants=tuple(chosen),
+            head_bias=head_bias,
+            positions=positions,
+            seed=seed,
+            row_tokens=facts.row_tokens,
+            context_tokens=max([facts.row_tokens, *(context.size for context in fitting)]),
+            token_budget=TOKEN_BUDGET[facts.device_type],
+            document_tokens=document_tokens,
+        )
+        assembly = _Assembly(config, listed, max_unit_bytes, left_out)
+        identity = {
+            **model_identity(facts),
+            **assembly.settings,
+            "attention": facts.attention,
+            "contexts": [context.label for context in config.contexts],
+            "token_budget": config.token_budget,
+            "document_tokens": config.document_tokens,
+            "corpora": {plan.name: plan.identity for plan in listed},
+        }
+        keep = partial(Parts, assemble=assembly, schema=SCHEMA)
+        return Pass(partial(AgreementWorker, config=config), [Plan(group, assembly.tasks, identity, keep)])
+
+    run_pass(where, make_pass, Texts(find_corpora(corpora, corpus), max_files))
+    return studies.run("agreement", where.store, name=name)
+
+
+@dataclass(frozen=True)
+class _Assembly:
+    """Puts the parts of a pass together."""
+
+    config: AgreementConfig
+    corpora: Sequence[CorpusPlan]
+    max_unit_bytes: int
+    left_out: Sequence[str]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those that readers want to know."""
+        config = self.config
+        return {
+            "variants": list(config.variants),
+            "head_bias": config.head_bias,
+            "positions": config.positions,
+            "seed": config.seed,
+            "row_tokens": config.row_tokens,
+            "context_tokens": config.context_tokens,
+        }
+
+    @cached_property
+    def tasks(self) -> list[Task]:
+        """The units of all corpora, in order."""
+        return [plan.task(unit) for plan in self.corpora for unit in plan.units(self.max_unit_bytes, _GROUPS)]
+
+    def __call__(self, parts: KeptParts) -> tuple[dict[str, np.ndarray | store.Blocks], dict[str, Any]]:
+        """The group's arrays and attributes."""
+        summed: dict[str, list[np.ndarray]] = {
+            name: _summed(parts.each(name), self.tasks) for name in (*_BY_LAYER_NAMES, *_BY_CONTEXT_NAMES)
+        }
+        arrays: dict[str, np.ndarray | store.Blocks] = {name: np.stack(by_corpus) for name, by_corpus in summed.items()}
+        if not any(positions.any() for positions in summed["positions"]):
+            raise InputError("no document of any corpus has a token")
+        contexts = self.config.contexts
+        arrays["corpus"] = np.array([plan.name for plan in self.corpora], object)
+        arrays["variant"] = np.array(self.config.variants, object)
+        arrays["context_kind"] = np.array([context.kind for context in contexts], object)
+        arrays["context_size"] = np.array([context.size for context in contexts], np.uint32)
+        status, described, first = parts.joined("status"), {}, 0
+        for plan in self.corpora:
+            end = first + len(plan.manifest.names)
+            described[plan.name] = _describe(plan, status[first:end])
+            first = end
+        return arrays, {**self.settings, "corpora": described, "left_out": list(self.left_out)}
+
+
+def _summed(values: Iterable[np.ndarray], tasks: Sequence[Task]) -> list[np.ndarray]:
+    """The sum of each corpus's values, in the order of the corpora."""
+    sums: dict[str, np.ndarray] = {}
+    for task, value in zip(tasks, values, strict=True):
+        sums[task.corpus] = sums[task.corpus] + value if task.corpus in sums else value
+    return list(sums.values())
 
 
 def _next_in_row(ids: Sequence[int], row_tokens: int) -> list[int]:
@@ -211,62 +297,8 @@ def _next_in_row(ids: Sequence[int], row_tokens: int) -> list[int]:
     return [-1 if at == len(ids) or at % row_tokens == 0 else ids[at] for at in range(1, len(ids) + 1)]
 
 
-def _plan(request: AgreementRequest, facts: ModelFacts, plans: Sequence[CorpusPlan], progress: Progress) -> Plan:
-    sizes = [Context("tokens", size) for size in sorted(set(request.token_sizes))]
-    fitting = [context for context in sizes if context.size <= facts.max_row_tokens]
-    left_out = [context.label for context in sizes if context not in fitting]
-    if left_out:
-        progress.note(f"warning: left out: contexts of {', '.join(left_out)}: the model's is {facts.max_row_tokens}")
-    lines = [Context("lines", size) for size in sorted(set(request.line_sizes))]
-    job = AgreementJob(
-        contexts=(Context("document"), *fitting, *lines),
-        variants=tuple(request.variants),
-        head_bias=request.head_bias,
-        positions=request.positions,
-        seed=request.seed,
-        row_tokens=facts.row_tokens,
-        context_tokens=max([facts.row_tokens, *(context.size for context in fitting)]),
-        token_budget=TOKEN_BUDGET[facts.device_type],
-        document_tokens=request.document_tokens,
-    )
-    settings = {
-        "variants": list(job.variants),
-        "head_bias": job.head_bias,
-        "positions": job.positions,
-        "seed": job.seed,
-        "row_tokens": job.row_tokens,
-        "context_tokens": job.context_tokens,
-    }
-    identity = {
-        **settings,
-        "attention": facts.attention,
-        "contexts": [context.label for context in job.contexts],
-        "token_budget": job.token_budget,
-        "document_tokens": job.document_tokens,
-        "corpora": {plan.name: plan.identity for plan in plans},
-    }
-    tasks = [plan.task(unit) for plan in plans for unit in plan.units(_UNIT_BYTES, _GROUPS)]
-
-    def assemble(parts: list[dict[str, np.ndarray]]) -> tuple[store.Arrays, dict[str, Any]]:
-        names = ("agreed", "gold", "model_gold", "positions", "gold_positions")
-        of = {plan.name: [part for task, part in zip(tasks, parts, strict=True) if task.corpus == plan.name]
-              for plan in plans}  # fmt: skip
-        arrays = {name: np.stack([sum(part[name] for part in some) for some in of.values()]) for name in names}
-        if not arrays["positions"].any():
-            raise InputError("no document of any corpus has a token")
-        arrays["corpus"] = np.array(list(of), object)
-        arrays["variant"] = np.array(job.variants, object)
-        arrays["context_kind"] = np.array([context.kind for context in job.contexts], object)
-        arrays["context_size"] = np.array([context.size for context in job.contexts], np.uint32)
-        described = {plan.name: _describe(plan, of[plan.name]) for plan in plans}
-        return arrays, {**settings, "corpora": described, "left_out": left_out}
-
-    return Plan(job, tasks, identity, assemble, SCHEMA, "unit")
-
-
-def _describe(plan: CorpusPlan, parts: Sequence[dict[str, np.ndarray]]) -> dict[str, Any]:
+def _describe(plan: CorpusPlan, status: np.ndarray) -> dict[str, Any]:
     """Documents of a corpus, and those that were skipped."""
-    status = np.concatenate([part["status"] for part in parts])
     skipped = np.flatnonzero(status != Status.COUNTED).tolist()
     return {
         "documents": len(status),

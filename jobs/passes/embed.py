@@ -1,6 +1,6 @@
 """The pass behind `neurotally embed`: the embeddings of a parallel corpus, each distinct text embedded once.
 
-    STORE/embeddings/NAME/   attrs: languages, bos, left_out, missing; identity as in `jobs.passes.run`
+    STORE/embeddings/NAME/   attrs: languages, bos, left_out, missing; and `jobs.reducers.Parts`'s
       weighted   float32 (layer, text, dimension)   layer 0: the token embeddings; the last one: after the final norm
       last       float32 (layer, text, dimension)
       text       uint32  (language, id)             number of the text that a language has for an id
@@ -9,29 +9,33 @@
       special    uint32  (text)                     how many of them are special
       id         string  (id)
 
-Two equal texts have one number, so that their embeddings are equal to the bit. A text that is longer than the model's
+Two equal texts have one number, so that their embeddings are bitwise identical. A text that is longer than the model's
 context, or of which no token counts, takes its id out of all languages; `left_out` names it.
 """
 
 import hashlib
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from neurotally.jobs.passes.run import PassRequest, PassResult, Plan, run_pass
+from neurotally.analysis import studies
+from neurotally.analysis.result import Result
+from neurotally.jobs.plan import CorpusPlan
 from neurotally.jobs.progress import Progress
-from neurotally.jobs.worker import TOKEN_BUDGET
+from neurotally.jobs.reducers import KeptParts, Part, Parts, Plan
+from neurotally.jobs.run import Pass, make_where, model_identity, run_pass
 from neurotally.profiler import store
 from neurotally.profiler.batches import TokenRows, lay_out
 from neurotally.profiler.embedding import BOS_RULES, Embeddings, embed_rows
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.memory import halving
 from neurotally.profiler.model import LoadedModel, ModelFacts
-from neurotally.profiler.parallel import ParallelTexts
+from neurotally.profiler.parallel import ParallelTexts, read_parallel
+from neurotally.profiler.worker import TOKEN_BUDGET
 
 _NONE = 2**32 - 1
 SCHEMA: Mapping[str, store.ArraySpec] = {
@@ -43,7 +47,7 @@ SCHEMA: Mapping[str, store.ArraySpec] = {
     "special": store.ArraySpec("uint32", ("text",), _NONE),
     "id": store.ArraySpec("string", ("id",), ""),
 }
-_TASK_TEXTS = 64
+TASK_TEXTS = 64
 """At 8B size a text's embeddings are 1 MB."""
 _TASK_CHARACTERS = 2**16
 _POOLED_BYTES = 2**28
@@ -62,29 +66,18 @@ class TextTask:
         """What tells it from the pass's other tasks."""
         return str(self.first)
 
+    @property
+    def size(self) -> int:
+        """Characters."""
+        return sum(map(len, self.texts))
+
     def __str__(self) -> str:
         return f"texts {self.first} to {self.first + len(self.texts) - 1} ({self.texts[0][:40]!r} …)"
 
 
-@dataclass(frozen=True)
-class EmbedJob:
-    """The config of the pass."""
+class Tokenised(NamedTuple):
+    """A task's n texts; `rows` holds those that can be embedded, numbered from 0."""
 
-    bos: str
-    """One of BOS_RULES."""
-    token_budget: int
-    """Cells of a rectangle."""
-
-    def bind(self, model: LoadedModel) -> "Embedder":
-        """The pass on a loaded model."""
-        return Embedder(model, self)
-
-
-@dataclass(frozen=True)
-class PreparedTexts:
-    """A task's texts, tokenised. n texts; `rows` holds those that can be embedded, numbered from 0."""
-
-    task: TextTask
     rows: TokenRows
     fits_n: np.ndarray
     tokens_n: np.ndarray
@@ -92,16 +85,17 @@ class PreparedTexts:
 
 
 class Embedder:
-    """The pass on a loaded model: pure functions of (config, task)."""
+    """The pass on a loaded model. `bos`: one of BOS_RULES; `token_budget`: cells of a batch."""
 
-    def __init__(self, model: LoadedModel, job: EmbedJob):
+    def __init__(self, model: LoadedModel, bos: str, token_budget: int):
         self._model = model
-        self._job = job
+        self._bos = bos
+        self._token_budget = token_budget
 
-    def prepare(self, task: TextTask) -> PreparedTexts:
-        """Tokenise."""
+    def prepare(self, task: TextTask) -> Tokenised:
+        """Tokenise a task's texts and lay out those that can be embedded."""
         ids: list[list[int]] = self._model.tokenizer(
-            list(task.texts), add_special_tokens=self._job.bos != "none",
+            list(task.texts), add_special_tokens=self._bos != "none",
             return_attention_mask=False, return_token_type_ids=False, verbose=False,
         )["input_ids"]  # fmt: skip
         special_ids = self._model.special_ids
@@ -112,11 +106,10 @@ class Embedder:
         fits_n = (tokens_n <= longest) & (counted_n > 0)
         fitting = [row for row, fits in zip(ids, fits_n, strict=True) if fits]
         rows = lay_out(list(enumerate(fitting)), special_ids, "documents", longest)
-        return PreparedTexts(task, rows, fits_n, tokens_n, special_n)
+        return Tokenised(rows, fits_n, tokens_n, special_n)
 
-    def compute(self, prepared: PreparedTexts, hint: np.ndarray | None = None) -> PassResult:
+    def compute(self, task: TextTask, prepared: Tokenised) -> Part:
         """Run the model over a task's texts; those that can't be embedded have NaN."""
-        start = time.perf_counter()
         embeddings, restarts = self._embeddings(prepared.rows)
         arrays = {
             "weighted": _spread(embeddings.weighted_NLD, prepared.fits_n),
@@ -125,17 +118,16 @@ class Embedder:
             "tokens": prepared.tokens_n,
             "special": prepared.special_n,
         }
-        tokens, seconds = len(prepared.rows.ids_N), time.perf_counter() - start
-        return PassResult(prepared.task.key, arrays, tokens, seconds, restarts)
+        return Part(arrays, len(prepared.rows.ids_N), restarts)
 
     def _uncounted(self, ids: Sequence[int]) -> int:
-        return int(self._job.bos != "counted" and bool(ids) and ids[0] in self._model.special_ids)
+        return int(self._bos != "counted" and bool(ids) and ids[0] in self._model.special_ids)
 
     def _embeddings(self, rows: TokenRows) -> tuple[Embeddings, int]:
         """Out of memory begins the task again with half the token budget, a row at least."""
-        counted = self._job.bos == "counted"
+        counted = self._bos == "counted"
         return halving(
-            self._job.token_budget,
+            self._token_budget,
             lambda budget: embed_rows(self._model, rows, counted, budget, self._model.facts.attention_budget),
             "a single text doesn't fit in memory",
         )
@@ -150,11 +142,9 @@ class _Assembly:
     bos: str
     max_tokens: int
 
-    def __call__(self, parts: list[dict[str, np.ndarray]]) -> tuple[store.Arrays, dict[str, Any]]:
-        """The group's arrays and attributes; takes the parts' large arrays out of them, to need no second copy."""
-        fits_N, tokens_N, special_N = (
-            np.concatenate([part[name] for part in parts]) for name in ("fits", "tokens", "special")
-        )
+    def __call__(self, parts: KeptParts) -> tuple[dict[str, np.ndarray | store.Blocks], dict[str, Any]]:
+        """The group's arrays and attributes."""
+        fits_N, tokens_N, special_N = (parts.joined(name) for name in ("fits", "tokens", "special"))
         number = {text: number for number, text in enumerate(self.distinct)}
         texts = self.parallel.texts
         number_CI = np.array([[number[text] for text in by_id.values()] for by_id in texts.values()])
@@ -167,13 +157,12 @@ class _Assembly:
                 f"{first['language']!r}: {first['reason']}"
             )
         used, text_CI = np.unique(number_CI[:, keep_I], return_inverse=True)
-        arrays: store.Arrays = {
+        sha256 = [hashlib.sha256(self.distinct[number].encode()).digest() for number in used]
+        arrays = {
             "weighted": _by_layer(parts, "weighted", used),
             "last": _by_layer(parts, "last", used),
             "text": text_CI.reshape(len(texts), -1).astype(np.uint32),
-            "hash": np.frombuffer(
-                b"".join(hashlib.sha256(self.distinct[number].encode()).digest() for number in used), np.uint8
-            ).reshape(-1, 32),
+            "hash": np.frombuffer(b"".join(sha256), np.uint8).reshape(-1, 32),
             "tokens": tokens_N[used],
             "special": special_N[used],
             "id": np.array(self.parallel.ids, dtype=object)[keep_I],
@@ -198,40 +187,54 @@ class _Assembly:
         return found
 
 
-def embed(request: PassRequest, parallel: ParallelTexts, bos: str, progress: Progress) -> dict[str, Any]:
-    """Bring `request.store` to hold the embeddings of a parallel corpus as `request.group`; its attributes.
+def embed(
+    model: str, store: Path | str, *, parallel: Path | str | ParallelTexts, limit: int | None = None,
+    common: bool = False, field: Sequence[str] = (), bos: str = "counted", name: str = "parallel",
+    workers: int | None = None, device: str = "auto", dtype: str = "auto", address: str | None = None,
+    trust_remote_code: bool = False, progress: Progress | None = None, task_texts: int = TASK_TEXTS,
+) -> Result:  # fmt: skip
+    """Embed a parallel corpus at every layer; as `neurotally embed`, with its options.
 
-    `bos`: one of BOS_RULES. Raises as `run_pass`, and InputError where no id is left.
+    `parallel`: a folder or archive as the command takes it (then `limit`, `common` and `field` choose from it), or what
+    `read_parallel` gives. Returns the `Result` of `embed`. Raises InputError (also where no id is left),
+    JobError, or Interrupted.
+
+    >>> from neurotally.jobs import embed
+    >>> done = embed("model/", "my.store", parallel="snippets/", limit=3)
+    >>> done.document["languages"], done.document["ids"]
+    (['C', 'Python'], 3)
     """
     assert bos in BOS_RULES, bos
-    distinct = list(dict.fromkeys(text for by_id in parallel.texts.values() for text in by_id.values()))
+    where, group = make_where(model, store, "embeddings", name, workers, device, dtype, address, trust_remote_code,
+                              progress)  # fmt: skip
+    texts = parallel if isinstance(parallel, ParallelTexts) else read_parallel(Path(parallel), limit, common, field)
+    distinct = list(dict.fromkeys(text for by_id in texts.texts.values() for text in by_id.values()))
 
-    def make_plan(facts: ModelFacts, _: Path) -> Plan:
-        budget = min(TOKEN_BUDGET[facts.device_type], _POOLED_BYTES // (8 * facts.width))
-        return Plan(
-            job=EmbedJob(bos, budget),
-            tasks=_cut(distinct),
-            identity={
-                "bos": bos,
-                "languages": list(parallel.languages),
-                "ids": len(parallel.ids),
-                "texts": parallel.sha256,
-                "token_budget": budget,
-            },
-            assemble=_Assembly(parallel, distinct, bos, facts.max_row_tokens),
-            schema=SCHEMA,
-            what="batch",
-        )
+    def make_pass(facts: ModelFacts, _: Sequence[CorpusPlan]) -> Pass:
+        token_budget = min(TOKEN_BUDGET[facts.device_type], _POOLED_BYTES // (8 * facts.width))
+        identity = {
+            **model_identity(facts),
+            "bos": bos,
+            "languages": list(texts.languages),
+            "ids": len(texts.ids),
+            "texts": texts.sha256,
+            "token_budget": token_budget,
+        }
+        assembly = _Assembly(texts, distinct, bos, facts.max_row_tokens)
+        keep = partial(Parts, assemble=assembly, schema=SCHEMA)
+        plan = Plan(group, _cut(distinct, task_texts), identity, keep, "batch")
+        return Pass(partial(Embedder, bos=bos, token_budget=token_budget), [plan])
 
-    return run_pass(request, make_plan, progress)
+    run_pass(where, make_pass)
+    return studies.run("embed", where.store, name=name)
 
 
-def _cut(texts: Sequence[str]) -> list[TextTask]:
+def _cut(texts: Sequence[str], task_texts: int) -> list[TextTask]:
     """Consecutive texts in tasks of some size, the same whoever runs them."""
     tasks: list[TextTask] = []
     first = characters = 0
     for number, text in enumerate(texts):
-        if number > first and (number - first == _TASK_TEXTS or characters + len(text) > _TASK_CHARACTERS):
+        if number > first and (number - first == task_texts or characters + len(text) > _TASK_CHARACTERS):
             tasks.append(TextTask(first, tuple(texts[first:number])))
             first, characters = number, 0
         characters += len(text)
@@ -245,14 +248,15 @@ def _spread(values_NLD: np.ndarray, fits_n: np.ndarray) -> np.ndarray:
     return spread_nLD
 
 
-def _by_layer(parts: list[dict[str, np.ndarray]], name: str, used: np.ndarray) -> np.ndarray:
-    """float32 [L, texts used, D] of the parts' [n, L, D], which are taken out of them."""
-    _, num_layers, width = parts[0][name].shape
-    by_layer_LND = np.empty((num_layers, len(used), width), np.float32)
-    end = first = 0
-    for part in parts:
-        values_nLD = part.pop(name)
-        here = used[(used >= first) & (used < first + len(values_nLD))] - first
-        by_layer_LND[:, end : end + len(here)] = values_nLD[here].transpose(1, 0, 2)
-        first, end = first + len(values_nLD), end + len(here)
-    return by_layer_LND
+def _by_layer(parts: KeptParts, name: str, used: np.ndarray) -> store.Blocks:
+    """float32 [L, texts used, D] of the parts' [n, L, D]."""
+    _, num_layers, width = next(parts.each(name)).shape
+
+    def blocks() -> Iterator[np.ndarray]:
+        first = 0
+        for values_nLD in parts.each(name):
+            here = used[(used >= first) & (used < first + len(values_nLD))] - first
+            yield values_nLD[here].transpose(1, 0, 2)
+            first += len(values_nLD)
+
+    return store.Blocks((num_layers, len(used), width), 1, blocks())

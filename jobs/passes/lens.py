@@ -1,7 +1,7 @@
 """The pass behind `neurotally lens`: the logit lens over few-shot translation prompts of a parallel corpus.
 
-    STORE/lens/NAME/   attrs: pairs, sets, empty_sets, draws, vocabulary, paper, skipped; identity as in
-                       `jobs.passes.run`
+    STORE/lens/NAME/   attrs: pairs, sets, empty_sets, draws, vocabulary, paper, skipped; and
+                       `jobs.reducers.Parts`'s
       by prompt (prompt), in the order of the pairs and, in each, of the ids
         prompt_id, prompt_source, prompt_target   string, and uint16 numbers of languages
         prompt_status                             uint8: 0 counted, 1 longer than the context, 2 no target token
@@ -31,17 +31,22 @@ its controls are one uniform draw from all tokens, `control_token` (member).
 """
 
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from neurotally.jobs.passes.run import PassRequest, PassResult, Plan, run_pass
+from neurotally.analysis import studies
+from neurotally.analysis.layers.lens import find_prompt
+from neurotally.analysis.result import Result
+from neurotally.jobs.plan import CorpusPlan
 from neurotally.jobs.progress import Progress
-from neurotally.jobs.worker import TOKEN_BUDGET
+from neurotally.jobs.reducers import KeptParts, Part, Parts, Plan
+from neurotally.jobs.run import Pass, make_where, model_identity, run_pass
 from neurotally.profiler import store
 from neurotally.profiler.batches import lay_out
 from neurotally.profiler.errors import InputError
@@ -49,14 +54,15 @@ from neurotally.profiler.lens import TOP, Lens
 from neurotally.profiler.lens_reading import DrawColumns, DrawSums, Readings, SetColumns, read_layers
 from neurotally.profiler.memory import halving
 from neurotally.profiler.model import LoadedModel, ModelFacts
-from neurotally.profiler.parallel import ParallelTexts
+from neurotally.profiler.parallel import ParallelTexts, read_parallel
 from neurotally.profiler.prompts import PromptTokens, build_prompt, read_few_shot, tokenise_prompts
 from neurotally.profiler.texts import load_tokenizer
-from neurotally.profiler.token_sets import DRAWS, TokenSet, TokenSets, find_token_sets
+from neurotally.profiler.token_sets import DRAWS, TokenSet, TokenSets, find_token_sets, read_keywords, read_words
+from neurotally.profiler.worker import TOKEN_BUDGET
 
 COUNTED, TOO_LONG, NO_TARGET = range(3)
 STATUS = ("counted", "longer than the context", "no target token")
-_TASK_PROMPTS = 25
+TASK_PROMPTS = 25
 _OF_SNIPPETS, _OF_POSITIONS = "_draws_of_snippets", "_draws_of_positions"
 """float64 [L, S, D] in a task's part: each draw's mass, summed over the means of snippets, and over positions."""
 _VOCABULARY = "_vocabulary"
@@ -96,25 +102,6 @@ SCHEMA: Mapping[str, store.ArraySpec] = {
 
 
 @dataclass(frozen=True)
-class LensRequest:
-    """What `neurotally lens` was asked for."""
-
-    run: PassRequest
-    parallel: ParallelTexts
-    few_shot: Path
-    """A folder of LANGUAGE_fewshot.txt."""
-    pairs: str = "all"
-    """`all` directed pairs, or A-B,C-D,..."""
-    keywords: Mapping[str, Sequence[str]] | None = None
-    english: Sequence[str] | None = None
-    paper: bool = False
-    draws: int = DRAWS
-    """Random sets for each token set."""
-    seed: int = 0
-    """Of these."""
-
-
-@dataclass(frozen=True)
 class PromptTask:
     """Some snippets of one directed pair."""
 
@@ -130,13 +117,18 @@ class PromptTask:
         """What tells it from the pass's other tasks."""
         return f"{self.source}\0{self.target}\0{self.first}"
 
+    @property
+    def size(self) -> int:
+        """Prompts."""
+        return len(self.snippets)
+
     def __str__(self) -> str:
         return f"prompts {self.first} to {self.first + len(self.snippets) - 1} of {self.source}-{self.target}"
 
 
 @dataclass(frozen=True)
-class LensJob:
-    """The config of the pass."""
+class LensConfig:
+    """What decides the result of a task, beside the model."""
 
     few_shot: Mapping[str, Sequence[str]]
     """Lines by language."""
@@ -148,50 +140,43 @@ class LensJob:
     """D."""
     paper: bool
     token_budget: int
-    """Cells of a rectangle."""
-
-    def bind(self, model: LoadedModel) -> "LensWorker":
-        """The pass on a loaded model."""
-        return LensWorker(model, self)
+    """Cells of a batch."""
 
 
 class LensWorker:
-    """The pass on a loaded model: pure functions of (config, task)."""
+    """The pass on a loaded model."""
 
-    def __init__(self, model: LoadedModel, job: LensJob):
+    def __init__(self, model: LoadedModel, config: LensConfig):
         self._model = model
-        self._job = job
+        self._config = config
         self._lens = Lens(model)
-        self._columns = SetColumns(job.set_ids, self._lens.vocabulary)
-        self._draw_columns = DrawColumns(job.draw_ids, self._lens.vocabulary)
+        self._columns = SetColumns(config.set_ids, self._lens.vocabulary)
+        self._draw_columns = DrawColumns(config.draw_ids, self._lens.vocabulary)
 
-    def prepare(self, task: PromptTask) -> tuple[PromptTask, list[PromptTokens]]:
+    def prepare(self, task: PromptTask) -> list[PromptTokens]:
         """Build and tokenise the prompts."""
-        source_lines, target_lines = (self._job.few_shot[language] for language in (task.source, task.target))
+        source_lines, target_lines = (self._config.few_shot[language] for language in (task.source, task.target))
         prompts = [
             build_prompt(task.source, task.target, source_lines, target_lines, snippet, translation)
             for snippet, translation in zip(task.snippets, task.translations, strict=True)
         ]
-        return task, tokenise_prompts(self._model.tokenizer, prompts, self._model.special_ids, self._job.paper)
+        return tokenise_prompts(self._model.tokenizer, prompts, self._model.special_ids, self._config.paper)
 
-    def compute(self, prepared: tuple[PromptTask, list[PromptTokens]], hint: np.ndarray | None = None) -> PassResult:
+    def compute(self, task: PromptTask, prompts: list[PromptTokens]) -> Part:
         """Run the model over a task's prompts; those that can't be read have no positions."""
-        start = time.perf_counter()
-        task, prompts = prepared
         status = np.array([self._status(prompt) for prompt in prompts], np.uint8)
         read, restarts = halving(
-            self._job.token_budget,
+            self._config.token_budget,
             lambda budget: self._read(prompts, status == COUNTED, budget),
             "a single row doesn't fit in memory",
         )
         arrays: dict[str, np.ndarray] = {
             "prompt_status": status,
             "prompt_tokens": np.array([len(prompt.ids) for prompt in prompts], np.uint32),
-            _VOCABULARY: np.array(self._lens.vocabulary),
+            _VOCABULARY: np.array([self._lens.vocabulary]),
             **read,
         }
-        tokens = sum(len(row.ids) for prompt in prompts for row in prompt.rows)
-        return PassResult(task.key, arrays, tokens, time.perf_counter() - start, restarts)
+        return Part(arrays, sum(len(row.ids) for prompt in prompts for row in prompt.rows), restarts)
 
     def _status(self, prompt: PromptTokens) -> int:
         if not prompt.rows:
@@ -243,7 +228,7 @@ class LensWorker:
 
     @property
     def _shape(self) -> tuple[int, int, int]:
-        return self._model.facts.num_layers, min(TOP, self._lens.vocabulary), len(self._job.set_ids)
+        return self._model.facts.num_layers, min(TOP, self._lens.vocabulary), len(self._config.set_ids)
 
     def _draw_means(self, draws: DrawSums, positions_P: np.ndarray) -> dict[str, np.ndarray]:
         """The mean over draws by prompt, and sums over the task's prompts by draw."""
@@ -260,38 +245,86 @@ class LensWorker:
 
     def _by_set(self, sum_PL4R: np.ndarray) -> np.ndarray:
         """Columns as [S, D]; NaN for sets without draws."""
-        has_draws_S = np.array([len(draws_Dm) > 0 for draws_Dm in self._job.draw_ids], bool)
-        by_set = np.full((*sum_PL4R.shape[:-1], len(has_draws_S), self._job.draws), np.nan)
-        by_set[..., has_draws_S, :] = sum_PL4R.reshape(*sum_PL4R.shape[:-1], -1, self._job.draws)
+        has_draws_S = np.array([len(draws_Dm) > 0 for draws_Dm in self._config.draw_ids], bool)
+        by_set = np.full((*sum_PL4R.shape[:-1], len(has_draws_S), self._config.draws), np.nan)
+        by_set[..., has_draws_S, :] = sum_PL4R.reshape(*sum_PL4R.shape[:-1], -1, self._config.draws)
         return by_set
 
 
-def lens(request: LensRequest, progress: Progress) -> dict[str, Any]:
-    """Bring the store to hold the lens asked for; returns the group's attributes."""
-    pairs = directed_pairs(request.pairs, request.parallel.languages)
-    few_shot = _few_shot_lines(request.few_shot, pairs)
+def lens(
+    model: str, store: Path | str, *, parallel: Path | str | ParallelTexts, few_shot: Path | str, pairs: str = "all",
+    limit: int | None = 100, keywords: Path | str | Mapping[str, Sequence[str]] | None = None,
+    english: Path | str | Sequence[str] | None = None, draws: int = DRAWS, seed: int = 0, paper: bool = False,
+    prompt: str | None = None, sets: Sequence[str] = (), name: str = "translation", workers: int | None = None,
+    device: str = "auto", dtype: str = "auto", address: str | None = None, trust_remote_code: bool = False,
+    progress: Progress | None = None, task_prompts: int = TASK_PROMPTS,
+) -> Result:  # fmt: skip
+    """Read every layer with the model's own norm and head over few-shot translation; as `neurotally lens`.
 
-    def make_plan(facts: ModelFacts, path: Path) -> Plan:
-        tokenizer = load_tokenizer(path, request.run.model.spec, request.run.model.trust_remote_code)
-        of, languages = request.parallel, sorted({name for pair in pairs for name in pair})
+    `parallel`: as `embed` takes it; `few_shot`: a folder of LANGUAGE_fewshot.txt; `keywords`: a folder of .json files,
+    or words by language; `english`: a file of words, or the words. `prompt`: one that is to be drawn; refused before
+    anything is run where there will be no such prompt. `sets`: those of tokens to show. Returns the `Result` of `lens`.
+
+    >>> from neurotally.jobs import lens
+    >>> done = lens("model/", "my.store", parallel="snippets/", few_shot="prompts/", limit=2)
+    >>> sorted(done.document["pairs"])
+    ['C-Python', 'Python-C']
+    """
+    where, group = make_where(model, store, "lens", name, workers, device, dtype, address, trust_remote_code,
+                              progress)  # fmt: skip
+    of = parallel if isinstance(parallel, ParallelTexts) else read_parallel(Path(parallel), limit)
+    words = read_keywords(Path(keywords)) if isinstance(keywords, Path | str) else keywords or {}
+    plain = read_words(Path(english)) if isinstance(english, Path | str) else english
+    chosen = directed_pairs(pairs, of.languages)
+    if prompt is not None:
+        names = ["-".join(pair) for pair in chosen for _ in of.ids]
+        find_prompt(prompt, names, [*of.ids] * len(chosen), group)
+    shots = _few_shot_lines(Path(few_shot), chosen)
+
+    def make_pass(facts: ModelFacts, _: Sequence[CorpusPlan]) -> Pass:
+        tokenizer = load_tokenizer(where.store, where.model.spec, where.model.trust_remote_code)
+        languages = sorted({language for pair in chosen for language in pair})
         texts = [of.texts[language][id_] for language in languages for id_ in of.ids]
-        sets = find_token_sets(tokenizer, request.keywords or {}, request.english, texts, request.draws, request.seed)
-        for name, entries in sets.empty.items():
-            progress.note(f"warning: no set {name!r}: none of its {entries} entries is one token of this tokenizer")
-        for one in sets.sets:
-            if not len(one.draws_Dm):
-                progress.note(f"warning: no random sets for {one.name!r}: its {len(one.ids):,} tokens leave too few")
-        plan = _plan(request, facts, pairs, few_shot, sets)
-        if (older := _made_before_draws(request.run)) is None:
-            return plan
-        progress.note(
-            f"{request.run.group} was made when a set's control was one unmatched draw; another --name makes it with "
-            f"{request.draws} matched ones"
-        )
-        same = {name: of for name, of in plan.identity.items() if name not in ("draws", "seed")}
-        return replace(plan, identity={**same, "tokens_of_sets": older["tokens_of_sets"]})
+        token_sets = find_token_sets(tokenizer, words, plain, texts, draws, seed)
+        _warn_of_sets(token_sets, where.progress)
+        token_budget = TOKEN_BUDGET[facts.device_type]
+        set_ids, draw_ids = tuple(one.ids for one in token_sets.sets), tuple(one.draws_Dm for one in token_sets.sets)
+        config = LensConfig(shots, set_ids, draw_ids, token_sets.draws, paper, token_budget)
+        identity = {
+            **model_identity(facts),
+            "parallel": of.sha256,
+            "pairs": ["-".join(pair) for pair in chosen],
+            "ids": len(of.ids),
+            "few_shot": shots,
+            "paper": paper,
+            "sets": token_sets.names,
+            "draws": draws,
+            "seed": seed,
+            "tokens_of_sets": token_sets.sha256,
+            "token_budget": token_budget,
+        }
+        if (older := _made_before_draws(where.store, group)) is not None:
+            where.progress.note(
+                f"{group} was made when a set's control was one unmatched draw; another --name makes it with {draws} "
+                "matched ones"
+            )
+            del identity["draws"], identity["seed"]
+            identity["tokens_of_sets"] = older["tokens_of_sets"]
+        assembly = _Assembly(of.ids, chosen, token_sets, paper, facts.max_row_tokens)
+        keep = partial(Parts, assemble=assembly, schema=SCHEMA)
+        plan = Plan(group, list(_tasks(of, chosen, task_prompts)), identity, keep, "task")
+        return Pass(partial(LensWorker, config=config), [plan])
 
-    return run_pass(request.run, make_plan, progress)
+    run_pass(where, make_pass)
+    return studies.run("lens", where.store, name=name, sets=sets, prompt=prompt)
+
+
+def _warn_of_sets(sets: TokenSets, progress: Progress) -> None:
+    for name, entries in sets.empty.items():
+        progress.note(f"warning: no set {name!r}: none of its {entries} entries is one token of this tokenizer")
+    for one in sets.sets:
+        if not len(one.draws_Dm):
+            progress.note(f"warning: no random sets for {one.name!r}: its {len(one.ids):,} tokens leave too few")
 
 
 def directed_pairs(text: str, languages: Sequence[str]) -> list[tuple[str, str]]:
@@ -310,18 +343,11 @@ def directed_pairs(text: str, languages: Sequence[str]) -> list[tuple[str, str]]
     return [by_name[name] for name in names]
 
 
-def prompts_of(request: LensRequest) -> tuple[list[str], list[str]]:
-    """The pair (SOURCE-TARGET) and the id of every prompt, in the order of the group."""
-    pairs, ids = directed_pairs(request.pairs, request.parallel.languages), request.parallel.ids
-    return ["-".join(pair) for pair in pairs for _ in ids], [*ids] * len(pairs)
-
-
-def _made_before_draws(run: PassRequest) -> Mapping[str, Any] | None:
+def _made_before_draws(path: Path, group: str) -> Mapping[str, Any] | None:
     """The identity of the lens that the store holds, if it is from before sets had several draws."""
-    family, _, name = run.group.partition("/")
-    if name not in store.committed(run.store, family):
+    if group not in store.committed_groups(path):
         return None
-    identity: Mapping[str, Any] = store.group_attributes(run.store, run.group)["identity"]
+    identity: Mapping[str, Any] = store.group_attributes(path, group)["identity"]
     return identity if "tokens_of_sets" in identity and "draws" not in identity else None
 
 
@@ -337,78 +363,62 @@ def _few_shot_lines(folder: Path, pairs: Sequence[tuple[str, str]]) -> dict[str,
     return lines
 
 
-def _tasks(request: LensRequest, pairs: Sequence[tuple[str, str]]) -> Iterator[PromptTask]:
-    texts, ids = request.parallel.texts, request.parallel.ids
+def _tasks(of: ParallelTexts, pairs: Sequence[tuple[str, str]], task_prompts: int) -> Iterator[PromptTask]:
     for source, target in pairs:
-        for first in range(0, len(ids), _TASK_PROMPTS):
-            some = ids[first : first + _TASK_PROMPTS]
-            yield PromptTask(source, target, first, tuple(texts[source][id_] for id_ in some),
-                             tuple(texts[target][id_] for id_ in some))  # fmt: skip
+        for first in range(0, len(of.ids), task_prompts):
+            some = of.ids[first : first + task_prompts]
+            yield PromptTask(source, target, first, tuple(of.texts[source][id_] for id_ in some),
+                             tuple(of.texts[target][id_] for id_ in some))  # fmt: skip
 
 
-def _plan(
-    request: LensRequest, facts: ModelFacts, pairs: Sequence[tuple[str, str]], few_shot: dict[str, list[str]],
-    sets: TokenSets,
-) -> Plan:  # fmt: skip
-    budget = TOKEN_BUDGET[facts.device_type]
-    set_ids, draw_ids = tuple(one.ids for one in sets.sets), tuple(one.draws_Dm for one in sets.sets)
-    job = LensJob(few_shot, set_ids, draw_ids, sets.draws, request.paper, budget)
-    identity = {
-        "parallel": request.parallel.sha256,
-        "pairs": [f"{source}-{target}" for source, target in pairs],
-        "ids": len(request.parallel.ids),
-        "few_shot": few_shot,
-        "paper": request.paper,
-        "sets": sets.names,
-        "draws": request.draws,
-        "seed": request.seed,
-        "tokens_of_sets": sets.sha256,
-        "token_budget": budget,
-    }
+@dataclass(frozen=True)
+class _Assembly:
+    """Puts the parts of a pass together."""
 
-    def assemble(parts: list[dict[str, np.ndarray]]) -> tuple[store.Arrays, dict[str, Any]]:
-        return _assemble(request, facts, pairs, sets, parts)
+    ids: Sequence[str]
+    pairs: Sequence[tuple[str, str]]
+    sets: TokenSets
+    paper: bool
+    max_tokens: int
 
-    return Plan(job, list(_tasks(request, pairs)), identity, assemble, SCHEMA, "task")
-
-
-def _assemble(
-    request: LensRequest, facts: ModelFacts, pairs: Sequence[tuple[str, str]], sets: TokenSets,
-    parts: list[dict[str, np.ndarray]],
-) -> tuple[store.Arrays, dict[str, Any]]:  # fmt: skip
-    languages = sorted({name for pair in pairs for name in pair})
-    ids = request.parallel.ids
-    names = [name for name in SCHEMA if name in parts[0]]
-    arrays = {name: np.concatenate([part.pop(name) for part in parts]) for name in names}
-    if not (arrays["prompt_status"] == COUNTED).any():
-        raise InputError(
-            f"no prompt can be read: {_reasons(arrays['prompt_status'])}; the shortest has "
-            f"{arrays['prompt_tokens'].min()} tokens, the model's context {facts.max_row_tokens}"
+    def __call__(self, parts: KeptParts) -> tuple[dict[str, np.ndarray | store.Blocks], dict[str, Any]]:
+        """The group's arrays and attributes."""
+        ids, pairs, sets = self.ids, self.pairs, self.sets
+        status_P, tokens_P, positions_P = (
+            parts.joined(name) for name in ("prompt_status", "prompt_tokens", "prompt_positions")
         )
-    number = {language: place for place, language in enumerate(languages)}
-    arrays |= {
-        "prompt_id": _strings(list(ids) * len(pairs)),
-        "prompt_source": np.repeat(np.array([number[source] for source, _ in pairs], np.uint16), len(ids)),
-        "prompt_target": np.repeat(np.array([number[target] for _, target in pairs], np.uint16), len(ids)),
-        "position_prompt": np.repeat(np.arange(len(ids) * len(pairs), dtype=np.uint32), arrays["prompt_positions"]),
-        "language": _strings(languages),
-        "set": _strings(sets.names),
-        "token": _strings(sets.spelling),
-        "member_set": np.repeat(np.arange(len(sets.sets), dtype=np.uint16), [len(one.ids) for one in sets.sets]),
-        "member_token": _joined_ids([one.ids for one in sets.sets]),
-        "draw_token": _draw_tokens(sets),
-        **_draws_of_pairs(parts, arrays["prompt_positions"].reshape(len(pairs), -1)),
-    }
-    attributes = {
-        "pairs": [list(pair) for pair in pairs],
-        "sets": {one.name: _described(one) for one in sets.sets},
-        "empty_sets": dict(sets.empty),
-        "draws": sets.draws,
-        "vocabulary": int(parts[0][_VOCABULARY]),
-        "paper": request.paper,
-        "skipped": _skipped(arrays["prompt_status"], ids, pairs),
-    }
-    return arrays, attributes
+        if not (status_P == COUNTED).any():
+            raise InputError(
+                f"no prompt can be read: {_reasons(status_P)}; the shortest has {tokens_P.min()} tokens, the model's "
+                f"context {self.max_tokens}"
+            )
+        lengths = {"prompt": len(status_P), "position": int(positions_P.sum())}
+        languages = sorted({name for pair in pairs for name in pair})
+        number = {language: place for place, language in enumerate(languages)}
+        of_parts = [name for name in SCHEMA if name in parts.names]
+        arrays = {name: parts.blocks(name, lengths[SCHEMA[name].dimensions[0]]) for name in of_parts} | {
+            "prompt_id": _strings(list(ids) * len(pairs)),
+            "prompt_source": np.repeat(np.array([number[source] for source, _ in pairs], np.uint16), len(ids)),
+            "prompt_target": np.repeat(np.array([number[target] for _, target in pairs], np.uint16), len(ids)),
+            "position_prompt": np.repeat(np.arange(len(ids) * len(pairs), dtype=np.uint32), positions_P),
+            "language": _strings(languages),
+            "set": _strings(sets.names),
+            "token": _strings(sets.spelling),
+            "member_set": np.repeat(np.arange(len(sets.sets), dtype=np.uint16), [len(one.ids) for one in sets.sets]),
+            "member_token": _joined_ids([one.ids for one in sets.sets]),
+            "draw_token": _draw_tokens(sets),
+            **_draws_of_pairs(parts, positions_P.reshape(len(pairs), -1)),
+        }
+        attributes = {
+            "pairs": [list(pair) for pair in pairs],
+            "sets": {one.name: _described(one) for one in sets.sets},
+            "empty_sets": dict(sets.empty),
+            "draws": sets.draws,
+            "vocabulary": int(parts.joined(_VOCABULARY)[0]),
+            "paper": self.paper,
+            "skipped": _skipped(status_P, ids, pairs),
+        }
+        return arrays, attributes
 
 
 def _described(one: TokenSet) -> dict[str, Any]:
@@ -432,7 +442,7 @@ def _draw_tokens(sets: TokenSets) -> np.ndarray:
     return np.concatenate([none, *by_set], axis=1)
 
 
-def _draws_of_pairs(parts: Sequence[Mapping[str, np.ndarray]], positions_AI: np.ndarray) -> dict[str, np.ndarray]:
+def _draws_of_pairs(parts: KeptParts, positions_AI: np.ndarray) -> dict[str, np.ndarray]:
     """draw_mass and draw_mass_pooled from the sums of the tasks, those of a pair one after the other; A pairs."""
     num_pairs, by_pair = len(positions_AI), len(parts) // len(positions_AI)
     found = {}
@@ -440,7 +450,8 @@ def _draws_of_pairs(parts: Sequence[Mapping[str, np.ndarray]], positions_AI: np.
         ("draw_mass", _OF_SNIPPETS, (positions_AI > 0).sum(axis=1)),
         ("draw_mass_pooled", _OF_POSITIONS, positions_AI.sum(axis=1, dtype=np.int64)),
     ):
-        sum_ALSD = np.stack([part[of] for part in parts]).reshape(num_pairs, by_pair, *parts[0][of].shape).sum(axis=1)
+        sums = parts.each(of)
+        sum_ALSD = np.stack([np.stack(list(islice(sums, by_pair))).sum(axis=0) for _ in range(num_pairs)])
         count_A111 = count_A.reshape(-1, 1, 1, 1)
         found[name] = np.where(count_A111 > 0, sum_ALSD / np.maximum(count_A111, 1), np.nan)
     return found

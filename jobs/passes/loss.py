@@ -15,7 +15,7 @@ classes of a concept are what is left of "all" in the documents where `has_conce
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from re import Pattern
 from typing import Any
@@ -24,14 +24,14 @@ import numpy as np
 
 from neurotally.analysis.masking.mask_sets import MaskSet, MaskSets
 from neurotally.jobs.passes.held_out import Choosers, UsedDocument, find_used, refuse_or_leave_out
-from neurotally.jobs.passes.loss_worker import LossConfig
-from neurotally.jobs.passes.run import PassRequest, Plan, run_pass
-from neurotally.jobs.plan import CorpusPlan, list_corpus, stored_names
-from neurotally.jobs.progress import Progress
-from neurotally.jobs.worker import TOKEN_BUDGET, Task
+from neurotally.jobs.passes.loss_worker import LossConfig, LossWorker
+from neurotally.jobs.plan import CorpusPlan, stored_names
+from neurotally.jobs.reducers import KeptParts, Parts, Plan
+from neurotally.jobs.run import Pass, Texts, Where, model_identity, run_pass
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model import ModelFacts
+from neurotally.profiler.worker import TOKEN_BUDGET, Task
 
 MAX_UNIT_BYTES = 2**16
 """A unit is run once for every set: kept small, so that little is lost when a run stops."""
@@ -50,22 +50,18 @@ SCHEMA: Mapping[str, store.ArraySpec] = {
     "mask_set": store.ArraySpec("uint32", ("entry",), 2**32 - 1),
     "mask_neuron": store.ArraySpec("int32", ("entry", "pair"), -1),
 }
-_AXIS = {"nats": 1, "hits": 1}
-"""Along which documents lie; along the first in all other arrays."""
+_BY_SET = ("nats", "hits")
+"""Along the second axis of these lie documents; along the first of all others."""
 
 
 @dataclass(frozen=True)
-class LossRequest:
-    """What a loss pass was asked for."""
+class Evaluation:
+    """What a loss pass switches off, and what it measures that on."""
 
-    run: PassRequest
-    sources: Mapping[str, str]
-    """SOURCE of each evaluation corpus, by name, as `find_corpora` gives them."""
     make_sets: Callable[[ModelFacts], MaskSets]
     choosers: Choosers
     how: str = "activation"
     concepts: Mapping[str, Pattern[str]] = field(default_factory=dict)
-    max_files: int | None = None
     document_tokens: int | None = None
     force: bool = False
     """Keep documents that chose the neurons."""
@@ -75,9 +71,17 @@ class LossRequest:
     """Further attributes of the group: how the neurons were chosen."""
 
 
-def measure_losses(request: LossRequest, progress: Progress) -> None:
+def measure_losses(
+    where: Where, group: str, texts: Texts, evaluation: Evaluation, max_unit_bytes: int = MAX_UNIT_BYTES
+) -> None:
     """Bring the store to hold the pass's group. Raises as `run_pass` does."""
-    run_pass(request.run, lambda facts, path: _make_plan(request, facts, path, progress), progress)
+
+    def make_pass(facts: ModelFacts, listed: list[CorpusPlan]) -> Pass:
+        losses = _make_losses(evaluation, facts, listed, where, max_unit_bytes)
+        plan = Plan(group, losses.tasks, losses.identity, partial(Parts, assemble=losses.assemble, schema=SCHEMA))
+        return Pass(partial(LossWorker, config=losses.config), [plan])
+
+    run_pass(where, make_pass, texts)
 
 
 def class_names(concepts: Sequence[str]) -> list[str]:
@@ -86,10 +90,11 @@ def class_names(concepts: Sequence[str]) -> list[str]:
 
 
 @dataclass(frozen=True, eq=False)
-class _LossPlan:
+class _Losses:
     """A pass as it will run."""
 
-    request: LossRequest
+    evaluation: Evaluation
+    max_unit_bytes: int
     facts: ModelFacts
     corpora: list[CorpusPlan]
     made: MaskSets
@@ -106,7 +111,7 @@ class _LossPlan:
     @cached_property
     def tasks(self) -> list[Task]:
         """The units of all corpora, in order."""
-        return [plan.task(unit) for plan in self.corpora for unit in plan.units(MAX_UNIT_BYTES, 1)]
+        return [plan.task(unit) for plan in self.corpora for unit in plan.units(self.max_unit_bytes, 1)]
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -114,6 +119,7 @@ class _LossPlan:
         config = self.config
         digest = _digest([(one.kind, one.of, one.draw, one.neurons_n2) for one in self.sets])
         return {
+            **model_identity(self.facts),
             "corpora": {plan.name: plan.identity for plan in self.corpora},
             "sets": [f"{one.kind} {one.of} {one.draw}".strip() for one in self.sets],
             "neurons": digest,
@@ -124,15 +130,21 @@ class _LossPlan:
             "row_tokens": config.row_tokens,
             "document_tokens": config.document_tokens,
             "token_budget": config.token_budget,
-            "max_unit_bytes": MAX_UNIT_BYTES,
+            "max_unit_bytes": self.max_unit_bytes,
             "attention": self.facts.attention,
         }
 
-    def assemble(self, parts: list[dict[str, np.ndarray]]) -> tuple[store.Arrays, dict[str, Any]]:
+    def assemble(self, parts: KeptParts) -> tuple[dict[str, np.ndarray | store.Blocks], dict[str, Any]]:
         """The group's arrays and attributes."""
-        arrays = {name: np.concatenate([part[name] for part in parts], axis=_AXIS.get(name, 0)) for name in parts[0]}
-        for name in _AXIS:
-            arrays[name] = arrays[name][self.which_S]
+        arrays: dict[str, np.ndarray | store.Blocks] = {}
+        num_documents = sum(len(plan.manifest.names) for plan in self.corpora)
+        for name in parts.names:
+            if name in _BY_SET:
+                by_set = (values_SnX[self.which_S] for values_SnX in parts.each(name))
+                shape = (len(self.which_S), num_documents, len(class_names(list(self.config.concepts))))
+                arrays[name] = store.Blocks(shape, 1, by_set)
+            elif name in SCHEMA:
+                arrays[name] = parts.joined(name)
         number_S = [len(one.neurons_n2) for one in self.sets]
         number_C = [len(plan.manifest.names) for plan in self.corpora]
         arrays |= {
@@ -149,40 +161,38 @@ class _LossPlan:
             "concepts": list(self.config.concepts),
             "classes": class_names(list(self.config.concepts)),
             "used_documents": [[one.corpus, one.name] for one in self.used],
-            "forced": self.request.force,
-            "described": dict(self.request.described),
+            "forced": self.evaluation.force,
+            "described": dict(self.evaluation.described),
         }
 
 
-def _make_plan(request: LossRequest, facts: ModelFacts, path: Path, progress: Progress) -> Plan:
-    with progress.listing(len(request.sources)) as on_corpus:
-        plans = []
-        for name, source in request.sources.items():
-            plans.append(list_corpus(name, source, request.max_files, path))
-            on_corpus(name)
-    made = request.make_sets(facts)
-    used = find_used(plans, request.choosers)
-    if not request.force:
-        refuse_or_leave_out(plans, used, request.choosers, request.leave_out_used)
+def _make_losses(
+    evaluation: Evaluation, facts: ModelFacts, listed: list[CorpusPlan], where: Where, max_unit_bytes: int
+) -> _Losses:
+    made = evaluation.make_sets(facts)
+    used = find_used(listed, evaluation.choosers)
+    if not evaluation.force:
+        refuse_or_leave_out(listed, used, evaluation.choosers, evaluation.leave_out_used)
     if used:
-        kept = "evaluated on all the same" if request.force else "left out"
-        progress.note(f"{len(used)} documents chose the neurons and are {kept}: {used[0].corpus}: {used[0].name} …")
+        kept = "evaluated on all the same" if evaluation.force else "left out"
+        where.progress.note(
+            f"{len(used)} documents chose the neurons and are {kept}: {used[0].corpus}: {used[0].name} …"
+        )
     distinct = {one.neurons_n2.tobytes(): one.neurons_n2 for one in made.sets}
     keys = list(distinct)
-    row_tokens = (store.store_attributes(path).get("config") or {}).get("row_tokens") or facts.row_tokens
+    row_tokens = (store.store_attributes(where.store).get("config") or {}).get("row_tokens") or facts.row_tokens
     config = LossConfig(
         row_tokens=row_tokens,
-        document_tokens=request.document_tokens,
+        document_tokens=evaluation.document_tokens,
         token_budget=max(TOKEN_BUDGET[facts.device_type], row_tokens),
-        how=request.how,
+        how=evaluation.how,
         neurons=tuple(distinct.values()),
-        concepts=request.concepts,
-        mean_LF=_means(path, [plan.name for plan in plans]) if request.how == "mean" else {},
-        left_out=frozenset() if request.force else frozenset(one.sha256 for one in used),
+        concepts=evaluation.concepts,
+        mean_LF=_means(where.store, [plan.name for plan in listed]) if evaluation.how == "mean" else {},
+        left_out=frozenset() if evaluation.force else frozenset(one.sha256 for one in used),
     )
     which_S = [keys.index(one.neurons_n2.tobytes()) for one in made.sets]
-    plan = _LossPlan(request, facts, plans, made, used, config, which_S)
-    return Plan(config, plan.tasks, plan.identity, plan.assemble, SCHEMA, "unit")
+    return _Losses(evaluation, max_unit_bytes, facts, listed, made, used, config, which_S)
 
 
 def _means(path: Path, corpora: Sequence[str]) -> dict[str, np.ndarray]:

@@ -1,17 +1,15 @@
 """What a worker does in the loss pass: every set of neurons switched off in turn over a unit.
 
-A pure function of (config, unit), like `jobs.worker`: the composition of batches depends on nothing else.
+A pure function of (config, unit), like `profiler.worker`: the composition of batches depends on nothing else.
 """
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from re import Pattern
 
 import numpy as np
 
-from neurotally.jobs.passes.run import PassResult
-from neurotally.jobs.worker import Task
+from neurotally.jobs.reducers import Part
 from neurotally.profiler.batches import Batch, TokenRows, lay_out, rectangles
 from neurotally.profiler.corpus import read_documents
 from neurotally.profiler.interventions import switched_off
@@ -21,6 +19,7 @@ from neurotally.profiler.model import LoadedModel
 from neurotally.profiler.texts import check_spans
 from neurotally.profiler.token_classes import classify
 from neurotally.profiler.tokenise import TokenIds, final_status, tokenise
+from neurotally.profiler.worker import Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,16 +38,11 @@ class LossConfig:
     left_out: frozenset[bytes]
     """SHA-256 of documents that aren't evaluated on."""
 
-    def bind(self, model: LoadedModel) -> "LossWorker":
-        """The pass on a loaded model."""
-        return LossWorker(model, self)
-
 
 @dataclass(frozen=True, eq=False)
-class PreparedTexts:
+class ClassifiedTexts:
     """A unit's n documents, read and tokenised; N tokens, X classes."""
 
-    task: Task
     rows: TokenRows
     start_n: np.ndarray
     """Where each document's tokens begin."""
@@ -72,7 +66,7 @@ class LossWorker:
             check_spans(model.tokenizer, model.facts.id)
         self._by_layer = [by_layer(neurons_n2) for neurons_n2 in config.neurons]
 
-    def prepare(self, task: Task) -> PreparedTexts:
+    def prepare(self, task: Task) -> ClassifiedTexts:
         """Read and tokenise a unit, and tell its tokens' classes."""
         config = self._config
         documents = list(read_documents(task.source, task.names, task.sizes, task.offset))
@@ -82,8 +76,7 @@ class LossWorker:
         class_NS2 = np.concatenate(classes)
         numbered = [(task.first + number, one.ids_T) for number, one in enumerate(found) if one.ids_T]
         tokens_n = np.array([len(one.ids_T) for one in found], np.int64)
-        return PreparedTexts(
-            task=task,
+        return ClassifiedTexts(
             rows=lay_out(numbered, self._model.special_ids, "documents", config.row_tokens),
             start_n=np.cumsum(tokens_n) - tokens_n,
             class_NX=np.c_[np.ones(len(class_NS2), bool), class_NS2.reshape(len(class_NS2), 2 * len(config.concepts))],
@@ -99,11 +92,12 @@ class LossWorker:
             tokens_n=tokens_n,
         )
 
-    def compute(self, prepared: PreparedTexts, hint: np.ndarray | None = None) -> PassResult:
+    def compute(self, task: Task, prepared: ClassifiedTexts) -> Part:
         """Run every set over a prepared unit."""
-        start = time.perf_counter()
         sums, restarts = halving(
-            self._config.token_budget, lambda budget: self._sums(prepared, budget), "a single row doesn't fit in memory"
+            self._config.token_budget,
+            lambda budget: self._sums(task, prepared, budget),
+            "a single row doesn't fit in memory",
         )
         arrays = {
             **sums,
@@ -112,21 +106,20 @@ class LossWorker:
             "document_hash": prepared.sha256_n32,
             "document_tokens": prepared.tokens_n,
         }
-        tokens = len(self._by_layer) * len(prepared.rows.ids_N)
-        return PassResult(prepared.task.key, arrays, tokens, time.perf_counter() - start, restarts)
+        return Part(arrays, len(self._by_layer) * len(prepared.rows.ids_N), restarts)
 
-    def _sums(self, prepared: PreparedTexts, token_budget: int) -> dict[str, np.ndarray]:
+    def _sums(self, task: Task, prepared: ClassifiedTexts, token_budget: int) -> dict[str, np.ndarray]:
         """nats float64 [S, n, X], hits int64 [S, n, X], scored int64 [n, X], for the S sets."""
         num_sets, num_documents = len(self._by_layer), len(prepared.tokens_n)
         shape = (num_documents, prepared.class_NX.shape[1])
         nats_SnX, hits_SnX = np.zeros((num_sets, *shape)), np.zeros((num_sets, *shape), np.int64)
         scored_nX = np.zeros(shape, np.int64)
-        how, mean_LF = self._config.how, self._config.mean_LF.get(prepared.task.corpus)
+        how, mean_LF = self._config.how, self._config.mean_LF.get(task.corpus)
         for batch in rectangles(prepared.rows, token_budget, self._model.facts.attention_budget):
             for index, neurons in enumerate(self._by_layer):
                 with switched_off(self._model, neurons, how, mean_LF):
                     losses = self._reader.read(batch)
-                at = _Places(prepared, batch, losses.row_N, losses.column_N)
+                at = _Places(task.first, prepared, batch, losses.row_N, losses.column_N)
                 nats_SnX[index] += at.sums(losses.nats_N)
                 hits_SnX[index] += at.sums(losses.is_hit_N).astype(np.int64)
             scored_nX += at.sums(np.ones(len(losses.row_N))).astype(np.int64)
@@ -142,8 +135,8 @@ class LossWorker:
 class _Places:
     """Where the scored tokens of a batch belong: to which document, and to which classes."""
 
-    def __init__(self, prepared: PreparedTexts, batch: Batch, row_N: np.ndarray, column_N: np.ndarray):
-        self._document_N = batch.document_BT[row_N, column_N] - prepared.task.first
+    def __init__(self, first: int, prepared: ClassifiedTexts, batch: Batch, row_N: np.ndarray, column_N: np.ndarray):
+        self._document_N = batch.document_BT[row_N, column_N] - first
         place_N = prepared.start_n[self._document_N] + batch.position_BT[row_N, column_N]
         self._class_NX = prepared.class_NX[place_N]
         self._num_documents = len(prepared.tokens_n)

@@ -17,10 +17,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neurotally.analysis.layers.mexa import mexa, read_embeddings
-from neurotally.jobs.passes.embed import embed
-from neurotally.jobs.passes.run import PassRequest
+from neurotally.jobs import embed
 from neurotally.jobs.progress import Progress
-from neurotally.jobs.worker import ModelConfig
 from neurotally.profiler.parallel import ParallelTexts, read_parallel
 
 
@@ -33,9 +31,9 @@ def main(model: str, parallel: Path, limit: int, field: tuple[str, ...]) -> None
     """One JSON line."""
     texts = read_parallel(parallel, limit, fields=field)
     with tempfile.TemporaryDirectory() as folder:
-        request = PassRequest(ModelConfig(model, "cpu", "float32"), Path(folder, "store"), "embeddings/parallel")
-        embed(request, texts, "counted", Progress(quiet=True))
-        found = [read_embeddings(request.store, "parallel", pooling) for pooling in ("weighted", "last")]
+        store, quiet = Path(folder, "store"), Progress(quiet=True)
+        embed(model, store, parallel=texts, device="cpu", dtype="float32", progress=quiet)
+        found = [read_embeddings(store, "parallel", pooling) for pooling in ("weighted", "last")]
     reference = reference_embeddings(model, texts, found[0].ids)
     result = {"languages": texts.languages, "ids": len(found[0].ids), "layers": len(found[0].vector_LND)}
     for embeddings, expected_CnLD in zip(found, reference, strict=True):

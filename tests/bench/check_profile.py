@@ -66,7 +66,7 @@ def main() -> None:
 
 def start(arguments: argparse.Namespace, path: Path, workers: int) -> subprocess.Popen:
     """Start a profile in a session of its own."""
-    code = f"import neurotally.jobs.profile as p; p.CHECKPOINT_EVERY_S = {CHECKPOINT_S}; "
+    code = f"from neurotally.jobs import profile; profile.__kwdefaults__['checkpoint_every_s'] = {CHECKPOINT_S}; "
     code += "from neurotally.jobs.cli import main; main()"
     command = [sys.executable, "-c", code, "profile", arguments.model, path, "--corpora", arguments.corpora]
     command += ["--max-files", arguments.max_files, "--dtype", arguments.dtype, "--layout", arguments.layout]

@@ -231,7 +231,7 @@ class _Seed:
     def _works(self, since: float) -> bool:
         """Whether the run has noted its plan or its progress."""
         run_folder = self._store / RUN_FOLDER
-        files = [run_folder / "progress.json", *run_folder.glob("passes/*/plan.json")]
+        files = [run_folder / "progress.json", *run_folder.glob("*/*/plan.json")]
         for file in files:
             with contextlib.suppress(OSError):
                 if file.stat().st_mtime >= since:

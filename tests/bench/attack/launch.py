@@ -8,6 +8,7 @@ changes of files, counted: by SIGKILL just before the change, or with the error 
 import contextlib
 import errno
 import importlib
+import inspect
 import json
 import os
 import re
@@ -26,10 +27,11 @@ import psutil
 
 PRELOADED = (
     "torch", "transformers", "pyarrow.parquet", "zarr", "scipy.stats", "matplotlib.figure", "pygments.lexers", "jinja2",
-    "neurotally.jobs.cli", "neurotally.jobs.profile", "neurotally.jobs.passes.embed", "neurotally.jobs.passes.lens",
-    "neurotally.jobs.passes.ablation", "neurotally.jobs.passes.agreement", "neurotally.analysis.keys.trigger_entries",
-    "neurotally.analysis.report.page", "neurotally.analysis.render.charts", "neurotally.analysis.keys.patterns_study",
-    "neurotally.analysis.languages.jackknife_report", "neurotally.analysis.layers.mexa_study",
+    "neurotally.jobs.cli", "neurotally.jobs.passes.neurons", "neurotally.jobs.passes.embed",
+    "neurotally.jobs.passes.lens", "neurotally.jobs.passes.ablation", "neurotally.jobs.passes.agreement",
+    "neurotally.analysis.keys.trigger_entries", "neurotally.analysis.report.page", "neurotally.analysis.render.charts",
+    "neurotally.analysis.keys.patterns_study", "neurotally.analysis.languages.jackknife_report",
+    "neurotally.analysis.layers.mexa_study",
 )  # fmt: skip
 RUN_VARIABLE = "NEUROTALLY_ATTACK"
 """In the environment of fresh runs and so of all that they start: tells their processes from anybody else's."""
@@ -37,13 +39,13 @@ MOST_BYTES = 12 * 2**30
 """Of address space: a run that wants more is a finding, and must not take the machine down."""
 
 Settings = Mapping[str, Mapping[str, Any]]
-"""Module: {constant: value}; what a run changes before it begins."""
+"""MODULE:FUNCTION: {keyword: value}; the defaults that a run changes before it begins."""
 
 _FRESH = """
-import importlib, json, os, pathlib, sys
-for module, constants in json.loads(os.environ["NEUROTALLY_ATTACK_SETTINGS"]).items():
-    for name, value in constants.items():
-        setattr(importlib.import_module(module), name, value)
+import importlib, inspect, json, os, pathlib
+for place, defaults in json.loads(os.environ["NEUROTALLY_ATTACK_SETTINGS"]).items():
+    module, _, name = place.partition(":")
+    inspect.unwrap(getattr(importlib.import_module(module), name)).__kwdefaults__.update(defaults)
 from neurotally.jobs.cli import main
 pathlib.Path(os.environ["NEUROTALLY_ATTACK_READY"]).touch()
 main()
@@ -255,10 +257,11 @@ def _run_forked(arguments: list[str], folder: Path, settings: Settings | None, f
     sys.stderr.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
     resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for module, constants in (settings or {}).items():
-        for name, value in constants.items():
-            assert hasattr(importlib.import_module(module), name), f"{module} has no {name}"
-            setattr(importlib.import_module(module), name, value)
+    for place, defaults in (settings or {}).items():
+        module, _, name = place.partition(":")
+        function = inspect.unwrap(getattr(importlib.import_module(module), name))
+        assert defaults.keys() <= function.__kwdefaults__.keys(), f"{place} has no {sorted(defaults)}"
+        function.__kwdefaults__.update(defaults)
     sys.argv = ["neurotally", *arguments]
     (folder / "ready").touch()
     changes = _count_changes(fault) if fault else None

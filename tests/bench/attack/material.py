@@ -15,11 +15,11 @@ from conftest import make_tokenizer, save_llama
 CORPORA = ("c", "go", "python")
 PASSES = ("embed", "lens", "ablate", "agreement")
 SMALL_TASKS: Settings = {
-    "neurotally.jobs.profile": {"MAX_UNIT_BYTES": 4000, "CHECKPOINT_EVERY_S": 0.0},
-    "neurotally.jobs.passes.embed": {"_TASK_TEXTS": 2},
-    "neurotally.jobs.passes.lens": {"_TASK_PROMPTS": 2},
-    "neurotally.jobs.passes.loss": {"MAX_UNIT_BYTES": 2000},
-    "neurotally.jobs.passes.agreement": {"_UNIT_BYTES": 2000},
+    "neurotally.jobs.passes.neurons:profile": {"max_unit_bytes": 4000, "checkpoint_every_s": 0.0},
+    "neurotally.jobs.passes.embed:embed": {"task_texts": 2},
+    "neurotally.jobs.passes.lens:lens": {"task_prompts": 2},
+    "neurotally.jobs.passes.ablation:ablate": {"max_unit_bytes": 2000},
+    "neurotally.jobs.passes.agreement:agreement": {"max_unit_bytes": 2000},
 }
 """Many units, tasks and checkpoints of little text."""
 _LENGTHS = (1, 2, 5, 20, 55)

@@ -16,7 +16,7 @@ from bench.attack.material import SMALL_TASKS, make_material
 
 _LIMIT_S = 180.0
 _MOST_APART_S = 1.0
-_WAIT = {"neurotally.jobs.store_writer": {"_LOCK_WAIT_S": 0.3}}
+_WAIT = {"neurotally.jobs.store_writer:writer_lock": {"wait_s": 0.3}}
 """Short, so that the second driver doesn't simply wait for the first."""
 
 

@@ -1,11 +1,10 @@
-"""What one worker does: a pure function from (config, unit) to the unit's result.
+"""The neuron pass over one unit: a pure function from (config, unit) to the result of the unit.
 
 The same in a plain loop, a process or a Ray actor. Which worker ran a unit, when, and after how many crashes
 changes no bit of the result.
 """
 
 import platform
-import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -32,17 +31,6 @@ KERNEL_HINTS = {
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """Which model to load, and where."""
-
-    spec: str
-    """MODEL[@REVISION]."""
-    device: str = "auto"
-    dtype: str = "auto"
-    trust_remote_code: bool = False
-
-
-@dataclass(frozen=True)
 class PassConfig:
     """What decides the result of a unit, beside the model. Part of a store's identity."""
 
@@ -66,7 +54,7 @@ class PassConfig:
         """As a plain dictionary."""
         return asdict(self) | {"keep_texts": self.keep_texts or None}  # stores made before have no such key
 
-    def bind(self, model: LoadedModel) -> "Worker":
+    def make_runner(self, model: LoadedModel) -> "Worker":
         """The neuron pass on a loaded model. InputError where it would compute with other kernels than the rest."""
         if model.facts.kernels != self.kernels:
             here = f"a worker on {platform.node()} computes with the {model.facts.kernels} kernels"
@@ -89,6 +77,13 @@ class Task:
     """Sum of the sizes of all documents before."""
     repeats: list[int] = field(default_factory=list)
     """Numbers of documents that trigger nothing, since an earlier one is the same."""
+    threshold_LF: np.ndarray | None = None
+    """float32: coefficients that cannot enter the triggers any more; see `NeuronRecorder`. Changes no sum."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of its documents."""
+        return sum(self.sizes)
 
     @property
     def key(self) -> str:
@@ -103,20 +98,16 @@ class Task:
 class PreparedUnit:
     """A unit's documents, read and tokenised. n documents."""
 
-    task: Task
     rows: TokenRows
     status_n: np.ndarray
     sha256_n32: np.ndarray
     document_tokens_n: np.ndarray
-    prepare_s: float
 
 
 @dataclass(frozen=True)
 class UnitResult:
     """What a unit leaves behind."""
 
-    corpus: str
-    index: int
     neurons: UnitNeurons
     tokens: int
     special_tokens: int
@@ -125,8 +116,6 @@ class UnitResult:
     document_tokens_n: np.ndarray
     restarts: int
     """How often the device ran out of memory and the unit began again with half the token budget."""
-    prepare_s: float
-    model_s: float
 
 
 class Worker:
@@ -138,7 +127,6 @@ class Worker:
 
     def prepare(self, task: Task) -> PreparedUnit:
         """Read and tokenise a unit. Safe to run in a thread beside `compute`."""
-        start = time.perf_counter()
         documents = list(read_documents(task.source, task.names, task.sizes, task.offset))
         texts = [document.text for document in documents]
         ids_by_document = [one.ids_T for one in tokenise(self.model.tokenizer, texts, self.config.document_tokens)]
@@ -146,25 +134,20 @@ class Worker:
         numbered = [(task.first + number, ids) for number, ids in enumerate(ids_by_document) if ids]
         rows = lay_out(numbered, self.model.special_ids, self.config.layout, self.config.row_tokens, task.repeats)
         return PreparedUnit(
-            task=task,
             rows=rows,
             status_n=np.array(status_n, np.uint8),
             sha256_n32=np.frombuffer(b"".join(document.sha256 for document in documents), np.uint8).reshape(-1, 32),
             document_tokens_n=np.array([len(ids) for ids in ids_by_document], np.uint32),
-            prepare_s=time.perf_counter() - start,
         )
 
-    def compute(self, prepared: PreparedUnit, hint: np.ndarray | None = None) -> UnitResult:
-        """Run the model over a prepared unit. `hint`: the trigger bar, see `NeuronRecorder`.
+    def compute(self, task: Task, prepared: PreparedUnit) -> UnitResult:
+        """Run the model over a prepared unit.
 
         Out of memory begins the unit again from nothing with half the token budget: sums are added layer by
         layer, so half a batch must never stay counted.
         """
-        start = time.perf_counter()
-        neurons, restarts = self._neurons(prepared.rows, hint)
+        neurons, restarts = self._neurons(prepared.rows, task.threshold_LF)
         return UnitResult(
-            corpus=prepared.task.corpus,
-            index=prepared.task.index,
             neurons=neurons,
             tokens=len(prepared.rows.ids_N),
             special_tokens=int(np.isin(prepared.rows.ids_N, list(self.model.special_ids)).sum()),
@@ -172,8 +155,6 @@ class Worker:
             sha256_n32=prepared.sha256_n32,
             document_tokens_n=prepared.document_tokens_n,
             restarts=restarts,
-            prepare_s=prepared.prepare_s,
-            model_s=time.perf_counter() - start,
         )
 
     def _neurons(self, rows: TokenRows, bar_LF: np.ndarray | None) -> tuple[UnitNeurons, int]:

@@ -1,0 +1,144 @@
+"""What the units of one corpus add up to in the neuron pass: its neurons, tokens and documents."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neurotally.jobs.plan import CorpusPlan, stored_names
+from neurotally.profiler import store
+from neurotally.profiler.documents import Status
+from neurotally.profiler.errors import InputError
+from neurotally.profiler.neurons import CorpusNeurons
+from neurotally.profiler.texts import keep_texts
+from neurotally.profiler.units import Unit, documents_by_unit
+from neurotally.profiler.worker import PassConfig, Task, UnitResult
+
+_LISTED_SKIPS = 1000
+"""So many skipped documents are named in a corpus's attributes; all are in `document_status`."""
+
+
+class CorpusSums:
+    """The `Sums` of one corpus. Units are added in order: those from 0 to `_num_done` - 1 are in."""
+
+    def __init__(self, plan: CorpusPlan, units: Sequence[Unit], config: PassConfig, num_layers: int, num_neurons: int):
+        self._plan = plan
+        self._units = units
+        self._config = config
+        self._num_done = 0
+        self._neurons = CorpusNeurons(num_layers, num_neurons, config.groups, config.triggers)
+        num_documents = len(plan.manifest.names)
+        self._own: store.Arrays = {
+            "tokens": np.zeros(config.groups, np.uint64),
+            "special_tokens": np.zeros(config.groups, np.uint64),
+            "document_hash": np.zeros((num_documents, 32), np.uint8),
+            "document_tokens": np.full(num_documents, store.NO_DOCUMENT, np.uint32),
+            "document_status": np.full(num_documents, store.SCHEMA["document_status"].fill, np.uint8),
+            "unit_tokens": np.full(len(units), store.SCHEMA["unit_tokens"].fill, np.uint64),
+        }
+        self._of_the_plan: store.Arrays = {
+            "document_name": stored_names(plan.manifest),
+            "document_bytes": plan.manifest.sizes,
+            "document_unit": documents_by_unit(list(units)),
+            "unit_group": np.array([unit.group(config.groups) for unit in units], np.uint16),
+        }
+        self._restarted: list[int] = []
+
+    def add(self, index: int, result: UnitResult) -> None:
+        """Add the next unit."""
+        unit = self._units[index]
+        group, documents, own = unit.group(self._config.groups), slice(unit.first, unit.end), self._own
+        self._neurons.add(result.neurons, group)
+        own["tokens"][group] += np.uint64(result.tokens)
+        own["special_tokens"][group] += np.uint64(result.special_tokens)
+        own["document_hash"][documents] = result.sha256_n32
+        own["document_tokens"][documents] = result.document_tokens_n
+        own["document_status"][documents] = result.status_n
+        own["unit_tokens"][index] = result.tokens
+        if result.restarts:
+            self._restarted.append(index)
+        self._num_done = index + 1
+
+    def ready(self, task: Task) -> Task:
+        """The task with the admission thresholds of the triggers so far: see `CorpusNeurons.trigger_bar`."""
+        threshold_LF = self._neurons.trigger_bar() if self._num_done else None
+        return task if threshold_LF is None else replace(task, threshold_LF=threshold_LF.copy())
+
+    def arrays(self) -> store.Arrays:
+        """What the store's arrays hold."""
+        return {**self._own, **self._neurons.arrays(), **self._of_the_plan}
+
+    def noted(self) -> dict[str, Any]:
+        """The corpus's entry in `neurotally status --json`, and which units began again."""
+        done = self._documents_done
+        return {
+            "units": len(self._units),
+            "units_done": self._num_done,
+            "documents": len(self._plan.manifest.names),
+            "documents_done": done,
+            "skipped": int(np.count_nonzero(self._own["document_status"][:done] != Status.COUNTED)),
+            "tokens": int(self._own["tokens"].sum()),
+            "restarted_units": self._restarted,
+        }
+
+    def load(self, arrays: store.Arrays, noted: Mapping[str, Any], num_done: int, checkpoint: Path) -> None:
+        """Take over a checkpoint; InputError where its arrays can't be those of so many units."""
+        for name, values in self._of_the_plan.items():
+            if not np.array_equal(arrays[name], values):
+                raise InputError(f"{checkpoint / name} isn't that of the plan")
+        self._neurons = CorpusNeurons.from_arrays(arrays)
+        self._own = {name: arrays[name] for name in self._own}
+        self._num_done = num_done
+        restarted = noted.get("restarted_units")
+        if not isinstance(restarted, list) or any(type(one) is not int or not 0 <= one < num_done for one in restarted):
+            raise InputError(f"{checkpoint} has restarted_units {restarted!r}")
+        self._restarted = restarted
+        if reason := self._disagreement(noted):
+            raise InputError(f"{checkpoint} doesn't agree with what is noted of it: {reason}")
+
+    def attributes(self) -> dict[str, Any]:
+        """What a reader of the corpus wants to know first."""
+        counted = self._own["document_status"] == Status.COUNTED
+        reasons = Counter(Status(value).name.lower() for value in self._own["document_status"][~counted].tolist())
+        distinct = np.unique(self._own["document_hash"][counted], axis=0)
+        return {
+            "counted": int(counted.sum()),
+            "skipped": dict(sorted(reasons.items())),
+            "skipped_documents": self._of_the_plan["document_name"][~counted][:_LISTED_SKIPS].tolist(),
+            "duplicates": int(counted.sum()) - len(distinct),
+            "tokens": int(self._own["tokens"].sum()),
+            "special_tokens": int(self._own["special_tokens"].sum()),
+            "units": len(self._units),
+            "empty_groups": int(np.count_nonzero(self._own["tokens"] == 0)),
+            "restarted_units": self._restarted,
+            "source_path": self._plan.source.path,
+        }
+
+    def keep_texts(self, folder: Path) -> None:
+        """Add the texts to the group at `folder`, if asked for."""
+        if self._config.keep_texts:
+            keep_texts(folder, self._plan.source, self._plan.manifest.names, self.arrays())
+
+    @property
+    def _documents_done(self) -> int:
+        return self._units[self._num_done - 1].end if self._num_done else 0
+
+    def _disagreement(self, noted: Mapping[str, Any]) -> str | None:
+        """How the arrays differ from what is noted of them, if they do."""
+        done = self._num_done
+        expected_by_name = {
+            "unit_tokens": done, "document_status": self._documents_done, "document_tokens": self._documents_done,
+        }  # fmt: skip
+        for name, expected in expected_by_name.items():
+            is_filled = self._own[name] != store.SCHEMA[name].fill
+            if not (is_filled[:expected].all() and not is_filled[expected:].any()):
+                return f"units_done is {done}, {name} has {np.count_nonzero(is_filled)} entries, expected {expected}"
+        for group, tokens in enumerate(self._own["tokens"]):
+            if self._own["unit_tokens"][:done][group :: self._config.groups].sum() != tokens:
+                return f"group {group} has {tokens} tokens, its units another number"
+        ours = self.noted()
+        return next((f"{key} is {noted.get(key)!r}, expected {ours[key]!r}" for key in ours
+                     if noted.get(key) != ours[key]), None)  # fmt: skip

@@ -1,0 +1,268 @@
+"""The one way a pass runs: plan, engine, reducer, commit.
+
+One driver makes the plan, hands out tasks, takes in results and alone writes. Everything that was committed, saved or
+kept survives any end of the process; the same command goes on from there, and where nothing is left to do it says so
+before the model is loaded.
+"""
+
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from neurotally.jobs.engines import Engine, MakeRunner, ModelConfig, Outcome, Task, make_engine
+from neurotally.jobs.interrupts import StopRequest
+from neurotally.jobs.known_model import known_facts, remember_facts
+from neurotally.jobs.plan import CorpusPlan, list_corpus
+from neurotally.jobs.progress import Progress, Took
+from neurotally.jobs.reducers import Plan, Reducer, refuse_other
+from neurotally.jobs.store_writer import open_store, versions, writer_lock
+from neurotally.jobs.untrained import untrained_model
+from neurotally.profiler import store
+from neurotally.profiler.corpus import check_names
+from neurotally.profiler.model import ModelFacts
+
+CHECKPOINT_EVERY_S = 60.0
+
+
+@dataclass(frozen=True)
+class Where:
+    """Which model a pass runs, where, and the store that it fills."""
+
+    model: ModelConfig
+    store: Path
+    workers: int | None = None
+    """None: one per GPU, else 1."""
+    address: str | None = None
+    """Of a Ray cluster."""
+    progress: Progress = field(default_factory=Progress)
+    random_init: int | None = None
+    """Seed of fresh weights in place of the model's."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What will be done, known when the facts of the model are."""
+
+    make_runner: MakeRunner
+    plans: Sequence[Plan]
+    """One for each group of the store."""
+
+
+MakePass = Callable[[ModelFacts, list[CorpusPlan]], Pass]
+"""From the model's facts and the listed corpora; may raise InputError, before or after the model is loaded."""
+Config = Callable[[ModelFacts], dict[str, Any]]
+"""What decides the bits of the whole store: see `open_store`."""
+
+
+@dataclass
+class RunReport:
+    """What a run did, and where its time went."""
+
+    groups: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Attributes of the groups committed by this run."""
+    warnings: list[str] = field(default_factory=list)
+    tokens: int = 0
+    wall_s: float = 0.0
+    """From the first task handed out to the last group committed."""
+    model_s: float = 0.0
+    """Seconds in which a worker ran the model and its kernels, summed over workers."""
+    prepare_s: float = 0.0
+    """Seconds of reading and tokenising, beside the model."""
+    write_s: float = 0.0
+    """Seconds in which the driver wrote checkpoints and commits."""
+    workers: int = 1
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The corpora that a pass reads."""
+
+    sources: Mapping[str, str]
+    """SOURCE by name, as `find_corpora` gives them."""
+    max_files: int | None = None
+    """Of each, the first so many."""
+    window_lines: int | None = None
+    """Documents are windows of so many lines of a file."""
+
+
+def run_pass(
+    where: Where,
+    make_pass: MakePass,
+    texts: Texts | None = None,
+    config: Config | None = None,
+    checkpoint_every_s: float = CHECKPOINT_EVERY_S,
+) -> RunReport:
+    """Bring the store to hold all groups of a pass; what is there already is left alone.
+
+    Raises InputError (the user's input or disk, nothing lost), JobError, or Interrupted.
+    """
+    with writer_lock(where.store):
+        report = RunReport()
+        corpora = [] if texts is None else _list(texts, where)
+        known = known_facts(where.store, where.model, where.random_init)
+
+        def prepare(facts: ModelFacts) -> Pass:
+            """Make the store, or check that it is one of this model, and plan the pass."""
+            report.warnings = open_store(where.store, facts, None if config is None else config(facts))
+            for warning in report.warnings:
+                where.progress.note(f"warning: {warning}")
+            if facts is not known:
+                remember_facts(where.store, facts, where.model, where.random_init)
+            return make_pass(facts, corpora)
+
+        if known is not None:
+            made = prepare(known)
+            if not _todo(where.store, made):
+                return report
+        model, untrained = where.model, None
+        if where.random_init is not None:
+            model = untrained_model(where.model, where.random_init, where.store / store.RUN_FOLDER)
+            untrained = Path(model.spec)
+        engine = make_engine(model, where.workers, where.store / store.RUN_FOLDER / "ray", where.address)
+        try:
+            with where.progress.loading(where.model.spec):
+                facts = _named(where, engine.start())
+            if facts != known:
+                made = prepare(facts)
+            if todo := _todo(where.store, made):
+                engine.configure(made.make_runner)
+                report.workers = engine.num_workers
+                reducers = [plan.reducer(where.store, plan) for plan in todo]
+                _Loop(where, engine, facts.device, reducers, report, checkpoint_every_s).run()
+        finally:
+            engine.close()
+        if untrained is not None:
+            shutil.rmtree(untrained)
+        return report
+
+
+def make_where(
+    model: str, path: Path | str, family: str, name: str, workers: int | None, device: str, dtype: str,
+    address: str | None, trust_remote_code: bool, progress: Progress | None,
+) -> tuple[Where, str]:  # fmt: skip
+    """Where a pass runs, from its function's arguments, and the group STORE/FAMILY/NAME that it makes.
+
+    InputError where `name` can't be a folder's.
+    """
+    check_names([name], "--name")
+    config = ModelConfig(model, device, dtype, trust_remote_code)
+    return Where(config, Path(path), workers, address, progress or Progress()), f"{family}/{name}"
+
+
+def _list(texts: Texts, where: Where) -> list[CorpusPlan]:
+    number = len(texts.sources)
+    return [
+        list_corpus(name, source, texts.max_files, where.store, window_lines=texts.window_lines)
+        for name, source in where.progress.over(texts.sources.items(), "listing", "corpus", number)
+    ]
+
+
+def model_identity(facts: ModelFacts) -> dict[str, Any]:
+    """What of the way a model runs decides the bits of a pass beside the neuron pass."""
+    return {"dtype": facts.dtype, "device_type": facts.device_type}
+
+
+def _named(where: Where, facts: ModelFacts) -> ModelFacts:
+    """The facts under a name that says where the weights are fresh."""
+    if where.random_init is None:
+        return facts
+    name = f"{where.model.spec} with random weights, seed {where.random_init}"
+    return replace(facts, id=name, random_init=where.random_init)
+
+
+def _todo(path: Path, made: Pass) -> list[Plan]:
+    """The plans whose groups aren't committed yet; InputError where one is committed that is another."""
+    committed = store.committed_groups(path)
+    for plan in made.plans:
+        if plan.group in committed:
+            attributes = store.group_attributes(path, plan.group)
+            refuse_other(path, plan, attributes.get("identity", attributes))
+    return [plan for plan in made.plans if plan.group not in committed]
+
+
+class _Loop:
+    """Hands out tasks, takes in results, saves and commits."""
+
+    def __init__(
+        self, where: Where, engine: Engine, device: str, reducers: list[Reducer], report: RunReport,
+        checkpoint_every_s: float,
+    ):  # fmt: skip
+        self._store = where.store
+        self._progress = where.progress
+        self._engine = engine
+        self._device = device
+        self._reducers = reducers
+        self._report = report
+        self._every_s = checkpoint_every_s
+        self._waiting: deque[tuple[Reducer, Task]] = deque(
+            (reducer, task) for reducer in reducers for task in reducer.todo
+        )
+        self._running: dict[str, tuple[Reducer, Task]] = {}
+        self._num_early = 0
+        """Results that a reducer holds until those before them are in."""
+        self._saved_at = time.monotonic()
+        self._started_at = time.time()
+        self._stop = StopRequest(self._progress.note)
+
+    def run(self) -> None:
+        """Run to the end. Raises Interrupted after saving, if a signal asked for it."""
+        start = time.perf_counter()
+        with self._progress.running(self._reducers, self._store) as took, self._stop.listening():
+            try:
+                self._publish_complete()  # what a former run finished but didn't commit
+                while self._waiting or self._running:
+                    self._hand_out()
+                    outcome = self._engine.next_result(timeout_s=0.5)
+                    if outcome is not None:
+                        self._take(outcome, took)
+                        self._publish_complete()
+                    if time.monotonic() - self._saved_at >= self._every_s:
+                        self._save()
+                    self._stop.check()
+            finally:
+                self._save()
+                self._report.wall_s = time.perf_counter() - start
+
+    def _hand_out(self) -> None:
+        """At most 2 x workers results may wait for an earlier one: no task further ahead than that is begun."""
+        ahead = 2 * self._engine.num_workers + 1
+        while self._waiting and len(self._running) + self._num_early < ahead and self._engine.has_room():
+            reducer, task = self._waiting.popleft()
+            self._running[task.key] = reducer, task
+            self._engine.submit(reducer.ready(task))
+
+    def _take(self, outcome: Outcome, took: Took) -> None:
+        reducer, task = self._running.pop(outcome.key)
+        before = reducer.num_done
+        reducer.take(outcome)
+        self._num_early += 1 - (reducer.num_done - before)
+        self._report.tokens += outcome.result.tokens
+        self._report.model_s += outcome.model_s
+        self._report.prepare_s += outcome.prepare_s
+        took(reducer, task, outcome.result.tokens)
+
+    def _publish_complete(self) -> None:
+        start = time.perf_counter()
+        for reducer in [reducer for reducer in self._reducers if reducer.is_complete]:
+            facts = {
+                "versions": versions(),
+                "device": self._device,
+                "started": self._started_at,
+                "finished": time.time(),
+                "workers": self._engine.num_workers,
+            }
+            self._report.groups[reducer.plan.group] = reducer.publish(facts)
+            self._reducers.remove(reducer)
+        self._report.write_s += time.perf_counter() - start
+
+    def _save(self) -> None:
+        """Save what goes on; a group may be complete where committing it failed."""
+        start = time.perf_counter()
+        for reducer in self._reducers:
+            reducer.save()
+        self._saved_at = time.monotonic()
+        self._report.write_s += time.perf_counter() - start
