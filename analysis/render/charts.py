@@ -4,6 +4,7 @@ pyplot is never imported: no window, no backend and no setting of the caller's i
 with any common colour blindness. Made for 1 to 25 names and 4 to 80 layers; figures grow with their panels.
 """
 
+import io
 import math
 import textwrap
 from collections.abc import Sequence
@@ -98,6 +99,15 @@ class Look:
         return "" if place < len(_COLORS) else line_look(place)[1]
 
 
+class _NotebookFigure(Figure):
+    """A figure that notebooks show, also where nobody has asked for `%matplotlib inline`."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+
 def _panels(chart: Chart) -> tuple[Figure, list[Any]]:
     """The figure and an axes a panel: as large as the widest heat map needs."""
     grids = [panel for panel in chart.panels if isinstance(panel, Grid)]
@@ -112,7 +122,7 @@ def _panels(chart: Chart) -> tuple[Figure, list[Any]]:
         width = max(width, min(16.0, 2.4 + cell * len(grid.columns)))
         height = max(height, min(14.0, 1.5 + row * len(grid.rows)) + (0.6 if grid.above else 0))
     layout = ConstrainedLayoutEngine(wspace=0.04, hspace=0.04)
-    figure = Figure(figsize=(max(7.0, 1.0 + width * num_columns), 1.3 + height * num_rows), layout=layout)
+    figure = _NotebookFigure(figsize=(max(7.0, 1.0 + width * num_columns), 1.3 + height * num_rows), layout=layout)
     share = not grids
     axes = list(figure.subplots(num_rows, num_columns, sharex=share and chart.share_x, sharey=share and chart.share_y,
                                 squeeze=False).ravel())  # fmt: skip
