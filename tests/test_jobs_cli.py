@@ -57,6 +57,7 @@ def test_every_command_has_an_example_and_is_in_the_readme() -> None:
         shared = {field.name for group in (Rule, Texts, NullTest) for field in fields(group)}
         shared |= {"figure", "full", "out", "as_json"}  # how every study is shown
         shared |= {one.name for one in click.command()(document_options(run_options(lambda: None))).params}
+        shared |= {"figure", "full", "out", "as_json"}  # of all that show a result
         assert len([parameter for parameter in command.params if parameter.name not in shared]) <= 15, name
         for parameter in command.params:
             if isinstance(parameter, click.Option):

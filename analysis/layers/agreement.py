@@ -25,7 +25,6 @@ from neurotally.profiler import store as stores
 from neurotally.profiler.errors import InputError
 
 AGREEMENT_SCHEMA = 1
-FIGURES = {"context": "Draw layers by context sizes."}
 _COUNTS = ("agreed", "gold", "model_gold", "positions", "gold_positions")
 _NAMES = ("corpus", "variant", "context_kind", "context_size")
 _SHARES = {"first_50": 0.5, "first_90": 0.9}

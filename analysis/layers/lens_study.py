@@ -20,10 +20,6 @@ from neurotally.profiler.errors import InputError
 
 Document = Mapping[str, Any]
 
-FIGURES = {
-    "panels": "Draw a panel for the gold token and for each set of tokens, by target language.",
-    "ranks": "Draw the ranks of the gold token and of the sets' tokens.",
-}
 _LAYERS = "layer, from the input to the output"
 _GENERAL = ("all", "english", "english without keywords")
 """Sets of no one language, in lower case."""

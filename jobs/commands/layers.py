@@ -93,13 +93,12 @@ def embed(model: str, store: Path, out: Path | None, as_json: bool, **options: A
 @click.option("--set", "sets", multiple=True, metavar="NAME",
               help="Show this set of tokens, as often as you like. Default: of the pairs' languages.")  # fmt: skip
 @click.option("--panels-figure", type=PICTURE, metavar="FILE.png", help="Draw each set, by target language.")
-@click.option("--ranks-figure", type=PICTURE, metavar="FILE.png", help="Draw ranks: the gold token's, the sets'.")
 @FIGURE
 @FULL
 @OUT
 @JSON_FLAG
-def lens(model: str, store: Path, prompt: str | None, panels_figure: Path | None, ranks_figure: Path | None,
-         figure: Path | None, full: bool, out: Path | None, as_json: bool, **options: Any) -> None:  # fmt: skip
+def lens(model: str, store: Path, prompt: str | None, panels_figure: Path | None, figure: Path | None, full: bool,
+         out: Path | None, as_json: bool, **options: Any) -> None:  # fmt: skip
     """What each layer would say next: the logit lens over few-shot translation (arXiv 2506.01074).
 
     For every layer and position the first tokens, the gold token, and how probable keywords and English words are.
@@ -115,7 +114,7 @@ def lens(model: str, store: Path, prompt: str | None, panels_figure: Path | None
     if prompt is not None and figure is None:
         raise InputError("--prompt: expected --figure FILE.png with it")
     result = run(model, store, prompt=prompt, **options)
-    finish(result, as_json, out, full, {None: figure, "panels": panels_figure, "ranks": ranks_figure})
+    finish(result, as_json, out, full, {None: figure, "panels": panels_figure})
 
 
 def _sizes(_context: click.Context, option: click.Parameter, text: str) -> list[int]:
