@@ -41,7 +41,7 @@ def known_facts(path: Path, model: ModelConfig, random_init: int | None = None) 
         if key != _key(model, random_init, attributes, facts):
             return None
         found = ModelFacts(**{**attributes["model"], **facts})
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, AttributeError):  # what is wrong with the root is said where it is read
         return None
     name, revision = split_revision(model.spec)
     found = replace(found, warnings=tuple(found.warnings))

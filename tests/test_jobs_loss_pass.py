@@ -345,7 +345,7 @@ def test_files_whose_windows_chose_are_refused(
         ({"x": [[2, 0]]}, {}, "has neuron 0 of layer 2"),
         ({"x": [[0, 48]]}, {}, "has neuron 48 of layer 0"),
         ({"x": [[0, 1]]}, {"model": {"id": "m", "fingerprint": "0"}}, "mask of another model"),
-        ({}, {}, "no set of neurons"),
+        ({}, {}, "no neuron in any of its sets"),
     ],
     ids=["layer", "neuron", "model", "empty"],
 )

@@ -49,7 +49,7 @@ class NullTest:
             "by_layer_tests": self.by_layer,
             "window_lines": self.window,
             "inside": self.inside,
-            "triggers": store_attributes(path)["config"]["triggers"],
+            "triggers": (store_attributes(path)["config"] or {}).get("triggers"),
         }
 
 
