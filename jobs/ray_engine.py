@@ -15,6 +15,7 @@ import logging
 import os
 import secrets
 import signal
+import sys
 import threading
 import time
 import uuid
@@ -22,7 +23,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import psutil
 import ray
@@ -81,6 +82,20 @@ class _ActorWorker:
         with self._computing:
             result, model_s = timed(self._runner.compute, task, prepared)
         return Outcome(task.key, result, prepare_s, model_s)
+
+
+class _WithoutRay:
+    """A stream that what Ray itself prints doesn't reach."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        is_rays = sys._getframe(1).f_globals.get("__name__", "").startswith("ray.")
+        return len(text) if is_rays else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 @dataclass
@@ -197,14 +212,17 @@ class RayEngine:
 
     def close(self) -> None:
         """End the actors, and Ray if we started it: what doesn't go by itself is killed."""
+        has_ended = self._ray_that_ended() is not None
         try:
-            if self._ray_that_ended() is None:  # else Ray would end this process, before it can say why
+            if not has_ended:  # else Ray would end this process, before it can say why
                 for actor in self._actors:
                     ray.kill(actor.handle)
                 ray.shutdown()
             self._actors = []
         finally:
             self._quiet.close()
+            if has_ended:  # it goes on to tell of its end, at the end of this process
+                sys.stdout = cast(TextIO, _WithoutRay(sys.stdout))
             end_leftovers(self._session_file)
             if self._guard is not None:
                 self._guard.dismiss()
