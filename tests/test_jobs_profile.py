@@ -171,7 +171,9 @@ def test_out_of_memory_restarts_the_unit_and_counts_nothing_twice(
     assert not store.corpus_attributes(tmp_path / "plenty", "python")["restarted_units"]
 
 
-COMMAND = [sys.executable, "-c", "from neurotally.jobs import profile; from neurotally.jobs.cli import main; "
+# SIGINT as in a terminal: runs that a shell put in the background, and these tests with them, would ignore it.
+COMMAND = [sys.executable, "-c", "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+           "from neurotally.jobs import profile; from neurotally.jobs.cli import main; "
            "profile.__kwdefaults__.update(checkpoint_every_s=0.0, max_unit_bytes=400); main()"]  # fmt: skip
 
 
