@@ -184,6 +184,7 @@ def test_table_of_few_layers(num_layers: int) -> None:
     assert all(share == "-" or 99 <= sum(map(int, share.split("/"))) <= 101 for share in shares)
 
 
+@pytest.mark.slow
 def test_analysis_loads_no_torch_ray_transformers_or_pyplot() -> None:
     root = Path(__file__).parent.parent
     files = [path.relative_to(root).with_suffix("") for path in (root / "analysis").rglob("*.py")]

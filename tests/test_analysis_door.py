@@ -50,6 +50,7 @@ def run_examples(text: str, path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [*studies.STUDIES, "open_store", "corpora", "model", "counts", "to_xarray", "report"])
+@pytest.mark.slow
 def test_every_example_runs(name: str, path: Path) -> None:
     thing = studies.study(name) if name in studies.STUDIES else getattr(door.Store, name, None) or open_store
     run_examples(inspect.getdoc(thing) or "", path)
@@ -101,6 +102,7 @@ def test_what_is_not_there_is_said(path: Path, tmp_path: Path) -> None:
     assert str(path) in repr(store)
 
 
+@pytest.mark.slow
 def test_the_door_loads_no_torch(path: Path) -> None:
     code = (
         "import sys; from neurotally.analysis import open_store; early = set(sys.modules)\n"

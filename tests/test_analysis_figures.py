@@ -51,6 +51,7 @@ def selection(num_corpora: int, num_layers: int, number: int = 40) -> tuple[Corp
 
 
 @pytest.mark.parametrize(("num_corpora", "num_layers"), [(1, 1), (2, 4), (5, 6), (13, 80)])
+@pytest.mark.slow
 def test_layers(tmp_path: Path, num_corpora: int, num_layers: int) -> None:
     counts, chosen = selection(num_corpora, num_layers)
     figure = lape_result(counts, chosen).of("org/$model_1$", counts.corpora).figure()
@@ -113,6 +114,7 @@ def test_every_mark_is_drawn_and_in_the_legend(mark: Any) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 13])
+@pytest.mark.slow
 def test_heat_maps(tmp_path: Path, size: int) -> None:
     """Every cell says its value and its error with as many digits as give the largest three."""
     names = NAMES[:size]

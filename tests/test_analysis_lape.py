@@ -295,6 +295,7 @@ def choose(active_CLF: Any, tokens_C: Any, quantile: float, choice: tuple[Any, f
 
 @settings(max_examples=150, deadline=None)
 @given(little_counts(), QUANTILES, CHOICES)
+@pytest.mark.slow
 def test_what_is_chosen_follows_the_definition(made: Any, quantile: float, choice: Any) -> None:
     """As the reference, but for ties that only one of two roundings sees."""
     active_CLF, tokens_C = made

@@ -70,6 +70,7 @@ def ranks(lift: float, seeds: int) -> np.ndarray:
     return np.array(found)
 
 
+@pytest.mark.slow
 def test_a_random_set_that_plays_the_language_has_any_rank_as_often() -> None:
     """p = rank / 21 is at most 0.05 for rank 1 alone, in 9.5 of 200 on average; 2 to 20 hold 99.8 % of the time."""
     rank = ranks(0, SEEDS)
@@ -79,6 +80,7 @@ def test_a_random_set_that_plays_the_language_has_any_rank_as_often() -> None:
     assert ((times - SEEDS / 21) ** 2 / (SEEDS / 21)).sum() < 45.3  # chi-square's 0.1 % of 20 degrees of freedom
 
 
+@pytest.mark.slow
 def test_a_set_that_is_likelier_than_its_frequency_says_is_found() -> None:
     assert (ranks(4, 40) == 1).mean() > 0.8
 
@@ -150,6 +152,7 @@ def test_ranks_of_keywords() -> None:
 
 
 @pytest.mark.parametrize(("positions", "maps"), [(5, 1), (45, 3), (90, 3)])
+@pytest.mark.slow
 def test_a_prompt_is_cut_to_what_can_be_read(positions: int, maps: int) -> None:
     rng = np.random.default_rng(0)
     tokens = [f" t{number}\n" for number in range(positions)]

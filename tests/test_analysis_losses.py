@@ -186,6 +186,7 @@ def test_a_class_without_tokens_has_no_number() -> None:
 
 
 @pytest.mark.parametrize("concepts", [(), ("a", "b"), ("x",)], ids=["no concepts", "the sets' own", "another"])
+@pytest.mark.slow
 def test_pictures(concepts: tuple[str, ...], tmp_path: Path) -> None:
     losses = make_losses(concepts=concepts)
     figures = [ablation_result(losses).figure(), mask_result(losses).figure()]

@@ -50,6 +50,7 @@ def test_overlaps_of_two_sets(one: set[tuple[int, int]], other: set[tuple[int, i
 
 
 @given(st.lists(neuron_sets, min_size=1, max_size=5))
+@pytest.mark.slow
 def test_profiles_counted_one_by_one(sets: list[set[tuple[int, int]]]) -> None:
     found = profiles({f"corpus {c}": as_array(neurons) for c, neurons in enumerate(sets)}, num_layers=4)
     for c, m, layer in itertools.product(range(len(sets)), range(1, len(sets) + 1), range(4)):

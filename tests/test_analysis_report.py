@@ -176,6 +176,7 @@ def page(html: str) -> Element:
     return Page(html).root
 
 
+@pytest.mark.slow
 def test_the_page_stands_alone(html: str, page: Element) -> None:
     for element in page.walk():
         for name, value in element.attributes.items():
@@ -282,6 +283,7 @@ def test_profiles_and_overlap_are_those_of_the_sets(page: Element, path: Path) -
             assert jaccard[one][column] == ("–" if row == column else f"{share:.3f}")
 
 
+@pytest.mark.slow
 def test_neurons_and_their_triggers(page: Element, path: Path, folder: Path) -> None:
     """Each marked token is the one at the store's position, in the file's own text."""
     counts = read_counts(path)
@@ -339,6 +341,7 @@ def test_hostile_texts_are_shown_as_they_are(html: str, page: Element) -> None:
     assert "␛[31m" in codes
 
 
+@pytest.mark.slow
 def test_texts_that_are_gone_are_said_so(path: Path, folder: Path, tmp_path: Path, model_folder: Path) -> None:
     copy = tmp_path / "tiny.store"
     shutil.copytree(path, copy)
@@ -379,6 +382,7 @@ def write_imported(path: Path, corpora: int, groups: int = 1) -> Path:
         (3, 4, ["lape", "profiles", "neurons", "corpora", "provenance"], "by a jackknife"),
     ],
 )
+@pytest.mark.slow
 def test_what_a_store_lacks_is_left_out(
     corpora: int, groups: int, sections: list[str], says: str, tmp_path: Path
 ) -> None:
@@ -391,6 +395,7 @@ def test_what_a_store_lacks_is_left_out(
         assert "has no triggers" in document["notes"][-1]
 
 
+@pytest.mark.slow
 def test_ablation_masks_and_alignment(path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "tiny.store"
     shutil.copytree(path, copy)
@@ -426,6 +431,7 @@ def test_ablation_masks_and_alignment(path: Path, tmp_path: Path) -> None:
             assert text == f"{100 * np.mean(aligned):.0f} %"
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_is_said(path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "tiny.store"
     shutil.copytree(path, copy)
@@ -437,6 +443,7 @@ def test_what_cannot_be_read_is_said(path: Path, tmp_path: Path) -> None:
     assert "nats" in section.text
 
 
+@pytest.mark.slow
 def test_the_lens(path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "tiny.store"
     shutil.copytree(path, copy)
@@ -461,6 +468,7 @@ def test_the_lens(path: Path, tmp_path: Path) -> None:
     assert "1 prompts (longer than the context)" in section.text
 
 
+@pytest.mark.slow
 def test_agreement(path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "tiny.store"
     shutil.copytree(path, copy)
@@ -480,6 +488,7 @@ def test_agreement(path: Path, tmp_path: Path) -> None:
     assert "900 tokens" in section.text
 
 
+@pytest.mark.slow
 def test_concepts_of_the_command(path: Path, tmp_path: Path) -> None:
     """Their document is shown; another model's is refused."""
     found = {"chance": 0.01, "at_least": 7, "null_share": None, "passing": None, "keys": 6, "most": 4}
@@ -525,6 +534,7 @@ def test_pictures_keep_their_elements_apart_and_their_names_plain() -> None:
     assert "var(--c-222222,#222222)" in inline_svg(figure, "one", "")
 
 
+@pytest.mark.slow
 def test_the_report_names_no_neuron_twice(path: Path) -> None:
     chosen = read_chosen(path, Rule(QUANTILE, per_corpus=PER_CORPUS))
     assert {len(of) for of in most_specific(chosen, 1000).values()} == {PER_CORPUS}

@@ -52,6 +52,7 @@ def plain(document: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("num_corpora", "num_layers"), SIZES)
+@pytest.mark.slow
 def test_error_bars(tmp_path: Path, num_corpora: int, num_layers: int) -> None:
     groups = made(num_corpora, num_layers)
     counts = groups.total()
@@ -74,6 +75,7 @@ def test_error_bars(tmp_path: Path, num_corpora: int, num_layers: int) -> None:
 
 
 @pytest.mark.parametrize(("num_corpora", "num_layers"), SIZES)
+@pytest.mark.slow
 def test_stability(tmp_path: Path, num_corpora: int, num_layers: int) -> None:
     groups = made(num_corpora, num_layers)
     result = stability_result(groups, stability(groups, RULE, num_samples=4, num_orders=2))
@@ -94,6 +96,7 @@ def test_stability(tmp_path: Path, num_corpora: int, num_layers: int) -> None:
 
 
 @pytest.mark.parametrize("kinds", ["both", "balanced", "top"])
+@pytest.mark.slow
 def test_sweep(tmp_path: Path, kinds: str) -> None:
     counts = made(4, 5).total()
     found = sweep(
@@ -119,6 +122,7 @@ def test_sweep(tmp_path: Path, kinds: str) -> None:
 
 
 @pytest.mark.parametrize(("num_corpora", "num_layers"), SIZES)
+@pytest.mark.slow
 def test_profiles(tmp_path: Path, num_corpora: int, num_layers: int) -> None:
     counts = made(num_corpora, num_layers).total()
     result = profiles_result(counts, RULE, RULE.choose(counts))

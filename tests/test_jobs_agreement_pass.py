@@ -83,6 +83,7 @@ class Naive:
 
 @pytest.mark.parametrize("head_bias", [False, True], ids=["no bias", "head bias"])
 @pytest.mark.parametrize("family", FINAL_NORM)
+@pytest.mark.slow
 def test_equals_full_logits_in_all_four_variants(
     family: str, head_bias: bool, make_corpora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,6 +114,7 @@ def test_equals_full_logits_in_all_four_variants(
         assert agreed[0, 0] < positions
 
 
+@pytest.mark.slow
 def test_truncated_inputs_equal_fresh_forwards(make_corpora: Any, tmp_path: Path) -> None:
     corpora, sizes, lines = make_corpora({"python": 10}), (1, 5, 50, 300), (1, 2, 5)
     folder = save("llama", tmp_path / "model")
@@ -164,6 +166,7 @@ def test_a_documents_sizes_are_compared_at_the_same_places() -> None:
     assert list(choose_places(2, 1, np.zeros(2, int), contexts, 4, 1000, (0, 1))) == []
 
 
+@pytest.mark.slow
 def test_goes_on_where_it_stopped_to_the_same_bits(
     make_corpora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +197,7 @@ def test_goes_on_where_it_stopped_to_the_same_bits(
         run(folder, tmp_path / "s", corpora, **options, positions=5)
 
 
+@pytest.mark.slow
 def test_only_the_first_tokens_of_each_document(make_corpora: Any, tmp_path: Path) -> None:
     """Equal to the formula over the first 40 tokens; it is another pass, and one without it is what it was."""
     corpora = make_corpora({"go": 8})
@@ -213,6 +217,7 @@ def test_only_the_first_tokens_of_each_document(make_corpora: Any, tmp_path: Pat
         run(folder, tmp_path / "s", corpora, context_sizes=(4,))
 
 
+@pytest.mark.slow
 def test_the_command_prints_one_document_and_draws(make_corpora: Any, tmp_path: Path) -> None:
     corpora, folder = make_corpora({"go": 5, "python": 5}), save("llama", tmp_path / "model")
     (corpora / "go" / "empty.go").write_bytes(b"")

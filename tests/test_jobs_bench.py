@@ -22,6 +22,7 @@ def shape(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_every_variant_is_measured(shape: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     arguments = ["bench", "--shape", str(shape), "--layers", "2", "--rows", "2", "--row-tokens", "32", "--rounds", "3"]
     assert _main([*arguments, "--csv", str(tmp_path / "results.csv"), "--json"]) == 0

@@ -97,6 +97,7 @@ def test_profile_status_and_lape(run: Run, profiled: tuple[Path, Path], tmp_path
         assert "python" in text
 
 
+@pytest.mark.slow
 def test_a_filter_of_corpora_reaches_every_command(
     run: Run, model_folder: Path, make_corpora: Any, tmp_path: Path
 ) -> None:
@@ -149,6 +150,7 @@ def test_skipped_documents_that_are_not_listed_are_counted(
 
 
 @pytest.mark.parametrize("name", ["profile", "embed", "lens", "agreement", "ablate", "mask"])
+@pytest.mark.slow
 def test_a_second_writer_is_refused_before_pytorch_is_imported(name: str, tmp_path: Path) -> None:
     here = str(tmp_path)
     options = {"embed": ["--parallel", here], "lens": ["--parallel", here, "--few-shot", here],
@@ -167,6 +169,7 @@ def test_a_second_writer_is_refused_before_pytorch_is_imported(name: str, tmp_pa
     assert done.stderr.endswith("s is being written by another run; wait for it or stop it\n")
 
 
+@pytest.mark.slow
 def test_a_finished_store_says_so(run: Run, profiled: tuple[Path, Path], model_folder: Path) -> None:
     code, out, _ = run("profile", model_folder, profiled[0], "--corpora", profiled[1], "--row-tokens", 64)
     assert code == 0
@@ -227,6 +230,7 @@ def test_models_that_are_refused(
     assert not (tmp_path / "s" / "zarr.json").exists()
 
 
+@pytest.mark.ray
 def test_a_model_is_refused_by_ray_workers_too(run: Run, model_folder: Path, make_corpora: Any, tmp_path: Path) -> None:
     folder = broken_model(tmp_path / "broken", model_folder, "no tokenizer")
     result = run("profile", folder, tmp_path / "s", "--corpora", make_corpora({"python": 3}), "--workers", 2)
@@ -254,6 +258,7 @@ def test_input_that_is_refused(run: Run, options: list[str], message: str, model
     refused(run("profile", model_folder, tmp_path / "s", *options), message)
 
 
+@pytest.mark.slow
 def test_stores_that_are_refused(
     run: Run, profiled: tuple[Path, Path], model_folder: Path, other_model_folder: Path, tmp_path: Path
 ) -> None:
@@ -294,6 +299,7 @@ def test_lape_needs_two_corpora_and_names_the_unfinished(
     refused(run("lape", tmp_path / "s"), "go is left out: unfinished")
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing(run: Run, model_folder: Path, make_corpora: Any, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -315,6 +321,7 @@ def test_a_full_disk_loses_nothing(run: Run, model_folder: Path, make_corpora: A
         subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_import_and_lape(run: Run, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     expected = {}

@@ -10,6 +10,7 @@ import pytest
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.parametrize("what", ["profile", "pass"])
+@pytest.mark.slow
 def test_dying_anywhere_loses_nothing(what: str, tmp_path: Path) -> None:
     command = [sys.executable, Path(__file__).with_name("dying.py"), what, tmp_path / what, "150"]
     tried = subprocess.run(command, capture_output=True, text=True)

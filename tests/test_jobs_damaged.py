@@ -58,6 +58,7 @@ def edit(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     file.write_text(json.dumps(document))
 
 
+@pytest.mark.slow
 def test_a_commit_that_fails_keeps_the_last_units(begun: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")

@@ -55,6 +55,7 @@ def names_in(target: Path, language: str = "python") -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_this_machine_has_four_languages_at_least(installed: tuple[Path, Gathered]) -> None:
     target, gathered = installed
     assert {"python", "python-stubs", "c++", "english"} <= gathered.languages.keys()
@@ -78,6 +79,7 @@ def test_text_is_whole_lines_of_utf8(installed: tuple[Path, Gathered]) -> None:
         assert demo_corpus.MIN_FILE_BYTES <= len(content) <= demo_corpus.MAX_TRAIN_FILE_BYTES, name
 
 
+@pytest.mark.slow
 def test_no_text_is_on_two_sides(installed: tuple[Path, Gathered]) -> None:
     target, gathered = installed
     for language in gathered.languages:

@@ -48,6 +48,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_is_an_ordinary_model_folder(trained: tuple[Path, Trained]) -> None:
     folder, result = trained
     config = json.loads((folder / "config.json").read_text())
@@ -91,6 +92,7 @@ def test_loss_counts_every_token_but_pads(trained: tuple[Path, Trained]) -> None
     assert together == pytest.approx(np.average(alone, weights=[len(row) - 1 for row in rows]), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_files(text: Path, trained: tuple[Path, Trained], tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; import torch; from neurotally.jobs.demo.model import train; "
@@ -102,11 +104,13 @@ def test_same_seed_gives_the_same_files(text: Path, trained: tuple[Path, Trained
     assert contents(tmp_path / "again") == contents(trained[0])
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_weights(text: Path, trained: tuple[Path, Trained], tmp_path: Path) -> None:
     train(text, tmp_path / "other", steps=1, seed=1, progress=False)
     assert contents(tmp_path / "other")["model.safetensors"] != contents(trained[0])["model.safetensors"]
 
 
+@pytest.mark.slow
 def test_leaves_the_callers_random_state_alone(text: Path, tmp_path: Path) -> None:
     torch_before, numpy_before = torch.get_rng_state(), np.random.get_state()[1]
     train(text, tmp_path / "model", steps=1, progress=False)

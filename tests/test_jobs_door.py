@@ -40,6 +40,7 @@ def place(
 
 
 @pytest.mark.parametrize("name", jobs.__all__)
+@pytest.mark.slow
 def test_examples(name: str, place: Path) -> None:
     if name == "profile":
         shutil.rmtree("my.store")
@@ -80,6 +81,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("name", PASSES)
+@pytest.mark.slow
 def test_what_is_finished_is_noticed_before_a_model_is_loaded(name: str, place: Path, loads: list[str]) -> None:
     def run(*arguments: str, **options: Any) -> Any:
         found = getattr(jobs, name)(*arguments, **options)
@@ -127,6 +129,7 @@ def _edit_facts(key: str, value: Any) -> None:
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("whole_bytes", [2**25, 2**10], ids=["small files", "large files"])
+@pytest.mark.slow
 def test_a_checkpoint_that_looks_different_is_loaded(
     change: str, whole_bytes: int, place: Path, loads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,12 +150,14 @@ def test_a_checkpoint_that_looks_different_is_loaded(
         assert loads == []
 
 
+@pytest.mark.slow
 def test_another_way_to_ask_is_loaded(place: Path, loads: list[str]) -> None:
     with pytest.raises(InputError, match="dtype is 'bfloat16', the store has 'float32'"):
         jobs.profile("model", "my.store", **PASSES["profile"], dtype="bfloat16")
     assert loads == ["model"]
 
 
+@pytest.mark.slow
 def test_a_finished_profile_of_fresh_weights_makes_none(place: Path, loads: list[str]) -> None:
     for _ in range(2):
         jobs.profile("model", "null.store", **PASSES["profile"], random_init=3)
@@ -164,6 +169,7 @@ def test_a_finished_profile_of_fresh_weights_makes_none(place: Path, loads: list
         jobs.profile("model", "null.store", **PASSES["profile"])
 
 
+@pytest.mark.slow
 def test_a_hub_model_is_known_by_its_commit(place: Path, tmp_path: Path) -> None:
     """In a process of its own, whose hub is a cache without a network."""
     commit = "0123456789abcdef" * 2 + "01234567"

@@ -67,6 +67,7 @@ def formula(folder: Path, text: str, bos: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("bos", ["counted", "read", "none"])
+@pytest.mark.slow
 def test_embeddings_equal_the_formula(bos: str, model_folder: Path, tmp_path: Path) -> None:
     texts = make_texts(6)
     attributes = run(model_folder, tmp_path / "s", texts, bos)
@@ -98,6 +99,7 @@ def test_each_distinct_text_is_embedded_once(model_folder: Path, tmp_path: Path)
             assert (arrays["text"][LANGUAGES.index(a)] == arrays["text"][LANGUAGES.index(b)]).tolist() == same
 
 
+@pytest.mark.ray
 def test_same_bits_after_a_stop_and_the_same_but_for_rounding_on_two_workers(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +176,7 @@ def test_out_of_memory_halves_the_batch(model_folder: Path, tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("pooling", ["weighted", "last"])
+@pytest.mark.slow
 def test_the_commands(pooling: str, model_folder: Path, tmp_path: Path, run: Run) -> None:
     texts = make_texts(8)
     for language, by_id in texts.texts.items():

@@ -44,6 +44,7 @@ def profiled(
 
 
 @pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.slow
 def test_the_same_weights_under_another_config_are_another_model(
     edit: str, run: Run, profiled: tuple[Path, Path, Path], make_corpora: Callable[..., Path]
 ) -> None:
@@ -64,6 +65,7 @@ def test_the_same_weights_under_another_config_are_another_model(
     assert store.committed_corpora(path) == ["c++", "python"]
 
 
+@pytest.mark.slow
 def test_neurons_are_not_switched_off_in_a_model_of_another_config(
     run: Run, profiled: tuple[Path, Path, Path], make_corpora: Callable[..., Path], tmp_path: Path
 ) -> None:

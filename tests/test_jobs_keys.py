@@ -79,6 +79,7 @@ def _lines(text: str) -> Any:
 
 
 @pytest.mark.parametrize("window_lines", [None, 1, 5])
+@pytest.mark.slow
 def test_triggers_equal_a_brute_force_topk(
     window_lines: int | None, run: Run, model_folder: Path, corpora: Path, tmp_path: Path
 ) -> None:
@@ -115,6 +116,7 @@ def test_triggers_equal_a_brute_force_topk(
     assert whole_lists > 5
 
 
+@pytest.mark.ray
 def test_windows_are_the_same_with_more_workers(run: Run, model_folder: Path, corpora: Path, tmp_path: Path) -> None:
     for workers in (1, 2):
         path = tmp_path / f"s{workers}"
@@ -123,6 +125,7 @@ def test_windows_are_the_same_with_more_workers(run: Run, model_folder: Path, co
     assert "python/document_text" in everything(tmp_path / "s1")
 
 
+@pytest.mark.slow
 def test_triggers_of_lost_texts(run: Run, model_folder: Path, corpora: Path, tmp_path: Path) -> None:
     profile(run, model_folder, tmp_path / "s", corpora)
     before = json.loads(run("triggers", tmp_path / "s", 1, 3, "--json", "--top", 3)[1])
@@ -158,6 +161,7 @@ def refused(result: tuple[int, str, str], message: str) -> None:
     assert message in err
 
 
+@pytest.mark.slow
 def test_patterns_and_concepts(run: Run, model_folder: Path, corpora: Path, tmp_path: Path) -> None:
     profile(run, model_folder, tmp_path / "s", corpora)
     for seed in (1, 2):
@@ -203,6 +207,7 @@ def check_concept_counts(run: Run, tmp_path: Path) -> None:
         assert counts[0, neuron] == sum(re.search(r"\bself\b", text) is not None for text, _, _ in distinct)
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line(run: Run, model_folder: Path, corpora: Path, tmp_path: Path) -> None:
     path, none = tmp_path / "s", tmp_path / "none"
     profile(run, model_folder, path, corpora)
@@ -240,6 +245,7 @@ def test_bad_input_is_one_line(run: Run, model_folder: Path, corpora: Path, tmp_
 
 
 @pytest.mark.parametrize("command", ["patterns", "concepts", "mask"])
+@pytest.mark.slow
 def test_an_expression_that_takes_for_ever_is_named_with_the_document(
     command: str, run: Run, model_folder: Path, corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,6 +267,7 @@ def test_an_expression_that_takes_for_ever_is_named_with_the_document(
 EVIL = "\x1b]0;owned\x07\x1b[31m\u202e\x9b31m\r"
 
 
+@pytest.mark.slow
 def test_names_and_texts_cannot_command_the_terminal(
     run: Run, model_folder: Path, corpora: Path, tmp_path: Path
 ) -> None:

@@ -95,6 +95,7 @@ def naive(model: Any, ids: list[int]) -> np.ndarray:
     return torch.stack([*logits, output.logits[0]]).double().numpy()
 
 
+@pytest.mark.slow
 def test_equals_a_naive_forward_that_keeps_everything(trained: Path, done: Path, data: Path) -> None:
     group = store.read_group(done, "lens/translation")
     attributes = store.group_attributes(done, "lens/translation")
@@ -186,6 +187,7 @@ def check_means(
                 np.testing.assert_allclose(found, np.mean(of, axis=0), rtol=1e-4, atol=1e-9, err_msg=name)
 
 
+@pytest.mark.ray
 def test_goes_on_where_it_stopped_and_on_two_workers_to_the_same_bits(
     trained: Path, done: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,6 +271,7 @@ def check_ranks(of: dict[str, Any], mass_L: np.ndarray, draw_LD: np.ndarray) -> 
     assert of["mean_rank"] == 1 + sum(drawn >= mean for drawn in draw_LD.mean(0))
 
 
+@pytest.mark.slow
 def test_the_command_prints_one_document_and_draws(trained: Path, done: Path, data: Path, tmp_path: Path) -> None:
     arguments = [
         str(trained), str(done), "--parallel", str(data / "parallel"), "--few-shot", str(data / "few"), "--keywords",
@@ -324,6 +327,7 @@ def as_made_before(path: Path) -> None:
         shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_a_lens_made_before_still_reads_and_says_what_its_control_is(
     trained: Path, done: Path, data: Path, tmp_path: Path, run: Callable[..., Any]
 ) -> None:
@@ -347,6 +351,7 @@ def test_a_lens_made_before_still_reads_and_says_what_its_control_is(
     assert "seed is 1, the store has 0" in errors
 
 
+@pytest.mark.slow
 def test_the_papers_way_reads_from_prefixes_with_two_bos(trained: Path, data: Path, tmp_path: Path) -> None:
     run_pass(trained, tmp_path / "s", data, pairs="Python-C#", paper=True)
     group = store.read_group(tmp_path / "s", "lens/translation")

@@ -68,6 +68,7 @@ def losses_of(model: Any, tokenizer: Any, path: Path) -> list[float]:
     return nats
 
 
+@pytest.mark.slow
 def test_the_matrix_is_what_edited_weights_give(profiled: Path, model_folder: Path) -> None:
     document = ablate(profiled, model_folder)
     arrays = store.read_group(profiled / "store", "loss/ablate")
@@ -100,6 +101,7 @@ def test_the_matrix_is_what_edited_weights_give(profiled: Path, model_folder: Pa
     assert arrays["scored"][:, 0].sum() == sum(document["tokens"])
 
 
+@pytest.mark.slow
 def test_token_classes_by_concept(profiled: Path, model_folder: Path) -> None:
     neurons = write_mask(profiled / "m.json", {"self": [[0, 3], [1, 7]], "def": [[1, 7], [1, 9]]}, polysemantic=[])
     mask(profiled, model_folder, neurons, CONCEPTS, draws=1)
@@ -153,6 +155,7 @@ class Watched(Progress):
         yield took
 
 
+@pytest.mark.ray
 def test_the_same_however_it_ran(profiled: Path, model_folder: Path) -> None:
     small: dict[str, Any] = {"max_unit_bytes": 3000}
     ablate(profiled, model_folder, name="one", **small)
@@ -171,6 +174,7 @@ def test_the_same_however_it_ran(profiled: Path, model_folder: Path) -> None:
         ablate(profiled, model_folder, name="two", how="coefficient", **small)
 
 
+@pytest.mark.slow
 def test_a_unit_without_a_token_is_passed_over(profiled: Path, model_folder: Path) -> None:
     (profiled / "heldout/python/latin.py").write_bytes(b"\xff" * 2**16)  # so large that it is a unit of its own
     for concepts, name in (({}, "without"), (CONCEPTS, "with")):
@@ -181,6 +185,7 @@ def test_a_unit_without_a_token_is_passed_over(profiled: Path, model_folder: Pat
         assert (arrays["document_status"][at], arrays["scored"][at, 0]) == (Status.NOT_UTF8, 0)
 
 
+@pytest.mark.slow
 def test_concepts_in_another_order_are_another_pass(profiled: Path, model_folder: Path) -> None:
     neurons = write_mask(profiled / "m.json", {"self": [[0, 3]]})
     turned = dict(reversed(CONCEPTS.items()))
@@ -189,6 +194,7 @@ def test_concepts_in_another_order_are_another_pass(profiled: Path, model_folder
         mask(profiled, model_folder, neurons, turned)
 
 
+@pytest.mark.slow
 def test_out_of_memory_halves_the_batch(profiled: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = ablate(profiled, model_folder)
     read, refused = LossReader.read, []
@@ -210,6 +216,7 @@ def test_out_of_memory_halves_the_batch(profiled: Path, model_folder: Path, monk
         np.testing.assert_allclose(halved[key], whole[key], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_twelve_masks_on_twelve_corpora(
     model_folder: Path, make_corpora: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -232,6 +239,7 @@ def test_twelve_masks_on_twelve_corpora(
     assert np.isfinite(np.array(document["standard_error"], float)).all()
 
 
+@pytest.mark.slow
 def test_the_mean_of_the_store_is_put_in_place(profiled: Path, model_folder: Path) -> None:
     document = ablate(profiled, model_folder, how="mean", draws=0)
     arrays = store.read_group(profiled / "store", "loss/ablate")
@@ -254,12 +262,14 @@ def test_the_mean_of_the_store_is_put_in_place(profiled: Path, model_folder: Pat
     assert document["change"][0][1] == pytest.approx(sum(nats) / len(nats) - document["baseline"][1], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_other_draws_are_named_in_a_line(profiled: Path, model_folder: Path) -> None:
     ablate(profiled, model_folder, draws=1)
     with pytest.raises(InputError, match=r"sets has \d+ entries, the store \d+: 'random c\+\+ 1' and \d+ more are new"):
         ablate(profiled, model_folder, draws=3)
 
 
+@pytest.mark.slow
 def test_profiled_documents_are_left_out_and_counted(profiled: Path, model_folder: Path) -> None:
     files = sorted((profiled / "profiled/python").rglob("*.py"))[:3]
     for number, file in enumerate(files):
@@ -272,6 +282,7 @@ def test_profiled_documents_are_left_out_and_counted(profiled: Path, model_folde
         ablate(profiled, model_folder, corpora=profiled / "profiled", name="other")
 
 
+@pytest.mark.slow
 def test_documents_that_a_mask_names_are_refused(profiled: Path, model_folder: Path) -> None:
     hashes = store.read_corpus(profiled / "store", "python")["document_hash"]
     neurons = write_mask(
@@ -290,6 +301,7 @@ def test_documents_that_a_mask_names_are_refused(profiled: Path, model_folder: P
         assert group["document_hash"][group["document_tokens"] == 0].tolist() == [hashes[4].tolist()]
 
 
+@pytest.mark.slow
 def test_only_the_first_tokens_are_scored(profiled: Path, model_folder: Path) -> None:
     ablate(profiled, model_folder, draws=0, document_tokens=10)
     group = store.read_group(profiled / "store", "loss/ablate")
@@ -311,6 +323,7 @@ def test_only_the_first_tokens_are_scored(profiled: Path, model_folder: Path) ->
         ablate(profiled, model_folder, draws=0)
 
 
+@pytest.mark.slow
 def test_files_whose_windows_chose_are_refused(
     model_folder: Path, make_corpora: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -350,6 +363,7 @@ def test_files_whose_windows_chose_are_refused(
     ids=["layer", "neuron", "model", "empty"],
 )
 @pytest.mark.parametrize("has_store", [True, False])
+@pytest.mark.slow
 def test_bad_masks_are_refused_in_one_line(
     has_store: bool, specific: Any, more: Any, message: str, profiled: Path, model_folder: Path
 ) -> None:
@@ -373,6 +387,7 @@ def test_a_regular_expression_that_does_not_compile(profiled: Path, model_folder
         read_concepts(profiled / "bad.toml")
 
 
+@pytest.mark.slow
 def test_corpora_that_only_one_side_has(profiled: Path, model_folder: Path, capsys: Any) -> None:
     shutil.move(profiled / "heldout/c++", profiled / "heldout/java")
     document = ablate(profiled, model_folder, draws=0, progress=Progress())

@@ -91,6 +91,7 @@ def texts_of(figure: Any) -> str:
     return "\n".join(text.get_text() for text in figure.findobj(Text))
 
 
+@pytest.mark.slow
 def test_all_outputs_say_whether_the_chosen_neurons_matter(case: tuple[str, Path], run: Run) -> None:
     name, folder = case
     model, place = folder / "model", folder / "store"
@@ -155,6 +156,7 @@ def test_all_outputs_say_whether_the_chosen_neurons_matter(case: tuple[str, Path
         assert masked["effects"][corpus]["corpora"][corpus]["z_stricter"] == z["z_stricter"]
 
 
+@pytest.mark.slow
 def test_too_few_candidates_are_no_number(case: tuple[str, Path], run: Run, tmp_path: Path) -> None:
     """60 of the 100 neurons above the threshold in each corpus are switched off: 40 are left."""
     _, folder = case
@@ -184,6 +186,7 @@ def test_too_few_candidates_are_no_number(case: tuple[str, Path], run: Run, tmp_
         assert f"can't be judged: alpha, beta (above the threshold: {reason})" in text
 
 
+@pytest.mark.slow
 def test_few_documents_and_empty_sets_in_mask(case: tuple[str, Path], run: Run, tmp_path: Path) -> None:
     _, folder = case
     for number in range(4):
@@ -210,6 +213,7 @@ def test_few_documents_and_empty_sets_in_mask(case: tuple[str, Path], run: Run, 
     assert "nothing" not in [label.get_text() for axes in result.figure().axes for label in axes.get_yticklabels()]
 
 
+@pytest.mark.slow
 def test_of_random_sets_as_many_are_found_as_the_level_says(run: Run, tmp_path: Path) -> None:
     """200 sets of 8 neurons in each layer drawn at random, so that neither control is any different from them."""
     model = build_model(tmp_path / "model", is_planted=False)

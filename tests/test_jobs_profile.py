@@ -32,6 +32,7 @@ def run(model: Path, path: Path, corpora: Path, **options: Any) -> None:
     profile(str(model), path, corpora=corpora, **options)
 
 
+@pytest.mark.slow
 def test_equals_plain_hooks_one_document_at_a_time(model_folder: Path, make_corpora: Any, tmp_path: Path) -> None:
     corpora = make_corpora({"python": 40})
     run(model_folder, tmp_path / "s", corpora)
@@ -63,6 +64,7 @@ def test_equals_plain_hooks_one_document_at_a_time(model_folder: Path, make_corp
         assert np.isnan(values[index, len(expected) :]).all()
 
 
+@pytest.mark.slow
 def test_concat_equals_hooks_over_the_same_rows(model_folder: Path, make_corpora: Any, tmp_path: Path) -> None:
     corpora = make_corpora({"python": 30})
     run(model_folder, tmp_path / "s", corpora, layout="concat", document_tokens=100)
@@ -94,6 +96,7 @@ def test_concat_equals_hooks_over_the_same_rows(model_folder: Path, make_corpora
         assert arrays["trigger_position"].reshape(96, 4)[index, : len(expected)].tolist() == [c[2] for c in expected]
 
 
+@pytest.mark.slow
 def test_bfloat16_sums(model_folder: Path, make_corpora: Any, tmp_path: Path) -> None:
     corpora = make_corpora({"python": 20})
     run(model_folder, tmp_path / "s", corpora, dtype="bfloat16")
@@ -112,6 +115,7 @@ def test_bfloat16_sums(model_folder: Path, make_corpora: Any, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("layout", ["documents", "concat"])
+@pytest.mark.ray
 def test_any_number_of_workers_gives_the_same_bits(
     layout: str, model_folder: Path, make_corpora: Any, tmp_path: Path
 ) -> None:
@@ -121,6 +125,7 @@ def test_any_number_of_workers_gives_the_same_bits(
     assert everything(tmp_path / "s1") == everything(tmp_path / "s2") == everything(tmp_path / "s3")
 
 
+@pytest.mark.ray
 def test_a_ray_cluster_of_two_nodes_gives_the_same_bits(model_folder: Path, make_corpora: Any, tmp_path: Path) -> None:
     corpora = make_corpora({"python": 20})
     run(model_folder, tmp_path / "here", corpora)
@@ -133,6 +138,7 @@ def test_a_ray_cluster_of_two_nodes_gives_the_same_bits(model_folder: Path, make
     assert everything(tmp_path / "here") == everything(tmp_path / "there")
 
 
+@pytest.mark.slow
 def test_the_token_budget_and_the_cut_into_units_change_no_count(
     model_folder: Path, make_corpora: Any, tmp_path: Path
 ) -> None:
@@ -148,6 +154,7 @@ def test_the_token_budget_and_the_cut_into_units_change_no_count(
         assert (documents == results[0][2]).mean() > 0.999
 
 
+@pytest.mark.slow
 def test_out_of_memory_restarts_the_unit_and_counts_nothing_twice(
     model_folder: Path, make_corpora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +206,7 @@ def wait_for_units(path: Path, number: int, process: subprocess.Popen, timeout_s
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.ray
 def test_killed_twice_and_resumed_gives_the_same_bits(
     workers: str, model_folder: Path, make_corpora: Any, tmp_path: Path
 ) -> None:
@@ -216,6 +224,7 @@ def test_killed_twice_and_resumed_gives_the_same_bits(
     assert not list((tmp_path / "killed" / ".run").glob("corpora/*"))
 
 
+@pytest.mark.ray
 def test_a_killed_worker_is_replaced(model_folder: Path, make_corpora: Any, tmp_path: Path) -> None:
     corpora = make_corpora({"python": 300})
     process = start(model_folder, tmp_path / "s", corpora, "--workers", "2")
@@ -233,6 +242,7 @@ def test_a_killed_worker_is_replaced(model_folder: Path, make_corpora: Any, tmp_
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.slow
 def test_interrupted_by_a_signal_saves_and_goes_on(
     number: signal.Signals, code: int, model_folder: Path, make_corpora: Any, tmp_path: Path
 ) -> None:
@@ -247,6 +257,7 @@ def test_interrupted_by_a_signal_saves_and_goes_on(
     assert start(model_folder, tmp_path / "s", corpora).wait() == 0
 
 
+@pytest.mark.slow
 def test_status_names_the_source_of_an_unfinished_corpus_that_is_gone(
     model_folder: Path, make_corpora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,6 +286,7 @@ def test_status_names_the_source_of_an_unfinished_corpus_that_is_gone(
     assert (status(tmp_path / "s")["state"], status(tmp_path / "s")["sources_gone"]) == ("complete", {})
 
 
+@pytest.mark.slow
 def test_a_finished_store_says_so_and_a_further_corpus_is_added(
     model_folder: Path, make_corpora: Any, tmp_path: Path
 ) -> None:
@@ -374,6 +386,7 @@ def test_max_files_takes_the_first_in_hash_order(model_folder: Path, make_corpor
     assert store.read_corpus(tmp_path / "s", "python", ["document_name"])["document_name"].tolist() == expected
 
 
+@pytest.mark.slow
 def test_two_writers_are_refused(finished: tuple[Path, Path], model_folder: Path) -> None:
     import filelock
 

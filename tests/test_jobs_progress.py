@@ -80,6 +80,7 @@ def test_passes_and_readings_say_what_is_left(monkeypatch: pytest.MonkeyPatch, c
     assert capsys.readouterr().err == "python: document 2/3, 20 s left\n"
 
 
+@pytest.mark.slow
 def test_commands_about_keys_are_not_silent(
     run: Run, model_folder: Path, make_corpora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,7 @@ def all_gone(tag: str) -> bool:
     return not tagged(tag)
 
 
+@pytest.mark.ray
 def test_only_who_has_the_token_of_this_process_can_talk_to_ray(model_folder: Path, tag: str, tmp_path: Path) -> None:
     import ray
 
@@ -94,6 +95,7 @@ def test_only_who_has_the_token_of_this_process_can_talk_to_ray(model_folder: Pa
 
 
 @pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+@pytest.mark.ray
 def test_the_end_of_ray_ends_the_run_at_once_and_it_goes_on(
     name: str, model_folder: Path, make_corpora: Any, tag: str, tmp_path: Path
 ) -> None:
@@ -116,6 +118,7 @@ def test_the_end_of_ray_ends_the_run_at_once_and_it_goes_on(
     assert everything(tmp_path / "s") == everything(tmp_path / "clean")
 
 
+@pytest.mark.ray
 def test_replacements_that_die_while_they_load_are_replaced_too(
     model_folder: Path, make_corpora: Any, tag: str, tmp_path: Path
 ) -> None:
@@ -134,6 +137,7 @@ def test_replacements_that_die_while_they_load_are_replaced_too(
 
 @pytest.mark.parametrize("when", ["gcs_server", "ray::_ActorWorker"], ids=["while Ray starts", "while models load"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.ray
 def test_a_signal_before_the_run_leaves_nothing_behind(
     when: str, number: signal.Signals, code: int, model_folder: Path, make_corpora: Any, tag: str, tmp_path: Path
 ) -> None:
@@ -149,6 +153,7 @@ def test_a_signal_before_the_run_leaves_nothing_behind(
     assert all_gone(tag)
 
 
+@pytest.mark.ray
 def test_a_signal_that_ray_sees_while_it_waits(tag: str) -> None:
     waiting = (
         "import os, signal, threading, ray\n"
@@ -175,6 +180,7 @@ def test_a_signal_that_ray_sees_while_it_waits(tag: str) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.ray
 def test_a_signal_while_the_model_loads_here(
     number: signal.Signals, code: int, model_folder: Path, make_corpora: Any, tmp_path: Path
 ) -> None:

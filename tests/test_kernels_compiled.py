@@ -29,6 +29,7 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_builds_once_and_again_after_a_change(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = tmp_path / "compiled.log"
     wrapper = tmp_path / "compiler"
@@ -49,6 +50,7 @@ def test_builds_once_and_again_after_a_change(cache: Path, tmp_path: Path, monke
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_two_processes_may_build_at_once(cache: Path) -> None:
     code = "from neurotally.kernels import compiled; print(compiled.build()); assert compiled.library()"
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -63,6 +65,7 @@ USES = "from neurotally.kernels import compiled; print(compiled.build()); assert
 
 @needs_compiler
 @pytest.mark.parametrize("damage", ["cut off", "emptied", "a byte changed", "others may write", "a link"])
+@pytest.mark.slow
 def test_a_library_that_is_not_sound_is_built_again(damage: str, cache: Path, tmp_path: Path) -> None:
     kept = Path(run_python(USES).stdout.strip())
     content = kept.read_bytes()
@@ -81,6 +84,7 @@ def test_a_library_that_is_not_sound_is_built_again(damage: str, cache: Path, tm
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_others_may_not_write_to_the_cache(cache: Path) -> None:
     cache.mkdir(parents=True)
     cache.chmod(0o777)
@@ -90,6 +94,7 @@ def test_others_may_not_write_to_the_cache(cache: Path) -> None:
 
 @needs_compiler
 @pytest.mark.parametrize("home", ["no home", "not a folder", "another user's"])
+@pytest.mark.slow
 def test_without_a_cache_the_library_is_built_for_the_process(home: str, tmp_path: Path) -> None:
     code, place = USES, str(tmp_path)
     if home == "no home":  # nor a user who has one
@@ -112,6 +117,7 @@ def test_without_a_cache_the_library_is_built_for_the_process(home: str, tmp_pat
 
 @needs_compiler
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.slow
 def test_works_in_torchs_own_threads() -> None:
     code = """
 import os, torch
@@ -132,6 +138,7 @@ print(before, len(os.listdir("/proc/self/task")), len(runtimes))
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.slow
 def test_every_set_of_flags_gives_the_same_bits(
     cache: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
@@ -155,6 +162,7 @@ def test_every_set_of_flags_gives_the_same_bits(
     ("c_type", "first", "second"),
     [("int64_t", "active", "active_special"), ("float", "coefficient_max", "coefficient_min")],
 )
+@pytest.mark.slow
 def test_a_loop_that_adds_up_in_another_order_than_the_table_is_refused(
     c_type: str, first: str, second: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,6 +196,7 @@ for _ in range(3):
     ],
     ids=["no compiler", "CXX is not there", "compiler fails"],
 )
+@pytest.mark.slow
 def test_without_a_compiler_pytorch_does_it_after_one_line(environment: dict[str, str], reason: str) -> None:
     lines = run_python(FALLS_BACK, **environment).stderr.splitlines()
     assert len(lines) == 1
@@ -201,6 +210,7 @@ def test_build_says_why_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
         compiled.build()
 
 
+@pytest.mark.slow
 def test_importing_needs_torch_only_and_does_nothing(cache: Path) -> None:
     code = (
         "import sys; from neurotally.kernels import tally, triggers, compiled, activations; "

@@ -58,6 +58,7 @@ def offer(triggers: LayerTriggers, rows: list) -> None:
     compact_above=st.sampled_from([1, 8]),
 )
 @settings(max_examples=200, deadline=None)
+@pytest.mark.slow
 def test_any_order_and_split_gives_the_sorted_list(
     kernel_path: str, rows: list, num_triggers: int, bar: Any, sizes: list[int], random: Any, compact_above: int
 ) -> None:

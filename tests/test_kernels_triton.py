@@ -31,6 +31,7 @@ def run_python(*arguments: str, **environment: str) -> None:
     assert result.returncode == 0, result.stdout[-20000:] + result.stderr[-20000:]
 
 
+@pytest.mark.slow
 def test_equals_the_reference() -> None:
     environment = {} if ON_GPU else {"TRITON_INTERPRET": "1"}
     run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/triton_cases.py", **environment)
@@ -81,6 +82,7 @@ ptx(triton_triggers._offer, lists, {"NUM_TRIGGERS": 32, "TILE_B": 16, "BLOCK_F":
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler for NVIDIA GPUs is on Linux")
+@pytest.mark.slow
 def test_every_kernel_compiles_for_an_h100(tmp_path: Path) -> None:
     run_python("-c", COMPILES, TRITON_CACHE_DIR=str(tmp_path))
 

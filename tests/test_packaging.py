@@ -52,6 +52,7 @@ ALLOWED = {"kernels": {"kernels"}, "profiler": {"kernels", "profiler"}, "analysi
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.slow
 def test_imports_go_one_way(folder: str) -> None:
     for path in files(folder):
         for module in imports(path):
@@ -86,11 +87,13 @@ def test_kernels_import_torch_and_triton_only() -> None:
         ("neurotally.analysis.studies", ("torch", "zarr", "matplotlib", "pandas", "numpy")),
     ],
 )
+@pytest.mark.slow
 def test_importing_does_not_load(module: str, absent: tuple[str, ...]) -> None:
     code = f"import sys, {module}; print([name for name in {absent!r} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
+@pytest.mark.slow
 def test_transformers_imports_from_the_root_beside_hugging_faces_kernels() -> None:
     code = "import kernels, transformers; from transformers import LlamaForCausalLM; print(kernels.__file__)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

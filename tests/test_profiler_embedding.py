@@ -34,6 +34,7 @@ def check(found: np.ndarray, expected: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_equals_hidden_states_of_one_text_at_a_time(family: str, tokenizer: Any) -> None:
     bare = tiny(family)
     rows = lay_out(list(enumerate(documents())), frozenset({0}), "documents", 128)

@@ -25,6 +25,7 @@ def test_there_are_enough_of_them() -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.slow
 def test_a_dense_architecture_is_read_as_plain_hooks_read_it(name: str, tokenizer: Any, tmp_path: Path) -> None:
     family = FAMILIES[name]
     bare = tiny_model(name)

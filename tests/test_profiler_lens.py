@@ -22,6 +22,7 @@ def random_ids(rows: int, width: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", HEADS)
+@pytest.mark.slow
 def test_the_last_layers_lens_is_the_models_own_output(family: str, tokenizer: Any) -> None:
     ids_BT, bare = random_ids(3, 50), tiny(family)
     with torch.no_grad():
@@ -35,6 +36,7 @@ def test_the_last_layers_lens_is_the_models_own_output(family: str, tokenizer: A
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_residuals_are_the_models_hidden_states_and_ffn_outputs_those_of_a_hook(family: str, tokenizer: Any) -> None:
     ids_BT, bare = random_ids(2, 40), tiny(family)
     ffn: list[torch.Tensor] = []
@@ -122,6 +124,7 @@ def test_draws_are_read_as_sets_are() -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "codegen"])
+@pytest.mark.slow
 def test_rectangles_and_chunks_read_what_a_lone_forward_reads(
     family: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,7 @@ def state_hash(model: Any) -> str:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_equals_the_models_own_logits(family: str, tokenizer: Any) -> None:
     model, batch = prepared(family, tokenizer), one_batch()
     losses = LossReader(model).read(batch)
@@ -129,6 +130,7 @@ def test_masked_losses_equal_those_of_edited_weights(family: str, how: str, toke
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_key_biases_are_found(family: str, tokenizer: Any) -> None:
     model = prepared(family, tokenizer)
     for layer, bias_F in enumerate(point.key_bias() for point in model.hook_points):

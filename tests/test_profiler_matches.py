@@ -29,6 +29,7 @@ SLOW = "a" * 40 + "b"
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
+@pytest.mark.slow
 def test_matches_are_those_of_re(expression: str) -> None:
     with pytest.warns(FutureWarning) if "[[" in expression else contextlib.nullcontext():
         pattern = re.compile(expression, re.MULTILINE)
@@ -39,6 +40,7 @@ def test_matches_are_those_of_re(expression: str) -> None:
 
 
 @pytest.mark.parametrize(("expression", "text"), [(r"(a+)+$", SLOW), (r"\s+$", " " * 500_000 + "x")])
+@pytest.mark.slow
 def test_an_expression_that_takes_too_long_is_named(
     expression: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -66,6 +68,7 @@ def test_threads_take_turns() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.slow
 def test_a_signal_ends_both_processes_in_the_middle_of_a_match(number: signal.Signals, tmp_path: Path) -> None:
     code = f"""
 import re

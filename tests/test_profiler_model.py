@@ -37,6 +37,7 @@ def refusal(call: Callable[[], object]) -> str:
 
 
 @pytest.mark.parametrize("save", [lambda *to: save_llama(*to, seed=0), save_gpt2], ids=["llama", "gpt2, tied head"])
+@pytest.mark.slow
 def test_a_checkpoint_without_any_one_of_its_weights_is_refused_by_name(
     save: Callable[[Path, Any], Path], tokenizer: Any, tmp_path: Path
 ) -> None:

@@ -29,6 +29,7 @@ def offloaded(family: str, kind: str, folder: Path) -> Any:
 
 @pytest.mark.parametrize("kind", ["cpu", "disk"])
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "opt"])
+@pytest.mark.slow
 def test_offloaded_layers_are_read_as_others_are(family: str, kind: str, tokenizer: Any, tmp_path: Path) -> None:
     expected = prepare_model(tiny(family), tokenizer, family, None, "float32")
     model = prepare_model(offloaded(family, kind, tmp_path), tokenizer, family, None, "float32")

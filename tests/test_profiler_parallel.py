@@ -142,6 +142,7 @@ def test_a_path_that_is_no_corpus(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not PUBLISHED.exists(), reason=f"{PUBLISHED} is absent: the snippets published with 2506.01074")
+@pytest.mark.slow
 def test_the_published_snippets() -> None:
     found = read_parallel(PUBLISHED)
     assert found.languages == ("C", "C#", "C++", "Java", "Javascript", "PHP", "Python")
@@ -161,6 +162,7 @@ def test_the_published_snippets() -> None:
 
 
 @pytest.mark.parametrize("kind", ["a line", "lines", "an id", "ids"])
+@pytest.mark.slow
 def test_a_zip_that_unpacks_to_too_much_is_refused(kind: str, tmp_path: Path) -> None:
     from neurotally.profiler import parallel
 

@@ -25,6 +25,7 @@ GOLDEN = (
 
 
 @needs_shared
+@pytest.mark.slow
 def test_the_papers_example_to_the_byte() -> None:
     texts = read_parallel(SHARED / "code_snippets.zip").texts
     shots = [read_few_shot(SHARED / "prompts", language) for language in ("Python", "Java")]
@@ -34,6 +35,7 @@ def test_the_papers_example_to_the_byte() -> None:
 
 
 @needs_shared
+@pytest.mark.slow
 def test_where_the_papers_rfind_falls_inside_the_snippet() -> None:
     parallel = read_parallel(SHARED / "code_snippets.zip")
     for target in parallel.languages:
@@ -45,6 +47,7 @@ def test_where_the_papers_rfind_falls_inside_the_snippet() -> None:
 
 
 @needs_shared
+@pytest.mark.slow
 def test_how_many_snippets_the_papers_clean_up_of_spaces_alters(tokenizer: Any) -> None:
     texts = read_parallel(SHARED / "code_snippets.zip").texts
     altered = {

@@ -91,6 +91,7 @@ class HookCounts:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_nothing_is_lost_by_ending_at_the_last_hook_point(family: str, tokenizer: Any) -> None:
     model = loaded(family, tokenizer)
     rng = np.random.default_rng(1)
@@ -122,6 +123,7 @@ def test_nothing_runs_after_the_last_hook_point(tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_a_family_is_read_as_plain_hooks_read_it(family: str, tokenizer: Any) -> None:
     gated, act_name, down_name = FAMILIES[family]
     rng = np.random.default_rng(1)

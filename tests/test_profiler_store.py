@@ -132,6 +132,7 @@ FINITE = {"allow_nan": False, "allow_infinity": False}
     sums=hnp.arrays(np.float64, (3, 4), elements=st.floats(**FINITE)),
     values=hnp.arrays(np.float32, (3, 4, 2), elements=st.floats(2.0**-20, 2.0**40, width=32)),
 )
+@pytest.mark.slow
 def test_sums_survive_the_round_trip_through_zarr(
     tmp_path_factory: pytest.TempPathFactory, active: np.ndarray, sums: np.ndarray, values: np.ndarray
 ) -> None:

@@ -49,6 +49,7 @@ def load_as_on_a_gpu(model: LoadedModel, patch: pytest.MonkeyPatch, gated: Calla
         verify_hook_points(model, probe_ids(model.vocabulary), gpu_rounding(getattr(torch, model.facts.dtype)))
 
 
+@pytest.mark.slow
 def test_rounding_refuses_no_sound_model(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(LOADS):
         generator = torch.Generator().manual_seed(seed)
@@ -132,6 +133,7 @@ def _tally_shifted(kernel: Gated, *args: Any) -> tuple[Tensor, RowMaxima]:
 
 
 @pytest.mark.parametrize("fault", [_other_activation, _one_neuron_shifted, _tally_shifted])
+@pytest.mark.slow
 def test_a_fault_in_one_layer_is_refused_by_name(
     model: LoadedModel, fault: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +142,7 @@ def test_a_fault_in_one_layer_is_refused_by_name(
             load_as_on_a_gpu(model, monkeypatch, _at(layer % LAYERS, fault))
 
 
+@pytest.mark.slow
 def test_a_skipped_layer_is_refused_by_the_name_of_the_next(
     model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,6 +50,7 @@ def test_command_lines_are_taken(readme: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("readme", READMES, ids=readme_id)
+@pytest.mark.slow
 def test_python_runs(
     readme: Path, model_folder: Path, make_corpora: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

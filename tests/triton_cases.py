@@ -145,6 +145,7 @@ def assert_close_sums(got_F: Tensor, expected_F: Tensor, magnitude_F: Tensor) ->
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("num_neurons", [1, 64, 1408])
 @pytest.mark.parametrize("num_tokens", [1, 63, 123, 1000])
+@pytest.mark.slow
 def test_equals_the_reference(num_tokens: int, num_neurons: int, dtype: torch.dtype, is_gated: bool) -> None:
     pre_BTF, up_BTF, kind_BT = random_batch((3, num_tokens, num_neurons), dtype)
     activation_BTF = h_BTF = run(nn.SiLU(), pre_BTF, None, kind_BT, statistics=Statistics.COUNTS)[0]
@@ -242,6 +243,7 @@ def test_which_activations_have_a_kernel(act: nn.Module, name: str | None) -> No
 
 @pytest.mark.parametrize("layout", ["halves", "other half", "transposed", "rows"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.slow
 def test_strides(dtype: torch.dtype, layout: str) -> None:
     rng = torch.Generator().manual_seed(0)
     both = torch.randn((2, 167, 2 * 123), generator=rng).to(dtype).to(DEVICE)
@@ -259,18 +261,20 @@ def test_strides(dtype: torch.dtype, layout: str) -> None:
     assert_same([h_BTF, *others[0].values(), *others[1]], [packed_BTF, *packed[0].values(), *packed[1]])
 
 
+@pytest.mark.slow
 def test_tilings_agree_and_a_batch_gives_the_same_bits_again() -> None:
     pre_BTF, up_BTF, kind_BT = random_batch((2, 530, 300), torch.bfloat16)
     default = None if ON_GPU else Tiling(chunk_tokens=512, block_neurons=512, merge_neurons=512)
     h_BTF, first, maxima = run(nn.SiLU(), pre_BTF, up_BTF, kind_BT, tiling=default)
     again_BTF, second, again_maxima = run(nn.SiLU(), pre_BTF, up_BTF, kind_BT, tiling=default)
-    assert_same([h_BTF, *first, *maxima], [again_BTF, *second, *again_maxima])
+    assert_same([h_BTF, *first.values(), *maxima], [again_BTF, *second.values(), *again_maxima])
     activation_BTF = run(nn.SiLU(), pre_BTF, None, kind_BT, statistics=Statistics.COUNTS)[0]
     expect_reference(pre_BTF, activation_BTF, h_BTF, kind_BT, first, maxima)
 
 
 @pytest.mark.parametrize("is_gated", [True, False], ids=["gated", "plain"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.slow
 def test_any_bit_pattern_in_real_tokens_is_counted_as_what_it_is(dtype: torch.dtype, is_gated: bool) -> None:
     number_type = torch.int32 if dtype == torch.float32 else torch.int16
     limit = torch.iinfo(number_type)
@@ -416,6 +420,7 @@ def offer(lists: _TritonLists, rows: list) -> None:
     random=st.randoms(use_true_random=False),
 )
 @settings(max_examples=60, deadline=None)
+@pytest.mark.slow
 def test_any_order_and_split_gives_the_sorted_list(
     rows: list, num_triggers: int, bar: list[float], sizes: list[int], random: Any
 ) -> None:
@@ -432,6 +437,7 @@ def test_any_order_and_split_gives_the_sorted_list(
 
 
 @pytest.mark.parametrize("num_triggers", [1, 4, 33])
+@pytest.mark.slow
 def test_many_neurons(num_triggers: int) -> None:
     rng = torch.Generator().manual_seed(0)
     num_neurons, num_rows = 123, 9
