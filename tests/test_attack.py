@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ATTACK = Path(__file__).parent / "bench" / "attack"
 
 
+@pytest.mark.slow
 def test_a_sample_of_every_attack_loses_nothing() -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ATTACK), "sample"]
