@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 import pytest
+from families import FAMILIES
 
 from neurotally.jobs.cli import cli
 
@@ -34,6 +35,11 @@ def test_there_is_one_for_every_folder() -> None:
     folders = {path.parent.name for path in READMES}
     assert {"kernels", "profiler", "jobs", "analysis"} <= folders
     assert all(f"{name}/README.md" in (ROOT / "README.md").read_text() for name in ("kernels", "profiler", "jobs"))
+
+
+def test_as_many_architectures_are_tested_as_the_readme_says() -> None:
+    number = len({family.family or name for name, family in FAMILIES.items()})
+    assert f"{number} architectures of transformers" in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("readme", READMES, ids=readme_id)
