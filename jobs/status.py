@@ -13,6 +13,8 @@ from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.whole_files import read_json
 
+LOCK_WAIT_S = 3.0
+"""Who wants to write waits so long: for a run that is about to end, or a look at its status."""
 _OF_CORPUS = ("units", "units_done", "documents", "documents_done", "skipped", "tokens")
 
 

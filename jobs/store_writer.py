@@ -10,14 +10,13 @@ from typing import Any
 
 import filelock
 
+from neurotally.jobs.status import LOCK_WAIT_S
 from neurotally.profiler import store
 from neurotally.profiler.differences import first_difference
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model import ModelFacts
 from neurotally.profiler.worker import KERNEL_HINTS
 
-LOCK_WAIT_S = 3.0
-"""A run that is about to end, or a look at its `status`, is waited for."""
 _VERSIONED = ("neurotally", "torch", "transformers", "tokenizers", "numpy", "zarr", "triton")
 _RUN_FACTS = (
     "tokenizer_fingerprint",

@@ -37,7 +37,7 @@ def provenance(path: Path) -> Result:
 
 def corpora(path: Path) -> Result:
     """One row a corpus: what was read, and what was not."""
-    found = {name: store.corpus_attributes(path, name) for name in store.committed_corpora(path)}
+    found = store.family_attributes(path, "corpora")
     columns = [Column("corpus"), Column("documents", "count"), Column("skipped"),
                *(Column(name.replace("_", " "), "count") for name in _NUMBERS), Column("source"),
                Column("finished (UTC)")]  # fmt: skip
@@ -76,7 +76,7 @@ def _facts(title: str, values: Mapping[str, Any]) -> Table:
 
 def _dates(path: Path) -> dict[str, str]:
     """When the corpora were read."""
-    attributes = [store.corpus_attributes(path, name) for name in store.committed_corpora(path)]
+    attributes = store.family_attributes(path, "corpora").values()
     started = [of["started"] for of in attributes if of.get("started")]
     finished = [of["finished"] for of in attributes if of.get("finished")]
     ends = {
@@ -88,9 +88,11 @@ def _dates(path: Path) -> dict[str, str]:
 
 def _passes(path: Path) -> dict[str, str]:
     """The groups of the passes beside the neuron pass, and when and where they were made."""
-    groups = [f"{family}/{name}" for family in FAMILIES for name in store.committed(path, family)]
-    found = {group: store.group_attributes(path, group) for group in groups}
-    return {group: f"{_date(of.get('finished'))} UTC, {of.get('device', '–')}" for group, of in found.items()}
+    return {
+        f"{family}/{name}": f"{_date(of.get('finished'))} UTC, {of.get('device', '–')}"
+        for family in FAMILIES
+        for name, of in store.family_attributes(path, family).items()
+    }
 
 
 def _date(seconds: float | None) -> str:

@@ -127,9 +127,9 @@ def _result(name: str, store: Path, values: Mapping[str, Any]) -> Result | str:
 def _tiles(store: Path) -> list[tuple[str, str]]:
     """The numbers that the page begins with."""
     model: Mapping[str, Any] = stores.store_attributes(store).get("model") or {}
-    names = stores.committed_corpora(store)
-    tokens = sum(int(stores.corpus_attributes(store, name).get("tokens") or 0) for name in names)
-    tiles = [("corpora", f"{len(names):,}"), ("tokens", f"{tokens:,}")]
+    corpora = stores.family_attributes(store, "corpora")
+    tokens = sum(int(of.get("tokens") or 0) for of in corpora.values())
+    tiles = [("corpora", f"{len(corpora):,}"), ("tokens", f"{tokens:,}")]
     if model.get("num_layers") and model.get("num_neurons"):
         tiles += [("layers", f"{model['num_layers']:,}"), ("neurons a layer", f"{model['num_neurons']:,}")]
     return tiles

@@ -2,16 +2,13 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from neurotally.profiler.errors import InputError
-
-_LOCK_WAIT_S = 3.0
-"""A run that is about to end, or a look at its `status`, is waited for."""
 
 
 class OutputFile(click.Path):
@@ -54,9 +51,9 @@ def _free_store(_context: click.Context, _parameter: click.Parameter, path: Path
 
     A run holds the lock from its beginning (`writer_lock`); this only says the same earlier.
     """
-    from neurotally.jobs.status import is_being_written
+    from neurotally.jobs.status import LOCK_WAIT_S, is_being_written
 
-    end = time.monotonic() + _LOCK_WAIT_S
+    end = time.monotonic() + LOCK_WAIT_S
     while is_being_written(path):
         if time.monotonic() >= end:
             raise InputError(f"{path} is being written by another run; wait for it or stop it")
@@ -64,13 +61,13 @@ def _free_store(_context: click.Context, _parameter: click.Parameter, path: Path
     return path
 
 
-def _named_sources(_context: click.Context, _parameter: click.Parameter, options: tuple[str, ...]) -> dict[str, str]:
-    """NAME=SOURCE options as a dictionary."""
+def by_name(_context: click.Context, parameter: click.Parameter, texts: Sequence[str]) -> dict[str, str]:
+    """NAME=SOURCE texts as a dictionary."""
     found: dict[str, str] = {}
-    for text in options:
+    for text in texts:
         name, equals, source = text.partition("=")
         if not equals or not source:
-            raise InputError(f"--corpus {text!r}: expected NAME=SOURCE")
+            raise InputError(f"{parameter.opts[0]} {text!r}: expected NAME=SOURCE")
         if name in found:
             raise InputError(f"corpus {name!r} is named twice")
         found[name] = source
@@ -90,7 +87,7 @@ CORPUS = click.option(
     "--corpus-source",
     "corpus",
     multiple=True,
-    callback=_named_sources,
+    callback=by_name,
     metavar="NAME=SOURCE",
     help="SOURCE: DIR, DIR::GLOB, FILE.jsonl[::COLUMN], FILE.parquet[::COLUMN] or hf:NAME[/CONFIG][::COLUMN].",
 )

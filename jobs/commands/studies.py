@@ -9,9 +9,8 @@ import click
 
 from neurotally.analysis import studies
 from neurotally.analysis.options import NEEDED, Parameter, parameters
-from neurotally.jobs.commands.options import FIGURE, FULL, JSON_FLAG, OUT, PATH, PICTURE, OutputFile, Share
+from neurotally.jobs.commands.options import FIGURE, FULL, JSON_FLAG, OUT, PATH, PICTURE, OutputFile, Share, by_name
 from neurotally.jobs.commands.output import finish
-from neurotally.profiler.errors import InputError
 
 
 class WithStudies(click.Group):
@@ -97,7 +96,7 @@ def _click_parameter(parameter: Parameter) -> click.Parameter:
         return click.Option(names, is_flag=True, help=option.help)
     return click.Option(
         names,
-        callback=_named if get_origin(parameter.type) is Mapping else None,
+        callback=by_name if get_origin(parameter.type) is Mapping else None,
         type=_click_type(kind, parameter),
         multiple=is_many,
         required=is_needed,
@@ -106,19 +105,6 @@ def _click_parameter(parameter: Parameter) -> click.Parameter:
         metavar=option.metavar,
         help=option.help,
     )
-
-
-def _named(_context: click.Context, parameter: click.Parameter, texts: Sequence[str]) -> dict[str, str]:
-    """NAME=VALUE texts as a dictionary."""
-    found: dict[str, str] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not value:
-            raise InputError(f"{parameter.opts[0]} {text!r}: expected {parameter.metavar}")
-        if name in found:
-            raise InputError(f"corpus {name!r} is named twice")
-        found[name] = value
-    return found
 
 
 def _element(kind: Any) -> tuple[Any, bool]:
