@@ -100,7 +100,9 @@ def test_transformers_imports_from_the_root_beside_hugging_faces_kernels() -> No
     assert "site-packages" in result.stdout
 
 
-@pytest.mark.parametrize(("results", "folder"), [("results.csv", "kernels"), ("planted_concept.csv", "analysis")])
+@pytest.mark.parametrize(
+    ("results", "folder"), [("results.csv", "kernels"), ("planted_concept.csv", "analysis"), ("demo.csv", ".")]
+)
 def test_the_readmes_tables_are_made_from_the_results(results: str, folder: str) -> None:
     command = [sys.executable, ROOT / "tests/bench/results_table.py", ROOT / "tests/bench" / results]
     made = subprocess.run(command, capture_output=True, text=True)

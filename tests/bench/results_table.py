@@ -1,6 +1,6 @@
-"""The README's tables: of what the statistics cost, from results.csv, and of the planted concept.
+"""The READMEs' tables: what the statistics cost, from results.csv, the planted concept, and what the demo found.
 
-    python tests/bench/results_table.py [results.csv | planted_concept.csv]
+    python tests/bench/results_table.py [results.csv | planted_concept.csv | demo.csv]
 
 A ratio is a variant's median ratio to the bare body over that of `bare again`; ± is its standard error in the run.
 """
@@ -49,12 +49,26 @@ def planted_table(rows: Iterable[dict[str, str]]) -> str:
     return tabulate(lines, header, tablefmt="github", disable_numparse=True)
 
 
+def demo_table(rows: Iterable[dict[str, str]]) -> str:
+    """A Markdown table of each corpus's own neurons in one run of `neurotally demo`, from its JSON documents."""
+    header = ("corpus", "specific neurons", "exclusive", "its own loss without them", "z, same layers",
+              "z, firing as often")  # fmt: skip
+    lines = [
+        [row["corpus"], row["specific"], row["exclusive"],
+         f"{float(row['change']):+.3f} ± {float(row['change_error']):.3f}",
+         f"{float(row['z_same_layers']):+.1f}", f"{float(row['z_above_threshold']):+.1f}"]
+        for row in rows
+    ]  # fmt: skip
+    return tabulate(lines, header, tablefmt="github", disable_numparse=True)
+
+
 def main() -> None:
     """Print the table."""
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    print(planted_table(rows) if "min_matches" in rows[0] else table(rows))
+    made_by = {"min_matches": planted_table, "z_same_layers": demo_table, "variant": table}
+    print(next(make(rows) for column, make in made_by.items() if column in rows[0]))
 
 
 if __name__ == "__main__":
