@@ -210,7 +210,7 @@ def wait_for_units(path: Path, number: int, process: subprocess.Popen, timeout_s
 def test_killed_twice_and_resumed_gives_the_same_bits(
     workers: str, model_folder: Path, make_corpora: Any, tmp_path: Path
 ) -> None:
-    corpora = make_corpora({"python": 300, "c++": 100})
+    corpora = make_corpora({"python": 80, "c++": 40})
     for number in (20, 60):
         process = start(model_folder, tmp_path / "killed", corpora, "--workers", workers)
         wait_for_units(tmp_path / "killed", number, process)
@@ -226,7 +226,7 @@ def test_killed_twice_and_resumed_gives_the_same_bits(
 
 @pytest.mark.ray
 def test_a_killed_worker_is_replaced(model_folder: Path, make_corpora: Any, tmp_path: Path) -> None:
-    corpora = make_corpora({"python": 300})
+    corpora = make_corpora({"python": 120})
     process = start(model_folder, tmp_path / "s", corpora, "--workers", "2")
     wait_for_units(tmp_path / "s", 5, process)
     worker = subprocess.run(
@@ -246,7 +246,7 @@ def test_a_killed_worker_is_replaced(model_folder: Path, make_corpora: Any, tmp_
 def test_interrupted_by_a_signal_saves_and_goes_on(
     number: signal.Signals, code: int, model_folder: Path, make_corpora: Any, tmp_path: Path
 ) -> None:
-    corpora = make_corpora({"python": 400})
+    corpora = make_corpora({"python": 80})
     process = start(model_folder, tmp_path / "s", corpora)
     wait_for_units(tmp_path / "s", 3, process)
     os.kill(process.pid, number)

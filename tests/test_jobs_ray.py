@@ -99,7 +99,7 @@ def test_only_who_has_the_token_of_this_process_can_talk_to_ray(model_folder: Pa
 def test_the_end_of_ray_ends_the_run_at_once_and_it_goes_on(
     name: str, model_folder: Path, make_corpora: Any, tag: str, tmp_path: Path
 ) -> None:
-    corpora = make_corpora({"python": 300})
+    corpora = make_corpora({"python": 120})
     process = start(model_folder, tmp_path / "s", corpora, "--workers", "2")
     wait_for_units(tmp_path / "s", 5, process, timeout_s=400)
     named(tag, name)[0].kill()

@@ -24,7 +24,10 @@ _CHEAP = ("status", "lape", "triggers")
 _COSTLY = ("error bars", "patterns", "report", "mexa", "profile")
 _LIMIT_S = 300.0
 _IDLE_S = 15.0
-_WRONG = re.compile(rb"can(?:'|&#39;|&#x27;)t be read|cut off|damaged|checksum|lacks|unreadable|was changed")
+_WRONG = re.compile(
+    rb"can(?:'|&#39;|&#x27;)t be read|isn(?:'|&#39;|&#x27;)t the metadata"
+    rb"|cut off|damaged|checksum|lacks|unreadable|was changed"
+)
 """How outputs that go on without what is damaged say so."""
 
 
