@@ -202,7 +202,7 @@ def test_the_pages_structure(page: Element) -> None:
     assert [name for name, number in ids.items() if number > 1] == []
     links = [str(one.attributes["href"])[1:] for one in page.one("nav").all("a")]
     sections = [str(one.attributes["id"]) for one in page.all("section")]
-    assert links == sections == ["lape", "profiles", "neurons", "corpora", "provenance"]
+    assert links == sections == ["lape", "profiles", "activity", "neurons", "corpora", "provenance"]
     assert len(page.all("h1")) == 1
     for section in page.all("section"):
         assert section.all("h2")[0].attributes["id"] == section.attributes["aria-labelledby"]
@@ -377,9 +377,9 @@ def write_imported(path: Path, corpora: int, groups: int = 1) -> Path:
     ("corpora", "groups", "sections", "says"),
     [
         (0, 1, ["lape", "provenance"], "at least two finished ones"),
-        (1, 1, ["lape", "corpora", "provenance"], "at least two finished ones"),
-        (3, 1, ["lape", "profiles", "neurons", "corpora", "provenance"], "no error bars: "),
-        (3, 4, ["lape", "profiles", "neurons", "corpora", "provenance"], "by a jackknife"),
+        (1, 1, ["lape", "activity", "corpora", "provenance"], "at least two finished ones"),
+        (3, 1, ["lape", "profiles", "activity", "neurons", "corpora", "provenance"], "no error bars: "),
+        (3, 4, ["lape", "profiles", "activity", "neurons", "corpora", "provenance"], "by a jackknife"),
     ],
 )
 @pytest.mark.slow
@@ -403,7 +403,7 @@ def test_ablation_masks_and_alignment(path: Path, tmp_path: Path) -> None:
     add_losses(copy, "concepts", make_losses(concepts=("if <b>", "return")))
     arrays = add_embeddings(copy)
     document = run_command(copy, tmp_path)
-    assert document["sections"][2:6] == ["loss-ablate", "loss-concepts", "embeddings-parallel", "neurons"]
+    assert document["sections"][3:7] == ["loss-ablate", "loss-concepts", "embeddings-parallel", "neurons"]
     page = Page((tmp_path / "report.html").read_text()).root
 
     losses, section = make_losses(), page.one("section", id="loss-ablate")

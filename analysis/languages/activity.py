@@ -1,0 +1,148 @@
+"""How often neurons are active: the rate of every layer, and the neurons that are dead, rare or frequent.
+
+A neuron's rate in a corpus is the share of its tokens at which it is active. A neuron that was never active is called
+dead, after Voita et al., "Neurons in Large Language Models: Dead, N-gram, Positional" (arXiv 2309.04827); which
+rates are rare and which frequent is ours to say, by two parameters. `activity` says
+
+    {"schema": 1, "model": {"id", "fingerprint"} | null, "corpora": [name, ...], "layers": n, "neurons": n,
+     "rare": share, "frequent": share, "tokens": {name: n}, "without_tokens": [name, ...],
+     "by_layer": {"mean_rate": {name: [...]}, "dead": {name: [...]}, "rare": {name: [...]}, "frequent": {name: [...]},
+                  "dead_everywhere": [...]}}
+
+Lists by layer run from the input to the output and hold mean rates, or numbers of neurons. `rare` leaves out the dead;
+`dead_everywhere` are dead in all these corpora.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+
+from neurotally.analysis.options import OnlyCorpora, Option
+from neurotally.analysis.result import Cell, Chart, Column, Panel, Result, Series, Table, model_key, model_name
+from neurotally.profiler import store as stores
+from neurotally.profiler.errors import InputError
+
+ACTIVITY_SCHEMA = 1
+
+
+_KINDS = ("dead", "rare", "frequent")
+
+
+def study(
+    store: Path,
+    corpus: OnlyCorpora = (),
+    rare: Annotated[float, Option("Rare: active at fewer than this share of tokens.", share=True)] = 0.001,
+    frequent: Annotated[float, Option("Frequent: active at more than this share of tokens.", share=True)] = 0.5,
+) -> Result:
+    """How often neurons are active, layer by layer: mean rates, and how many are dead, rare or frequent.
+
+    Example:
+      neurotally activity llama.store --figure activity.png
+
+    >>> store.activity().frame("corpora")["dead"].sum() >= 0
+    True
+    """
+    attributes, committed = stores.store_attributes(store), stores.committed_corpora(store)
+    if unknown := [name for name in corpus if name not in committed]:
+        raise InputError(f"{store} has no corpus {unknown[0]!r}; it has {', '.join(committed) or 'none'}")
+    tokens: dict[str, int] = {}
+    found: dict[str, dict[str, np.ndarray]] = {}
+    is_dead_LF: np.ndarray | None = None
+    for name in corpus or committed:
+        arrays = stores.read_corpus(store, name, ["tokens", "active"])
+        tokens[name] = int(arrays["tokens"].sum())
+        if tokens[name]:
+            active_LF = arrays["active"].sum(axis=0, dtype=np.uint64)
+            found[name] = activity(active_LF, tokens[name], rare, frequent)
+            is_dead_LF = active_LF == 0 if is_dead_LF is None else is_dead_LF & (active_LF == 0)
+    if is_dead_LF is None:
+        raise InputError(f"{store} has no finished corpus with tokens")
+    document = {
+        "schema": ACTIVITY_SCHEMA,
+        "model": model_key(attributes.get("model")),
+        "corpora": list(found),
+        "layers": is_dead_LF.shape[0],
+        "neurons": is_dead_LF.shape[1],
+        "rare": rare,
+        "frequent": frequent,
+        "tokens": {name: tokens[name] for name in found},
+        "without_tokens": [name for name, number in tokens.items() if not number],
+        "by_layer": {
+            **{key: {name: of[key].tolist() for name, of in found.items()} for key in ("mean_rate", *_KINDS)},
+            "dead_everywhere": is_dead_LF.sum(axis=1).tolist(),
+        },
+    }
+    return _result(document, model_name(attributes.get("model")))
+
+
+def sections(store: Path) -> list[dict[str, Any]]:
+    """Of the report: one where there is a corpus."""
+    return [{}] if stores.committed_corpora(store) else []
+
+
+def activity(active_LF: np.ndarray, tokens: int, rare: float, frequent: float) -> dict[str, np.ndarray]:
+    """By layer [L], of the tokens at which each neuron is active (uint64 [L, F]) among `tokens`, at least one.
+
+    `mean_rate` float64; `dead`, `rare` and `frequent` neurons, int64.
+    """
+    rate_LF = active_LF / tokens
+    is_dead_LF = active_LF == 0
+    return {
+        "mean_rate": rate_LF.mean(axis=1),
+        "dead": is_dead_LF.sum(axis=1),
+        "rare": ((rate_LF < rare) & ~is_dead_LF).sum(axis=1),
+        "frequent": (rate_LF > frequent).sum(axis=1),
+    }
+
+
+def _result(document: Mapping[str, Any], model: str) -> Result:
+    """A row a corpus, rows by layer, and rates and dead neurons by layer."""
+    by_layer, corpora = document["by_layer"], document["corpora"]
+    numbers = [Column("mean rate", "share", 1), *(Column(kind, "count") for kind in _KINDS)]
+    rows: list[list[Cell]] = [
+        [name, document["tokens"][name], float(np.mean(by_layer["mean_rate"][name])),
+         *(sum(by_layer[kind][name]) for kind in _KINDS)]
+        for name in corpora
+    ]  # fmt: skip
+    layers: list[list[Cell]] = [
+        [name, layer, by_layer["mean_rate"][name][layer], *(by_layer[kind][name][layer] for kind in _KINDS)]
+        for name in corpora
+        for layer in range(document["layers"])
+    ]
+    everywhere = sum(by_layer["dead_everywhere"])
+    total = document["layers"] * document["neurons"]
+    notes = [
+        f"rare: active at fewer than {document['rare']:.3g} of tokens, the dead left out; frequent: at more than "
+        f"{document['frequent']:.3g}",
+        "were tokens independent, a neuron active at none of n would have a rate below 3/n, with 95 % confidence",
+        *(f"{name} is left out: no tokens" for name in document["without_tokens"]),
+    ]
+    return Result(
+        "activity",
+        document,
+        f"How often the neurons of {model} are active",
+        [
+            Table("corpora", "Neurons by how often they are active",
+                  [Column("corpus"), Column("tokens", "count"), *numbers], rows),
+            Table("layers", "The same by layer", [Column("corpus"), Column("layer", "count"), *numbers], layers,
+                  is_long=True),
+        ],
+        [_chart(by_layer, corpora)],
+        notes,
+        findings=[f"{everywhere:,} of {total:,} neurons are active at no token of any corpus."],
+        title="How often neurons are active",
+    )  # fmt: skip
+
+
+def _chart(by_layer: Mapping[str, Any], corpora: list[str]) -> Chart:
+    empty = {
+        key: "" if any(map(any, by_layer[key].values())) else f"no neuron is {key}" for key in ("mean_rate", *_KINDS)
+    }
+    panels = [
+        Panel(title, [Series(name, by_layer[key][name], corpus=name) for name in corpora], empty=empty[key])
+        for key, title in (("mean_rate", "mean rate"), ("dead", "dead neurons"), ("frequent", "frequent neurons"))
+    ]
+    return Chart("activity", "How often neurons are active, by layer", panels, "layer, from the input to the output",
+                 share_y=False)  # fmt: skip
