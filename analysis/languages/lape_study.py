@@ -124,28 +124,17 @@ def lape_document(counts: CorpusCounts, selection: Selection) -> dict[str, Any]:
 
 def error_bars_document(bars: jackknife.ErrorBars, selection: Selection) -> dict[str, Any]:
     """The value of `error_bars` in LAPE's document."""
-    p_low_CLF, p_high_CLF = bars.p_interval()
-    low_LF, high_LF = bars.entropy_interval()
-    flags = bars.entropy_flags()
-    specific, above_bar = {}, {}
+    arrays, flags = bars.arrays(), bars.entropy_flags()
+    specific: dict[str, dict[str, list[Any]]] = {}
     for c, name in enumerate(bars.corpora):
         neurons_n2 = selection.specific[name]
         at = tuple(neurons_n2.T)
-        specific[name] = {
-            "entropy": bars.entropy_LF[at].tolist(),
-            "entropy_standard_error": bars.entropy_error_LF[at].tolist(),
-            "entropy_low": low_LF[at].tolist(),
-            "entropy_high": high_LF[at].tolist(),
-            "entropy_flags": [
-                [flag for flag, is_LF in flags.items() if is_LF[layer, neuron]] for layer, neuron in neurons_n2
-            ],
-            "probability": bars.p_CLF[c][at].tolist(),
-            "probability_standard_error": bars.p_error_CLF[c][at].tolist(),
-            "probability_low": p_low_CLF[c][at].tolist(),
-            "probability_high": p_high_CLF[c][at].tolist(),
-            "probability_flags": [["few hits"] if is_few else [] for is_few in bars.has_few_hits_CLF[c][at]],
-        }
-        above_bar[name] = int((p_low_CLF[c][at] > selection.bar).sum())
+        of = specific[name] = {}
+        for what in ("", "_standard_error", "_low", "_high"):
+            of[f"entropy{what}"] = arrays[f"entropy{what}"][at].tolist()
+            of[f"probability{what}"] = arrays[f"p{what}"][c][at].tolist()
+        of["entropy_flags"] = [[flag for flag, is_LF in flags.items() if is_LF[pair]] for pair in zip(*at, strict=True)]
+        of["probability_flags"] = [["few hits"] if is_few else [] for is_few in arrays["p_few_hits"][c][at]]
     return {
         "level": bars.level,
         "groups": dict(bars.num_groups),
@@ -153,7 +142,7 @@ def error_bars_document(bars: jackknife.ErrorBars, selection: Selection) -> dict
         "entropy_t": bars.entropy_t,
         "probability_t": dict(zip(bars.corpora, bars.p_t_C().tolist(), strict=True)),
         "specific": specific,
-        "above_bar": above_bar,
+        "above_bar": {name: sum(low > selection.bar for low in of["probability_low"]) for name, of in specific.items()},
         "flagged": {flag: int(is_LF.sum()) for flag, is_LF in flags.items()},
         "active_neurons": int(np.isfinite(bars.entropy_LF).sum()),
     }

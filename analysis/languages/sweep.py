@@ -32,19 +32,7 @@ from neurotally.analysis.languages.profiles import neurons_by_layer
 from neurotally.analysis.options import Group, OnlyCorpora, Option
 from neurotally.analysis.overlap import contained, jaccard
 from neurotally.analysis.render.numbers import number_text
-from neurotally.analysis.result import (
-    Cell,
-    Chart,
-    Column,
-    Grid,
-    Panel,
-    Result,
-    Series,
-    Table,
-    finite,
-    model_key,
-    model_name,
-)
+from neurotally.analysis.result import Chart, Column, Grid, Panel, Result, Series, Table, finite, model_key, model_name
 from neurotally.profiler.errors import InputError
 
 QUANTILES = (0.9, 0.925, 0.95, 0.975, 0.99)
@@ -113,9 +101,12 @@ def sweep(
         "distinct: neurons chosen; shared: by two corpora or more; specific, exclusive: fewest to most of a corpus",
         f"with base, Jaccard: overlap with the base ({base}), share of the smaller set that the larger one holds, and "
         "Jaccard index, means over corpora",
-        *_few_notes(document["default_too_few_candidates"]),
-        *(f"left out: {name} ({reason})" for name, reason in counts.left_out.items()),
     ]
+    if few := document["default_too_few_candidates"]:
+        corpora = ", ".join(f"{name} {number:,}" for name, number in few.items())
+        notes.append(f"the base takes all candidates where there are fewer: {corpora}; --base-per-corpus compares with "
+                     "another")  # fmt: skip
+    notes += [f"left out: {name} ({reason})" for name, reason in counts.left_out.items()]
     lead = f"Sweep of LAPE of {model_name(counts.model)}, {len(counts.corpora)} corpora"
     tables = [_table(document, select) for select in kinds]
     return Result("sweep", document, lead, tables, charts, notes, title="LAPE's settings")
@@ -183,13 +174,6 @@ def _setting(selection: Selection, base: Sets) -> dict[str, Any]:
     }
 
 
-def _few_notes(few: Mapping[str, int]) -> list[str]:
-    if not few:
-        return []
-    corpora = ", ".join(f"{name} {number:,}" for name, number in few.items())
-    return [f"the base takes all candidates where there are fewer: {corpora}; --base-per-corpus compares with another"]
-
-
 def _overlap(one: Sets, other: Sets) -> dict[str, dict[str, float]]:
     return {
         name: {"jaccard": jaccard(neurons_n2, other[name]), "contained": contained(neurons_n2, other[name])}
@@ -201,7 +185,7 @@ def _table(document: Mapping[str, Any], select: str) -> Table:
     columns = [Column("quantile", "number"), Column("threshold", "number"), Column("limit"),
                Column("distinct", "count"), Column("shared", "count"), Column("specific"), Column("exclusive"),
                Column("with base", "share"), Column("Jaccard", "number", 2)]  # fmt: skip
-    rows: list[list[Cell]] = [
+    rows = [
         [of["quantile"], of["bar"], _limit_text(of), of["distinct"], of["shared"],
          *(_range(of["sizes"][kind].values()) for kind in ("specific", "exclusive")), _mean_overlap(of, "contained"),
          _mean_overlap(of, "jaccard")]
