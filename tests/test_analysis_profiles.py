@@ -16,7 +16,7 @@ from neurotally.analysis.languages.compare import compare, mean_depths, profile_
 from neurotally.analysis.languages.lape import Rule
 from neurotally.analysis.languages.profiles import neurons_by_layer, overlaps, profiles
 from neurotally.analysis.languages.sweep import sweep
-from neurotally.analysis.overlap import agreement, contained, is_member, jaccard, num_common, safe_divide
+from neurotally.analysis.overlap import agreement, contained, is_member, jaccard, num_common, recovered, safe_divide
 from neurotally.profiler.errors import InputError
 
 RULE = Rule(per_corpus=40)
@@ -36,6 +36,7 @@ def test_overlaps_of_two_sets(one: set[tuple[int, int]], other: set[tuple[int, i
     for measure, whole in (
         (jaccard, len(one | other)),
         (contained, min(len(one), len(other))),
+        (recovered, len(one)),
         (agreement, (len(one) + len(other)) / 2),
     ):
         value = measure(a, b)

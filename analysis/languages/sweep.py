@@ -22,7 +22,7 @@ of the smaller set that the larger one holds, which says more than Jaccard where
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
@@ -40,9 +40,20 @@ PER_CORPUS = (100, 200, 400, 800, 1600)
 TOP_RATES = (0.0025, 0.005, 0.01, 0.02, 0.04)
 FIGURES = {"profiles": "Draw the neurons by layer at every setting."}
 
-_KINDS = {"balanced": ("per_corpus", "neurons per corpus", "Balanced: the same number for every corpus"),
-          "top": ("top_rate", "share of all neurons", "Top: a share of all neurons")}  # fmt: skip
-"""By `select`: what limits it in the document, on an axis and in a title."""
+
+class _Kind(NamedTuple):
+    """Settings of one `select`."""
+
+    limit: str
+    """Its key in the document."""
+    axis: str
+    title: str
+
+
+_KINDS = {
+    "balanced": _Kind("per_corpus", "neurons per corpus", "Balanced: the same number for every corpus"),
+    "top": _Kind("top_rate", "share of all neurons", "Top: a share of all neurons"),
+}
 
 
 def study(
@@ -192,7 +203,7 @@ def _table(document: Mapping[str, Any], select: str) -> Table:
         for of_quantile in _by_quantile(document, select)
         for of in of_quantile
     ]  # fmt: skip
-    return Table(select, _KINDS[select][2], columns, rows)
+    return Table(select, _KINDS[select].title, columns, rows)
 
 
 def _range(counts: Iterable[int]) -> str:
@@ -225,7 +236,7 @@ def _grids(document: Mapping[str, Any], select: str) -> list[Grid]:
         cells = [[cell(setting) for setting in row] for row in rows]
         values = [[value for value, _ in row] for row in cells]
         texts = [[text for _, text in row] for row in cells]
-        grids.append(Grid(title, quantiles, limits, values, texts, "quantile", _KINDS[select][1], high=1.15,
+        grids.append(Grid(title, quantiles, limits, values, texts, "quantile", _KINDS[select].axis, high=1.15,
                           framed=framed))  # fmt: skip
     return grids
 
@@ -243,7 +254,7 @@ def _overlap_cell(setting: Mapping[str, Any]) -> tuple[float | None, str]:
 def _panels(document: Mapping[str, Any], select: str) -> list[Panel]:
     """Curves over the layers, by limit and by quantile; the other is the base's or the middle one."""
     base, quantiles, rows = document["default"], document["quantiles"], _by_quantile(document, select)
-    limit = _KINDS[select][0]
+    limit = _KINDS[select].limit
     row = _place(base["quantile"], quantiles)
     column = _place(base.get(limit), [setting[limit] for setting in rows[0]])
     by_quantile = [of_row[column] for of_row in rows]
