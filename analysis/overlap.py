@@ -2,6 +2,7 @@
 
     jaccard(A, B)     |A ∩ B| / |A ∪ B|
     contained(A, B)   |A ∩ B| / min(|A|, |B|)     1 where one holds the other: right for sets of unlike size
+    recovered(A, B)   |A ∩ B| / |A|
     agreement(A, B)   2 |A ∩ B| / (|A| + |B|)     the share found again, where both are of one size
 
 All are NaN where their denominator is 0. Sets are [n, 2] of (layer, neuron), each neuron once.
@@ -27,6 +28,11 @@ def jaccard(neurons_a2: np.ndarray, neurons_b2: np.ndarray) -> float:
 def contained(neurons_a2: np.ndarray, neurons_b2: np.ndarray) -> float:
     """The share of the smaller set that the larger one holds."""
     return _share(num_common(neurons_a2, neurons_b2), min(len(neurons_a2), len(neurons_b2)))
+
+
+def recovered(neurons_a2: np.ndarray, neurons_b2: np.ndarray) -> float:
+    """The share of the first set that is in the second."""
+    return _share(num_common(neurons_a2, neurons_b2), len(neurons_a2))
 
 
 def agreement(neurons_a2: np.ndarray, neurons_b2: np.ndarray) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from neurotally.analysis.languages.counts import CorpusCounts
-from neurotally.analysis.languages.lape import Selection
+from neurotally.analysis.languages.lape import Rule, Selection
 from neurotally.analysis.languages.lape_study import lape_result
 from neurotally.analysis.render.charts import draw, save_figure
 from neurotally.analysis.result import Chart, Grid, Panel, Series
@@ -44,7 +44,7 @@ def selection(num_corpora: int, num_layers: int, number: int = 40) -> tuple[Corp
     exclusive = {name: neurons_n2[::3] for name, neurons_n2 in specific.items()}
     entropy_LF = np.zeros((num_layers, 1000))
     chosen = Selection(
-        names, "balanced", 0.9, number, 0.5, entropy_LF, every, every, specific, exclusive, dict.fromkeys(names, 0)
+        names, Rule(0.9, per_corpus=number), 0.5, entropy_LF, every, every, specific, exclusive, dict.fromkeys(names, 0)
     )
     counts = CorpusCounts(None, names, np.full(num_corpora, 9), np.zeros((num_corpora, num_layers, 1000)), {})
     return counts, chosen

@@ -7,7 +7,7 @@ import pytest
 
 from neurotally.analysis.languages.counts import read_counts, read_group_counts
 from neurotally.analysis.languages.jackknife import error_bars
-from neurotally.analysis.languages.rule import Rule
+from neurotally.analysis.languages.lape import Rule
 from neurotally.analysis.languages.stability import stability
 from neurotally.analysis.result import model_key, model_name
 from neurotally.profiler import store

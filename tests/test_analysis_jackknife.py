@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from neurotally.analysis.languages.counts import GroupCounts
 from neurotally.analysis.languages.jackknife import ErrorBars, error_bars, save_error_bars
-from neurotally.analysis.languages.jackknife_report import error_bars_document
-from neurotally.analysis.languages.lape_study import lape_result
-from neurotally.analysis.languages.rule import Rule
+from neurotally.analysis.languages.lape import Rule
+from neurotally.analysis.languages.lape_study import error_bars_document, lape_result
 from neurotally.profiler.errors import InputError
 
 T9 = 2.262157

@@ -12,18 +12,11 @@ from group_counts import made_up_groups
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neurotally.analysis.languages.compare import (
-    compare,
-    compare_result,
-    mean_depths,
-    profile_overlaps,
-    store_labels,
-)
-from neurotally.analysis.languages.lape import lape
-from neurotally.analysis.languages.profiles import profiles, profiles_result
-from neurotally.analysis.languages.rule import Rule
-from neurotally.analysis.languages.sweep import sweep, sweep_result
-from neurotally.analysis.overlap import agreement, contained, is_member, jaccard, num_common, safe_divide
+from neurotally.analysis.languages.compare import compare, mean_depths, profile_overlaps, store_labels
+from neurotally.analysis.languages.lape import Rule
+from neurotally.analysis.languages.profiles import neurons_by_layer, overlaps, profiles
+from neurotally.analysis.languages.sweep import sweep
+from neurotally.analysis.overlap import agreement, contained, is_member, jaccard, num_common, recovered, safe_divide
 from neurotally.profiler.errors import InputError
 
 RULE = Rule(per_corpus=40)
@@ -43,6 +36,7 @@ def test_overlaps_of_two_sets(one: set[tuple[int, int]], other: set[tuple[int, i
     for measure, whole in (
         (jaccard, len(one | other)),
         (contained, min(len(one), len(other))),
+        (recovered, len(one)),
         (agreement, (len(one) + len(other)) / 2),
     ):
         value = measure(a, b)
@@ -52,24 +46,25 @@ def test_overlaps_of_two_sets(one: set[tuple[int, int]], other: set[tuple[int, i
 @given(st.lists(neuron_sets, min_size=1, max_size=5))
 @pytest.mark.slow
 def test_profiles_counted_one_by_one(sets: list[set[tuple[int, int]]]) -> None:
-    found = profiles({f"corpus {c}": as_array(neurons) for c, neurons in enumerate(sets)}, num_layers=4)
+    arrays = {f"corpus {c}": as_array(neurons) for c, neurons in enumerate(sets)}
+    found, overlap = neurons_by_layer(arrays, num_layers=4), overlaps(arrays)
     for c, m, layer in itertools.product(range(len(sets)), range(1, len(sets) + 1), range(4)):
         mine = [n for n in sets[c] if n[0] == layer and sum(n in of for of in sets) == m]
-        assert found.by_sharing_CML[c, m - 1, layer] == len(mine)
+        assert found["sharing"][f"corpus {c}"][str(m)][layer] == len(mine)
         everyone = {n for of in sets for n in of if n[0] == layer and sum(n in others for others in sets) == m}
-        assert found.shared_by_ML[m - 1, layer] == len(everyone)
+        assert found["shared_by"][str(m)][layer] == len(everyone)
     for (a, one), (b, other) in itertools.product(enumerate(sets), repeat=2):
-        assert found.common_CC[a, b] == len(one & other)
-        value = len(one & other) / len(one | other) if one | other else math.nan
-        assert found.jaccard_CC[a, b] == pytest.approx(value, nan_ok=True)
-    assert found.specific_CL.sum(axis=1).tolist() == [len(of) for of in sets]
+        assert overlap["count"][a][b] == len(one & other)
+        value = len(one & other) / len(one | other) if one | other else None
+        assert overlap["jaccard"][a][b] == value
+    assert [sum(count_L) for count_L in found["specific"].values()] == [len(of) for of in sets]
 
 
 def test_profiles_document_and_table() -> None:
     counts = made_up_groups().total()
     counts.active_CLF[3] //= 10_000
     selection = RULE.choose(counts)
-    result = profiles_result(counts, RULE, selection)
+    result = profiles(counts, RULE)
     document = json.loads(json.dumps(result.document, allow_nan=False))
     assert (document["layers"], document["neurons"], document["per_corpus"]) == (4, 123, 40)
     by_layer = document["by_layer"]
@@ -97,20 +92,20 @@ def test_profiles_document_and_table() -> None:
 
 def test_sweep_is_lape_at_every_setting() -> None:
     counts = made_up_groups().total()
-    found = sweep(counts, (0.95, 0.8), (20, 5, 20), (0.01, 0.1), default=Rule(0.9, per_corpus=10))
-    assert [of.rule for of in found.settings] == [
-        *(Rule(quantile, "balanced", per_corpus=number) for quantile in (0.8, 0.95) for number in (5, 20)),
-        *(Rule(quantile, "top", top_rate=rate) for quantile in (0.8, 0.95) for rate in (0.01, 0.1)),
+    result = sweep(counts, (0.95, 0.8), (20, 5, 20), (0.01, 0.1), base=Rule(0.9, per_corpus=10))
+    document = json.loads(json.dumps(result.document, allow_nan=False))
+    assert [
+        (of["select"], of["quantile"], of.get("per_corpus", of.get("top_rate"))) for of in document["settings"]
+    ] == [
+        *(("balanced", quantile, number) for quantile in (0.8, 0.95) for number in (5, 20)),
+        *(("top", quantile, rate) for quantile in (0.8, 0.95) for rate in (0.01, 0.1)),
     ]
-    document = json.loads(json.dumps(sweep_result(counts, found).document, allow_nan=False))
     assert (document["quantiles"], document["per_corpus"], document["top_rates"]) == ([0.8, 0.95], [5, 20], [0.01, 0.1])
     assert document["default"] == {"select": "balanced", "quantile": 0.9, "per_corpus": 10}
-    default = lape(counts.active_CLF, counts.tokens_C, counts.corpora, 0.9, "balanced", 10)
+    default = Rule(0.9, "balanced", 10).choose(counts)
     for setting in document["settings"]:
         limit = {key: setting[key] for key in ("per_corpus", "top_rate") if key in setting}
-        selection = lape(
-            counts.active_CLF, counts.tokens_C, counts.corpora, setting["quantile"], setting["select"], **limit
-        )
+        selection = Rule(setting["quantile"], setting["select"], **limit).choose(counts)
         assert setting["bar"] == selection.bar
         assert setting["candidates"] == selection.num_candidates
         assert setting["sizes"]["specific"] == {name: len(of) for name, of in selection.specific.items()}
@@ -127,8 +122,7 @@ def test_sweep_is_lape_at_every_setting() -> None:
 
 def test_neighbours_in_a_sweep_differ_by_one_step() -> None:
     counts = made_up_groups().total()
-    found = sweep(counts, (0.8, 0.9, 0.95), (5, 20), (0.01, 0.02, 0.1))
-    document = sweep_result(counts, found).document
+    document = sweep(counts, (0.8, 0.9, 0.95), (5, 20), (0.01, 0.02, 0.1)).document
     settings = document["settings"]
     assert len(document["neighbours"]) == (2 * 2 + 3 * 1) + (2 * 3 + 3 * 2)
     for pair in document["neighbours"]:
@@ -142,14 +136,14 @@ def test_neighbours_in_a_sweep_differ_by_one_step() -> None:
 
 def test_sweep_of_one_kind_and_its_table() -> None:
     counts = made_up_groups().total()
-    found = sweep(counts, top_rates=())
-    assert {of.rule.select for of in found.settings} == {"balanced"}
-    assert "Top: a share" not in sweep_result(counts, found).text()
-    text = sweep_result(counts, sweep(counts)).text()
+    result = sweep(counts, top_rates=())
+    assert {of["select"] for of in result.document["settings"]} == {"balanced"}
+    assert "Top: a share" not in result.text()
+    text = sweep(counts).text()
     for part in ("Balanced: the same", "Top: a share", "0.975", "1,600", "0.25 %", "left out: zig (unfinished)"):
         assert part in text
     small = made_up_groups(3, shape=(2, 48)).total()  # 0.0025 of 96 neurons is none
-    assert sweep(small).top_rates == (0.01, 0.02, 0.04)
+    assert sweep(small).document["top_rates"] == [0.01, 0.02, 0.04]
     with pytest.raises(InputError, match="is none; choose a larger one"):
         sweep(small, top_rates=(0.0025, 0.01))
     with pytest.raises(InputError, match="at least one quantile"):
@@ -164,8 +158,8 @@ def sides(**changes: Any) -> list[Any]:
 
 
 def test_compare_two_models() -> None:
-    found = compare(sides(model={"id": "other", "fingerprint": "f2"}), ["one", "other"], RULE)
-    document = json.loads(json.dumps(compare_result(found).document, allow_nan=False))
+    result = compare(sides(model={"id": "other", "fingerprint": "f2"}), ["one", "other"], RULE)
+    document = json.loads(json.dumps(result.document, allow_nan=False))
     assert document["corpora"] == ["c", "english", "go", "html"]
     assert (document["relative_axis"], document["same_model"], document["jaccard"]) == (True, False, None)
     assert [store["layers"] for store in document["stores"]] == [4, 6]
@@ -176,7 +170,7 @@ def test_compare_two_models() -> None:
         for name, of in selection.specific.items():
             depth = np.mean((of[:, 0] + 0.5) / store["layers"])
             assert store["mean_depth"][name] == pytest.approx(depth)
-    text = compare_result(found).text(full=True)
+    text = result.text(full=True)
     for part in (
         "A one (4 layers of 123)",
         "B other (6 layers of 99)",
@@ -191,27 +185,27 @@ def test_compare_only_what_both_have() -> None:
     """LAPE's bar and entropies depend on the corpora: both are run on those in common, as if there were no others."""
     one, other = made_up_groups(3, num_corpora=6).total(), made_up_groups(3, num_corpora=6, seed=1).total()
     few = replace(other, corpora=("c", "go", "kotlin", "rust", "swift", "zig"))
-    found = compare([one, few], ["A", "B"], RULE)
-    assert found.corpora == ("c", "go", "rust")
-    for side, counts, index in zip(found.sides, (one, few), ([0, 2, 5], [0, 1, 3]), strict=True):
+    document = compare([one, few], ["A", "B"], RULE).document
+    assert document["corpora"] == ["c", "go", "rust"]
+    for store, counts, index in zip(document["stores"], (one, few), ([0, 2, 5], [0, 1, 3]), strict=True):
         alone = replace(
-            counts, corpora=found.corpora, tokens_C=counts.tokens_C[index], active_CLF=counts.active_CLF[index]
+            counts, corpora=("c", "go", "rust"), tokens_C=counts.tokens_C[index], active_CLF=counts.active_CLF[index]
         )
         expected = RULE.choose(alone)
-        assert side.selection.bar == expected.bar
-        assert all((side.selection.specific[name] == expected.specific[name]).all() for name in found.corpora)
-    assert found.sides[0].counts.left_out["python"] == "not in the other store"
-    assert set(found.sides[1].counts.left_out) == {"kotlin", "swift", "zig"}
+        assert store["bar"] == expected.bar
+        assert store["specific"] == {name: of.tolist() for name, of in expected.specific.items()}
+    assert document["stores"][0]["left_out"]["python"] == "not in the other store"
+    assert set(document["stores"][1]["left_out"]) == {"kotlin", "swift", "zig"}
 
 
 def test_compare_a_store_with_itself() -> None:
     counts = made_up_groups(3).total()
-    found = compare([counts, counts], ["A", "B"], RULE)
-    document = compare_result(found).document
+    result = compare([counts, counts], ["A", "B"], RULE)
+    document = result.document
     assert (document["relative_axis"], document["same_model"]) == (False, True)
     assert document["jaccard"] == dict.fromkeys(counts.corpora, 1.0)
     assert document["profile_overlap"]["specific"] == pytest.approx(dict.fromkeys(counts.corpora, 1.0))
-    assert "(the same model)" in str(compare_result(found))
+    assert "(the same model)" in str(result)
     assert store_labels([counts, counts], ["a.store", "b.store"]) == ["a.store", "b.store"]
     other = replace(counts, model={"id": "org/other"})
     assert store_labels([counts, other], ["a.store", "b.store"]) == ["org/model", "org/other"]

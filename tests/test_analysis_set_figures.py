@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from group_counts import made_up_groups
 
-from neurotally.analysis.languages.compare import compare, compare_result
+from neurotally.analysis.languages.compare import compare
 from neurotally.analysis.languages.counts import GroupCounts
 from neurotally.analysis.languages.jackknife import error_bars
+from neurotally.analysis.languages.lape import Rule
 from neurotally.analysis.languages.lape_study import lape_result
-from neurotally.analysis.languages.profiles import profiles_result
-from neurotally.analysis.languages.rule import Rule
+from neurotally.analysis.languages.profiles import profiles
 from neurotally.analysis.languages.stability import stability
 from neurotally.analysis.languages.stability_study import stability_result
-from neurotally.analysis.languages.sweep import sweep, sweep_result
+from neurotally.analysis.languages.sweep import sweep
 from neurotally.analysis.render.charts import save_figure
 
 RULE = Rule(per_corpus=20)
@@ -99,14 +99,13 @@ def test_stability(tmp_path: Path, num_corpora: int, num_layers: int) -> None:
 @pytest.mark.slow
 def test_sweep(tmp_path: Path, kinds: str) -> None:
     counts = made(4, 5).total()
-    found = sweep(
+    result = sweep(
         counts,
         (0.9, 0.95),
         per_corpus=() if kinds == "top" else (5, 20, 40),
         top_rates=() if kinds == "balanced" else (0.01, 0.05),
-        default=RULE,
+        base=RULE,
     )
-    result = sweep_result(counts, found)
     document, figure, curves = plain(result.document), result.figure(), result.figure("profiles")
     assert len(figure.axes) == len(curves.axes) == (4 if kinds == "both" else 2)
     first = document["settings"][0]
@@ -125,7 +124,7 @@ def test_sweep(tmp_path: Path, kinds: str) -> None:
 @pytest.mark.slow
 def test_profiles(tmp_path: Path, num_corpora: int, num_layers: int) -> None:
     counts = made(num_corpora, num_layers).total()
-    result = profiles_result(counts, RULE, RULE.choose(counts))
+    result = profiles(counts, RULE)
     document, figure = plain(result.document), result.figure()
     by_layer = document["by_layer"]
     for panel, total_L in zip(panels(figure), [by_layer["distinct"], *by_layer["specific"].values()], strict=True):
@@ -142,7 +141,7 @@ def test_profiles(tmp_path: Path, num_corpora: int, num_layers: int) -> None:
 @pytest.mark.parametrize(("num_corpora", "num_layers"), SIZES)
 def test_overlap(tmp_path: Path, num_corpora: int, num_layers: int) -> None:
     counts = made(num_corpora, num_layers).total()
-    result = profiles_result(counts, RULE, RULE.choose(counts))
+    result = profiles(counts, RULE)
     document, figure = plain(result.document), result.figure("overlap")
     cells = {text.get_position(): text.get_text() for text in figure.axes[0].texts}
     for row, column in np.ndindex(num_corpora, num_corpora):
@@ -155,7 +154,7 @@ def test_overlap(tmp_path: Path, num_corpora: int, num_layers: int) -> None:
 @pytest.mark.parametrize("other_layers", [4, 6])
 def test_compare(tmp_path: Path, other_layers: int) -> None:
     one, other = made(4, 4).total(), made(4, other_layers, empty=other_layers == 4, seed=1).total()
-    result = compare_result(compare([one, other], ["$a_1$", "b"], RULE))
+    result = compare([one, other], ["$a_1$", "b"], RULE)
     document, figure = plain(result.document), result.figure()
     for panel, name in zip(panels(figure), document["corpora"], strict=True):
         if not any(any(store["by_layer"]["specific"][name]) for store in document["stores"]):

@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neurotally.analysis.languages.counts import GroupCounts
-from neurotally.analysis.languages.lape import lape
-from neurotally.analysis.languages.rule import Rule
+from neurotally.analysis.languages.lape import Rule, lape
 from neurotally.analysis.languages.stability import draw_orders, stability
-from neurotally.analysis.languages.stability_study import enough, stability_result
+from neurotally.analysis.languages.stability_study import stability_result
 from neurotally.profiler.errors import InputError
 
 RULE = Rule(per_corpus=15)
@@ -27,7 +26,7 @@ def chosen(groups: GroupCounts, order: Any, taken: list[int], rule: Rule = RULE)
     for c, number in enumerate(taken):
         tokens.append(sum(int(groups.tokens[c][g]) for g in order[c][:number]))
         active.append(sum(groups.active[c][g].astype(object) for g in order[c][:number]).astype(np.int64))
-    found = lape(np.stack(active), tokens, groups.corpora, rule.quantile, rule.select, rule.per_corpus, rule.top_rate)
+    found = lape(np.stack(active), tokens, groups.corpora, rule)
     return {name: set(map(tuple, neurons_n2.tolist())) for name, neurons_n2 in found.specific.items()}
 
 
@@ -117,7 +116,8 @@ def test_groups_that_are_all_alike_choose_the_same() -> None:
     assert (found.curve.recovered_OKC == 1).all()
     assert all(len(found.core[name]) == 15 for name in alike.corpora)
     tokens = int(alike.tokens[0][0])
-    assert enough(found, 0) == {"share": 0.9, "groups": 1, "tokens": tokens, "documents": None}
+    enough = stability_result(alike, found).document["enough"]
+    assert enough["c"] == {"share": 0.9, "groups": 1, "tokens": tokens, "documents": None}
 
 
 def test_sets_of_nothing_but_noise_agree_by_chance() -> None:
@@ -131,7 +131,7 @@ def test_sets_of_nothing_but_noise_agree_by_chance() -> None:
     # Two halves: a neuron must first be a candidate again (5 % are), so less than random candidates of the whole.
     assert found.halves_agree_PC.mean() < 0.1
     assert 0.2 < found.again_SC.mean() < 0.8
-    assert all(enough(found, c) is None for c in range(3))
+    assert stability_result(noise, found).document["enough"] == dict.fromkeys(noise.corpora)
 
 
 def test_a_corpus_without_candidates() -> None:

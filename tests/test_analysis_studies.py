@@ -14,7 +14,7 @@ import pytest
 from test_analysis_counts import MODEL, publish
 
 from neurotally.analysis import options, studies
-from neurotally.analysis.languages.rule import DEFAULT, Rule
+from neurotally.analysis.languages.lape import DEFAULT, Rule
 from neurotally.analysis.options import Group, Option, arguments, parameters, signature
 from neurotally.analysis.render.html import result_html, section
 from neurotally.analysis.render.numbers import cell_text

@@ -20,7 +20,7 @@ from filelock import FileLock
 from neurotally.analysis.keys.tested import NullTest
 from neurotally.analysis.keys.texts import Texts
 from neurotally.analysis.languages.counts import read_counts
-from neurotally.analysis.languages.rule import Rule
+from neurotally.analysis.languages.lape import Rule
 from neurotally.jobs.cli import cli
 from neurotally.jobs.commands.options import document_options, run_options
 from neurotally.profiler import store

@@ -23,39 +23,24 @@ The document:
 Null where a set is empty; `jaccard` is null as a whole where layers or neurons differ.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated, Any
 
 import numpy as np
 
-from neurotally.analysis.languages.lape import Selection
-from neurotally.analysis.languages.lape_study import NO_NEURON, candidates_warnings
-from neurotally.analysis.languages.profiles import Profiles, overlap_tables, profile_keys, profiles_of
-from neurotally.analysis.languages.rule import DEFAULT, Rule
+from neurotally.analysis.languages.counts import CorpusCounts, read_counts
+from neurotally.analysis.languages.lape import DEFAULT, Rule, Selection
+from neurotally.analysis.languages.lape_study import NO_NEURON, candidates_warnings, lape_document
+from neurotally.analysis.languages.profiles import jaccard_table, neurons_by_layer, overlaps
 from neurotally.analysis.options import Group, OnlyCorpora, Option
 from neurotally.analysis.overlap import jaccard, safe_divide
-from neurotally.analysis.result import (
-    Cell,
-    Chart,
-    Column,
-    Mark,
-    Panel,
-    Result,
-    Series,
-    Table,
-    finite,
-    model_key,
-    model_name,
-)
+from neurotally.analysis.result import Cell, Chart, Column, Mark, Panel, Result, Series, Table, finite, model_name
 from neurotally.profiler.errors import InputError
 
-if TYPE_CHECKING:
-    from neurotally.analysis.languages.counts import CorpusCounts
-
-COMPARE_SCHEMA = 1
-
+_OF_LAPE = ("model", "layers", "neurons", "tokens", "bar", "candidates", "specific", "exclusive", "left_out")
+"""The keys that each of `stores` shares with LAPE's document."""
 _MOST_RUNS = 10
 
 
@@ -74,107 +59,49 @@ def study(
     >>> result.document["same_model"], result.frame()["profiles"].tolist()
     (True, [1.0, 1.0])
     """
-    from neurotally.analysis.languages.counts import read_counts
-
     counts = [read_counts(path, corpus) for path in (store, Path(other))]
-    return compare_result(compare(counts, store_labels(counts, [str(store), str(other)]), rule))
+    return compare(counts, store_labels(counts, [str(store), str(other)]), rule)
 
 
-@dataclass(frozen=True, eq=False)
-class Side:
-    """One of the two stores, on the corpora in common."""
-
-    label: str
-    counts: "CorpusCounts"
-    """Of the corpora in common; `left_out` names the others."""
-    selection: Selection
-    profiles: Profiles
+def store_labels(counts: Sequence[CorpusCounts], paths: Sequence[str]) -> Sequence[str]:
+    """The models' ids where they tell the stores apart, else the stores' paths."""
+    ids = [model_name(of.model) for of in counts]
+    return ids if len(set(ids)) == len(ids) else paths
 
 
-@dataclass(frozen=True, eq=False)
-class Comparison:
-    """Both stores, by one rule."""
+def compare(counts: Sequence[CorpusCounts], labels: Sequence[str], rule: Rule) -> Result:
+    """How far two stores keep each corpus's neurons in the same places, their spread over the depth, and the overlaps.
 
-    rule: Rule
-    corpora: tuple[str, ...]
-    """In common."""
-    sides: tuple[Side, Side]
-
-    @property
-    def is_relative(self) -> bool:
-        """Whether layers can only be told as shares of the depth."""
-        one, other = (len(side.selection.entropy_LF) for side in self.sides)
-        return one != other
-
-    @property
-    def is_same_shape(self) -> bool:
-        """Whether (layer, neuron) of one can be a neuron of the other."""
-        one, other = (side.selection.entropy_LF.shape for side in self.sides)
-        return one == other
-
-    @property
-    def is_same_model(self) -> bool:
-        """Whether the fingerprints say so; False for imported counts, which have none."""
-        one, other = ((side.counts.model or {}).get("fingerprint") for side in self.sides)
-        return one is not None and one == other
-
-
-def compare(counts: Sequence["CorpusCounts"], labels: Sequence[str], rule: Rule) -> Comparison:
-    """Choose neurons in two stores from the corpora that both have; InputError where these are fewer than two."""
+    InputError where they have fewer than two corpora in common.
+    """
     assert len(counts) == len(labels) == 2, "two stores"
     corpora = tuple(name for name in counts[0].corpora if name in counts[1].corpora)
     if len(corpora) < 2:
         has = "; ".join(f"{label} has {', '.join(of.corpora)}" for of, label in zip(counts, labels, strict=True))
         raise InputError(f"two corpora of the same names are needed, found {', '.join(corpora) or 'none'}: {has}")
-    one, other = (_side(of, label, corpora, rule) for of, label in zip(counts, labels, strict=True))
-    return Comparison(rule, corpora, (one, other))
-
-
-def store_labels(counts: Sequence["CorpusCounts"], paths: Sequence[str]) -> list[str]:
-    """The models' ids where they tell the stores apart, else the stores' paths."""
-    ids = [model_name(of.model) for of in counts]
-    return ids if len(set(ids)) == len(ids) else [str(path) for path in paths]
-
-
-def compare_result(found: Comparison) -> Result:
-    """How far each corpus's neurons sit in the same places, their spread over the depth, and the overlaps."""
-    document = finite(_document(found))
-    marked = list(zip("AB", found.sides, strict=True))
-    shapes = "; ".join(
-        f"{mark} {side.label} ({side.selection.entropy_LF.shape[0]} layers of {side.selection.entropy_LF.shape[1]:,})"
-        for mark, side in marked
-    )
+    common = [_only(of, corpora) for of in counts]
+    selections = [rule.choose(of) for of in common]
+    document = finite(_document(rule, labels, common, selections))
+    stores = dict(zip("AB", document["stores"], strict=True))
+    shapes = "; ".join(f"{mark} {of['label']} ({of['layers']} layers of {of['neurons']:,})"
+                       for mark, of in stores.items())  # fmt: skip
     tables = [_table(document)]
-    for (mark, side), of_store in zip(marked, document["stores"], strict=True):
-        tables.append(_depth_table(f"depth {mark}", f"Specific neurons of {mark} by depth", side.profiles))
-        overlaps, _ = overlap_tables(document["corpora"], of_store["overlap"])
-        tables.append(replace(overlaps, name=f"jaccard {mark}", title=f"{mark}: {overlaps.title}", is_long=True))
+    for mark, of in stores.items():
+        overlap = jaccard_table(corpora, of["overlap"])
+        tables += [
+            _depth_table(f"depth {mark}", f"Specific neurons of {mark} by depth", of["by_layer"]["specific"]),
+            replace(overlap, name=f"jaccard {mark}", title=f"{mark}: {overlap.title}", is_long=True),
+        ]
     notes = [
         "mean depth: 0 input, 1 output; profiles: overlap of the specific neurons' profiles over depth",
-        _sets_note(found),
-        *(f"left out of {mark}: {name} ({reason})" for mark, side in marked
-          for name, reason in side.counts.left_out.items()),
+        _sets_note(document),
+        *(f"left out of {mark}: {name} ({reason})" for mark, of in stores.items()
+          for name, reason in of["left_out"].items()),
     ]  # fmt: skip
-    warnings = [f"{side.label}: {text}" for side in found.sides for text in candidates_warnings(side.selection)]
-    return Result("compare", document, f"{shapes}: {found.rule}", tables, [_chart(document)], notes, warnings,
+    warnings = [f"{label}: {text}" for label, found in zip(labels, selections, strict=True)
+                for text in candidates_warnings(found)]  # fmt: skip
+    return Result("compare", document, f"{shapes}: {rule}", tables, [_chart(document)], notes, warnings,
                   title="Two stores", model=shapes)  # fmt: skip
-
-
-def _document(found: Comparison) -> dict[str, Any]:
-    """The document of `compare --json`."""
-    return {
-        "schema": COMPARE_SCHEMA,
-        "corpora": list(found.corpora),
-        **found.rule.as_json(),
-        "stores": [_side_json(side) for side in found.sides],
-        "relative_axis": found.is_relative,
-        "same_model": found.is_same_model,
-        "profile_overlap": {
-            "specific": _by_name(found, profile_overlaps(*(side.profiles.specific_CL for side in found.sides))),
-            "exclusive": _by_name(found, profile_overlaps(*(side.profiles.exclusive_CL for side in found.sides))),
-        },
-        "jaccard": _by_name(found, set_jaccards(found)) if found.is_same_shape else None,
-    }
 
 
 def mean_depths(count_CL: np.ndarray) -> np.ndarray:
@@ -195,42 +122,51 @@ def profile_overlaps(one_CL: np.ndarray, other_CL: np.ndarray) -> np.ndarray:
     return overlap_C
 
 
-def set_jaccards(found: Comparison) -> np.ndarray:
-    """By corpus: of the specific neurons themselves; only for models of one shape."""
-    one, other = (side.selection.specific for side in found.sides)
-    return np.array([jaccard(one[name], other[name]) for name in found.corpora])
-
-
-def _side(counts: "CorpusCounts", label: str, corpora: tuple[str, ...], rule: Rule) -> Side:
+def _only(counts: CorpusCounts, corpora: tuple[str, ...]) -> CorpusCounts:
+    """The counts of some of the corpora."""
     index_C = [counts.corpora.index(name) for name in corpora]
     alone = {name: "not in the other store" for name in counts.corpora if name not in corpora}
-    common = replace(
+    return replace(
         counts,
         corpora=corpora,
         tokens_C=counts.tokens_C[index_C],
         active_CLF=counts.active_CLF[index_C],
         left_out=dict(sorted({**counts.left_out, **alone}.items())),
     )
-    selection = rule.choose(common)
-    return Side(label, common, selection, profiles_of(selection))
 
 
-def _side_json(side: Side) -> dict[str, Any]:
-    num_layers, num_neurons = side.selection.entropy_LF.shape
-    depths = mean_depths(side.profiles.specific_CL).tolist()
+def _document(
+    rule: Rule, labels: Sequence[str], counts: Sequence[CorpusCounts], selections: Sequence[Selection]
+) -> dict[str, Any]:
+    """The document of `compare --json`, with NaN for null."""
+    one, other = stores = [_store(*of_store) for of_store in zip(labels, counts, selections, strict=True)]
+    sets, other_sets = (selection.specific for selection in selections)
+    fingerprints = [(of["model"] or {}).get("fingerprint") for of in stores]
+    is_same_shape = (one["layers"], one["neurons"]) == (other["layers"], other["neurons"])
     return {
-        "label": side.label,
-        "model": model_key(side.counts.model),
-        "layers": num_layers,
-        "neurons": num_neurons,
-        "tokens": dict(zip(side.counts.corpora, side.counts.tokens_C.tolist(), strict=True)),
-        "bar": side.selection.bar,
-        "candidates": dict(side.selection.num_candidates),
-        "specific": {name: neurons_n2.tolist() for name, neurons_n2 in side.selection.specific.items()},
-        "exclusive": {name: neurons_n2.tolist() for name, neurons_n2 in side.selection.exclusive.items()},
-        **profile_keys(side.profiles),
-        "mean_depth": dict(zip(side.counts.corpora, depths, strict=True)),
-        "left_out": dict(side.counts.left_out),
+        "schema": 1,
+        "corpora": list(sets),
+        **rule.as_json(),
+        "stores": stores,
+        "relative_axis": one["layers"] != other["layers"],
+        "same_model": fingerprints[0] is not None and fingerprints[0] == fingerprints[1],
+        "profile_overlap": {
+            kind: _by_name(sets, profile_overlaps(*(_counts(of["by_layer"][kind]) for of in stores)))
+            for kind in ("specific", "exclusive")
+        },
+        "jaccard": {name: jaccard(sets[name], other_sets[name]) for name in sets} if is_same_shape else None,
+    }
+
+
+def _store(label: str, counts: CorpusCounts, selection: Selection) -> dict[str, Any]:
+    lape = lape_document(counts, selection)
+    by_layer = neurons_by_layer(selection.specific, lape["layers"])
+    return {
+        "label": label,
+        **{key: lape[key] for key in _OF_LAPE},
+        "by_layer": by_layer,
+        "overlap": overlaps(selection.specific),
+        "mean_depth": _by_name(counts.corpora, mean_depths(_counts(by_layer["specific"]))),
     }
 
 
@@ -250,20 +186,22 @@ def _table(document: Mapping[str, Any]) -> Table:
     return Table("corpora", "Where each corpus's neurons sit", columns, rows)
 
 
-def _sets_note(found: Comparison) -> str:
-    if not found.is_same_shape:
+def _sets_note(document: Mapping[str, Any]) -> str:
+    if document["jaccard"] is None:
         return "sets: the models differ in shape, so that no neuron of one is a neuron of the other"
-    same = "the same model" if found.is_same_model else "another model: chance, unless one was trained from the other"
-    return f"sets: Jaccard index of the specific neurons themselves ({same})"
+    is_same = document["same_model"]
+    which = "the same model" if is_same else "another model: chance, unless one was trained from the other"
+    return f"sets: Jaccard index of the specific neurons themselves ({which})"
 
 
-def _depth_table(name: str, title: str, found: Profiles) -> Table:
+def _depth_table(name: str, title: str, by_corpus: Mapping[str, Sequence[int]]) -> Table:
     """Up to ten equal stretches of depth, a layer across a border shared out."""
-    num_runs = min(_MOST_RUNS, found.specific_CL.shape[1])
-    columns = [Column("depth"), *(Column(corpus, "share") for corpus in found.corpora)]
+    count_CL = _counts(by_corpus)
+    num_runs = min(_MOST_RUNS, count_CL.shape[1])
+    columns = [Column("depth"), *(Column(corpus, "share") for corpus in by_corpus)]
     rows: list[list[Cell]] = [
         [f"{100 * run / num_runs:.0f}-{100 * (run + 1) / num_runs:.0f} %", *shares]
-        for run, shares in enumerate(_run_shares(found.specific_CL, num_runs).tolist())
+        for run, shares in enumerate(_run_shares(count_CL, num_runs).tolist())
     ]
     return Table(name, title, columns, rows, is_long=True)
 
@@ -288,7 +226,8 @@ def _chart(document: Mapping[str, Any]) -> Chart:
 
 
 def _panel(document: Mapping[str, Any], name: str) -> Panel:
-    series, looks = [], cast(Sequence[Mark], ("filled", "steps"))
+    series = []
+    looks: tuple[Mark, Mark] = ("filled", "steps")
     for mark, store, look in zip("AB", document["stores"], looks, strict=True):
         count_L = np.array(store["by_layer"]["specific"][name], dtype=np.float64)
         scale = len(count_L) if document["relative_axis"] else 1
@@ -313,5 +252,10 @@ def _edges(count_CL: np.ndarray) -> np.ndarray:
     return np.linspace(0, 1, count_CL.shape[1] + 1)
 
 
-def _by_name(found: Comparison, value_C: np.ndarray) -> dict[str, float | None]:
-    return {name: float(value) for name, value in zip(found.corpora, value_C, strict=True)}
+def _counts(by_corpus: Mapping[str, Sequence[int]]) -> np.ndarray:
+    """int64 [C, L] of what a document says by layer."""
+    return np.array(list(by_corpus.values()), np.int64)
+
+
+def _by_name(names: Iterable[str], value_C: np.ndarray) -> dict[str, float]:
+    return dict(zip(names, value_C.tolist(), strict=True))

@@ -1,11 +1,12 @@
 """Read the counts of a store's corpora: what LAPE is computed from.
 
 `read_counts` reads corpora one after the other and sums them over their groups, so that memory holds the [C, L, F]
-result and one corpus with all its groups (Llama-2-70B's shape, 12 corpora, 10 groups: 220 MB and 183 MB).
+result, twice at the end, or once and one corpus with all its groups (Llama-2-70B's shape, 12 corpora, 10 groups: 220 MB
+and 183 MB).
 `read_group_counts` keeps the groups: ten times that, and what error bars and stability are computed from.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,6 @@ import numpy as np
 
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
-
-_RUN_CORPORA = Path(".run", "corpora")
-"""Where a run keeps the corpora that it hasn't finished, one folder each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +92,7 @@ def read_counts(path: Path, only: Sequence[str] = ()) -> CorpusCounts:
         model=store.store_attributes(path).get("model"),
         corpora=tuple(tokens),
         tokens_C=np.array(list(tokens.values()), np.uint64),
-        active_CLF=_read_active(path, tokens),
+        active_CLF=np.stack([active_GLF.sum(axis=0, dtype=np.uint64) for _, active_GLF in _counts(path, tokens)]),
         left_out=left_out,
     )
 
@@ -106,12 +104,8 @@ def read_group_counts(path: Path, only: Sequence[str] = ()) -> GroupCounts:
     active: list[np.ndarray] = []
     documents: list[np.ndarray | None] = []
     num_empty = {}
-    for name in usable:
-        arrays = store.read_corpus(path, name, ["tokens", "active"])
-        tokens_G, active_GLF, documents_G = arrays["tokens"], arrays["active"], _documents(path, name)
-        _check_groups(path, name, tokens_G, active_GLF)
-        _check_shape(path, name, active_GLF, next(iter(usable)), active[0] if active else active_GLF)
-        is_used_G = tokens_G > 0
+    for name, (tokens_G, active_GLF) in zip(usable, _counts(path, usable), strict=True):
+        documents_G, is_used_G = _documents(path, name), tokens_G > 0
         num_empty[name] = int(np.count_nonzero(~is_used_G))
         tokens.append(tokens_G[is_used_G])
         active.append(active_GLF if is_used_G.all() else active_GLF[is_used_G])
@@ -130,7 +124,7 @@ def read_group_counts(path: Path, only: Sequence[str] = ()) -> GroupCounts:
 def unfinished_corpora(path: Path) -> list[str]:
     """The names of corpora that a run has begun and not committed, in name order."""
     committed = store.committed_corpora(path)
-    begun = [folder.name for folder in (path / _RUN_CORPORA).glob("*") if folder.is_dir()]
+    begun = [folder.name for folder in store.run_folder(path, "corpora").glob("*") if folder.is_dir()]
     return sorted(set(begun) - set(committed))
 
 
@@ -138,7 +132,7 @@ def _usable(path: Path, only: Sequence[str]) -> tuple[dict[str, int], dict[str, 
     """The tokens of the corpora to compare, in name order, and why each of the others isn't among them."""
     committed = store.committed_corpora(path)
     left_out = dict.fromkeys(unfinished_corpora(path), "unfinished")
-    tokens = {name: _tokens(path, name) for name in committed}
+    tokens = {name: int(store.read_corpus(path, name, ["tokens"])["tokens"].sum(dtype=np.uint64)) for name in committed}
     left_out |= {name: "no tokens" for name in committed if tokens[name] == 0}
     for name in only:
         if name in left_out:
@@ -157,23 +151,22 @@ def _usable(path: Path, only: Sequence[str]) -> tuple[dict[str, int], dict[str, 
     return usable, dict(sorted(left_out.items()))
 
 
-def _tokens(path: Path, corpus: str) -> int:
-    return int(store.read_corpus(path, corpus, ["tokens"])["tokens"].sum(dtype=np.uint64))
-
-
-def _read_active(path: Path, tokens: Mapping[str, int]) -> np.ndarray:
-    """uint64 [C, L, F]: the active counts of corpora with these tokens, summed over groups."""
-    active_CLF: np.ndarray | None = None
-    for index, name in enumerate(tokens):
-        active_GLF = store.read_corpus(path, name, ["active"])["active"]
-        if active_CLF is None:
-            active_CLF = np.empty((len(tokens), *active_GLF.shape[1:]), np.uint64)
-        _check_shape(path, name, active_GLF, next(iter(tokens)), active_CLF)
-        active_GLF.sum(axis=0, dtype=np.uint64, out=active_CLF[index])
-        if active_CLF[index].max(initial=0) > tokens[name]:
-            raise InputError(f"{path}: corpus {name!r} has neurons active at more tokens than its {tokens[name]}")
-    assert active_CLF is not None
-    return active_CLF
+def _counts(path: Path, corpora: Iterable[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Of one corpus after the other: its `tokens` [G] and `active` [G, L, F], checked."""
+    shapes: dict[str, str] = {}
+    for name in corpora:
+        arrays = store.read_corpus(path, name, ["tokens", "active"])
+        tokens_G, active_GLF = arrays["tokens"], arrays["active"]
+        if (active_GLF.max(axis=(1, 2), initial=0) > tokens_G).any():
+            raise InputError(f"{path}: corpus {name!r} has neurons active at more tokens than a group has")
+        _, num_layers, num_neurons = active_GLF.shape
+        shapes[name] = f"{num_layers} layers of {num_neurons} neurons"
+        first, shape = next(iter(shapes.items()))
+        if shapes[name] != shape:
+            raise InputError(
+                f"{path}: corpus {name!r} has {shapes[name]}, {first!r} has {shape}; they aren't counts of one model"
+            )
+        yield tokens_G, active_GLF
 
 
 def _documents(path: Path, corpus: str) -> np.ndarray | None:
@@ -184,20 +177,3 @@ def _documents(path: Path, corpus: str) -> np.ndarray | None:
         return None
     group_n = arrays["unit_group"][arrays["document_unit"][arrays["document_status"] == 0]]
     return np.bincount(group_n, minlength=len(arrays["tokens"]))
-
-
-def _check_groups(path: Path, corpus: str, tokens_G: np.ndarray, active_GLF: np.ndarray) -> None:
-    if (active_GLF.max(axis=(1, 2), initial=0) > tokens_G).any():
-        raise InputError(f"{path}: corpus {corpus!r} has neurons active at more tokens than a group has")
-
-
-def _check_shape(path: Path, corpus: str, active_XLF: np.ndarray, other: str, other_XLF: np.ndarray) -> None:
-    if active_XLF.shape[1:] != other_XLF.shape[1:]:
-        raise InputError(
-            f"{path}: corpus {corpus!r} has {_shape(active_XLF)}, {other!r} has {_shape(other_XLF)}; "
-            "they aren't counts of one model"
-        )
-
-
-def _shape(active_XLF: np.ndarray) -> str:
-    return f"{active_XLF.shape[1]} layers of {active_XLF.shape[2]} neurons"

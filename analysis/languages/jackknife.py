@@ -105,6 +105,25 @@ class ErrorBars:
         most = math.log(len(self.corpora))
         return np.maximum(self.entropy_LF - half_LF, 0), np.minimum(self.entropy_LF + half_LF, most)
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All of it by name, with the intervals' ends and the flags: of p [C, L, F], of the entropy [L, F]."""
+        p_low_CLF, p_high_CLF = self.p_interval()
+        low_LF, high_LF = self.entropy_interval()
+        flags = {f"entropy_{flag.replace(' ', '_')}": is_LF for flag, is_LF in self.entropy_flags().items()}
+        return {
+            "p": self.p_CLF,
+            "p_standard_error": self.p_error_CLF,
+            "p_low": p_low_CLF,
+            "p_high": p_high_CLF,
+            "p_few_hits": self.has_few_hits_CLF,
+            "entropy": self.entropy_LF,
+            "entropy_standard_error": self.entropy_error_LF,
+            "entropy_low": low_LF,
+            "entropy_high": high_LF,
+            "entropy_bias": self.entropy_bias_LF,
+            **flags,
+        }
+
     def entropy_flags(self) -> dict[str, np.ndarray]:
         """bool [L, F] for each reason not to trust an entropy's interval."""
         at_zero_LF = self.entropy_LF < END_NATS
@@ -158,24 +177,12 @@ def error_bars(groups: GroupCounts, level: float = 0.95) -> ErrorBars:
 
 def save_error_bars(bars: ErrorBars, path: Path) -> None:
     """Write all of it as one NumPy archive (.npz): arrays by corpus, layer and neuron, and the interval's ends."""
-    p_low_CLF, p_high_CLF = bars.p_interval()
-    low_LF, high_LF = bars.entropy_interval()
     arrays: dict[str, Any] = {
         "corpora": np.array(bars.corpora),
         "level": np.array(bars.level),
         "groups": np.array([bars.num_groups[name] for name in bars.corpora]),
-        "p": bars.p_CLF,
-        "p_standard_error": bars.p_error_CLF,
-        "p_low": p_low_CLF,
-        "p_high": p_high_CLF,
-        "p_few_hits": bars.has_few_hits_CLF,
-        "entropy": bars.entropy_LF,
-        "entropy_standard_error": bars.entropy_error_LF,
-        "entropy_low": low_LF,
-        "entropy_high": high_LF,
-        "entropy_bias": bars.entropy_bias_LF,
+        **bars.arrays(),
     }
-    arrays |= {f"entropy_{flag.replace(' ', '_')}": is_LF for flag, is_LF in bars.entropy_flags().items()}
     with whole_file(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, **arrays)
 

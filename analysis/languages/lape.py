@@ -18,18 +18,53 @@ all: only the bar keeps it out. The order of corpora has no influence, not even 
 Shapes: C corpora, L layers, F neurons per layer, N = L·F, P neurons that pass the bar in some corpus.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
+from neurotally.analysis.languages.counts import CorpusCounts
+from neurotally.analysis.options import Option
 from neurotally.profiler.errors import InputError
 
 Select = Literal["balanced", "top"]
+Sets = Mapping[str, np.ndarray]
+"""By corpus: int64 [n, 2] of (layer, neuron), ascending."""
 
 _BLOCK = 2**16
 """So many neurons at a time: 12 corpora of them are 6 MB."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How neurons are chosen; the defaults are `neurotally lape`'s."""
+
+    quantile: Annotated[
+        float, Option("The threshold: an activation rate must exceed this quantile of all rates.", share=True)
+    ] = 0.95
+    select: Annotated[
+        Select, Option("LAPE's choice. balanced: as many for each corpus. top: the lowest entropies over all.")
+    ] = "balanced"
+    per_corpus: Annotated[int, Option("With balanced.", "N", min=1)] = 400
+    top_rate: Annotated[float, Option("With top: share of all neurons.", share=True)] = 0.01
+
+    def choose(self, counts: CorpusCounts) -> "Selection":
+        """LAPE with these settings; InputError as `lape` raises it."""
+        return lape(counts.active_CLF, counts.tokens_C, counts.corpora, self)
+
+    def as_json(self) -> dict[str, Any]:
+        """The keys of LAPE's document: select, quantile and per_corpus or top_rate, whichever it reads."""
+        limit = "per_corpus" if self.select == "balanced" else "top_rate"
+        return {"select": self.select, "quantile": self.quantile, limit: getattr(self, limit)}
+
+    def __str__(self) -> str:
+        if self.select == "balanced":
+            return f"the {self.per_corpus:,} candidates of lowest entropy of every corpus, quantile {self.quantile:g}"
+        return f"the {100 * self.top_rate:g} % of neurons of lowest entropy, quantile {self.quantile:g}"
+
+
+DEFAULT = Rule()
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,10 +72,7 @@ class Selection:
     """The neurons that LAPE chose, and the numbers it chose them by."""
 
     corpora: tuple[str, ...]
-    select: Select
-    quantile: float
-    limit: float
-    """`per_corpus` if balanced, `top_rate` if top."""
+    rule: Rule
     bar: float
     entropy_LF: np.ndarray
     """float64, nats; +inf where no corpus passes the bar."""
@@ -48,9 +80,9 @@ class Selection:
     """Neurons with p > bar, by corpus."""
     num_sole_candidates: Mapping[str, int]
     """Of these, neurons with p > bar in no other corpus: the other reading of "exclusive"."""
-    specific: Mapping[str, np.ndarray]
-    """int64 [n, 2] of (layer, neuron), ascending; empty for a corpus without candidates."""
-    exclusive: Mapping[str, np.ndarray]
+    specific: Sets
+    """Empty for a corpus without candidates."""
+    exclusive: Sets
     """The part of `specific` that is specific to no other corpus."""
     num_tied_out: Mapping[str, int]
     """Candidates left out though their entropy is that of the last one chosen: the cut went by layer there."""
@@ -58,9 +90,9 @@ class Selection:
     @property
     def too_few_candidates(self) -> dict[str, int]:
         """If balanced: the corpora with candidates, but fewer than were to be chosen, so that all were; how many."""
-        if self.select != "balanced":
+        if self.rule.select != "balanced":
             return {}
-        return {name: number for name, number in self.num_candidates.items() if 0 < number < self.limit}
+        return {name: number for name, number in self.num_candidates.items() if 0 < number < self.rule.per_corpus}
 
     @property
     def without_candidates(self) -> list[str]:
@@ -69,61 +101,62 @@ class Selection:
 
 
 def lape(
-    active_CLF: np.ndarray,
-    tokens_C: np.ndarray | Sequence[int],
-    names: Sequence[str],
-    quantile: float = 0.95,
-    select: Select = "balanced",
-    per_corpus: int = 400,
-    top_rate: float = 0.01,
+    active_CLF: np.ndarray, tokens_C: np.ndarray | Sequence[int], names: Sequence[str], rule: Rule = DEFAULT
 ) -> Selection:
     """Choose the neurons that belong to each corpus.
 
-    `active_CLF`: tokens at which the neuron is active, of `tokens_C` (unsigned or signed integers).
-    `per_corpus` is read if balanced, `top_rate` if top. Raises InputError for fewer than two corpora, a corpus
-    without tokens, and settings that leave nothing to choose from.
+    `active_CLF`: tokens at which the neuron is active, of `tokens_C` (unsigned or signed integers). Raises InputError
+    for fewer than two corpora, a corpus without tokens, and settings that leave nothing to choose from.
     """
     num_corpora, *by_layer = active_CLF.shape
     num_neurons = by_layer[0] * by_layer[1]
     tokens_C = np.asarray(tokens_C)
     assert len(names) == len(set(names)) == num_corpora == len(tokens_C), "one name and token count a corpus"
     _check_corpora(tokens_C, names)
-    limit = _check_limit(select, per_corpus, top_rate, num_neurons)
+    limit = _limit(rule, num_neurons)
 
     p_CN = active_CLF.reshape(num_corpora, num_neurons) / tokens_C[:, None]
-    bar = threshold_of(p_CN, quantile)
+    bar = threshold_of(p_CN, rule.quantile)
     passing_P = np.flatnonzero((p_CN > bar).any(axis=0))
     is_candidate_CP = p_CN[:, passing_P] > bar
     entropy_P = _entropies(p_CN, passing_P)
     del p_CN
-    chosen = _choose(is_candidate_CP, entropy_P, select, limit)
-    specific = dict(zip(names, (passing_P[positions] for positions in chosen), strict=True))
-
+    chosen = _choose(is_candidate_CP, entropy_P, rule, limit)
+    num_corpora_P = np.bincount(np.concatenate(chosen), minlength=len(passing_P))
+    neurons_P2 = np.stack(np.divmod(passing_P, by_layer[1]), axis=1)
     entropy_N = np.full(num_neurons, np.inf)
     entropy_N[passing_P] = entropy_P
-    num_tied_out = [
-        _num_tied_out(entropy_P, is_candidate_P, positions)
-        for is_candidate_P, positions in zip(is_candidate_CP, chosen, strict=True)
-    ]
     is_sole_P = is_candidate_CP.sum(axis=0) == 1
+
+    def by_corpus(values: Iterable[Any]) -> dict[str, Any]:
+        return dict(zip(names, values, strict=True))
+
     return Selection(
         corpora=tuple(names),
-        select=select,
-        quantile=quantile,
-        limit=per_corpus if select == "balanced" else top_rate,
+        rule=rule,
         bar=bar,
         entropy_LF=entropy_N.reshape(by_layer),
-        num_candidates=dict(zip(names, is_candidate_CP.sum(axis=1).tolist(), strict=True)),
-        num_sole_candidates=dict(zip(names, is_candidate_CP[:, is_sole_P].sum(axis=1).tolist(), strict=True)),
-        specific={name: _pairs(neuron_n, by_layer[1]) for name, neuron_n in specific.items()},
-        exclusive={name: _pairs(neuron_n, by_layer[1]) for name, neuron_n in _exclusive(specific).items()},
-        num_tied_out=dict(zip(names, num_tied_out, strict=True)),
+        num_candidates=by_corpus(is_candidate_CP.sum(axis=1).tolist()),
+        num_sole_candidates=by_corpus(is_candidate_CP[:, is_sole_P].sum(axis=1).tolist()),
+        specific=by_corpus(neurons_P2[positions] for positions in chosen),
+        exclusive=by_corpus(neurons_P2[positions[num_corpora_P[positions] == 1]] for positions in chosen),
+        num_tied_out=by_corpus(
+            int((entropy_P[is_candidate_P] <= entropy_P[positions].max(initial=-np.inf)).sum()) - len(positions)
+            for is_candidate_P, positions in zip(is_candidate_CP, chosen, strict=True)
+        ),
     )
 
 
 def threshold_of(p: np.ndarray, quantile: float) -> float:
-    """The value that a neuron's rate must exceed: a quantile of all rates `p`, of any shape; see `bar_rank`."""
-    return _kth_smallest(p, bar_rank(p.size, quantile))
+    """The value that a neuron's rate must exceed: a quantile of all rates `p`, of any shape, none negative."""
+    rank = bar_rank(p.size, quantile)
+    # Zeros apart: with 90 % of them (the dead neurons of a ReLU model) NumPy's SIMD partition is ten times slower.
+    positive_M = p[p > 0]
+    num_zeros = p.size - len(positive_M)
+    if rank <= num_zeros:
+        return 0.0
+    positive_M.partition(rank - num_zeros - 1)
+    return float(positive_M[rank - num_zeros - 1])
 
 
 def bar_rank(num_values: int, quantile: float) -> int:
@@ -149,30 +182,19 @@ def _check_corpora(tokens_C: np.ndarray, names: Sequence[str]) -> None:
         raise InputError(f"no tokens in {', '.join(empty)}; LAPE needs text in every corpus")
 
 
-def _check_limit(select: str, per_corpus: int, top_rate: float, num_neurons: int) -> int:
+def _limit(rule: Rule, num_neurons: int) -> int:
     """The number of neurons to choose: by corpus if balanced, of all if top."""
-    if select == "balanced":
-        if per_corpus < 1:
-            raise InputError(f"neurons per corpus: expected at least 1, got {per_corpus!r}")
-        return per_corpus
-    if select != "top":
-        raise InputError(f"select: expected 'balanced' or 'top', got {select!r}")
-    if not 0 < top_rate <= 1:
-        raise InputError(f"top rate: expected a number above 0 and at most 1, got {top_rate!r}")
-    if (limit := round(top_rate * num_neurons)) < 1:
-        raise InputError(f"top rate {top_rate!r} of {num_neurons} neurons is none; choose a larger one")
+    if rule.select == "balanced":
+        if rule.per_corpus < 1:
+            raise InputError(f"neurons per corpus: expected at least 1, got {rule.per_corpus!r}")
+        return rule.per_corpus
+    if rule.select != "top":
+        raise InputError(f"select: expected 'balanced' or 'top', got {rule.select!r}")
+    if not 0 < rule.top_rate <= 1:
+        raise InputError(f"top rate: expected a number above 0 and at most 1, got {rule.top_rate!r}")
+    if (limit := round(rule.top_rate * num_neurons)) < 1:
+        raise InputError(f"top rate {rule.top_rate!r} of {num_neurons} neurons is none; choose a larger one")
     return limit
-
-
-def _kth_smallest(p: np.ndarray, rank: int) -> float:
-    """The `rank`-th smallest value, 1-indexed; none is negative."""
-    # Zeros apart: with 90 % of them (the dead neurons of a ReLU model) NumPy's SIMD partition is ten times slower.
-    positive_M = p[p > 0]
-    num_zeros = p.size - len(positive_M)
-    if rank <= num_zeros:
-        return 0.0
-    positive_M.partition(rank - num_zeros - 1)
-    return float(positive_M[rank - num_zeros - 1])
 
 
 def _entropies(p_CN: np.ndarray, neuron_P: np.ndarray) -> np.ndarray:
@@ -188,9 +210,9 @@ def _entropies(p_CN: np.ndarray, neuron_P: np.ndarray) -> np.ndarray:
     return entropy_P
 
 
-def _choose(is_candidate_CP: np.ndarray, entropy_P: np.ndarray, select: str, limit: int) -> list[np.ndarray]:
+def _choose(is_candidate_CP: np.ndarray, entropy_P: np.ndarray, rule: Rule, limit: int) -> list[np.ndarray]:
     """Positions in P of each corpus's specific neurons, ascending."""
-    if select == "balanced":
+    if rule.select == "balanced":
         candidates = [np.flatnonzero(is_candidate_P) for is_candidate_P in is_candidate_CP]
         return [positions[_lowest(entropy_P[positions], limit)] for positions in candidates]
     chosen = _lowest(entropy_P, limit)
@@ -205,20 +227,3 @@ def _lowest(entropy_n: np.ndarray, limit: int) -> np.ndarray:
     below = np.flatnonzero(entropy_n < cut)
     at_the_cut = np.flatnonzero(entropy_n == cut)
     return np.sort(np.concatenate([below, at_the_cut[: limit - len(below)]]))
-
-
-def _num_tied_out(entropy_P: np.ndarray, is_candidate_P: np.ndarray, chosen: np.ndarray) -> int:
-    if not len(chosen):
-        return 0
-    return int(np.count_nonzero(entropy_P[is_candidate_P] <= entropy_P[chosen].max())) - len(chosen)
-
-
-def _exclusive(specific: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    neurons, num_corpora = np.unique(np.concatenate(list(specific.values())), return_counts=True)
-    alone = neurons[num_corpora == 1]
-    return {name: np.intersect1d(neuron_n, alone, assume_unique=True) for name, neuron_n in specific.items()}
-
-
-def _pairs(neuron_n: np.ndarray, num_neurons: int) -> np.ndarray:
-    """(layer, neuron) of positions in the flattened [L, F]; ascending as these are."""
-    return np.stack(np.divmod(neuron_n, num_neurons), axis=1)

@@ -9,26 +9,35 @@
 Lists of neurons are sorted by (layer, neuron). The document is also a mask file. `too_few_candidates` names the corpora
 with fewer candidates than `per_corpus`: all of them were taken, so that nothing was chosen there, and sets differ in
 size. `proportionate_per_corpus` is the paper's 400 of Llama-3.1-8B's 458,752 neurons in proportion to this model's.
-With error bars the document has `error_bars`, of `jackknife_report`.
+With error bars the document has `error_bars`, too:
+
+    {"level", "groups": {name: n}, "empty_groups": {name: n}, "entropy_t", "probability_t": {name: t},
+     "specific": {name: {"entropy": [...], "entropy_standard_error", "entropy_low", "entropy_high",
+                         "entropy_flags": [[flag, ...], ...],
+                         "probability", "probability_standard_error", "probability_low", "probability_high",
+                         "probability_flags": [[...], ...]}},
+     "above_bar": {name: n}, "flagged": {flag: n}, "active_neurons": n}
+
+The lists run beside LAPE's `specific`: entry i belongs to its i-th neuron, the probability to the corpus itself.
+`above_bar` counts the specific neurons whose interval of p lies above the bar whole; `flagged` counts all neurons
+of the model, of which `active_neurons` have an entropy. Everything else is in `jackknife.save_error_bars`'s archive.
 """
 
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from neurotally.analysis.languages.lape import Selection, layer_counts
-from neurotally.analysis.languages.rule import DEFAULT, Rule
+from neurotally.analysis.languages import jackknife
+from neurotally.analysis.languages.counts import CorpusCounts, GroupCounts, read_counts, read_group_counts
+from neurotally.analysis.languages.lape import DEFAULT, Rule, Selection, layer_counts
 from neurotally.analysis.layer_runs import layer_runs
 from neurotally.analysis.options import Group, OnlyCorpora, Option
 from neurotally.analysis.result import Cell, Chart, Column, Panel, Result, Series, Table, Value, model_key, model_name
 from neurotally.profiler.errors import InputError
 
-if TYPE_CHECKING:
-    from neurotally.analysis.languages.counts import CorpusCounts, GroupCounts
-    from neurotally.analysis.languages.jackknife import ErrorBars
-
-LAPE_SCHEMA = 1
 FIGURES = {"error-bars": "With --error-bars: draw each specific neuron's interval."}
 
 PAPERS_SHARE = 400 / (32 * 14_336)
@@ -55,15 +64,11 @@ def study(
     >>> store.lape(quantile=0.6, per_corpus=12).frame().set_index("corpus").loc["python", "specific"].item()
     12
     """
-    from neurotally.analysis.languages.counts import read_counts, read_group_counts
-
     if not error_bars:
         if archive is not None:
             raise InputError("--archive: expected --error-bars with it")
         counts = read_counts(store, corpus)
         return lape_result(counts, rule.choose(counts))
-    from neurotally.analysis.languages import jackknife
-
     groups = read_group_counts(store, corpus)
     bars = jackknife.error_bars(groups)
     if archive is not None:
@@ -72,36 +77,32 @@ def study(
     return lape_result(counts, rule.choose(counts), bars)
 
 
-def lape_result(counts: "CorpusCounts", selection: Selection, bars: "ErrorBars | None" = None) -> Result:
+def lape_result(counts: CorpusCounts, selection: Selection, bars: jackknife.ErrorBars | None = None) -> Result:
     """The selection, and how well it is known if `bars` are given."""
     document = lape_document(counts, selection)
-    tables, charts, notes = [_table(counts, selection)], [_layers_chart(selection)], _notes(counts, selection)
+    tables, charts, notes = [_table(document)], [_layers_chart(document)], _notes(counts, selection)
     if bars is not None:
-        from neurotally.analysis.languages.jackknife_report import (
-            bars_chart,
-            bars_notes,
-            bars_table,
-            error_bars_document,
-        )
-
         document["error_bars"] = error_bars_document(bars, selection)
-        tables.append(bars_table(document))
-        charts.append(bars_chart(document))
-        notes += bars_notes(document["error_bars"])
-    num_layers, num_neurons = selection.entropy_LF.shape
-    lead = f"LAPE of {model_name(counts.model)}, {num_layers} layers of {num_neurons:,} neurons: {Rule.of(selection)}"
-    return Result("lape", document, lead, tables, charts, notes, candidates_warnings(selection),
-                  findings=[_finding(selection)], title="Language-specific neurons (LAPE)")  # fmt: skip
+        tables.append(_bars_table(document))
+        charts.append(_bars_chart(document))
+        notes += _bars_notes(document["error_bars"])
+    sets = [f"{name} {len(neurons_n2):,} ({len(selection.exclusive[name]):,})"
+            for name, neurons_n2 in selection.specific.items()]  # fmt: skip
+    shape = f"{document['layers']} layers of {document['neurons']:,} neurons"
+    lead = f"LAPE of {model_name(counts.model)}, {shape}: {selection.rule}"
+    finding = f"Specific neurons, in brackets exclusive ones: {', '.join(sets)}."
+    return Result("lape", document, lead, tables, charts, notes, candidates_warnings(selection), findings=[finding],
+                  title="Language-specific neurons (LAPE)")  # fmt: skip
 
 
-def lape_document(counts: "CorpusCounts", selection: Selection) -> dict[str, Any]:
-    """The document of `lape --json` and `--out`: plain lists, numbers and strings, no NaN."""
+def lape_document(counts: CorpusCounts, selection: Selection) -> dict[str, Any]:
+    """The document of `lape --json` and `--out` but for error bars: plain lists, numbers and strings, no NaN."""
     num_layers, num_neurons = selection.entropy_LF.shape
     return {
-        "schema": LAPE_SCHEMA,
+        "schema": 1,
         "model": model_key(counts.model),
         "corpora": list(selection.corpora),
-        **Rule.of(selection).as_json(),
+        **selection.rule.as_json(),
         "bar": selection.bar,
         "specific": {name: neurons_n2.tolist() for name, neurons_n2 in selection.specific.items()},
         "exclusive": {name: neurons_n2.tolist() for name, neurons_n2 in selection.exclusive.items()},
@@ -121,6 +122,32 @@ def lape_document(counts: "CorpusCounts", selection: Selection) -> dict[str, Any
     }
 
 
+def error_bars_document(bars: jackknife.ErrorBars, selection: Selection) -> dict[str, Any]:
+    """The value of `error_bars` in LAPE's document."""
+    arrays, flags = bars.arrays(), bars.entropy_flags()
+    specific: dict[str, dict[str, list[Any]]] = {}
+    for c, name in enumerate(bars.corpora):
+        neurons_n2 = selection.specific[name]
+        at = tuple(neurons_n2.T)
+        of = specific[name] = {}
+        for what in ("", "_standard_error", "_low", "_high"):
+            of[f"entropy{what}"] = arrays[f"entropy{what}"][at].tolist()
+            of[f"probability{what}"] = arrays[f"p{what}"][c][at].tolist()
+        of["entropy_flags"] = [[flag for flag, is_LF in flags.items() if is_LF[pair]] for pair in zip(*at, strict=True)]
+        of["probability_flags"] = [["few hits"] if is_few else [] for is_few in arrays["p_few_hits"][c][at]]
+    return {
+        "level": bars.level,
+        "groups": dict(bars.num_groups),
+        "empty_groups": dict(bars.num_empty),
+        "entropy_t": bars.entropy_t,
+        "probability_t": dict(zip(bars.corpora, bars.p_t_C().tolist(), strict=True)),
+        "specific": specific,
+        "above_bar": {name: sum(low > selection.bar for low in of["probability_low"]) for name, of in specific.items()},
+        "flagged": {flag: int(is_LF.sum()) for flag, is_LF in flags.items()},
+        "active_neurons": int(np.isfinite(bars.entropy_LF).sum()),
+    }
+
+
 def proportionate(num_neurons: int) -> int:
     """As many neurons for each corpus as the paper took of a Llama-3.1-8B, in proportion."""
     return max(1, round(PAPERS_SHARE * num_neurons))
@@ -133,74 +160,68 @@ def candidates_warnings(selection: Selection) -> list[str]:
     neurons = selection.entropy_LF.size
     corpora = ", ".join(f"{name} {number:,}" for name, number in few.items())
     return [
-        f"fewer candidates than {selection.limit:,}, so all were taken and none chosen: {corpora}; the paper's 400 of "
-        f"Llama-3.1-8B's 458,752 neurons are {proportionate(neurons):,} of this model's {neurons:,}: "
+        f"fewer candidates than {selection.rule.per_corpus:,}, so all were taken and none chosen: {corpora}; the "
+        f"paper's 400 of Llama-3.1-8B's 458,752 neurons are {proportionate(neurons):,} of this model's {neurons:,}: "
         f"--per-corpus {proportionate(neurons)}"
     ]
 
 
-def set_notes(counts: "CorpusCounts | GroupCounts", selection: Selection) -> list[str]:
+def set_notes(counts: CorpusCounts | GroupCounts, selection: Selection) -> list[str]:
     """Of any result about a selection: corpora without neurons, and those left out."""
     notes = [f"{name}: no neuron above the threshold" for name in selection.without_candidates]
     return notes + [f"left out: {name} ({reason})" for name, reason in counts.left_out.items()]
 
 
-def _finding(selection: Selection) -> str:
-    sets = [f"{name} {len(neurons):,} ({len(selection.exclusive[name]):,})"
-            for name, neurons in selection.specific.items()]  # fmt: skip
-    return f"Specific neurons, in brackets exclusive ones: {', '.join(sets)}."
-
-
-def _table(counts: "CorpusCounts", selection: Selection) -> Table:
+def _table(document: Mapping[str, Any]) -> Table:
     columns = [Column("corpus"), *(Column(name, "count") for name in ("tokens", "candidates", "only here", "specific")),
                Column("low/mid/top"), Column("exclusive", "count"), Column("low/mid/top of these")]  # fmt: skip
     rows: list[list[Cell]] = []
-    for name in selection.corpora:
-        specific, exclusive = selection.specific[name], selection.exclusive[name]
-        mark = "*" if name in selection.too_few_candidates else ""
+    for name in document["corpora"]:
+        specific, exclusive = document["specific"][name], document["exclusive"][name]
+        mark = "*" if name in document["too_few_candidates"] else ""
         rows.append([
-            name, int(counts.tokens_C[counts.corpora.index(name)]), selection.num_candidates[name],
-            selection.num_sole_candidates[name], Value(len(specific), mark=mark),
-            _spread(specific, len(selection.entropy_LF)), len(exclusive), _spread(exclusive, len(selection.entropy_LF)),
+            name, document["tokens"][name], document["candidates"][name], document["sole_candidates"][name],
+            Value(len(specific), mark=mark), _spread(specific, document["layers"]), len(exclusive),
+            _spread(exclusive, document["layers"]),
         ])  # fmt: skip
     return Table("corpora", "Specific neurons by corpus", columns, rows)
 
 
-def _layers_chart(selection: Selection) -> Chart:
+def _layers_chart(document: Mapping[str, Any]) -> Chart:
     """One panel a corpus: how many of its specific, and of its exclusive neurons lie in each layer."""
-    num_layers = len(selection.entropy_LF)
     panels = []
-    for name in selection.corpora:
-        specific, exclusive = selection.specific[name], selection.exclusive[name]
+    for name, specific in document["specific"].items():
+        exclusive = document["exclusive"][name]
         series = [
-            Series("specific (first number)", layer_counts(specific, num_layers).tolist(), mark="filled", corpus=name,
-                   tone="light"),
-            Series("of these, exclusive (second number)", layer_counts(exclusive, num_layers).tolist(), mark="filled",
-                   corpus=name),
+            Series("specific (first number)", layer_counts(specific, document["layers"]).tolist(), mark="filled",
+                   corpus=name, tone="light"),
+            Series("of these, exclusive (second number)", layer_counts(exclusive, document["layers"]).tolist(),
+                   mark="filled", corpus=name),
         ]  # fmt: skip
-        panels.append(Panel(name, series, f"{len(specific):,} / {len(exclusive):,}" if len(specific) else "",
-                            empty="" if len(specific) else NO_NEURON))  # fmt: skip
+        panels.append(Panel(name, series, f"{len(specific):,} / {len(exclusive):,}" if specific else "",
+                            empty="" if specific else NO_NEURON))  # fmt: skip
     return Chart("layers", "Where each corpus's neurons sit", panels, "layer, from the input to the output",
                  "neurons in the layer", y="count")  # fmt: skip
 
 
-def _spread(neurons_n2: np.ndarray, num_layers: int) -> str:
+def _spread(neurons: Sequence[Sequence[int]], num_layers: int) -> str:
     """Which share of the neurons lies in each run of layers, in percent."""
-    if not len(neurons_n2):
+    if not neurons:
         return "-"
-    count_L = layer_counts(neurons_n2, num_layers)
-    return "/".join(f"{100 * count_L[run].sum() / len(neurons_n2):.0f}" for run in layer_runs(num_layers, 3).values())
+    count_L = layer_counts(neurons, num_layers)
+    return "/".join(f"{100 * count_L[run].sum() / len(neurons):.0f}" for run in layer_runs(num_layers, 3).values())
 
 
-def _notes(counts: "CorpusCounts", selection: Selection) -> list[str]:
-    runs = layer_runs(len(selection.entropy_LF), 3)
+def _notes(counts: CorpusCounts, selection: Selection) -> list[str]:
+    rule, num_layers = selection.rule, len(selection.entropy_LF)
     num_rates = len(selection.corpora) * selection.entropy_LF.size
+    num_chosen = len(np.unique(np.concatenate(list(selection.specific.values())), axis=0))
     notes = [
         f"threshold: active at more than {selection.bar:.6g} of its tokens (that quantile of {num_rates:,} rates)",
         "candidates are above the threshold, `only here` in no other corpus; exclusive: specific to no other corpus",
-        f"low/mid/top: % of them in {' / '.join(runs)}; {_num_chosen(selection):,} neurons chosen in all",
+        f"low/mid/top: % of them in {' / '.join(layer_runs(num_layers, 3))}; {num_chosen:,} neurons chosen in all",
     ]
-    if selection.select == "top" and _num_chosen(selection) < round(selection.limit * selection.entropy_LF.size):
+    if rule.select == "top" and num_chosen < round(rule.top_rate * selection.entropy_LF.size):
         notes.append("fewer than asked for: no other neuron is above the threshold")
     notes += [
         f"{name}: {number:,} more candidates tie with the last one chosen; the lowest layers were taken"
@@ -210,6 +231,77 @@ def _notes(counts: "CorpusCounts", selection: Selection) -> list[str]:
     return notes + set_notes(counts, selection)
 
 
-def _num_chosen(selection: Selection) -> int:
-    """Neurons specific to at least one corpus."""
-    return len(np.unique(np.concatenate(list(selection.specific.values())), axis=0))
+def _bars_table(document: Mapping[str, Any]) -> Table:
+    """One row a corpus: how well its specific neurons' entropies and probabilities are known, as medians."""
+    bars = document["error_bars"]
+    columns = [Column("corpus"), Column("groups", "count"), Column("specific", "count"), Column("entropy", "number", 4),
+               Column("flagged", "count"), Column("p", "number", 4), Column("p flagged", "count"),
+               Column("above threshold", "count")]  # fmt: skip
+    rows: list[list[Cell]] = []
+    for name, of in bars["specific"].items():
+        if not of["entropy"]:
+            rows.append([name, bars["groups"][name], 0, None, None, None, None, None])
+            continue
+        entropy, entropy_error, p, p_error = (
+            float(np.median(of[key]))
+            for key in ("entropy", "entropy_standard_error", "probability", "probability_standard_error")
+        )
+        rows.append([
+            name, bars["groups"][name], len(of["entropy"]), Value(entropy, bars["entropy_t"] * entropy_error),
+            sum(map(bool, of["entropy_flags"])), Value(p, bars["probability_t"][name] * p_error),
+            sum(map(bool, of["probability_flags"])), bars["above_bar"][name],
+        ])  # fmt: skip
+    return Table("error bars", "How well their entropies and activation rates p are known: medians ± half of the "
+                 f"{100 * bars['level']:g} % interval", columns, rows)  # fmt: skip
+
+
+def _bars_notes(bars: Mapping[str, Any]) -> list[str]:
+    """How the intervals were made, and which can't be trusted."""
+    flagged = ", ".join(f"{number:,} {flag}" for flag, number in bars["flagged"].items())
+    return [
+        f"{100 * bars['level']:g} % intervals by a jackknife over each corpus's groups; flagged: intervals that can't "
+        "be trusted; above threshold: neurons whose whole interval of p is",
+        f"flagged entropies of {bars['active_neurons']:,} neurons that are ever active: {flagged}",
+        *empty_groups_notes(bars["empty_groups"]),
+    ]
+
+
+def empty_groups_notes(num_empty: Mapping[str, int]) -> list[str]:
+    """Of any result from groups: those without a token."""
+    return [f"{name}: {number} empty groups left out" for name, number in num_empty.items() if number]
+
+
+def _bars_chart(document: Mapping[str, Any]) -> Chart:
+    """One panel a corpus: for each specific neuron half its entropy's interval against the entropy.
+
+    Below the grey line an interval ends before the set's highest entropy: these neurons are clear of the cut.
+    """
+    bars = document["error_bars"]
+    panels = [_bars_panel(name, of) if of["entropy"] else Panel(name, (), empty=NO_NEURON)
+              for name, of in bars["specific"].items()]  # fmt: skip
+    return Chart(
+        "error-bars", "How well the specific neurons' entropies are known", panels,
+        f"entropy over corpora (nats; at most {math.log(len(panels)):.2f})",
+        f"± half of the {100 * bars['level']:g} % interval (nats)", x="number", y="log",
+    )  # fmt: skip
+
+
+def _bars_panel(name: str, of_corpus: Mapping[str, Any]) -> Panel:
+    entropy_n, error_n, low_n, high_n = (
+        np.array(of_corpus[key]) for key in ("entropy", "entropy_standard_error", "entropy_low", "entropy_high")
+    )
+    half_n = np.maximum(high_n - entropy_n, entropy_n - low_n)  # one side may be cut short at an end
+    is_flagged_n = np.array([bool(flags) for flags in of_corpus["entropy_flags"]])
+    cut = entropy_n.max()
+    is_shown_n = error_n > 0  # a logarithmic axis has no 0
+    entropy_x = np.linspace(entropy_n.min(), cut, 300)[:-1]
+    sound_n, doubtful_n = is_shown_n & ~is_flagged_n, is_shown_n & is_flagged_n
+    series = [
+        Series("specific neuron", half_n[sound_n].tolist(), entropy_n[sound_n].tolist(), "points", corpus=name),
+        Series("flagged: don't trust its interval", half_n[doubtful_n].tolist(), entropy_n[doubtful_n].tolist(),
+               "crosses", tone="contrast"),
+        Series("below it: clear of the set's highest entropy", (cut - entropy_x).tolist(), entropy_x.tolist(),
+               tone="grey"),
+    ]  # fmt: skip
+    num_clear = int((entropy_n + half_n < cut).sum())
+    return Panel(name, series, f"{num_clear:,} of {len(half_n):,} clear, {is_flagged_n.sum():,} flagged")

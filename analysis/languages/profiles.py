@@ -1,7 +1,7 @@
 """Profiles by layer: where each corpus's neurons sit, and how many corpora they belong to.
 
 A neuron chosen by LAPE is specific to one corpus or more; specific to one only it is exclusive, else shared by 2, 3,
-... corpora. `profiles_document` is what `profiles` says:
+... corpora. The document:
 
     {"schema": 1, "model": {"id", "fingerprint"} | null, "corpora": [name, ...], "select", "quantile",
      "per_corpus" | "top_rate", "layers": n, "neurons": n,
@@ -17,37 +17,22 @@ by the number of corpora, `sharing` does so for one corpus's neurons ("1" are it
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from neurotally.analysis.languages.lape import Selection
-from neurotally.analysis.languages.lape_study import NO_NEURON, candidates_warnings, set_notes
-from neurotally.analysis.languages.rule import DEFAULT, Rule
+from neurotally.analysis.languages.counts import CorpusCounts, read_counts
+from neurotally.analysis.languages.lape import DEFAULT, Rule, Sets
+from neurotally.analysis.languages.lape_study import NO_NEURON, candidates_warnings, lape_document, set_notes
 from neurotally.analysis.options import Group, OnlyCorpora
 from neurotally.analysis.overlap import pairwise_common, pairwise_jaccard
-from neurotally.analysis.result import (
-    Cell,
-    Chart,
-    Column,
-    Grid,
-    Panel,
-    Result,
-    Series,
-    Table,
-    finite,
-    model_key,
-    model_name,
-)
+from neurotally.analysis.result import Cell, Chart, Column, Grid, Panel, Result, Series, Table, finite, model_name
 
-if TYPE_CHECKING:
-    from neurotally.analysis.languages.counts import CorpusCounts
-
-PROFILES_SCHEMA = 1
 FIGURES = {"overlap": "Draw the overlap of every two corpora."}
 
+_OF_LAPE = ("model", "corpora", "layers", "neurons", "without_candidates", "left_out")
+"""The keys that the document shares with LAPE's."""
 _MOST_STEPS = 5
 """So many steps of sharing fit the legend and the eye."""
 
@@ -61,153 +46,90 @@ def study(store: Path, corpus: OnlyCorpora = (), rule: Annotated[Rule, Group()] 
     >>> int(store.profiles(quantile=0.6, per_corpus=12).frame("specific")["python"].sum())
     12
     """
-    from neurotally.analysis.languages.counts import read_counts
-
-    counts = read_counts(store, corpus)
-    return profiles_result(counts, rule, rule.choose(counts))
+    return profiles(read_counts(store, corpus), rule)
 
 
-@dataclass(frozen=True, eq=False)
-class Profiles:
-    """Where the neurons of a selection sit. Shapes: C corpora, L layers, M = 1..C corpora that share a neuron."""
-
-    corpora: tuple[str, ...]
-    by_sharing_CML: np.ndarray
-    """int64: of each corpus's specific neurons, those that m corpora share, by layer; m = 1 comes first."""
-    common_CC: np.ndarray
-    """int64: neurons specific to both; the diagonal is the number of specific neurons."""
-
-    @property
-    def specific_CL(self) -> np.ndarray:
-        """Each corpus's specific neurons, by layer."""
-        total_CL: np.ndarray = self.by_sharing_CML.sum(axis=1)
-        return total_CL
-
-    @property
-    def exclusive_CL(self) -> np.ndarray:
-        """Those specific to no other corpus."""
-        alone_CL: np.ndarray = self.by_sharing_CML[:, 0]
-        return alone_CL
-
-    @property
-    def shared_by_ML(self) -> np.ndarray:
-        """Distinct neurons that m corpora share, by layer: each of them is in m corpora's rows."""
-        sharing_M = np.arange(1, self.by_sharing_CML.shape[1] + 1)
-        count_ML: np.ndarray = self.by_sharing_CML.sum(axis=0) // sharing_M[:, None]
-        return count_ML
-
-    @property
-    def jaccard_CC(self) -> np.ndarray:
-        """Overlap of every two corpora; NaN for two empty sets."""
-        return pairwise_jaccard(self.common_CC)
-
-
-def profiles(specific: Mapping[str, np.ndarray], num_layers: int) -> Profiles:
-    """Count the sets ([n, 2] of (layer, neuron), each neuron once) by layer and by how many of them share a neuron."""
-    num_corpora = len(specific)
-    by_sharing_CML = np.zeros((num_corpora, num_corpora, num_layers), np.int64)
-    everyone_n2 = np.concatenate(list(specific.values()))
-    neurons_u2, index_n, sharing_u = np.unique(everyone_n2, axis=0, return_inverse=True, return_counts=True)
-    corpus_n = np.repeat(np.arange(num_corpora), [len(neurons_n2) for neurons_n2 in specific.values()])
-    sharing_n = sharing_u[index_n.ravel()]
-    np.add.at(by_sharing_CML, (corpus_n, sharing_n - 1, everyone_n2[:, 0]), 1)
-    assert int(by_sharing_CML.sum()) == len(everyone_n2) >= len(neurons_u2)
-    return Profiles(tuple(specific), by_sharing_CML, pairwise_common(specific))
-
-
-def profiles_of(selection: Selection) -> Profiles:
-    """The profiles of LAPE's specific neurons."""
-    return profiles(selection.specific, len(selection.entropy_LF))
-
-
-def profiles_document(counts: "CorpusCounts", rule: Rule, selection: Selection) -> dict[str, Any]:
-    """The document of `profiles --json`: plain lists, numbers and strings, no NaN."""
-    num_layers, num_neurons = selection.entropy_LF.shape
-    return {
-        "schema": PROFILES_SCHEMA,
-        "model": model_key(counts.model),
-        "corpora": list(selection.corpora),
-        **rule.as_json(),
-        "layers": num_layers,
-        "neurons": num_neurons,
-        **profile_keys(profiles_of(selection)),
-        "without_candidates": selection.without_candidates,
-        "left_out": dict(counts.left_out),
-    }
-
-
-def profile_keys(found: Profiles) -> dict[str, Any]:
-    """`by_layer` and `overlap` of a document."""
-    jaccard = [finite(jaccard_C) for jaccard_C in found.jaccard_CC.tolist()]
-    return {
-        "by_layer": {
-            "distinct": found.shared_by_ML.sum(axis=0).tolist(),
-            "shared_by": _by_number(found.shared_by_ML),
-            **sets_by_layer(found),
-            "sharing": {
-                name: _by_number(of_ML) for name, of_ML in zip(found.corpora, found.by_sharing_CML, strict=True)
-            },
-        },
-        "overlap": {"count": found.common_CC.tolist(), "jaccard": jaccard},
-    }
-
-
-def sets_by_layer(found: Profiles) -> dict[str, dict[str, list[int]]]:
-    """`specific` and `exclusive`: {name: [by layer]}."""
-    return {
-        "specific": dict(zip(found.corpora, found.specific_CL.tolist(), strict=True)),
-        "exclusive": dict(zip(found.corpora, found.exclusive_CL.tolist(), strict=True)),
-    }
-
-
-def profiles_result(counts: "CorpusCounts", rule: Rule, selection: Selection) -> Result:
+def profiles(counts: CorpusCounts, rule: Rule) -> Result:
     """Neurons by layer and corpus, by layer and number of corpora, and the overlap of every two."""
-    document = profiles_document(counts, rule, selection)
-    by_layer = document["by_layer"]
+    selection = rule.choose(counts)
+    lape = lape_document(counts, selection)
+    by_layer = neurons_by_layer(selection.specific, lape["layers"])
+    overlap = overlaps(selection.specific)
+    document = {
+        "schema": 1,
+        **rule.as_json(),
+        **{key: lape[key] for key in _OF_LAPE},
+        "by_layer": by_layer,
+        "overlap": overlap,
+    }
+    common = [[name, *counts_C] for name, counts_C in zip(counts.corpora, overlap["count"], strict=True)]
     tables = [
         _layer_table("specific", "Specific neurons by layer", by_layer["specific"]),
         _layer_table("exclusive", "Exclusive neurons by layer", by_layer["exclusive"]),
         _layer_table("sharing", "Chosen neurons by layer and by how many corpora they are specific to",
                      {"distinct": by_layer["distinct"], **_shared_columns(by_layer["shared_by"])}),
-        *overlap_tables(document["corpora"], document["overlap"]),
+        jaccard_table(counts.corpora, overlap),
+        Table("common", "Specific neurons in common; on the diagonal all of a corpus",
+              [Column("corpus"), *(Column(name, "count") for name in counts.corpora)], common, is_long=True,
+              look="shares"),
     ]  # fmt: skip
-    charts = [_sharing_chart(document), overlap_chart(document["corpora"], document["overlap"])]
+    charts = [_sharing_chart(by_layer), _overlap_chart(counts.corpora, overlap)]
     lead = f"Profiles by layer of {model_name(counts.model)}: {rule}"
     return Result("profiles", document, lead, tables, charts, set_notes(counts, selection),
                   candidates_warnings(selection), title="Profiles by layer and overlap")  # fmt: skip
 
 
-def overlap_tables(corpora: Sequence[str], overlap: Mapping[str, Any]) -> list[Table]:
-    """The Jaccard index, and the neurons in common, of every two corpora; `overlap` as in the document."""
-    jaccard, common = (
-        [[name, *values] for name, values in zip(corpora, overlap[key], strict=True)] for key in ("jaccard", "count")
-    )
-    for row, values in enumerate(jaccard):
-        values[row + 1] = None  # of itself
-    shares = [Column("corpus"), *(Column(name, "number", 3) for name in corpora)]
-    counts = [Column("corpus"), *(Column(name, "count") for name in corpora)]
-    return [
-        Table("jaccard", "Overlap of every two corpora: the Jaccard index of their specific neurons", shares, jaccard,
-              look="shares"),
-        Table("common", "Specific neurons in common; on the diagonal all of a corpus", counts, common, is_long=True,
-              look="shares"),
-    ]  # fmt: skip
+def neurons_by_layer(specific: Sets, num_layers: int) -> dict[str, Any]:
+    """`by_layer` of a document: each neuron of a set counted once in its layer, by how many sets share it."""
+    num_corpora = len(specific)
+    by_sharing_CML = np.zeros((num_corpora, num_corpora, num_layers), np.int64)
+    everyone_n2 = np.concatenate(list(specific.values()))
+    _, index_n, sharing_u = np.unique(everyone_n2, axis=0, return_inverse=True, return_counts=True)
+    corpus_n = np.repeat(np.arange(num_corpora), [len(neurons_n2) for neurons_n2 in specific.values()])
+    sharing_n = sharing_u[index_n.ravel()]
+    np.add.at(by_sharing_CML, (corpus_n, sharing_n - 1, everyone_n2[:, 0]), 1)
+    assert int(by_sharing_CML.sum()) == len(everyone_n2)
+    # A neuron that m corpora share is in the rows of m of them.
+    shared_by_ML = by_sharing_CML.sum(axis=0) // np.arange(1, num_corpora + 1)[:, None]
+    return {
+        "distinct": shared_by_ML.sum(axis=0).tolist(),
+        "shared_by": _by_number(shared_by_ML),
+        "specific": dict(zip(specific, by_sharing_CML.sum(axis=1).tolist(), strict=True)),
+        "exclusive": dict(zip(specific, by_sharing_CML[:, 0].tolist(), strict=True)),
+        "sharing": dict(zip(specific, map(_by_number, by_sharing_CML), strict=True)),
+    }
 
 
-def overlap_chart(corpora: Sequence[str], overlap: Mapping[str, Any]) -> Chart:
+def overlaps(specific: Sets) -> dict[str, Any]:
+    """`overlap` of a document: neurons in common and Jaccard index of every two sets."""
+    common_CC = pairwise_common(specific)
+    return {"count": common_CC.tolist(), "jaccard": finite(pairwise_jaccard(common_CC).tolist())}
+
+
+def jaccard_table(corpora: Sequence[str], overlap: Mapping[str, Any]) -> Table:
+    """The Jaccard index of every two corpora, but of none with itself; `overlap` as in the document."""
+    columns = [Column("corpus"), *(Column(name, "number", 3) for name in corpora)]
+    rows = [[name, *values] for name, values in zip(corpora, _of_others(overlap["jaccard"]), strict=True)]
+    return Table("jaccard", "Overlap of every two corpora: the Jaccard index of their specific neurons", columns, rows,
+                 look="shares")  # fmt: skip
+
+
+def _overlap_chart(corpora: Sequence[str], overlap: Mapping[str, Any]) -> Chart:
     """A heat map of Jaccard indices, each cell with its index and the neurons in common; sizes on the diagonal."""
-    values = [
-        [None if row == column else value for column, value in enumerate(of_row)]
-        for row, of_row in enumerate(overlap["jaccard"])
-    ]
+    values = _of_others(overlap["jaccard"])
     texts = [
-        [f"{count:,}" if row == column or value is None else f"{value:.2f}\n{count:,}"
-         for column, (value, count) in enumerate(zip(of_row, overlap["count"][row], strict=True))]
-        for row, of_row in enumerate(overlap["jaccard"])
-    ]  # fmt: skip
+        [f"{count:,}" if value is None else f"{value:.2f}\n{count:,}" for value, count in zip(*of_both, strict=True)]
+        for of_both in zip(values, overlap["count"], strict=True)
+    ]
     grid = Grid("", corpora, corpora, values, texts, scale="Jaccard index of the two sets")
     title = "Neurons that two corpora share: Jaccard index, neurons in common; diagonal: all specific neurons"
     return Chart("overlap", title, [grid])
+
+
+def _of_others(jaccard: Sequence[Sequence[float | None]]) -> list[list[float | None]]:
+    """The matrix without its diagonal."""
+    return [[None if row == column else value for column, value in enumerate(values)]
+            for row, values in enumerate(jaccard)]  # fmt: skip
 
 
 def _layer_table(name: str, title: str, by_layer: Mapping[str, Sequence[int]]) -> Table:
@@ -222,12 +144,11 @@ def _shared_columns(shared_by: Mapping[str, Sequence[int]]) -> dict[str, Sequenc
     return {"exclusive" if m == "1" else f"{m} corpora": counts for m, counts in shared_by.items() if int(m) <= most}
 
 
-def _sharing_chart(document: Mapping[str, Any]) -> Chart:
+def _sharing_chart(by_layer: Mapping[str, Any]) -> Chart:
     """Neurons by layer, stacked by how many corpora share them: all chosen neurons, then one panel a corpus."""
-    by_layer, corpora = document["by_layer"], document["corpora"]
     most = max((max(counts) for counts in by_layer["specific"].values()), default=0)
     panels = [_stack("all corpora", by_layer["shared_by"], None)]
-    panels += [_stack(name, by_layer["sharing"][name], max(1, 1.06 * most)) for name in corpora]
+    panels += [_stack(name, sharing, max(1, 1.06 * most)) for name, sharing in by_layer["sharing"].items()]
     return Chart("profiles", "Where the chosen neurons sit, and how many corpora share them", panels,
                  "layer, from the input to the output", "neurons in the layer", y="count", share_y=False)  # fmt: skip
 

@@ -23,23 +23,18 @@ Where corpora differ in their number of groups, k counts those of the corpus wit
 same share of theirs, rounded down, but at least one. Where a corpus has no specific neuron its shares are NaN.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 
-from neurotally.analysis.languages.counts import CorpusCounts, GroupCounts
-from neurotally.analysis.languages.lape import Selection
-from neurotally.analysis.languages.rule import Rule
-from neurotally.analysis.overlap import agreement, is_member, jaccard
+from neurotally.analysis.languages.counts import GroupCounts
+from neurotally.analysis.languages.lape import Rule, Selection, Sets, lape
+from neurotally.analysis.overlap import agreement, is_member, jaccard, recovered, safe_divide
 from neurotally.profiler.errors import InputError
 
-_T = TypeVar("_T")
 Order = tuple[np.ndarray, ...]
 """By corpus: a permutation of its groups."""
-Sets = Mapping[str, np.ndarray]
-"""By corpus: int64 [n, 2] of (layer, neuron)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,11 +58,9 @@ class Curve:
 class Stability:
     """What half-samples and the curve say of one selection. Shapes: S half-samples, C corpora."""
 
-    rule: Rule
     seed: int
     selection: Selection
     """From all groups."""
-    num_groups: Mapping[str, int]
     half_groups: Mapping[str, int]
     """Groups in a half-sample."""
     times_selected: Mapping[str, np.ndarray]
@@ -78,9 +71,13 @@ class Stability:
     """The share selected again."""
     halves_agree_PC: np.ndarray
     """By pair."""
-    by_chance_C: np.ndarray
-    """The share that random candidates would give: specific over candidates."""
     curve: Curve
+
+    @property
+    def by_chance_C(self) -> np.ndarray:
+        """The share that random candidates would give: specific over candidates."""
+        size_C = np.array([len(neurons_n2) for neurons_n2 in self.selection.specific.values()])
+        return safe_divide(size_C, np.array(list(self.selection.num_candidates.values())))
 
 
 def stability(groups: GroupCounts, rule: Rule, num_samples: int = 20, num_orders: int = 6, seed: int = 0) -> Stability:
@@ -97,22 +94,22 @@ def stability(groups: GroupCounts, rule: Rule, num_samples: int = 20, num_orders
     orders = draw_orders(list(groups.num_groups.values()), max(num_samples, num_orders), seed)
     half_C = [number // 2 for number in groups.num_groups.values()]
     halves = [next(_choices(groups, order, rule, [half_C])) for order in orders[:num_samples]]
+    specific = whole.specific
     times = {
         name: np.sum([is_member(neurons_n2, sample[name]) for sample in halves], axis=0)
-        for name, neurons_n2 in whole.specific.items()
+        for name, neurons_n2 in specific.items()
     }
     return Stability(
-        rule=rule,
         seed=seed,
         selection=whole,
-        num_groups=groups.num_groups,
         half_groups=dict(zip(groups.corpora, half_C, strict=True)),
         times_selected=times,
-        core={name: whole.specific[name][times[name] == num_samples] for name in groups.corpora},
-        again_SC=np.array([_recovered(whole.specific, sample) for sample in halves]),
-        halves_agree_PC=np.array([_agreements(*pair) for pair in _pairs(halves)]),
-        by_chance_C=_by_chance(whole),
-        curve=_curve(groups, rule, whole.specific, orders[:num_orders]),
+        core={name: neurons_n2[times[name] == num_samples] for name, neurons_n2 in specific.items()},
+        again_SC=np.array([_by_corpus(recovered, specific, sample) for sample in halves]),
+        halves_agree_PC=np.array(
+            [_by_corpus(agreement, *pair) for pair in zip(halves[::2], halves[1::2], strict=True)]
+        ),
+        curve=_curve(groups, rule, specific, orders[:num_orders]),
     )
 
 
@@ -126,86 +123,52 @@ def draw_orders(num_groups: Sequence[int], number: int, seed: int) -> list[Order
     return orders
 
 
-def _taken(groups: GroupCounts, k: int) -> list[int]:
-    """By corpus: how many groups stand for k of the corpus with the most; up to half of them for up to half."""
-    numbers = groups.num_groups.values()
-    return [max(1, k * number // max(numbers)) for number in numbers]
-
-
-def _prefixes(groups: GroupCounts, order: Order, steps: Sequence[Sequence[int]]) -> Iterator[CorpusCounts]:
-    """The counts of an order's first groups: at each of the ascending `steps` so many of each corpus.
-
-    All share their arrays: each is valid until the next.
-    """
-    whole_LF = groups.active[0].shape[1:]
-    active_CLF = np.zeros((len(groups.corpora), *whole_LF), np.uint64)
-    tokens_C = np.zeros(len(groups.corpora), np.uint64)
-    used = [0] * len(groups.corpora)
+def _choices(groups: GroupCounts, order: Order, rule: Rule, steps: Sequence[Sequence[int]]) -> Iterator[Sets]:
+    """The specific neurons by an order's first groups: at each of the ascending `steps` so many of each corpus."""
+    num_corpora = len(groups.corpora)
+    active_CLF = np.zeros((num_corpora, *groups.active[0].shape[1:]), np.uint64)
+    tokens_C = np.zeros(num_corpora, np.uint64)
+    used_C: Sequence[int] = [0] * num_corpora
     for taken_C in steps:
-        for c, number in enumerate(taken_C):
-            for group in order[c][used[c] : number]:
+        for c, order_G in enumerate(order):
+            for group in order_G[used_C[c] : taken_C[c]]:
                 active_CLF[c] += groups.active[c][group]
                 tokens_C[c] += groups.tokens[c][group]
-            used[c] = number
-        yield CorpusCounts(groups.model, groups.corpora, tokens_C, active_CLF, groups.left_out)
-
-
-def _choices(groups: GroupCounts, order: Order, rule: Rule, steps: Sequence[Sequence[int]]) -> Iterator[Sets]:
-    """The specific neurons of each prefix."""
-    return (rule.choose(counts).specific for counts in _prefixes(groups, order, steps))
+        used_C = taken_C
+        yield lape(active_CLF, tokens_C, groups.corpora, rule).specific
 
 
 def _curve(groups: GroupCounts, rule: Rule, whole: Sets, orders: Sequence[Order]) -> Curve:
-    num_steps = max(groups.num_groups.values())
-    steps = [_taken(groups, k) for k in range(1, num_steps)]
+    numbers = list(groups.num_groups.values())
+    num_steps = max(numbers)
+    # Of the others as large a share; up to half of them for up to half.
+    steps = [[max(1, k * number // num_steps) for number in numbers] for k in range(1, num_steps + 1)]
     # Of all groups there is one selection, whatever the order.
-    by_order = [[*_choices(groups, order, rule, steps), whole] for order in orders]
-    agreement_PKC = np.full((len(orders) // 2, num_steps, len(groups.corpora)), np.nan)
-    for pair, (ahead, back) in enumerate(_pairs(by_order)):
+    by_order = [[*_choices(groups, order, rule, steps[:-1]), whole] for order in orders]
+    agreement_PKC = np.full((len(orders) // 2, num_steps, len(numbers)), np.nan)
+    for pair, (ahead, back) in enumerate(zip(by_order[::2], by_order[1::2], strict=True)):
         for k in range(num_steps // 2):
-            agreement_PKC[pair, k] = _agreements(ahead[k], back[k])
+            agreement_PKC[pair, k] = _by_corpus(agreement, ahead[k], back[k])
+    groups_KC = np.array(steps, np.int64)
     return Curve(
-        groups_KC=np.array([*steps, list(groups.num_groups.values())], np.int64),
-        tokens_KC=_mean_used(groups, orders, groups.tokens),
-        documents_KC=_mean_used(groups, orders, groups.documents),
-        recovered_OKC=np.array([[_recovered(whole, sample) for sample in samples] for samples in by_order]),
-        jaccard_OKC=np.array([[_jaccards(whole, sample) for sample in samples] for samples in by_order]),
+        groups_KC=groups_KC,
+        tokens_KC=_mean_used(orders, groups_KC, groups.tokens),
+        documents_KC=_mean_used(orders, groups_KC, groups.documents),
+        recovered_OKC=np.array([[_by_corpus(recovered, whole, sample) for sample in samples] for samples in by_order]),
+        jaccard_OKC=np.array([[_by_corpus(jaccard, whole, sample) for sample in samples] for samples in by_order]),
         agreement_PKC=agreement_PKC,
     )
 
 
-def _mean_used(groups: GroupCounts, orders: Sequence[Order], amounts: Sequence[np.ndarray | None]) -> np.ndarray:
-    """float64 [K, C]: the amount in the first k groups, mean over the orders; NaN where it isn't known."""
-    num_steps = max(groups.num_groups.values())
-    mean_KC = np.full((num_steps, len(groups.corpora)), np.nan)
+def _mean_used(orders: Sequence[Order], groups_KC: np.ndarray, amounts: Sequence[np.ndarray | None]) -> np.ndarray:
+    """float64 [K, C]: the amount in each corpus's first groups, mean over the orders; NaN where it isn't known."""
+    mean_KC = np.full(groups_KC.shape, np.nan)
     for c, amount_G in enumerate(amounts):
         if amount_G is not None:
             used_OG = np.cumsum([amount_G[order[c]].astype(np.float64) for order in orders], axis=1)
-            taken_K = np.array([_taken(groups, k)[c] for k in range(1, num_steps + 1)])
-            mean_KC[:, c] = used_OG[:, taken_K - 1].mean(axis=0)
+            mean_KC[:, c] = used_OG[:, groups_KC[:, c] - 1].mean(axis=0)
     return mean_KC
 
 
-def _recovered(whole: Sets, sample: Sets) -> list[float]:
-    """By corpus."""
-    return [
-        float(is_member(neurons_n2, sample[name]).mean()) if len(neurons_n2) else np.nan
-        for name, neurons_n2 in whole.items()
-    ]
-
-
-def _agreements(one: Sets, other: Sets) -> list[float]:
-    return [agreement(one[name], other[name]) for name in one]
-
-
-def _jaccards(one: Sets, other: Sets) -> list[float]:
-    return [jaccard(one[name], other[name]) for name in one]
-
-
-def _by_chance(whole: Selection) -> np.ndarray:
-    sizes = [(len(whole.specific[name]), whole.num_candidates[name]) for name in whole.corpora]
-    return np.array([size / candidates if candidates else np.nan for size, candidates in sizes])
-
-
-def _pairs(samples: Sequence[_T]) -> list[tuple[_T, _T]]:
-    return list(zip(samples[::2], samples[1::2], strict=True))
+def _by_corpus(measure: Callable[[np.ndarray, np.ndarray], float], one: Sets, other: Sets) -> list[float]:
+    return [measure(one[name], other[name]) for name in one]

@@ -17,20 +17,17 @@ groups from which on the mean share recovered stays at or above `share`; null wh
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from neurotally.analysis.languages.lape_study import NO_NEURON, candidates_warnings, set_notes
-from neurotally.analysis.languages.rule import DEFAULT, Rule
+from neurotally.analysis.languages.counts import GroupCounts, read_group_counts
+from neurotally.analysis.languages.lape import DEFAULT, Rule
+from neurotally.analysis.languages.lape_study import NO_NEURON, candidates_warnings, empty_groups_notes, set_notes
+from neurotally.analysis.languages.stability import Curve, Stability, stability
 from neurotally.analysis.options import Group, OnlyCorpora, Option
 from neurotally.analysis.result import Cell, Chart, Column, Panel, Result, Series, Table, finite, model_key, model_name
 
-if TYPE_CHECKING:
-    from neurotally.analysis.languages.counts import GroupCounts
-    from neurotally.analysis.languages.stability import Stability
-
-STABILITY_SCHEMA = 1
 ENOUGH = 0.9
 """The share of the whole's neurons that counts as enough."""
 
@@ -52,14 +49,11 @@ def study(
     >>> result.frame().set_index("corpus").loc["python", "specific"].item()
     12
     """
-    from neurotally.analysis.languages.counts import read_group_counts
-    from neurotally.analysis.languages.stability import stability
-
     groups = read_group_counts(store, corpus)
     return stability_result(groups, stability(groups, rule, samples, orders, seed))
 
 
-def stability_result(groups: "GroupCounts", found: "Stability") -> Result:
+def stability_result(groups: GroupCounts, found: Stability) -> Result:
     """One row a corpus, and the curve: the share of the whole's neurons that fewer groups find."""
     document = finite(_document(groups, found))
     notes = [
@@ -67,7 +61,7 @@ def stability_result(groups: "GroupCounts", found: "Stability") -> Result:
         "half-samples; least: of any of them; core: chosen by all",
         "halves agree: two halves without common text; by chance: random candidates",
         f"90 % from: text from which on at least {100 * ENOUGH:g} % of the whole's neurons are found",
-        *(f"{name}: {number} empty groups left out" for name, number in groups.num_empty.items() if number),
+        *empty_groups_notes(groups.num_empty),
         *set_notes(groups, found.selection),
     ]
     curve = document["curve"]
@@ -77,51 +71,78 @@ def stability_result(groups: "GroupCounts", found: "Stability") -> Result:
         _curve_table("recovered", "Share of the whole's neurons found from fewer groups", mean),
         _curve_table("agreement", "Agreement of two samples without common text", curve["agreement"], is_long=True),
     ]
-    lead = f"Stability of LAPE of {model_name(groups.model)}: {found.rule}"
+    lead = f"Stability of LAPE of {model_name(groups.model)}: {found.selection.rule}"
     return Result("stability", document, lead, tables, [_chart(document)], notes, candidates_warnings(found.selection),
                   title="Stability of LAPE's sets")  # fmt: skip
 
 
-def _document(groups: "GroupCounts", found: "Stability") -> dict[str, Any]:
-    """The document of `stability --json`: plain lists, numbers and strings, no NaN."""
-    names = found.selection.corpora
-    specific = found.selection.specific
+def _document(groups: GroupCounts, found: Stability) -> dict[str, Any]:
+    """The document of `stability --json`: plain lists, numbers and strings, with NaN for null."""
+    names, curve = groups.corpora, _curve(groups.corpora, found.curve)
     return {
-        "schema": STABILITY_SCHEMA,
+        "schema": 1,
         "model": model_key(groups.model),
         "corpora": list(names),
-        **found.rule.as_json(),
+        **found.selection.rule.as_json(),
         "seed": found.seed,
-        "groups": dict(found.num_groups),
+        "groups": groups.num_groups,
         "half_groups": dict(found.half_groups),
         "empty_groups": dict(groups.num_empty),
         "half_samples": len(found.again_SC),
-        "specific": {name: specific[name].tolist() for name in names},
-        "times_selected": {name: found.times_selected[name].tolist() for name in names},
-        "core": {name: found.core[name].tolist() for name in names},
+        "specific": _as_lists(found.selection.specific),
+        "times_selected": _as_lists(found.times_selected),
+        "core": _as_lists(found.core),
         "selected_again": {name: _spread(found.again_SC[:, c]) for c, name in enumerate(names)},
         "halves_agree": {name: _spread(found.halves_agree_PC[:, c]) for c, name in enumerate(names)},
-        "by_chance": {name: float(found.by_chance_C[c]) for c, name in enumerate(names)},
-        "curve": _curve(found),
-        "enough": {name: enough(found, c) for c, name in enumerate(names)},
+        "by_chance": _by_corpus(names, found.by_chance_C),
+        "curve": curve,
+        "enough": {name: _enough(curve, name) for name in names},
         "left_out": dict(groups.left_out),
     }
 
 
-def enough(found: "Stability", c: int, share: float = ENOUGH) -> dict[str, Any] | None:
-    """The fewest groups of corpus `c` from which on the mean share recovered stays at least `share`."""
-    mean_K = found.curve.recovered_OKC[:, :, c].mean(axis=0)
-    short_K = np.flatnonzero(~(mean_K >= share))
-    first = int(short_K[-1]) + 1 if len(short_K) else 0
+def _curve(names: Sequence[str], curve: Curve) -> dict[str, Any]:
+    recovered_OKC = curve.recovered_OKC
+    mean, least, most = (_by_corpus(names, of_KC) for of_KC in (
+        recovered_OKC.mean(axis=0), recovered_OKC.min(axis=0), recovered_OKC.max(axis=0)))  # fmt: skip
+    documents = _by_corpus(names, curve.documents_KC)
+    return {
+        "orders": len(recovered_OKC),
+        "groups": _by_corpus(names, curve.groups_KC),
+        "tokens": _by_corpus(names, curve.tokens_KC),
+        "documents": {name: None if np.isnan(of_K).any() else of_K for name, of_K in documents.items()},
+        "recovered": {name: {"mean": mean[name], "least": least[name], "most": most[name]} for name in names},
+        "jaccard": _by_corpus(names, curve.jaccard_OKC.mean(axis=0)),
+        "agreement": _by_corpus(names, curve.agreement_PKC.mean(axis=0)),
+    }
+
+
+def _enough(curve: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    """The fewest groups of a corpus from which on the mean share recovered stays at least ENOUGH."""
+    mean_K = curve["recovered"][name]["mean"]
+    first = 1 + max((k for k, share in enumerate(mean_K) if not share >= ENOUGH), default=-1)
     if first >= len(mean_K) - 1:  # all groups are the whole, whatever it is worth
         return None
-    documents = finite(float(found.curve.documents_KC[first, c]))
+    documents_K = curve["documents"][name]
     return {
-        "share": share,
-        "groups": int(found.curve.groups_KC[first, c]),
-        "tokens": round(found.curve.tokens_KC[first, c]),
-        "documents": None if documents is None else round(documents),
+        "share": ENOUGH,
+        "groups": curve["groups"][name][first],
+        "tokens": round(curve["tokens"][name][first]),
+        "documents": None if documents_K is None else round(documents_K[first]),
     }
+
+
+def _as_lists(arrays: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:
+    return {name: array.tolist() for name, array in arrays.items()}
+
+
+def _by_corpus(names: Sequence[str], value_XC: np.ndarray) -> dict[str, Any]:
+    """Each corpus's numbers, as a list where there is an axis before that of the corpora."""
+    return dict(zip(names, value_XC.T.tolist(), strict=True))
+
+
+def _spread(share_S: np.ndarray) -> dict[str, float]:
+    return {"mean": float(share_S.mean()), "least": float(share_S.min()), "most": float(share_S.max())}
 
 
 def _table(document: Mapping[str, Any]) -> Table:
@@ -178,28 +199,3 @@ def _panel(document: Mapping[str, Any], name: str) -> Panel:
     core = len(document["core"][name]) / len(document["specific"][name])
     again = document["selected_again"][name]["mean"]
     return Panel(name, series, f"half: {100 * again:.0f} % again, core {100 * core:.0f} %", top=1.04)
-
-
-def _curve(found: "Stability") -> dict[str, Any]:
-    curve, names = found.curve, found.selection.corpora
-    documents = {name: finite(curve.documents_KC[:, c].tolist()) for c, name in enumerate(names)}
-    return {
-        "orders": len(curve.recovered_OKC),
-        "groups": dict(zip(names, curve.groups_KC.T.tolist(), strict=True)),
-        "tokens": {name: curve.tokens_KC[:, c].tolist() for c, name in enumerate(names)},
-        "documents": {name: None if None in of else of for name, of in documents.items()},
-        "recovered": {
-            name: {
-                "mean": curve.recovered_OKC[:, :, c].mean(axis=0).tolist(),
-                "least": curve.recovered_OKC[:, :, c].min(axis=0).tolist(),
-                "most": curve.recovered_OKC[:, :, c].max(axis=0).tolist(),
-            }
-            for c, name in enumerate(names)
-        },
-        "jaccard": {name: curve.jaccard_OKC[:, :, c].mean(axis=0).tolist() for c, name in enumerate(names)},
-        "agreement": {name: curve.agreement_PKC[:, :, c].mean(axis=0).tolist() for c, name in enumerate(names)},
-    }
-
-
-def _spread(share_S: np.ndarray) -> dict[str, float | None]:
-    return {"mean": float(share_S.mean()), "least": float(share_S.min()), "most": float(share_S.max())}

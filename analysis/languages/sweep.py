@@ -19,81 +19,41 @@ grid, one step apart in one number, have theirs. The document:
 of the smaller set that the larger one holds, which says more than Jaccard where sizes differ. Null: no neurons.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
-from neurotally.analysis.languages.lape import Selection
-from neurotally.analysis.languages.profiles import Profiles, profiles, sets_by_layer
-from neurotally.analysis.languages.rule import DEFAULT, Rule
+from neurotally.analysis.languages.counts import CorpusCounts, read_counts
+from neurotally.analysis.languages.lape import DEFAULT, Rule, Selection, Sets
+from neurotally.analysis.languages.profiles import neurons_by_layer
 from neurotally.analysis.options import Group, OnlyCorpora, Option
 from neurotally.analysis.overlap import contained, jaccard
 from neurotally.analysis.render.numbers import number_text
-from neurotally.analysis.result import (
-    Cell,
-    Chart,
-    Column,
-    Grid,
-    Panel,
-    Result,
-    Series,
-    Table,
-    finite,
-    model_key,
-    model_name,
-)
+from neurotally.analysis.result import Chart, Column, Grid, Panel, Result, Series, Table, finite, model_key, model_name
 from neurotally.profiler.errors import InputError
 
-if TYPE_CHECKING:
-    from neurotally.analysis.languages.counts import CorpusCounts
-
-SWEEP_SCHEMA = 1
 QUANTILES = (0.9, 0.925, 0.95, 0.975, 0.99)
 PER_CORPUS = (100, 200, 400, 800, 1600)
 TOP_RATES = (0.0025, 0.005, 0.01, 0.02, 0.04)
 FIGURES = {"profiles": "Draw the neurons by layer at every setting."}
 
 
-@dataclass(frozen=True, eq=False)
-class Setting:
-    """What one setting chooses."""
+class _Kind(NamedTuple):
+    """Settings of one `select`."""
 
-    rule: Rule
-    bar: float
-    num_candidates: Mapping[str, int]
-    specific: Mapping[str, np.ndarray]
-    """int64 [n, 2] of (layer, neuron)."""
-    profiles: Profiles
+    limit: str
+    """Its key in the document."""
+    axis: str
+    title: str
 
 
-@dataclass(frozen=True, eq=False)
-class Sweep:
-    """All settings: balanced first, then top; in each by quantile, then by limit."""
-
-    default: Setting
-    quantiles: tuple[float, ...]
-    per_corpus: tuple[int, ...]
-    top_rates: tuple[float, ...]
-    settings: tuple[Setting, ...]
-    num_layers: int
-    num_neurons: int
-
-    def neighbours(self) -> list[tuple[int, int, str]]:
-        """Positions of settings one step apart in one number, and the number's name."""
-        position = {setting.rule: index for index, setting in enumerate(self.settings)}
-        found = []
-        for index, rule in enumerate(position):
-            limits: Sequence[float] = self.per_corpus if rule.select == "balanced" else self.top_rates
-            steps: list[tuple[str, Sequence[float]]] = [("quantile", self.quantiles), (rule.limit_name, limits)]
-            for name, values in steps:
-                step = values.index(getattr(rule, name)) + 1
-                if step < len(values):
-                    change: dict[str, Any] = {name: values[step]}
-                    found.append((index, position[replace(rule, **change)], name))
-        return found
+_KINDS = {
+    "balanced": _Kind("per_corpus", "neurons per corpus", "Balanced: the same number for every corpus"),
+    "top": _Kind("top_rate", "share of all neurons", "Top: a share of all neurons"),
+}
 
 
 def study(
@@ -118,165 +78,132 @@ def study(
     >>> len(result.frame("balanced")), len(result.frame("top"))
     (4, 2)
     """
-    from neurotally.analysis.languages.counts import read_counts
-
-    counts = read_counts(store, corpus)
-    return sweep_result(counts, sweep(counts, quantile or QUANTILES, per_corpus or PER_CORPUS, top_rate or None, base))
+    return sweep(read_counts(store, corpus), quantile or QUANTILES, per_corpus or PER_CORPUS, top_rate or None, base)
 
 
 def sweep(
-    counts: "CorpusCounts",
+    counts: CorpusCounts,
     quantiles: Sequence[float] = QUANTILES,
     per_corpus: Sequence[int] = PER_CORPUS,
     top_rates: Sequence[float] | None = None,
-    default: Rule | None = None,
-) -> Sweep:
-    """Choose neurons by every setting; the settings of each list are sorted, each once.
+    base: Rule = DEFAULT,
+) -> Result:
+    """Neurons chosen by every setting; those of each list are sorted, each once: heat maps, and a row a setting.
 
-    Without `top_rates` those of TOP_RATES are taken that are one neuron or more. `default`: the setting that others are
-    compared with; without it `lape`'s default. InputError as of `lape`.
+    Without `top_rates` those of TOP_RATES are taken that are one neuron or more. `base`: the setting that others are
+    compared with. InputError as of `lape`.
     """
     if top_rates is None:
         num_neurons = counts.active_CLF[0].size
         top_rates = [rate for rate in TOP_RATES if round(rate * num_neurons) >= 1]
     if not quantiles or not (per_corpus or top_rates):
         raise InputError("a sweep needs at least one quantile, and one number per corpus or one top rate")
-    default = default or Rule()
     quantiles, per_corpus, top_rates = sorted(set(quantiles)), sorted(set(per_corpus)), sorted(set(top_rates))
-    rules = [Rule(quantile, "balanced", per_corpus=number) for quantile in quantiles for number in per_corpus]
-    rules += [Rule(quantile, "top", top_rate=rate) for quantile in quantiles for rate in top_rates]
-    settings = [_setting(rule, rule.choose(counts)) for rule in rules]
-    return Sweep(
-        default=_setting(default, default.choose(counts)),
-        quantiles=tuple(quantiles),
-        per_corpus=tuple(per_corpus),
-        top_rates=tuple(top_rates),
-        settings=tuple(settings),
-        num_layers=counts.active_CLF.shape[1],
-        num_neurons=counts.active_CLF.shape[2],
-    )
-
-
-def sweep_result(counts: "CorpusCounts", found: Sweep) -> Result:
-    """One row a setting, balanced and top apart; heat maps of sizes and overlaps, profiles as curves."""
-    document = finite(_document(counts, found))
-    kinds = [
-        (select, limit, title, document[f"{limit}s" if limit == "top_rate" else limit])
-        for select, limit, title in (
-            ("balanced", "per_corpus", "Balanced: the same number for every corpus"),
-            ("top", "top_rate", "Top: a share of all neurons"),
-        )
-    ]
-    kinds = [kind for kind in kinds if kind[-1]]
-    base = found.default.rule
+    document = finite(_document(counts, base, quantiles, per_corpus, top_rates))
+    kinds = [select for select in _KINDS if _by_quantile(document, select)[0]]
     charts = [
         Chart("sweep", f"What hangs on LAPE's settings? The base: {base}",
-              [grid for kind in kinds for grid in _grids(document, kind[0], kind[1], kind[3])], num_columns=2),
+              [grid for select in kinds for grid in _grids(document, select)], num_columns=2),
         Chart("profiles", "Where the specific neurons of all corpora sit, by setting",
-              [panel for kind in kinds for panel in _panels(document, kind[0], kind[1], kind[3])],
+              [panel for select in kinds for panel in _panels(document, select)],
               "layer, from the input to the output", "share of the specific neurons", y="share", num_columns=2),
     ]  # fmt: skip
     notes = [
         "distinct: neurons chosen; shared: by two corpora or more; specific, exclusive: fewest to most of a corpus",
         f"with base, Jaccard: overlap with the base ({base}), share of the smaller set that the larger one holds, and "
         "Jaccard index, means over corpora",
-        *_few_notes(document["default_too_few_candidates"]),
-        *(f"left out: {name} ({reason})" for name, reason in counts.left_out.items()),
     ]
-    tables = [_table(select, title, document) for select, _, title, _ in kinds]
+    if few := document["default_too_few_candidates"]:
+        corpora = ", ".join(f"{name} {number:,}" for name, number in few.items())
+        notes.append(f"the base takes all candidates where there are fewer: {corpora}; --base-per-corpus compares with "
+                     "another")  # fmt: skip
+    notes += [f"left out: {name} ({reason})" for name, reason in counts.left_out.items()]
     lead = f"Sweep of LAPE of {model_name(counts.model)}, {len(counts.corpora)} corpora"
+    tables = [_table(document, select) for select in kinds]
     return Result("sweep", document, lead, tables, charts, notes, title="LAPE's settings")
 
 
-def _document(counts: "CorpusCounts", found: Sweep) -> dict[str, Any]:
-    """The document of `sweep --json`."""
+def _document(
+    counts: CorpusCounts, base: Rule, quantiles: list[float], per_corpus: list[int], top_rates: list[float]
+) -> dict[str, Any]:
+    """The document of `sweep --json`, with NaN for null. Settings: balanced first, then top; in each by quantile."""
+    rules = [Rule(quantile, "balanced", per_corpus=number) for quantile in quantiles for number in per_corpus]
+    rules += [Rule(quantile, "top", top_rate=rate) for quantile in quantiles for rate in top_rates]
+    by_base = base.choose(counts)
+    settings, sets = [], []
+    for rule in rules:
+        selection = rule.choose(counts)
+        settings.append(_setting(selection, by_base.specific))
+        sets.append(selection.specific)
+    num_layers, num_neurons = by_base.entropy_LF.shape
     return {
-        "schema": SWEEP_SCHEMA,
+        "schema": 1,
         "model": model_key(counts.model),
         "corpora": list(counts.corpora),
-        "layers": found.num_layers,
-        "neurons": found.num_neurons,
-        "quantiles": list(found.quantiles),
-        "per_corpus": list(found.per_corpus),
-        "top_rates": list(found.top_rates),
-        "default": found.default.rule.as_json(),
-        "default_too_few_candidates": _too_few(found.default),
-        "settings": [_setting_json(setting, found.default) for setting in found.settings],
+        "layers": num_layers,
+        "neurons": num_neurons,
+        "quantiles": quantiles,
+        "per_corpus": per_corpus,
+        "top_rates": top_rates,
+        "default": base.as_json(),
+        "default_too_few_candidates": by_base.too_few_candidates,
+        "settings": settings,
         "neighbours": [
-            {
-                "settings": [one, other],
-                "changed": changed,
-                "overlap": _overlap(found.settings[one], found.settings[other]),
-            }
-            for one, other, changed in found.neighbours()
+            {"settings": [one, other], "changed": changed, "overlap": _overlap(sets[one], sets[other])}
+            for one, other, changed in _neighbours(quantiles, {"per_corpus": per_corpus, "top_rate": top_rates})
         ],
         "left_out": dict(counts.left_out),
     }
 
 
-def _mean_overlap(setting: Mapping[str, Any], measure: str) -> float | None:
-    """With the base: the mean over corpora of `jaccard` or `contained`, those without neurons left out."""
-    values = [of_corpus[measure] for of_corpus in setting["with_default"].values() if of_corpus[measure] is not None]
-    return float(np.mean(values)) if values else None
+def _neighbours(quantiles: Sequence[float], limits: Mapping[str, Sequence[float]]) -> Iterator[tuple[int, int, str]]:
+    """Positions of settings one step apart in one number, and the number's name."""
+    first = 0
+    for limit, values in limits.items():
+        for row, column in product(range(len(quantiles)), range(len(values))):
+            index = first + row * len(values) + column
+            if row + 1 < len(quantiles):
+                yield index, index + len(values), "quantile"
+            if column + 1 < len(values):
+                yield index, index + 1, limit
+        first += len(quantiles) * len(values)
 
 
-def _setting(rule: Rule, selection: Selection) -> Setting:
-    by_layer = profiles(selection.specific, len(selection.entropy_LF))
-    return Setting(rule, selection.bar, selection.num_candidates, selection.specific, by_layer)
-
-
-def _setting_json(setting: Setting, default: Setting) -> dict[str, Any]:
-    found = setting.profiles
-    count_M = found.shared_by_ML.sum(axis=1)
-    by_layer = sets_by_layer(found)
+def _setting(selection: Selection, base: Sets) -> dict[str, Any]:
+    by_layer = neurons_by_layer(selection.specific, len(selection.entropy_LF))
+    distinct = sum(by_layer["distinct"])
+    sets = {"specific": selection.specific, "exclusive": selection.exclusive}
     return {
-        **setting.rule.as_json(),
-        "bar": setting.bar,
-        "distinct": int(count_M.sum()),
-        "shared": int(count_M[1:].sum()),
-        "candidates": dict(setting.num_candidates),
-        "sizes": {key: {name: sum(of) for name, of in by_name.items()} for key, by_name in by_layer.items()},
-        "with_default": _overlap(setting, default),
-        "by_layer": by_layer,
+        **selection.rule.as_json(),
+        "bar": selection.bar,
+        "distinct": distinct,
+        "shared": distinct - sum(by_layer["shared_by"]["1"]),
+        "candidates": dict(selection.num_candidates),
+        "sizes": {kind: {name: len(of) for name, of in by_name.items()} for kind, by_name in sets.items()},
+        "with_default": _overlap(selection.specific, base),
+        "by_layer": {kind: by_layer[kind] for kind in sets},
     }
 
 
-def _too_few(setting: Setting) -> dict[str, int]:
-    """The corpora with fewer candidates than a balanced setting takes, and how many they have."""
-    if setting.rule.select != "balanced":
-        return {}
-    return {name: number for name, number in setting.num_candidates.items() if 0 < number < setting.rule.per_corpus}
-
-
-def _few_notes(few: Mapping[str, int]) -> list[str]:
-    if not few:
-        return []
-    corpora = ", ".join(f"{name} {number:,}" for name, number in few.items())
-    return [f"the base takes all candidates where there are fewer: {corpora}; --base-per-corpus compares with another"]
-
-
-def _overlap(one: Setting, other: Setting) -> dict[str, dict[str, float | None]]:
+def _overlap(one: Sets, other: Sets) -> dict[str, dict[str, float]]:
     return {
-        name: {
-            "jaccard": jaccard(neurons_n2, other.specific[name]),
-            "contained": contained(neurons_n2, other.specific[name]),
-        }
-        for name, neurons_n2 in one.specific.items()
+        name: {"jaccard": jaccard(neurons_n2, other[name]), "contained": contained(neurons_n2, other[name])}
+        for name, neurons_n2 in one.items()
     }
 
 
-def _table(select: str, title: str, document: Mapping[str, Any]) -> Table:
+def _table(document: Mapping[str, Any], select: str) -> Table:
     columns = [Column("quantile", "number"), Column("threshold", "number"), Column("limit"),
                Column("distinct", "count"), Column("shared", "count"), Column("specific"), Column("exclusive"),
                Column("with base", "share"), Column("Jaccard", "number", 2)]  # fmt: skip
-    rows: list[list[Cell]] = [
-        [of_setting["quantile"], of_setting["bar"], _limit_text(of_setting), of_setting["distinct"],
-         of_setting["shared"], *(_range(of_setting["sizes"][kind].values()) for kind in ("specific", "exclusive")),
-         _mean_overlap(of_setting, "contained"), _mean_overlap(of_setting, "jaccard")]
-        for of_setting in document["settings"]
-        if of_setting["select"] == select
+    rows = [
+        [of["quantile"], of["bar"], _limit_text(of), of["distinct"], of["shared"],
+         *(_range(of["sizes"][kind].values()) for kind in ("specific", "exclusive")), _mean_overlap(of, "contained"),
+         _mean_overlap(of, "jaccard")]
+        for of_quantile in _by_quantile(document, select)
+        for of in of_quantile
     ]  # fmt: skip
-    return Table(select, title, columns, rows)
+    return Table(select, _KINDS[select].title, columns, rows)
 
 
 def _range(counts: Iterable[int]) -> str:
@@ -288,49 +215,68 @@ def _limit_text(setting: Mapping[str, Any]) -> str:
     return f"{setting['per_corpus']:,}" if "per_corpus" in setting else f"{100 * setting['top_rate']:g} %"
 
 
-def _grids(document: Mapping[str, Any], select: str, limit: str, limits: Sequence[float]) -> list[Grid]:
+def _mean_overlap(setting: Mapping[str, Any], measure: str) -> float | None:
+    """With the base: the mean over corpora of `jaccard` or `contained`, those without neurons left out."""
+    values = [of_corpus[measure] for of_corpus in setting["with_default"].values() if of_corpus[measure] is not None]
+    return float(np.mean(values)) if values else None
+
+
+def _grids(document: Mapping[str, Any], select: str) -> list[Grid]:
     """Quantiles down and limits across: sizes, then the overlap with the base; the base is framed."""
     rows = _by_quantile(document, select)
-    base = document["default"]
-    is_inside = base["select"] == select and base["quantile"] in document["quantiles"] and base[limit] in limits
-    framed = [(document["quantiles"].index(base["quantile"]), limits.index(base[limit]))] if is_inside else []
-    names = [_limit_text(setting) for setting in rows[0]]
-    across = "neurons per corpus" if select == "balanced" else "share of all neurons"
+    base = document["default"].items()
+    framed = [(row, column) for row, of_row in enumerate(rows) for column, setting in enumerate(of_row)
+              if base <= setting.items()]  # fmt: skip
     quantiles = [f"{quantile:g}" for quantile in document["quantiles"]]
-    shared = [[of["shared"] / of["distinct"] if of["distinct"] else None for of in row] for row in rows]
-    sizes = [[f"{of['distinct']:,}\n{number_text(share, 'share')}" for of, share in zip(row, shares, strict=True)]
-             for row, shares in zip(rows, shared, strict=True)]  # fmt: skip
-    contained = [[_mean_overlap(of, "contained") for of in row] for row in rows]
-    overlaps = [
-        [f"{number_text(share, 'share')}\n{number_text(_mean_overlap(of, 'jaccard'), 'number', 2)}"
-         for of, share in zip(row, shares, strict=True)]
-        for row, shares in zip(rows, contained, strict=True)
-    ]  # fmt: skip
-    what = (f"{select}: distinct neurons, % of them shared", shared, sizes), (
-        "overlap with the base: contained, Jaccard", contained, overlaps)  # fmt: skip
+    limits = [_limit_text(setting) for setting in rows[0]]
+    titles = {f"{select}: distinct neurons, % of them shared": _shared_cell,
+              "overlap with the base: contained, Jaccard": _overlap_cell}  # fmt: skip
+    grids = []
+    for title, cell in titles.items():
+        cells = [[cell(setting) for setting in row] for row in rows]
+        values = [[value for value, _ in row] for row in cells]
+        texts = [[text for _, text in row] for row in cells]
+        grids.append(Grid(title, quantiles, limits, values, texts, "quantile", _KINDS[select].axis, high=1.15,
+                          framed=framed))  # fmt: skip
+    return grids
+
+
+def _shared_cell(setting: Mapping[str, Any]) -> tuple[float | None, str]:
+    share = setting["shared"] / setting["distinct"] if setting["distinct"] else None
+    return share, f"{setting['distinct']:,}\n{number_text(share, 'share')}"
+
+
+def _overlap_cell(setting: Mapping[str, Any]) -> tuple[float | None, str]:
+    share = _mean_overlap(setting, "contained")
+    return share, f"{number_text(share, 'share')}\n{number_text(_mean_overlap(setting, 'jaccard'), 'number', 2)}"
+
+
+def _panels(document: Mapping[str, Any], select: str) -> list[Panel]:
+    """Curves over the layers, by limit and by quantile; the other is the base's or the middle one."""
+    base, quantiles, rows = document["default"], document["quantiles"], _by_quantile(document, select)
+    limit = _KINDS[select].limit
+    row = _place(base["quantile"], quantiles)
+    column = _place(base.get(limit), [setting[limit] for setting in rows[0]])
+    by_quantile = [of_row[column] for of_row in rows]
     return [
-        Grid(name, quantiles, names, values, texts, "quantile", across, high=1.15, framed=framed)
-        for name, values, texts in what
+        _panel(f"{select} at {quantiles[row]:g}", rows[row], map(_limit_text, rows[row])),
+        _panel(f"{select}, {_limit_text(rows[row][column])}", by_quantile, (f"quantile {q:g}" for q in quantiles)),
     ]
 
 
-def _panels(document: Mapping[str, Any], select: str, limit: str, limits: Sequence[float]) -> list[Panel]:
-    """Curves over the layers, darker as the varied number grows; the other is the base's or the middle one."""
-    quantiles, base, rows = document["quantiles"], document["default"], _by_quantile(document, select)
-    row = quantiles.index(base["quantile"]) if base["quantile"] in quantiles else len(quantiles) // 2
-    column = limits.index(base[limit]) if base.get(limit) in limits else len(limits) // 2
-    along_limit = [(setting, f"{_limit_text(setting)}") for setting in rows[row]]
-    along_quantile = [(of_row[column], f"quantile {of_row[column]['quantile']:g}") for of_row in rows]
-    fixed = [f"{select} at {quantiles[row]:g}", f"{select}, {_limit_text(rows[row][column])}"]
-    panels = []
-    for name, settings in zip(fixed, (along_limit, along_quantile), strict=True):
-        series = []
-        for number, (setting, label) in enumerate(settings):
-            count_L = np.sum(list(setting["by_layer"]["specific"].values()), axis=0)
-            share_L = count_L / max(1, count_L.sum())
-            series.append(Series(label, share_L.tolist(), tone=(number + 1) / len(settings)))
-        panels.append(Panel(name, series))
-    return panels
+def _place(value: float | None, values: Sequence[float]) -> int:
+    """Where the value stands, or the middle."""
+    return values.index(value) if value in values else len(values) // 2
+
+
+def _panel(name: str, settings: Sequence[Mapping[str, Any]], labels: Iterable[str]) -> Panel:
+    """A curve a setting, each darker than the one before."""
+    series = []
+    for number, (setting, label) in enumerate(zip(settings, labels, strict=True), start=1):
+        count_L = np.sum(list(setting["by_layer"]["specific"].values()), axis=0)
+        share_L = count_L / max(1, count_L.sum())
+        series.append(Series(label, share_L.tolist(), tone=number / len(settings)))
+    return Panel(name, series)
 
 
 def _by_quantile(document: Mapping[str, Any], select: str) -> list[list[Mapping[str, Any]]]:

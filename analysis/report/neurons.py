@@ -10,8 +10,7 @@ import numpy as np
 
 from neurotally.analysis.languages.counts import CorpusCounts, read_group_counts
 from neurotally.analysis.languages.jackknife import ErrorBars, error_bars
-from neurotally.analysis.languages.lape import Selection
-from neurotally.analysis.languages.rule import Rule
+from neurotally.analysis.languages.lape import Rule, Selection
 from neurotally.analysis.render.html import (
     Cell,
     Neuron,

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from neurotally.analysis.languages.counts import read_counts
-from neurotally.analysis.languages.lape import Selection
+from neurotally.analysis.languages.lape import Rule, Selection
 from neurotally.analysis.languages.lape_study import lape_result
-from neurotally.analysis.languages.rule import Rule
 from neurotally.analysis.render.charts import save_figure
 from neurotally.analysis.result import Result, model_name
 from neurotally.jobs.demo.corpus import gather

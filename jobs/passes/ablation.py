@@ -10,8 +10,7 @@ import numpy as np
 from neurotally.analysis import studies
 from neurotally.analysis.keys.places import read_concepts
 from neurotally.analysis.languages.counts import read_counts
-from neurotally.analysis.languages.lape import threshold_of
-from neurotally.analysis.languages.rule import Rule
+from neurotally.analysis.languages.lape import Rule, threshold_of
 from neurotally.analysis.masking.mask_sets import MaskSets, above_threshold, mask_sets, read_origin
 from neurotally.analysis.masking.masks import read_mask
 from neurotally.analysis.result import Result

@@ -19,7 +19,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from neurotally.analysis.languages.lape import Select, lape
+from neurotally.analysis.languages.lape import Rule, Select, lape
 
 SHAPES = {"GPT-2": (12, 3072), "Llama-3.1-8B": (32, 14336), "Llama-2-70B": (80, 28672)}
 TOKENS = 100_000_000
@@ -47,7 +47,7 @@ def measure(model: str, num_corpora: int, rounds: int) -> list[dict[str, Any]]:
         seconds = []
         for _ in range(rounds):
             started = time.perf_counter()
-            found = lape(active_CLF, tokens_C, names, select=select)
+            found = lape(active_CLF, tokens_C, names, Rule(select=select))
             seconds.append(time.perf_counter() - started)
         rows.append(
             {

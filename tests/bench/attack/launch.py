@@ -30,7 +30,7 @@ PRELOADED = (
     "neurotally.jobs.cli", "neurotally.jobs.passes.neurons", "neurotally.jobs.passes.embed",
     "neurotally.jobs.passes.lens", "neurotally.jobs.passes.ablation", "neurotally.jobs.passes.agreement",
     "neurotally.analysis.keys.trigger_entries", "neurotally.analysis.report.page", "neurotally.analysis.render.charts",
-    "neurotally.analysis.keys.patterns_study", "neurotally.analysis.languages.jackknife_report",
+    "neurotally.analysis.keys.patterns_study", "neurotally.analysis.languages.lape_study",
     "neurotally.analysis.layers.mexa_study",
 )  # fmt: skip
 RUN_VARIABLE = "NEUROTALLY_ATTACK"
