@@ -13,7 +13,7 @@ from scipy.stats import false_discovery_control, t, ttest_ind
 from neurotally.analysis.keys.null_test import corrected, difference_from_draws, empirical_p, mean_difference, needed
 from neurotally.analysis.keys.patterns import KeyCounts, Statistic, corpus_patterns, count_keys, key_p
 from neurotally.analysis.keys.patterns_study import patterns_document, patterns_result, save_key_patterns
-from neurotally.analysis.keys.places import KINDS, PlaceReader, Places, find_lexer
+from neurotally.analysis.keys.places import KINDS, LexedFile, PlaceReader, Places, find_lexer
 from neurotally.analysis.keys.trigger_lists import TriggerLists, first_in_row
 
 SOURCE = """import os  # a comment
@@ -84,7 +84,7 @@ def test_a_part_of_a_file_is_lexed_as_in_the_file() -> None:
     file = 'x = """\nif x is not in y\n"""\nif x: pass\n'
     windows = ['x = """\n', "if x is not in y\n", '"""\nif x: pass\n']
     reader, first = PlaceReader(find_lexer("python", []), {}), 0
-    lexed = reader.lex(file)
+    lexed = LexedFile(reader.lexer, file)
     for number, text in enumerate(windows):
         ids, spans = tokens(text)
         reader.add(number, text, ids, spans, np.arange(len(ids)), SPECIAL, lexed, first)
@@ -395,7 +395,7 @@ def test_chance_is_the_rate_of_random_positions() -> None:
 def test_documents_without_a_text_are_left_out_and_named() -> None:
     reader = PlaceReader(None, {}, 3)
     ids, spans = tokens(SOURCE)
-    reader.add_missing(1, np.array([2, 3]), "gone.py", "gone")
+    reader.missing["gone.py"] = "gone"
     reader.add(0, SOURCE, ids, spans, np.array([0, 4]), SPECIAL)
     places = reader.places()
     assert places.index(np.array([0, 0, 1, 1, 2]), np.array([0, 4, 2, 3, 0])).tolist() == [-1, 1, -1, -1, -1]

@@ -257,8 +257,6 @@ def _shallow_and_abstract(
 
 
 def _count_block(places: Places, index_NK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    if not len(places.key_P):
-        return np.zeros(len(index_NK), np.int32), np.zeros((len(statistics_of(places)), len(index_NK)), np.int32)
     valid_NK = index_NK >= 0
     at_NK = np.maximum(index_NK, 0)
     counted_NK = first_in_row(places.context_P[at_NK].view(np.int64), valid_NK)

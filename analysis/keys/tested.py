@@ -12,13 +12,12 @@ from typing import Annotated, Any
 import numpy as np
 
 from neurotally.analysis.keys.patterns import CorpusPatterns, corpus_patterns
-from neurotally.analysis.keys.places import WINDOW_LINES, PlaceReader, find_lexer
+from neurotally.analysis.keys.places import WINDOW_LINES, PlaceReader, find_lexer, place_keys
 from neurotally.analysis.keys.texts import Texts, read_nulls, read_places, sample_places
 from neurotally.analysis.keys.trigger_lists import corpora_with_triggers, read_triggers
 from neurotally.analysis.options import Option, WindowLines
 from neurotally.analysis.progress import Progress
 from neurotally.analysis.result import model_key
-from neurotally.profiler.errors import InputError
 from neurotally.profiler.store import store_attributes
 from neurotally.profiler.texts import CorpusTexts
 
@@ -69,16 +68,10 @@ def patterns_by_corpus(
         tokenizer = tokenizer or texts.tokenizer(path)
         of_corpus = texts.of(path, name)
         sampled = sample_places(of_corpus, SAMPLED_PLACES, test.seed)
-        every = [one.places() for one in (lists, *null_lists)] + [sampled]
-        document_P, position_P = np.unique(np.concatenate([np.stack(pair) for pair in every], axis=1), axis=1)
+        key_P = np.unique(np.concatenate([place_keys(*sampled), *(one.keys() for one in (lists, *null_lists))]))
         lexer = find_lexer(name, of_corpus.names) if kinds else None
         reader = PlaceReader(lexer, concepts, test.window, test.inside)
-        places = read_places(of_corpus, tokenizer, reader, document_P, position_P, progress)
-        if not places.found_P.any():
-            first, reason = next(iter(places.missing.items()))
-            raise InputError(
-                f"none of the texts of {name!r} found: {first}: {reason}; --corpora DIR says where they are"
-            )
+        places = read_places(of_corpus, tokenizer, reader, key_P, progress)
         at = places.index(*sampled)
         label = None if lexer is None else lexer.name
         yield (

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from neurotally.analysis.keys.places import PlaceReader, Places
+from neurotally.analysis.keys.places import LexedFile, PlaceReader, Places
 from neurotally.analysis.keys.trigger_lists import TriggerLists, read_triggers
 from neurotally.analysis.options import Option
 from neurotally.analysis.progress import Progress
@@ -68,28 +68,30 @@ def read_places(
     texts: CorpusTexts,
     tokenizer: Any,
     reader: PlaceReader,
-    document_P: np.ndarray,
-    position_P: np.ndarray,
+    key_P: np.ndarray,
     progress: Progress,
 ) -> Places:
-    """What stands at places (each once, ascending): every document is read and tokenised once.
+    """What stands at the places of these keys (each once, ascending): every document is read and tokenised once.
 
     Where documents are windows of lines, so are the others of their files, since a file is lexed as a whole.
+    InputError where no text is found.
     """
+    document_P, position_P = np.divmod(key_P.astype(np.int64), 2**32)
     numbers, starts = np.unique(document_P, return_index=True)
     position_by_document = dict(zip(numbers.tolist(), np.split(position_P, starts[1:]), strict=True))
-    by_file = texts.window_lines is not None
-
-    def file_of_document(number: int) -> str | int:
-        return file_of(texts.names[number]) if by_file else number
-
-    if by_file:
-        files = {file_of_document(number) for number in numbers.tolist()}
-        numbers = np.flatnonzero([file_of_document(number) in files for number in range(len(texts.names))])
-    read = read_tokens(texts, numbers.tolist(), tokenizer)
-    documents = progress.over(read, texts.corpus, "document", len(numbers))
-    for _, of_file in itertools.groupby(documents, lambda document: file_of_document(document.number)):
+    file_D: Sequence[str | int] = range(len(texts.names))
+    if texts.window_lines is not None:
+        file_D = [file_of(name) for name in texts.names]
+    files = {file_D[number] for number in position_by_document}
+    wanted = [number for number, file in enumerate(file_D) if file in files]
+    documents = progress.over(read_tokens(texts, wanted, tokenizer), texts.corpus, "document", len(wanted))
+    for _, of_file in itertools.groupby(documents, lambda document: file_D[document.number]):
         _read_file(reader, list(of_file), texts.names, position_by_document, tokenizer.all_special_ids)
+    if len(reader.missing) == len(position_by_document):
+        first, reason = next(iter(reader.missing.items()))
+        raise InputError(
+            f"none of the texts of {texts.corpus!r} found: {first}: {reason}; --corpora DIR says where they are"
+        )
     return reader.places()
 
 
@@ -101,7 +103,8 @@ def _read_file(
     special_ids: Sequence[int],
 ) -> None:
     """All documents of one file; those without places only say what comes before the others."""
-    file = reader.lex("".join(document.text for document in documents if isinstance(document, TokenText)))
+    text = "".join(document.text for document in documents if isinstance(document, TokenText))
+    file = LexedFile(reader.lexer, text)
     first_character = 0
     for document in documents:
         position_P = position_by_document.get(document.number)
@@ -111,7 +114,7 @@ def _read_file(
                            file, first_character, names[document.number])  # fmt: skip
             first_character += len(document.text)
         elif position_P is not None:
-            reader.add_missing(document.number, position_P, names[document.number], document.reason or "")
+            reader.missing[names[document.number]] = document.reason or ""
 
 
 def sample_places(texts: CorpusTexts, number: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
