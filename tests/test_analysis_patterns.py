@@ -237,9 +237,8 @@ def test_keys_with_a_pattern_pass_and_null_keys_do_not(tmp_path: Path) -> None:
     nulls = [lists(16, length, 400, seed) for seed in (1, 2)]
     found = corpus_patterns(lists(16, length, 60, 0, fixed=6), places, sampled, nulls, "Python", 0.05, 0)
     assert found.p_SLF is not None
-    assert found.shallow_LF is not None
     assert (found.p_SLF[0, 0, :10] <= 0.05).all()
-    assert found.shallow_LF[0, :10].all()
+    assert found.shallow_and_abstract()[0][0, :10].all()
     untrained = corpus_patterns(nulls[0], places, sampled, [nulls[1]], "Python", 0.05, 0)
     assert untrained.p_SLF is not None
     assert (untrained.p_SLF <= 0.05).mean() < 0.01

@@ -128,12 +128,14 @@ def find_lexer(corpus: str, document_names: Sequence[str]) -> Any:
     from pygments.lexers.special import TextLexer
     from pygments.util import ClassNotFound
 
+    lexer: Any = None
     try:
         lexer = get_lexer_by_name(corpus.lower())
     except ClassNotFound:
         suffixes = Counter(Path(name.partition("#")[0]).suffix for name in document_names)
-        found = [find_lexer_class_for_filename(f"x{suffix}") for suffix, _ in suffixes.most_common(1) if suffix]
-        lexer = found[0]() if found and found[0] else None
+        for suffix, _ in suffixes.most_common(1):
+            found = find_lexer_class_for_filename(f"x{suffix}") if suffix else None
+            lexer = found and found()
     return None if isinstance(lexer, TextLexer) else lexer
 
 

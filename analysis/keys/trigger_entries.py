@@ -1,6 +1,6 @@
 """The triggers of some neurons, with their texts: each corpus's documents are read and tokenised once."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,17 +74,12 @@ def trigger_entries(
             }  # fmt: skip
             of_neuron.append(entry)
             entries.setdefault(number, []).append(entry)
-    for document in _documents(texts, sorted(entries), tokenizer, progress):
-        for entry in entries[document.number]:
-            _fill(entry, document, lines)
-    return found
-
-
-def _documents(
-    texts: CorpusTexts, numbers: Sequence[int], tokenizer: Any, progress: Progress
-) -> Iterator[TokenText | Text]:
     if tokenizer is not None:
-        yield from progress.over(read_tokens(texts, numbers, tokenizer), texts.corpus, "document", len(numbers))
+        read = read_tokens(texts, sorted(entries), tokenizer)
+        for document in progress.over(read, texts.corpus, "document", len(entries)):
+            for entry in entries[document.number]:
+                _fill(entry, document, lines)
+    return found
 
 
 def _fill(entry: Entry, document: TokenText | Text, lines: int) -> None:

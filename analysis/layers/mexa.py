@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from neurotally.analysis.result import model_key
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 
@@ -48,7 +49,8 @@ class TextEmbeddings:
     pooling: Pooling
     attributes: Mapping[str, Any]
     """Of the group in the store."""
-    model: Mapping[str, Any]
+    model: Mapping[str, Any] | None
+    """As `model_key` gives it."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def read_embeddings(path: Path, name: str, pooling: Pooling = "weighted") -> Tex
         text_Cn=arrays["text"].astype(np.int64),
         pooling=pooling,
         attributes=attributes,
-        model=store.store_attributes(path)["model"],
+        model=model_key(store.store_attributes(path)["model"]),
     )
 
 

@@ -32,20 +32,7 @@ from neurotally.analysis.layers.mexa import (
     read_embeddings,
 )
 from neurotally.analysis.options import GroupName, Option
-from neurotally.analysis.result import (
-    Cell,
-    Chart,
-    Column,
-    Grid,
-    Panel,
-    Result,
-    Series,
-    Table,
-    Value,
-    finite,
-    model_key,
-    model_name,
-)
+from neurotally.analysis.result import Chart, Column, Grid, Panel, Result, Series, Table, Value, finite, model_name
 from neurotally.profiler import store as stores
 from neurotally.profiler.errors import InputError
 
@@ -131,7 +118,7 @@ def mexa_document(embeddings: TextEmbeddings, found: Alignment, not_in_means: Se
     parallel_LCC, other_LCC = cosines(embeddings.vector_LND, embeddings.text_Cn)
     document: dict[str, Any] = finite({
         "schema": 1,
-        "model": model_key(embeddings.model),
+        "model": embeddings.model,
         "embedding": embeddings.pooling,
         "bos": embeddings.attributes["bos"],
         "languages": list(languages),
@@ -172,27 +159,24 @@ def mexa_document(embeddings: TextEmbeddings, found: Alignment, not_in_means: Se
 
 def _pivot_table(document: Document) -> Table:
     """Pivots by falling mean without the pivot itself; the layer is that of the largest such mean."""
-    rows: list[tuple[float, list[Cell]]] = []
-    for pivot, without_L in document["without_self"].items():
-        mean_L = np.array(without_L, np.float64)
-        cells = [
-            Value(_mean(document[key].get(pivot)), document["errors_over_layers"][key].get(pivot)) for key in _MEANS
-        ]
-        largest = [max(document[key].get(pivot) or [None], key=lambda share: share or 0) for key in _LARGEST]
-        layer = int(mean_L.argmax()) if np.isfinite(mean_L).all() else None
-        rows.append((np.nan_to_num(mean_L.mean()), [pivot, *cells, *largest, layer]))
+    without, errors = document["without_self"], document["errors_over_layers"]
     columns = [
         Column("pivot"), *(Column(name, "share", 1) for name in _MEANS.values()),
         *(Column(f"largest, {_MEANS[key]}", "share", 1) for key in _LARGEST), Column("at layer", "count"),
     ]  # fmt: skip
-    title = f"By pivot: means over languages and {document['layers']} layers"
-    return Table("pivots", title, columns, [row for _, row in sorted(rows, key=lambda entry: -entry[0])])
+    rows = [
+        [pivot, *(Value(_mean(document[key].get(pivot)), errors[key].get(pivot)) for key in _MEANS),
+         *(max(document[key].get(pivot) or [None], key=lambda share: share or 0) for key in _LARGEST),
+         None if None in without[pivot] else int(np.argmax(without[pivot]))]
+        for pivot in sorted(without, key=lambda pivot: -np.nan_to_num(_mean(without[pivot])))
+    ]  # fmt: skip
+    return Table("pivots", f"By pivot: means over languages and {document['layers']} layers", columns, rows)
 
 
 def _pair_tables(document: Document) -> list[Table]:
     """Every pair once, beside what is left of it where texts differ; in full as matrices."""
     languages, errors = document["languages"], document["pair_errors"]
-    rows: list[list[Cell]] = [
+    rows = [
         [f"{pivot}-{other}", Value(document["mean_over_layers"][pivot][other], errors["all"][pivot][other]),
          Value(document["mean_over_layers_of_different"][pivot][other], errors["different"][pivot][other]),
          document["identical"][pivot][other]]
