@@ -13,12 +13,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 
 from neurotally.analysis.keys.null_test import corrected, needed
-from neurotally.analysis.keys.patterns import CorpusPatterns, Statistic, known_means, strongest
+from neurotally.analysis.keys.patterns import Statistic, known_means, strongest
 from neurotally.analysis.keys.places import parsed_file, read_concepts
 from neurotally.analysis.keys.tested import UNTESTED, CorpusKeys, NullTest, left_out_notes, patterns_by_corpus
 from neurotally.analysis.keys.texts import ANYWHERE, Texts
@@ -159,40 +159,28 @@ def concepts_document(
     common_SS = pairwise_common({concept.name: concept.neurons for concept in concepts})
     chosen_CLF = np.any([concept.chosen_CLF for concept in concepts], axis=0)
     chose = {name: _documents(*of_corpus) for name, *of_corpus in zip(names, corpora, chosen_CLF, strict=True)}
-    by_corpus = {
-        concept.name: {
-            name: _numbers(concept, number, corpora[number].patterns, settings) for number, name in enumerate(names)
-        }
-        for concept in concepts
-    }
-    document: dict[str, Any] = finite(
-        {
-            "schema": CONCEPTS_SCHEMA,
-            **settings,
-            "corpora": names,
-            "concepts": dict(patterns),
-            "layers": num_layers,
-            "neurons": num_neurons,
-            "triggers": num_triggers,
-            "null_keys": 0 if first.patterns.null is None else first.patterns.null.distinct.size,
-            "needed": {concept.name: concept.needed for concept in concepts},
-            "specific": {concept.name: concept.neurons.tolist() for concept in concepts},
-            "by_layer": {one.name: one.chosen_CLF.any(axis=0).sum(axis=1).tolist() for one in concepts},
-            "by_corpus": by_corpus,
-            "strongest": {concept.name: _strongest(concept, corpora) for concept in concepts},
-            "overlap": {"common": common_SS.tolist(), "jaccard": pairwise_jaccard(common_SS).tolist()},
-            "polysemantic": [list(entry) for entry in polysemantic(concepts)],
-            "trigger_documents": {name: of.hashes for name, of in chose.items()},
-            "trigger_names": {name: of.names for name, of in chose.items()},
-            "document_lines": first.texts.window_lines,
-            "trigger_files": {name: of.files for name, of in chose.items() if of.files is not None},
-            "missing": {
-                name: dict(corpus.patterns.missing)
-                for name, corpus in zip(names, corpora, strict=True)
-                if corpus.patterns.missing
-            },
-        }
-    )
+    document: dict[str, Any] = finite({
+        "schema": CONCEPTS_SCHEMA,
+        **settings,
+        "corpora": names,
+        "concepts": dict(patterns),
+        "layers": num_layers,
+        "neurons": num_neurons,
+        "triggers": num_triggers,
+        "null_keys": 0 if first.patterns.null is None else first.patterns.null.distinct.size,
+        "needed": {concept.name: concept.needed for concept in concepts},
+        "specific": {concept.name: concept.neurons.tolist() for concept in concepts},
+        "by_layer": {one.name: one.chosen_CLF.any(axis=0).sum(axis=1).tolist() for one in concepts},
+        "by_corpus": {one.name: _by_corpus(one, corpora, settings["min_matches"]) for one in concepts},
+        "strongest": {concept.name: _strongest(concept, corpora) for concept in concepts},
+        "overlap": {"common": common_SS.tolist(), "jaccard": pairwise_jaccard(common_SS).tolist()},
+        "polysemantic": [list(entry) for entry in polysemantic(concepts)],
+        "trigger_documents": {name: of["documents"] for name, of in chose.items()},
+        "trigger_names": {name: of["names"] for name, of in chose.items()},
+        "document_lines": first.texts.window_lines,
+        "trigger_files": {name: of["files"] for name, of in chose.items() if "files" in of},
+        "missing": {of.patterns.corpus: dict(of.patterns.missing) for of in corpora if of.patterns.missing},
+    })  # fmt: skip
     return document
 
 
@@ -279,18 +267,20 @@ def _needed(by_concept: Mapping[str, int]) -> str:
     return ", ".join(f"{number:,} ({name})" for name, number in by_concept.items())
 
 
-def _numbers(concept: ConceptKeys, number: int, of: CorpusPatterns, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """How many keys a concept has over one corpus, and how many it would have by chance."""
-    matches_LF, at = concept.matches_CLF[number], of.counts.statistics.index(Statistic("concepts", concept.name))
-    least = settings["min_matches"]
-    return {
-        "chance": float(known_means(of.chance.share(at, 1))),
-        "at_least": int((matches_LF >= least).sum()),
-        "null_share": None if of.null is None else float((of.null.count_S[at] >= least).mean()),
-        "passing": None if concept.p_CLF is None else int((concept.p_CLF[number] <= of.alpha).sum()),
-        "keys": int(concept.chosen_CLF[number].sum()),
-        "most": int(matches_LF.max(initial=0)),
-    }
+def _by_corpus(concept: ConceptKeys, corpora: Sequence[CorpusKeys], min_matches: int) -> dict[str, Any]:
+    """How many keys a concept has over each corpus, and how many it would have by chance."""
+    found = {}
+    for number, of in enumerate(corpus.patterns for corpus in corpora):
+        matches_LF, at = concept.matches_CLF[number], of.counts.statistics.index(Statistic("concepts", concept.name))
+        found[of.corpus] = {
+            "chance": float(known_means(of.chance.share(at, 1))),
+            "at_least": int((matches_LF >= min_matches).sum()),
+            "null_share": None if of.null is None else float((of.null.count_S[at] >= min_matches).mean()),
+            "passing": None if concept.p_CLF is None else int((concept.p_CLF[number] <= of.alpha).sum()),
+            "keys": int(concept.chosen_CLF[number].sum()),
+            "most": int(matches_LF.max(initial=0)),
+        }
+    return found
 
 
 def _strongest(concept: ConceptKeys, corpora: Sequence[CorpusKeys]) -> list[dict[str, Any]]:
@@ -303,25 +293,17 @@ def _strongest(concept: ConceptKeys, corpora: Sequence[CorpusKeys]) -> list[dict
     ]  # fmt: skip
 
 
-class _Documents(NamedTuple):
-    """Documents whose triggers chose keys, each list ascending."""
-
-    hashes: list[str]
-    names: list[str]
-    """Of their files where documents are windows of lines."""
-    files: list[str] | None
-    """The digests of the files that windows are of; None: documents are whole files."""
-
-
-def _documents(corpus: CorpusKeys, chosen_LF: np.ndarray) -> _Documents:
-    """The documents in the trigger lists of the chosen keys."""
+def _documents(corpus: CorpusKeys, chosen_LF: np.ndarray) -> dict[str, list[str]]:
+    """The documents in the trigger lists of the chosen keys: their hashes, and names; of windows also `files`."""
     triggers, texts = corpus.triggers, corpus.texts
     is_window = texts.window_lines is not None
     numbers = np.unique(triggers.document_LFK[triggers.used_LFK & chosen_LF[:, :, None]]).tolist()
     name_D = [file_of(name) for name in texts.names] if is_window else texts.names
-    hashes = sorted({bytes(texts.sha256_D32[number]).hex() for number in numbers})
-    names = sorted({name_D[number] for number in numbers})
-    if not is_window:
-        return _Documents(hashes, names, None)
-    digests = file_digests(name_D, texts.sha256_D32)
-    return _Documents(hashes, names, sorted({digests[name].hex() for name in names}))
+    found = {
+        "documents": sorted({bytes(texts.sha256_D32[number]).hex() for number in numbers}),
+        "names": sorted({name_D[number] for number in numbers}),
+    }
+    if is_window:
+        digests = file_digests(name_D, texts.sha256_D32)
+        found["files"] = sorted({digests[name].hex() for name in found["names"]})
+    return found

@@ -96,17 +96,15 @@ def patterns_document(
     `settings`: model, null, alpha, by_layer_tests, window_lines, inside, triggers.
     """
     num_layers, num_neurons = corpora[0].counts.distinct.shape
-    document: dict[str, Any] = finite(
-        {
-            "schema": PATTERNS_SCHEMA,
-            **settings,
-            "null_keys": 0 if corpora[0].null is None else corpora[0].null.distinct.size,
-            "concepts": dict(patterns),
-            "layers": num_layers,
-            "neurons": num_neurons,
-            "corpora": {corpus.corpus: _corpus(corpus) for corpus in corpora},
-        }
-    )
+    document: dict[str, Any] = finite({
+        "schema": PATTERNS_SCHEMA,
+        **settings,
+        "null_keys": 0 if corpora[0].null is None else corpora[0].null.distinct.size,
+        "concepts": dict(patterns),
+        "layers": num_layers,
+        "neurons": num_neurons,
+        "corpora": {corpus.corpus: _corpus(corpus) for corpus in corpora},
+    })  # fmt: skip
     return document
 
 

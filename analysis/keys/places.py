@@ -19,8 +19,10 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -73,29 +75,20 @@ class Places:
         return np.where((self.key_P[at] == key) & self.found_P[at], at, _NOT_THERE)
 
 
-class Line(NamedTuple):
-    """Where a token stands, with the lines around it."""
+def find_line(text: str, start: int, end: int, num_lines: int = WINDOW_LINES, first_line: int = 1) -> dict[str, Any]:
+    """Where a token, characters `start` to `end` of a text, stands in the middle of `num_lines` lines.
 
-    line: int
-    """In its text, from 1; where the token begins."""
-    column: int
-    """In characters, from 1."""
-    token: str
-    window: str
-    """The lines around."""
-    window_line: int
-    """Number of the first of them."""
-    start: int
-    """Where in the window the token begins, in characters."""
-
-
-def find_line(text: str, start: int, end: int, num_lines: int = WINDOW_LINES) -> Line:
-    """Where characters `start` to `end` of a text stand, in the middle of `num_lines` lines."""
+    Its `line` and `column`, from 1, where it begins; `token`; `text`: the lines around; `text_line`: the number of the
+    first of them; `text_start`: where in them it begins, in characters. The text's own first line is `first_line`.
+    """
     starts = _line_starts(text)
     line = int(np.searchsorted(starts, start, side="right")) - 1
     first, last = _windows(text, starts, np.array([line]), num_lines)[0].tolist()
-    window_line = int(np.searchsorted(starts, first, side="right"))
-    return Line(line + 1, start - int(starts[line]) + 1, text[start:end], text[first:last], window_line, start - first)
+    window_line = int(np.searchsorted(starts, first, side="right")) - 1
+    return {
+        "line": first_line + line, "column": start - int(starts[line]) + 1, "token": text[start:end],
+        "text": text[first:last], "text_line": first_line + window_line, "text_start": start - first,
+    }  # fmt: skip
 
 
 def place_keys(document: np.ndarray, position: np.ndarray) -> np.ndarray:
@@ -275,16 +268,11 @@ class LexedFile:
     """What kind of token a file's characters are in: a part of it alone may lie in a comment that began before it."""
 
     def __init__(self, lexer: Any, text: str):
-        at: list[int] = []
-        kinds: list[int] = []
-        known: dict[Any, int] = {}
         lexed = () if lexer is None else lexer.get_tokens_unprocessed(text if text.endswith("\n") else text + "\n")
-        for start, token_type, _ in lexed:
-            at.append(start)
-            kinds.append(known[token_type] if token_type in known else known.setdefault(token_type, _kind(token_type)))
-        order = np.argsort(np.array(at, np.int64), kind="stable")  # a few lexers yield nested tokens out of order
-        self._start_X = np.array(at, np.int64)[order]
-        self._kind_X = np.array(kinds, np.uint8)[order]
+        # A few lexers yield nested tokens out of order.
+        ordered = sorted(((start, _kind(token_type)) for start, token_type, _ in lexed), key=itemgetter(0))
+        self._start_X = np.array([start for start, _ in ordered], np.int64)
+        self._kind_X = np.array([kind for _, kind in ordered], np.uint8)
 
     def kinds(self, text: str, span_P2: np.ndarray, first_character: int) -> np.ndarray:
         """uint8 [P]: the kind of each token's last character that isn't white space.
@@ -299,6 +287,7 @@ class LexedFile:
         return np.where(length_P > 0, self._kind_X[at_P], np.uint8(_OTHER)).astype(np.uint8)
 
 
+@cache
 def _kind(token_type: Any) -> int:
     from pygments.token import Comment, Keyword, Literal, Name, Operator, Punctuation
 

@@ -21,7 +21,12 @@ from neurotally.profiler.streaming import spool_dataset, spool_file
 from neurotally.profiler.texts import CorpusTexts, Text, TokenText, corpus_texts, load_tokenizer, read_tokens
 from neurotally.profiler.windows import file_of
 
-_SAME_CONFIG = ("layout", "row_tokens", "document_tokens", "window_lines", "triggers")
+_SAME = {
+    "model": ("num_layers", "num_neurons"),
+    "config": ("layout", "row_tokens", "document_tokens", "window_lines", "triggers"),
+    "tokenizer": ("fingerprint",),
+}
+"""What a store and its null stores have in common, of the root's attributes."""
 
 
 @dataclass(frozen=True)
@@ -142,12 +147,8 @@ def _read_null(path: Path, null: Path, corpus: str) -> TriggerLists:
         raise InputError(f"--null {null} has no corpus {corpus!r}: profile the same corpora with it")
     if (theirs.get("model") or {}).get("random_init") is None:
         raise InputError(f"--null {null} is of a trained model; expected a profile made with --random-init SEED")
-    shape = {key: (ours.get("model") or {}).get(key) for key in ("num_layers", "num_neurons")}
-    config = {key: (ours.get("config") or {}).get(key) for key in _SAME_CONFIG}
-    tokenizer = {"fingerprint": (ours.get("tokenizer") or {}).get("fingerprint")}
-    parts = (("model", shape), ("config", config), ("tokenizer", tokenizer))
-    differences = [first_difference(wanted, theirs.get(part) or {}) for part, wanted in parts]
-    if difference := next(filter(None, differences), None):
+    made = [{key: (of.get(part) or {}).get(key) for part in _SAME for key in _SAME[part]} for of in (ours, theirs)]
+    if difference := first_difference(*made):
         raise InputError(f"--null {null} isn't made like {path}: {difference}")
     our_hash, their_hash = (store.read_corpus(one, corpus, ["document_hash"])["document_hash"] for one in (path, null))
     if not np.array_equal(our_hash, their_hash):

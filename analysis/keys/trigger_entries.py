@@ -78,17 +78,12 @@ def trigger_entries(
         read = read_tokens(texts, sorted(entries), tokenizer)
         for document in progress.over(read, texts.corpus, "document", len(entries)):
             for entry in entries[document.number]:
-                _fill(entry, document, lines)
+                entry |= _reason_or_text(document, entry["position"], lines)
     return found
 
 
-def _fill(entry: Entry, document: TokenText | Text, lines: int) -> None:
+def _reason_or_text(document: TokenText | Text, position: int, lines: int) -> Entry:
     if isinstance(document, Text):
-        entry["reason"] = document.reason
-        return
-    start, end = document.span_T2[entry["position"]].tolist()
-    line, before = find_line(document.text, start, end, lines), document.first_line - 1
-    entry |= {
-        "line": before + line.line, "column": line.column, "token": line.token, "text": line.window,
-        "text_line": before + line.window_line, "text_start": line.start, "reason": None,
-    }  # fmt: skip
+        return {"reason": document.reason}
+    start, end = document.span_T2[position].tolist()
+    return {**find_line(document.text, start, end, lines, document.first_line), "reason": None}

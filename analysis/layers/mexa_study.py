@@ -22,7 +22,6 @@ from typing import Annotated, Any
 import numpy as np
 
 from neurotally.analysis.layers.mexa import (
-    Alignment,
     Pooling,
     TextEmbeddings,
     cosines,
@@ -32,6 +31,7 @@ from neurotally.analysis.layers.mexa import (
     read_embeddings,
 )
 from neurotally.analysis.options import GroupName, Option
+from neurotally.analysis.overlap import safe_divide
 from neurotally.analysis.result import Chart, Column, Grid, Panel, Result, Series, Table, Value, finite, model_name
 from neurotally.profiler import store as stores
 from neurotally.profiler.errors import InputError
@@ -84,7 +84,7 @@ def sections(store: Path) -> list[dict[str, Any]]:
 
 def mexa_result(embeddings: TextEmbeddings, leave_out: Sequence[str] = (), name: str = "parallel") -> Result:
     """Means by pivot, pairs that differ beside all, and what is byte-identical."""
-    document = mexa_document(embeddings, mexa(embeddings.vector_LND, embeddings.text_Cn), leave_out)
+    document = mexa_document(embeddings, leave_out)
     lead = (
         f"MEXA of {model_name(embeddings.model)}: the share of {document['ids']:,} ids whose texts in two languages "
         f"are nearer to each other than to any other id's ({document['embedding']} embeddings, BOS: {document['bos']})"
@@ -96,13 +96,17 @@ def mexa_result(embeddings: TextEmbeddings, leave_out: Sequence[str] = (), name:
     )  # fmt: skip
 
 
-def mexa_document(embeddings: TextEmbeddings, found: Alignment, not_in_means: Sequence[str] = ()) -> dict[str, Any]:
+def mexa_document(embeddings: TextEmbeddings, not_in_means: Sequence[str] = ()) -> dict[str, Any]:
     """All that was found. `not_in_means`: languages left out of the means over languages."""
     languages = embeddings.languages
     if unknown := [name for name in not_in_means if name not in languages]:
         raise InputError(f"no language {unknown[0]!r} among {list(languages)}")
-    score_LCC, different_LCC = found.score_LCC, found.score_of_different_LCC
-    every_CCn, different_CCn = np.ones_like(found.identical_CCn), ~found.identical_CCn
+    text_Cn = embeddings.text_Cn
+    aligned_LCCn = mexa(embeddings.vector_LND, text_Cn)
+    different_CCn = text_Cn[:, None] != text_Cn
+    every_CCn = np.ones_like(different_CCn)
+    score_LCC = aligned_LCCn.mean(axis=3)
+    different_LCC = safe_divide((aligned_LCCn & different_CCn).sum(axis=3), different_CCn.sum(axis=2))
     english = [name for name in languages if name.lower() in _ENGLISH]
     in_mean_C = np.array([name not in not_in_means for name in languages])
     all_CC = np.broadcast_to(in_mean_C, (len(languages), len(languages)))
@@ -114,8 +118,10 @@ def mexa_document(embeddings: TextEmbeddings, found: Alignment, not_in_means: Se
         "without_self": (score_LCC, others_CC, every_CCn),
         "without_self_of_different": (different_LCC, others_CC, different_CCn),
     }
-    mean_CCn = found.aligned_LCCn.mean(axis=0)
-    parallel_LCC, other_LCC = cosines(embeddings.vector_LND, embeddings.text_Cn)
+    mean_CCn = aligned_LCCn.mean(axis=0)
+    parallel_LCC, other_LCC = cosines(embeddings.vector_LND, text_Cn)
+    errors_LC = {key: mean_errors(aligned_LCCn, counted, member_CC) for key, (_, member_CC, counted) in means.items()}
+    errors_C = {key: mean_errors(mean_CCn[None], counted, member_CC) for key, (_, member_CC, counted) in means.items()}
     document: dict[str, Any] = finite({
         "schema": 1,
         "model": embeddings.model,
@@ -131,18 +137,12 @@ def mexa_document(embeddings: TextEmbeddings, found: Alignment, not_in_means: Se
         "mean_over_layers": _by_pair(languages, score_LCC.mean(axis=0)),
         "mean_over_layers_of_different": _by_pair(languages, different_LCC.mean(axis=0)),
         "max_over_layers": _by_pair(languages, score_LCC.max(axis=0)),
-        "identical": _by_pair(languages, found.identical_CCn.mean(axis=2)),
+        "identical": _by_pair(languages, (~different_CCn).mean(axis=2)),
         "not_in_means": list(not_in_means),
         "english": english,
         **{key: _means(languages, of_LCC, member_CC) for key, (of_LCC, member_CC, _) in means.items()},
-        "errors": {
-            key: _by_pivot(languages, mean_errors(found.aligned_LCCn, counted_CCn, member_CC))
-            for key, (_, member_CC, counted_CCn) in means.items()
-        },
-        "errors_over_layers": {
-            key: dict(zip(languages, mean_errors(mean_CCn[None], counted_CCn, member_CC)[0].tolist(), strict=True))
-            for key, (_, member_CC, counted_CCn) in means.items()
-        },
+        "errors": {key: _by_pivot(languages, error_LC) for key, error_LC in errors_LC.items()},
+        "errors_over_layers": {key: _by_pivot(languages, error_1C[0]) for key, error_1C in errors_C.items()},
         "pair_errors": {
             "all": _by_pair(languages, pair_errors(mean_CCn, every_CCn)),
             "different": _by_pair(languages, pair_errors(mean_CCn, different_CCn)),
@@ -286,7 +286,8 @@ def _mean(values: Sequence[float | None] | None) -> float:
     return float(np.mean(np.array(values, np.float64))) if values else np.nan
 
 
-def _by_pivot(languages: Sequence[str], value_LC: np.ndarray) -> dict[str, list[float]]:
+def _by_pivot(languages: Sequence[str], value_LC: np.ndarray) -> dict[str, Any]:
+    """[C] or [L, C] as {pivot: value or values by layer}."""
     return dict(zip(languages, value_LC.T.tolist(), strict=True))
 
 
@@ -304,6 +305,4 @@ def _means(languages: Sequence[str], score_LCC: np.ndarray, member_CC: np.ndarra
     Pairs without a score (no texts that differ) are left out.
     """
     counts_LCC = member_CC & np.isfinite(score_LCC)
-    with np.errstate(invalid="ignore"):
-        mean_LC = np.where(counts_LCC, score_LCC, 0).sum(axis=2) / counts_LCC.sum(axis=2)
-    return _by_pivot(languages, mean_LC)
+    return _by_pivot(languages, safe_divide(np.where(counts_LCC, score_LCC, 0).sum(axis=2), counts_LCC.sum(axis=2)))
