@@ -1,4 +1,4 @@
-"""Layers in a few runs, for tables that are to fit a line."""
+"""Values by layer: in a few runs, for tables that are to fit a line, and as lines of a chart."""
 
 from collections.abc import Mapping, Sequence
 
@@ -23,3 +23,13 @@ def known_mean(values: Sequence[float | None]) -> float | None:
     """The mean of those that are there; None without any."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
+
+
+def interval(
+    values: Sequence[float | None], halves: Sequence[float | None] | None
+) -> tuple[Sequence[float], Sequence[float]]:
+    """`low` and `high` of a line, given half of each value's interval; none without these."""
+    if halves is None:
+        return (), ()
+    value_L, half_L = np.array(values, np.float64), np.array(halves, np.float64)
+    return (value_L - half_L).tolist(), (value_L + half_L).tolist()

@@ -15,6 +15,7 @@ from neurotally.analysis.keys.patterns import KeyCounts, Statistic, corpus_patte
 from neurotally.analysis.keys.patterns_study import patterns_document, patterns_result, save_key_patterns
 from neurotally.analysis.keys.places import KINDS, LexedFile, PlaceReader, Places, find_lexer
 from neurotally.analysis.keys.trigger_lists import TriggerLists, first_in_row
+from neurotally.profiler.texts import TokenText
 
 SOURCE = """import os  # a comment
 def f(x, y):
@@ -37,7 +38,7 @@ def read(texts: list[str], window: int = 3, inside: bool = False, lexer: Any = "
     reader = PlaceReader(find_lexer(lexer, []) if lexer else None, CONCEPTS, window, inside)
     for number, text in enumerate(texts):
         ids, spans = tokens(text)
-        reader.add(number, text, ids, spans, np.arange(len(ids)), SPECIAL)
+        reader.add(TokenText(number, text, ids, spans, 1), np.arange(len(ids)), SPECIAL)
     return reader.places()
 
 
@@ -87,7 +88,7 @@ def test_a_part_of_a_file_is_lexed_as_in_the_file() -> None:
     lexed = LexedFile(reader.lexer, file)
     for number, text in enumerate(windows):
         ids, spans = tokens(text)
-        reader.add(number, text, ids, spans, np.arange(len(ids)), SPECIAL, lexed, first)
+        reader.add(TokenText(number, text, ids, spans, 1), np.arange(len(ids)), SPECIAL, lexed, first)
         first += len(text)
     whole, parts = read([file]), reader.places()
     kinds = [[KINDS[kind] for kind in places.kind_P[places.found_P]] for places in (whole, parts)]
@@ -99,7 +100,7 @@ def test_a_match_without_characters_is_none() -> None:
     reader = PlaceReader(None, {"x": re.compile("x*")})
     for number, text in enumerate(("abc", "axc")):
         ids, spans = tokens(text)
-        reader.add(number, text, ids, spans, np.array([1]), SPECIAL)
+        reader.add(TokenText(number, text, ids, spans, 1), np.array([1]), SPECIAL)
     assert reader.places().match_PC[:, 0].tolist() == [False, True]
 
 
@@ -395,7 +396,7 @@ def test_documents_without_a_text_are_left_out_and_named() -> None:
     reader = PlaceReader(None, {}, 3)
     ids, spans = tokens(SOURCE)
     reader.missing["gone.py"] = "gone"
-    reader.add(0, SOURCE, ids, spans, np.array([0, 4]), SPECIAL)
+    reader.add(TokenText(0, SOURCE, ids, spans, 1), np.array([0, 4]), SPECIAL)
     places = reader.places()
     assert places.index(np.array([0, 0, 1, 1, 2]), np.array([0, 4, 2, 3, 0])).tolist() == [-1, 1, -1, -1, -1]
     assert places.missing == {"gone.py": "gone"}

@@ -28,7 +28,7 @@ from neurotally.analysis.keys.patterns import FAMILIES, CorpusPatterns, known_me
 from neurotally.analysis.keys.places import read_concepts
 from neurotally.analysis.keys.tested import UNTESTED, NullTest, left_out_notes, patterns_by_corpus
 from neurotally.analysis.keys.texts import ANYWHERE, Texts
-from neurotally.analysis.layer_runs import LAYERS, known_mean, layer_runs, run_means
+from neurotally.analysis.layer_runs import LAYERS, interval, known_mean, layer_runs, run_means
 from neurotally.analysis.options import Group, OnlyCorpora, Option
 from neurotally.analysis.progress import BARS, Progress
 from neurotally.analysis.result import Cell, Chart, Column, Panel, Result, Series, Table, Value, finite, model_name
@@ -228,21 +228,16 @@ def _panel(corpora: Mapping[str, Any], family: str, name: str) -> Panel:
     for corpus_name, corpus in corpora.items():
         if (found := corpus[family].get(name)) is None:
             continue
-        low: Sequence[float] = ()
-        high: Sequence[float] = ()
-        share_L = np.array(found["by_layer"], np.float64)
+        low, high = interval(found["by_layer"], found["over_null_half_by_layer"])
+        series.append(Series(_label(corpus_name, corpus), found["by_layer"], low=low, high=high, corpus=corpus_name))
         if found["null_by_layer"] is not None:
-            half_L = np.array(found["over_null_half_by_layer"], np.float64)
-            low, high = (share_L - half_L).tolist(), (share_L + half_L).tolist()
             nulls.append(found["null_by_layer"])
-        if found["chance"] is not None:
-            chances.append(found["chance"])
-        series.append(Series(_label(corpus_name, corpus), share_L.tolist(), low=low, high=high, corpus=corpus_name))
+        chances.append(found["chance"])
     if nulls:
         mean_L = [known_mean(of_layer) for of_layer in zip(*nulls, strict=True)]
         series.append(Series("random weights, mean over corpora", mean_L, tone="grey", is_dashed=True))
-    if chances:
-        series.append(Series("random positions, mean over corpora", [known_mean(chances)], mark="level", tone="grey"))
+    if (chance := known_mean(chances)) is not None:
+        series.append(Series("random positions, mean over corpora", [chance], mark="level", tone="grey"))
     title = {"ngrams": f"same {name}", "kinds": name, "concepts": f"/{name}/"}[family]
     return Panel(title, series)
 

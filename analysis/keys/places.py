@@ -28,6 +28,7 @@ import numpy as np
 
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.matches import find_spans
+from neurotally.profiler.texts import TokenText
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -146,33 +147,26 @@ class PlaceReader:
     _parts: list[tuple[np.ndarray, ...]] = field(default_factory=list)
 
     def add(
-        self,
-        number: int,
-        text: str,
-        ids_T: np.ndarray,
-        span_T2: np.ndarray,
-        position_P: np.ndarray,
-        special_ids: Sequence[int],
-        file: "LexedFile | None" = None,
-        first_character: int = 0,
-        name: str = "a document",
-    ) -> None:
-        """Look at some tokens of a document. `text` has "\\n" line breaks; `position_P` ascends.
+        self, document: TokenText, position_P: np.ndarray, special_ids: Sequence[int],
+        file: "LexedFile | None" = None, first_character: int = 0, name: str = "a document",
+    ) -> None:  # fmt: skip
+        """Look at some tokens of a document; `position_P` ascends.
 
         `file`: the file of which the document is the part from `first_character` on; None: it is all of it.
         InputError, with its `name`, if an expression takes too long over it.
         """
+        text = document.text
         starts = _line_starts(text)
-        span_P2 = span_T2[position_P]
+        span_P2 = document.span_T2[position_P]
         line_P = np.searchsorted(starts, span_P2[:, 0], side="right") - 1
         window_P2 = _windows(text, starts, line_P, self.window_lines)
         windows, which_P = np.unique(window_P2, axis=0, return_inverse=True)
         lines = [text[first:last] for first, last in windows.tolist()]
         in_window_P2 = span_P2 - window_P2[:, :1]
-        last_P3 = _last_tokens(ids_T, special_ids, position_P)
+        last_P3 = _last_tokens(document.ids_T, special_ids, position_P)
         self._parts.append(
             (
-                place_keys(np.full(len(position_P), number), position_P),
+                place_keys(np.full(len(position_P), document.number), position_P),
                 last_P3[:, -1] != _NOT_THERE,
                 _contexts(lines, which_P.ravel(), in_window_P2),
                 last_P3,

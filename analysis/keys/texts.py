@@ -92,7 +92,7 @@ def read_places(
     documents = progress.over(read_tokens(texts, wanted, tokenizer), texts.corpus, "document", len(wanted))
     for _, of_file in itertools.groupby(documents, lambda document: file_D[document.number]):
         _read_file(reader, list(of_file), texts.names, position_by_document, tokenizer.all_special_ids)
-    if len(reader.missing) == len(position_by_document):
+    if reader.missing.keys() >= {texts.names[number] for number in position_by_document}:
         first, reason = next(iter(reader.missing.items()))
         raise InputError(
             f"none of the texts of {texts.corpus!r} found: {first}: {reason}; --corpora DIR says where they are"
@@ -115,8 +115,7 @@ def _read_file(
         position_P = position_by_document.get(document.number)
         if isinstance(document, TokenText):
             if position_P is not None:
-                reader.add(document.number, document.text, document.ids_T, document.span_T2, position_P, special_ids,
-                           file, first_character, names[document.number])  # fmt: skip
+                reader.add(document, position_P, special_ids, file, first_character, names[document.number])
             first_character += len(document.text)
         elif position_P is not None:
             reader.missing[names[document.number]] = document.reason or ""

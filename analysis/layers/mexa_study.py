@@ -21,6 +21,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from neurotally.analysis.layer_runs import interval
 from neurotally.analysis.layers.mexa import (
     Pooling,
     TextEmbeddings,
@@ -248,12 +249,8 @@ def _charts(document: Document) -> list[Chart]:
 
 def _line(language: str, of: Mapping[str, Any], errors: Mapping[str, Any] | None = None) -> Series:
     """A language's values by layer, within one standard error if given."""
-    values = of[language]
-    if errors is None:
-        return Series(language, values, corpus=language)
-    value_L, error_L = (np.array(numbers, np.float64) for numbers in (values, errors[language]))
-    return Series(language, values, corpus=language, low=(value_L - error_L).tolist(),
-                  high=(value_L + error_L).tolist())  # fmt: skip
+    low, high = interval(of[language], None if errors is None else errors[language])
+    return Series(language, of[language], corpus=language, low=low, high=high)
 
 
 def _notes(document: Document) -> list[str]:
