@@ -218,7 +218,7 @@ def rank(mass: float, draw_D: np.ndarray) -> int:
 def _described(of: Mapping[str, Any], vocabulary: int | None) -> dict[str, Any]:
     """A set's attributes, and what as many uniform tokens would have; null where an older store doesn't know."""
     uniform = None if vocabulary is None else of["tokens"] / vocabulary
-    return {"share": None, "drawn_share": None, **of, "uniform": uniform}
+    return {**of, "uniform": uniform, "share": of.get("share"), "drawn_share": of.get("drawn_share")}
 
 
 def _macro(result: LensResult, counted_P: np.ndarray) -> np.ndarray:
