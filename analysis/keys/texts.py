@@ -70,11 +70,7 @@ ANYWHERE = Texts()
 
 
 def read_places(
-    texts: CorpusTexts,
-    tokenizer: Any,
-    reader: PlaceReader,
-    key_P: np.ndarray,
-    progress: Progress,
+    texts: CorpusTexts, tokenizer: Any, reader: PlaceReader, key_P: np.ndarray, progress: Progress
 ) -> Places:
     """What stands at the places of these keys (each once, ascending): every document is read and tokenised once.
 

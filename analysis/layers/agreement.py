@@ -54,8 +54,7 @@ def study(store: Path, name: GroupName = "agreement") -> Result:
 
 def sections(store: Path) -> list[dict[str, Any]]:
     """One for every group that `agreement` left."""
-    names = stores.committed(store, "lens")
-    return [{"name": name} for name in names if "head_bias" in stores.group_attributes(store, f"lens/{name}")]
+    return [{"name": name} for name, of in stores.family_attributes(store, "lens").items() if "head_bias" in of]
 
 
 def agreement_document(path: Path, name: str) -> dict[str, Any]:

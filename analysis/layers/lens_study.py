@@ -50,8 +50,7 @@ def study(
 
 def sections(store: Path) -> list[dict[str, Any]]:
     """One for every lens."""
-    names = stores.committed(store, "lens")
-    return [{"name": name} for name in names if "paper" in stores.group_attributes(store, f"lens/{name}")]
+    return [{"name": name} for name, of in stores.family_attributes(store, "lens").items() if "paper" in of]
 
 
 def lens_result(
@@ -157,19 +156,12 @@ def _run_tables(document: Document, runs: Mapping[str, np.ndarray]) -> list[Tabl
     columns = [Column("set")]
     for span in runs:
         columns += [Column(span, "number", 4), Column(f"random, {span}", "number", 4), Column(f"rank, {span}", "count")]
-    masses: list[list[Cell]] = []
-    ranks: list[list[Cell]] = []
-    for name, of in document["all"]["sets"].items():
-        control, row = of["control"], [name]
-        draws = None if control["draws"] is None else np.array(control["draws"])
-        for run, mass, drawn in zip(runs.values(), run_means(of["mass"], runs), run_means(control["mass"], runs),
-                                    strict=True):  # fmt: skip
-            mean_D = None if draws is None else draws[:, run].mean(axis=1)
-            place = None if mean_D is None or mass is None else Value(
-                rank(mass, mean_D), mark=f" of {document['draws'] + 1}")  # fmt: skip
-            row += [mass, Value(drawn, None if mean_D is None else float(mean_D.std(ddof=1))), place]
-        masses.append(row)
-        ranks.append([name, *run_means(of["rank_top10"], runs), *run_means(of["hit"], runs)])
+    sets = document["all"]["sets"]
+    masses: list[list[Cell]] = [
+        [name, *(cell for run in runs.values() for cell in _beside_random(document, of, run))]
+        for name, of in sets.items()
+    ]
+    ranks = [[name, *run_means(of["rank_top10"], runs), *run_means(of["hit"], runs)] for name, of in sets.items()]
     rank_columns = [Column("set"), *(Column(span, "number", 1) for span in runs),
                     *(Column(f"among them, {span}", "share") for span in runs)]  # fmt: skip
     return [
@@ -179,6 +171,16 @@ def _run_tables(document: Document, runs: Mapping[str, np.ndarray]) -> list[Tabl
         Table("ranks", "Rank of a set's first token among the first 10 (11: none), and how often there is one",
               rank_columns, ranks, is_long=True),
     ]  # fmt: skip
+
+
+def _beside_random(document: Document, of: Mapping[str, Any], run: np.ndarray) -> list[Cell]:
+    """Over some layers: a set's probability, its random sets' mean and spread, and its rank among them."""
+    mass, drawn = (known_mean([values[layer] for layer in run]) for values in (of["mass"], of["control"]["mass"]))
+    if of["control"]["draws"] is None or mass is None:
+        return [mass, Value(drawn), None]
+    mean_D = np.array(of["control"]["draws"])[:, run].mean(axis=1)
+    place = Value(rank(mass, mean_D), mark=f" of {document['draws'] + 1}")
+    return [mass, Value(drawn, float(mean_D.std(ddof=1))), place]
 
 
 def _lens_chart(document: Document, chosen: Sequence[str]) -> Chart:
