@@ -46,12 +46,12 @@ Patterns = Mapping[str, re.Pattern[str]]
 
 @dataclass(frozen=True, eq=False)
 class Places:
-    """What stands at P places of a corpus, in the order of `place_keys`."""
+    """What stands at P places of a corpus whose texts were found, in the order of `place_keys`."""
 
     key_P: np.ndarray
     """uint64, ascending: see `place_keys`."""
     found_P: np.ndarray
-    """bool: the text was found and the token isn't a special one; nothing else is known of the others."""
+    """bool: the token isn't a special one, of which nothing counts."""
     context_P: np.ndarray
     """uint64: equal where lines and the token's place in them are."""
     token_P: np.ndarray

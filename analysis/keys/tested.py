@@ -23,7 +23,6 @@ from neurotally.profiler.texts import CorpusTexts
 
 SAMPLED_PLACES = 20_000
 """Random positions of each corpus for what chance gives: a rate of 1 % is then known to 0.07 %."""
-
 _LISTED_MISSING = 5
 
 
