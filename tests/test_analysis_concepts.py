@@ -8,18 +8,14 @@ import numpy as np
 import pytest
 from scipy.stats import false_discovery_control
 
-from neurotally.analysis.keys.concepts import (
-    CorpusConcepts,
-    concepts_document,
-    concepts_result,
-    find_concept,
-    polysemantic,
-)
-from neurotally.analysis.keys.patterns import KeyCounts, Statistic
+from neurotally.analysis.keys.concepts import concepts_document, concepts_result, find_concept, polysemantic
+from neurotally.analysis.keys.patterns import CorpusPatterns, KeyCounts, Statistic
 from neurotally.analysis.keys.places import read_concepts
+from neurotally.analysis.keys.tested import CorpusKeys
 from neurotally.analysis.keys.trigger_lists import TriggerLists
 from neurotally.analysis.masking.masks import read_mask
 from neurotally.profiler.errors import InputError
+from neurotally.profiler.texts import CorpusTexts
 
 NAMES = ("main", "numpy", "absent")
 STATISTICS = (Statistic("ngrams", "main"), *(Statistic("concepts", name) for name in NAMES))
@@ -36,17 +32,20 @@ def counts(rng: np.random.Generator, shape: tuple[int, ...], planted: dict[str, 
     return KeyCounts(STATISTICS, np.full(shape, K, np.int32), count_S)
 
 
-def corpus(name: str, seed: int, planted: dict[str, list[tuple[int, int]]], null: bool = True) -> CorpusConcepts:
+def corpus(name: str, seed: int, planted: dict[str, list[tuple[int, int]]], null: bool = True) -> CorpusKeys:
     rng = np.random.default_rng(seed)
     shape = (3, 20, K)
     document = rng.integers(0, 30, shape).astype(np.uint32)
     used = rng.random(shape) < 0.9
     triggers = TriggerLists(name, np.ones(shape, np.float32), document, document, used, 0)
-    return CorpusConcepts(
-        triggers, counts(rng, shape[:2], planted), counts(rng, (100,), {}),
-        counts(rng, (3, 400), {}) if null else None, {"x.py": "gone"}, [f"{n}.py" for n in range(30)],
-        rng.integers(0, 256, (30, 32)).astype(np.uint8), None,
+    patterns = CorpusPatterns(
+        name, None, counts(rng, shape[:2], planted), counts(rng, (100,), {}),
+        counts(rng, (3, 400), {}) if null else None, 1, 4, 0.05, False, 0, 0, 0, {"x.py": "gone"},
     )  # fmt: skip
+    sha256_D32, number_D = rng.integers(0, 256, (30, 32)).astype(np.uint8), np.ones(30, np.uint64)
+    texts = CorpusTexts(Path(), name, [f"{n}.py" for n in range(30)], number_D, sha256_D32, number_D, number_D, None,
+                        None, None)  # fmt: skip
+    return CorpusKeys(triggers, texts, patterns)
 
 
 PLANTED = {"main": [(0, 1), (0, 2), (1, 5), (2, 19)], "numpy": [(0, 2), (2, 0)]}
@@ -56,24 +55,25 @@ SETTINGS = {"model": {"id": "m", "fingerprint": "f"}, "null": [None], "alpha": 0
 
 def test_planted_keys_are_found_and_no_others() -> None:
     corpora = [corpus("c", 0, {}), corpus("python", 1, PLANTED)]
-    found = {name: find_concept(name, corpora, 8, 0.05) for name in NAMES}
+    found = {name: find_concept(name, corpora, 8) for name in NAMES}
     assert {name: list(map(tuple, one.neurons.tolist())) for name, one in found.items()} == {**PLANTED, "absent": []}
     assert polysemantic(list(found.values())) == [(0, 2, ["main", "numpy"])]
 
 
 def test_p_is_corrected_over_keys_and_corpora_where_the_concept_occurs() -> None:
     corpora = [corpus("c", 0, {}), corpus("python", 1, PLANTED)]
-    corpora[0].counts.count_S[2] = corpora[0].chance.count_S[2] = 0  # no numpy in c
-    assert corpora[0].null is not None
-    corpora[0].null.count_S[2] = 0
+    of_c = corpora[0].patterns
+    of_c.counts.count_S[2] = of_c.chance.count_S[2] = 0  # no numpy in c
+    assert of_c.null is not None
+    of_c.null.count_S[2] = 0
     for name, where in (("main", [0, 1]), ("numpy", [1]), ("absent", [])):
         at, raw = 1 + NAMES.index(name), []
         for number in where:
-            null = corpora[number].null
+            counts, null = corpora[number].patterns.counts, corpora[number].patterns.null
             assert null is not None
-            reach = (null.count_S[at].ravel()[None] >= corpora[number].counts.count_S[at].ravel()[:, None]).sum(axis=1)
+            reach = (null.count_S[at].ravel()[None] >= counts.count_S[at].ravel()[:, None]).sum(axis=1)
             raw.append((1 + reach) / 1201)
-        p_CLF = find_concept(name, corpora, 8, 0.05).p_CLF
+        p_CLF = find_concept(name, corpora, 8).p_CLF
         assert p_CLF is not None
         if raw:
             expected = false_discovery_control(np.concatenate(raw))
@@ -84,14 +84,14 @@ def test_p_is_corrected_over_keys_and_corpora_where_the_concept_occurs() -> None
 @pytest.mark.parametrize("min_matches", [1, 2, 5, 15, 16])
 def test_without_null_keys_only_the_threshold_counts(min_matches: int) -> None:
     one = corpus("python", 1, PLANTED, null=False)
-    found = find_concept("main", [one], min_matches, 0.05)
+    found = find_concept("main", [one], min_matches)
     assert found.p_CLF is None
-    assert found.neurons.tolist() == np.argwhere(one.counts.count_S[1] >= min_matches).tolist()
+    assert found.neurons.tolist() == np.argwhere(one.patterns.counts.count_S[1] >= min_matches).tolist()
 
 
 def test_the_document_is_a_mask_and_names_the_documents_that_chose(tmp_path: Path) -> None:
     corpora = [corpus("c", 0, {}), corpus("python", 1, PLANTED)]
-    found = [find_concept(name, corpora, 8, 0.05) for name in NAMES]
+    found = [find_concept(name, corpora, 8) for name in NAMES]
     patterns = {"main": "main", "numpy": r"np\.", "absent": "x"}
     document: dict[str, Any] = concepts_document(corpora, found, patterns, SETTINGS)
     (tmp_path / "c.json").write_text(json.dumps(document).replace("NaN", "null"))
@@ -103,7 +103,7 @@ def test_the_document_is_a_mask_and_names_the_documents_that_chose(tmp_path: Pat
         int(n) for layer, neuron in chosen for n in lists.document_LFK[layer, neuron][lists.used_LFK[layer, neuron]]
     }
     assert document["trigger_names"] == {"c": [], "python": sorted(f"{number}.py" for number in numbers)}
-    hashes = sorted(bytes(corpora[1].sha256_D32[number]).hex() for number in numbers)
+    hashes = sorted(bytes(corpora[1].texts.sha256_D32[number]).hex() for number in numbers)
     assert document["trigger_documents"] == {"c": [], "python": hashes}
     assert document["overlap"]["common"] == [[4, 1, 0], [1, 2, 0], [0, 0, 0]]
     assert document["overlap"]["jaccard"][0][1] == pytest.approx(1 / 5)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from neurotally.analysis.layers.mexa import Alignment, TextEmbeddings, cosines, mean_errors, mexa, pair_errors
+from neurotally.analysis.layers.mexa import TextEmbeddings, cosines, mean_errors, mexa, pair_errors
 from neurotally.analysis.layers.mexa_study import mexa_document, mexa_result
 from neurotally.profiler.errors import InputError
 
@@ -51,7 +51,7 @@ CASES = {
 def test_equals_a_double_loop(case: str, width: int) -> None:
     vector_ND, text_Cn = parallel_vectors(*CASES[case], width)
     found = mexa(vector_ND[None], text_Cn)
-    np.testing.assert_array_equal(found.aligned_LCCn[0], double_loop(vector_ND, text_Cn))
+    np.testing.assert_array_equal(found[0], double_loop(vector_ND, text_Cn))
 
 
 def test_float32_alone_would_be_wrong() -> None:
@@ -62,15 +62,15 @@ def test_float32_alone_would_be_wrong() -> None:
     own_n = cosine_nn.diagonal().copy()
     np.fill_diagonal(cosine_nn, -1)
     in_float32_n = own_n > np.maximum(cosine_nn.max(axis=0), cosine_nn.max(axis=1))
-    assert (in_float32_n != mexa(vector_ND[None], text_Cn).aligned_LCCn[0, 0, 2]).any()
+    assert (in_float32_n != mexa(vector_ND[None], text_Cn)[0, 0, 2]).any()
 
 
 def test_duplicates_tie() -> None:
     vector_ND, text_Cn = np.eye(4, dtype=np.float32), np.array([[0, 1, 2, 3], [0, 1, 1, 3]])
-    aligned_LCCn = mexa(vector_ND[None], text_Cn).aligned_LCCn
+    aligned_LCCn = mexa(vector_ND[None], text_Cn)
     assert aligned_LCCn[0].mean(axis=2).tolist() == [[1, 0.5], [0.5, 0.5]]
     twice = np.concatenate([vector_ND, vector_ND[:1] * 3])  # another text, the same direction
-    assert mexa(twice[None], np.array([[0, 1, 2, 4]])).score_LCC[0, 0, 0] == 0.5
+    assert mexa(twice[None], np.array([[0, 1, 2, 4]]))[0, 0, 0].mean() == 0.5
 
 
 @pytest.mark.parametrize(("gap", "aligned"), [(1e-11, True), (1e-13, False)])
@@ -78,19 +78,17 @@ def test_a_difference_under_the_tie_is_none(gap: float, aligned: bool) -> None:
     """c_00 = 1 and c_01 = cos(angle), which is gap less."""
     angle = np.sqrt(2 * gap)
     vector_ND = np.array([[1, 0], [1, angle]])
-    assert mexa(vector_ND[None], np.array([[0, 1]])).aligned_LCCn[0, 0, 0].tolist() == [aligned] * 2
+    assert mexa(vector_ND[None], np.array([[0, 1]]))[0, 0, 0].tolist() == [aligned] * 2
 
 
 def test_lengths_do_not_matter_and_zero_vectors_have_cosine_zero() -> None:
     vector_ND, text_Cn = parallel_vectors(0, 3)
     by_length = 2.0 ** np.arange(-30, 30)[:, None]
-    np.testing.assert_array_equal(
-        mexa((vector_ND * by_length)[None], text_Cn).aligned_LCCn, mexa(vector_ND[None], text_Cn).aligned_LCCn
-    )
+    np.testing.assert_array_equal(mexa((vector_ND * by_length)[None], text_Cn), mexa(vector_ND[None], text_Cn))
     vector_ND[0] = 0
     found = mexa(vector_ND[None], text_Cn)
-    assert not found.aligned_LCCn[0, 0, :, 0].any()
-    assert found.aligned_LCCn[0, 0, 0, 1]
+    assert not found[0, 0, :, 0].any()
+    assert found[0, 0, 0, 1]
 
 
 def test_one_id_is_too_few() -> None:
@@ -98,19 +96,18 @@ def test_one_id_is_too_few() -> None:
         mexa(np.ones((1, 2, 3)), np.array([[0], [1]]))
 
 
-def embeddings() -> tuple[TextEmbeddings, Alignment]:
+def embeddings() -> TextEmbeddings:
     vector_ND, text_Cn = parallel_vectors(0, 3)
     attributes = {"bos": "counted", "left_out": [{"id": "z", "language": "C", "reason": "too long"}], "missing": []}
-    found = TextEmbeddings(
+    return TextEmbeddings(
         ("C", "Java", "$x$"), tuple(map(str, range(20))), np.stack([vector_ND, vector_ND[::-1]]), text_Cn, "weighted",
         attributes, {"id": "m", "fingerprint": "f"},
     )  # fmt: skip
-    return found, mexa(found.vector_LND, text_Cn)
 
 
 def test_the_document() -> None:
-    of, found = embeddings()
-    document = json.loads(json.dumps(mexa_document(of, found, ["$x$"]), allow_nan=False))
+    of = embeddings()
+    document = json.loads(json.dumps(mexa_document(of, ["$x$"]), allow_nan=False))
     expected = np.stack([double_loop(vector_ND, of.text_Cn) for vector_ND in of.vector_LND])
     for p, pivot in enumerate(of.languages):
         for q, name in enumerate(of.languages):
@@ -140,11 +137,11 @@ def test_the_document() -> None:
     ):
         assert said in text, said
     with pytest.raises(InputError, match="no language 'Perl' among"):
-        mexa_document(of, found, ["Perl"])
+        mexa_document(of, ["Perl"])
 
 
 def test_the_pictures() -> None:
-    of, _ = embeddings()
+    of = embeddings()
     result = mexa_result(of).of("org/model", ["java"])
     document = result.document
     panels = result.figure().axes[:3]
@@ -219,7 +216,7 @@ def test_the_papers_mean_has_the_pivot_and_no_english() -> None:
         ("C", "Java", "eng_Latn"), tuple(map(str, range(20))), vector_ND[None], text_Cn, "weighted", attributes,
         {"id": "m", "fingerprint": "f"},
     )  # fmt: skip
-    document = mexa_document(of, mexa(of.vector_LND, text_Cn))
+    document = mexa_document(of)
     aligned_CCn = double_loop(vector_ND, text_Cn)
     score_CC = aligned_CCn.mean(axis=2)
     assert document["english"] == ["eng_Latn"]

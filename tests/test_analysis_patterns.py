@@ -13,8 +13,9 @@ from scipy.stats import false_discovery_control, t, ttest_ind
 from neurotally.analysis.keys.null_test import corrected, difference_from_draws, empirical_p, mean_difference, needed
 from neurotally.analysis.keys.patterns import KeyCounts, Statistic, corpus_patterns, count_keys, key_p
 from neurotally.analysis.keys.patterns_study import patterns_document, patterns_result, save_key_patterns
-from neurotally.analysis.keys.places import KINDS, PlaceReader, Places, find_lexer
+from neurotally.analysis.keys.places import KINDS, LexedFile, PlaceReader, Places, find_lexer
 from neurotally.analysis.keys.trigger_lists import TriggerLists, first_in_row
+from neurotally.profiler.texts import TokenText
 
 SOURCE = """import os  # a comment
 def f(x, y):
@@ -37,7 +38,7 @@ def read(texts: list[str], window: int = 3, inside: bool = False, lexer: Any = "
     reader = PlaceReader(find_lexer(lexer, []) if lexer else None, CONCEPTS, window, inside)
     for number, text in enumerate(texts):
         ids, spans = tokens(text)
-        reader.add(number, text, ids, spans, np.arange(len(ids)), SPECIAL)
+        reader.add(TokenText(number, text, ids, spans, 1), np.arange(len(ids)), SPECIAL)
     return reader.places()
 
 
@@ -84,10 +85,10 @@ def test_a_part_of_a_file_is_lexed_as_in_the_file() -> None:
     file = 'x = """\nif x is not in y\n"""\nif x: pass\n'
     windows = ['x = """\n', "if x is not in y\n", '"""\nif x: pass\n']
     reader, first = PlaceReader(find_lexer("python", []), {}), 0
-    lexed = reader.lex(file)
+    lexed = LexedFile(reader.lexer, file)
     for number, text in enumerate(windows):
         ids, spans = tokens(text)
-        reader.add(number, text, ids, spans, np.arange(len(ids)), SPECIAL, lexed, first)
+        reader.add(TokenText(number, text, ids, spans, 1), np.arange(len(ids)), SPECIAL, lexed, first)
         first += len(text)
     whole, parts = read([file]), reader.places()
     kinds = [[KINDS[kind] for kind in places.kind_P[places.found_P]] for places in (whole, parts)]
@@ -99,7 +100,7 @@ def test_a_match_without_characters_is_none() -> None:
     reader = PlaceReader(None, {"x": re.compile("x*")})
     for number, text in enumerate(("abc", "axc")):
         ids, spans = tokens(text)
-        reader.add(number, text, ids, spans, np.array([1]), SPECIAL)
+        reader.add(TokenText(number, text, ids, spans, 1), np.array([1]), SPECIAL)
     assert reader.places().match_PC[:, 0].tolist() == [False, True]
 
 
@@ -237,9 +238,8 @@ def test_keys_with_a_pattern_pass_and_null_keys_do_not(tmp_path: Path) -> None:
     nulls = [lists(16, length, 400, seed) for seed in (1, 2)]
     found = corpus_patterns(lists(16, length, 60, 0, fixed=6), places, sampled, nulls, "Python", 0.05, 0)
     assert found.p_SLF is not None
-    assert found.shallow_LF is not None
     assert (found.p_SLF[0, 0, :10] <= 0.05).all()
-    assert found.shallow_LF[0, :10].all()
+    assert found.shallow_and_abstract()[0][0, :10].all()
     untrained = corpus_patterns(nulls[0], places, sampled, [nulls[1]], "Python", 0.05, 0)
     assert untrained.p_SLF is not None
     assert (untrained.p_SLF <= 0.05).mean() < 0.01
@@ -395,8 +395,8 @@ def test_chance_is_the_rate_of_random_positions() -> None:
 def test_documents_without_a_text_are_left_out_and_named() -> None:
     reader = PlaceReader(None, {}, 3)
     ids, spans = tokens(SOURCE)
-    reader.add_missing(1, np.array([2, 3]), "gone.py", "gone")
-    reader.add(0, SOURCE, ids, spans, np.array([0, 4]), SPECIAL)
+    reader.missing["gone.py"] = "gone"
+    reader.add(TokenText(0, SOURCE, ids, spans, 1), np.array([0, 4]), SPECIAL)
     places = reader.places()
     assert places.index(np.array([0, 0, 1, 1, 2]), np.array([0, 4, 2, 3, 0])).tolist() == [-1, 1, -1, -1, -1]
     assert places.missing == {"gone.py": "gone"}

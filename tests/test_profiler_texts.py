@@ -73,13 +73,13 @@ def test_line_and_column_of_every_token(name: str, model_folder: Path, folder: P
     assert document.ids_T.tolist() == encoded["input_ids"]
     for position, (start, end) in enumerate(encoded["offset_mapping"][1:], 1):
         found = find_line(document.text, *document.span_T2[position].tolist())
-        assert (found.line, found.column) == line_and_column(FILES[name], start), (position, start)
+        assert (found["line"], found["column"]) == line_and_column(FILES[name], start), (position, start)
         with_breaks = FILES[name][start:end].replace("\r\n", "\n").replace("\r", "\n")
-        assert found.token == with_breaks
+        assert found["token"] == with_breaks
         lines = io.StringIO(FILES[name], newline=None).read().split("\n")
         is_short = len(lines) - (not lines[-1]) <= 5
-        around = lines if is_short else lines[max(0, found.line - 3) : found.line + 2]
-        assert found.window.removesuffix("\n").split("\n") == around or found.window == "\n".join(around)
+        around = lines if is_short else lines[max(0, found["line"] - 3) : found["line"] + 2]
+        assert found["text"].removesuffix("\n").split("\n") == around or found["text"] == "\n".join(around)
 
 
 def test_byte_tokens_that_split_a_character_share_it() -> None:

@@ -42,12 +42,12 @@ def empirical_p(
 ) -> np.ndarray:
     """float64 [N]: p of each key's count among its distinct contexts, against M null keys'. No context: p is 1."""
     pair_U2, which_N = np.unique(np.stack([count_N, distinct_N], axis=1), axis=0, return_inverse=True)
-    null_share_M = _share(null_M, null_distinct_M)
+    null_share_M = null_M / np.maximum(null_distinct_M, 1)
     p_U = np.empty(len(pair_U2))
     for count in np.unique(pair_U2[:, 0]):
         at = np.flatnonzero(pair_U2[:, 0] == count)
         below = np.sort(null_share_M[null_M < count])  # the others reach the key by their count
-        num_short = np.searchsorted(below, _share(pair_U2[at, 0], pair_U2[at, 1]), side="left")
+        num_short = np.searchsorted(below, count / np.maximum(pair_U2[at, 1], 1), side="left")
         p_U[at] = (1 + len(null_M) - num_short) / (1 + len(null_M))
     p_U[pair_U2[:, 1] == 0] = 1.0
     p_N: np.ndarray = p_U[which_N.ravel()]
@@ -88,8 +88,3 @@ def difference_from_draws(mean: float, null_R: np.ndarray) -> Difference:
     number = len(null_R)
     quantile = float(t.ppf((1 + LEVEL) / 2, number - 1))
     return Difference(mean - float(null_R.mean()), quantile * float(null_R.std(ddof=1)) * math.sqrt(1 + 1 / number))
-
-
-def _share(count: np.ndarray, of: np.ndarray) -> np.ndarray:
-    share: np.ndarray = np.divide(count, of, out=np.zeros(count.shape), where=of > 0)
-    return share

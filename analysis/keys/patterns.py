@@ -14,8 +14,9 @@ three, corrected over the keys), *abstract* if kinds or concepts do and n-grams 
 paper found by reading.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +34,7 @@ from neurotally.analysis.keys.places import KINDS, Places
 from neurotally.analysis.keys.trigger_lists import TriggerLists, first_in_row
 from neurotally.analysis.overlap import safe_divide
 
+FAMILIES = ("ngrams", "kinds", "concepts")
 NGRAMS = ("token", "bigram", "trigram")
 CHANCE_KEYS = 1000
 """Made-up keys for what chance gives: the mean share is then known to about a hundredth."""
@@ -44,7 +46,7 @@ class Statistic(NamedTuple):
     """What is counted: a name within a family."""
 
     family: str
-    """`ngrams`, `kinds` or `concepts`."""
+    """One of `FAMILIES`."""
     name: str
 
 
@@ -75,55 +77,80 @@ class CorpusPatterns:
     """Of made-up keys [N]."""
     null: KeyCounts | None
     """Of null keys [L, M]: one layer's of all null stores beside each other."""
+    num_nulls: int
+    """Null stores."""
     min_contexts: int
     """Keys with fewer distinct contexts are in no curve and aren't tested."""
     alpha: float
-    p_SLF: np.ndarray | None
-    """float64: p-values, corrected over the keys; None without null keys."""
-    shallow_LF: np.ndarray | None
-    abstract_LF: np.ndarray | None
-    needed: int | None
-    """So many keys must be beyond every null key, for any to pass; None without null keys."""
-    beyond_S: np.ndarray | None
-    """int64: how many keys are, in each statistic."""
-    num_nulls: int
-    """Null stores."""
+    by_layer: bool
+    """A key is tested against its own layer's null keys alone."""
     num_triggers: int
     num_found: int
     """Triggers whose text was found."""
     num_copies: int
-    missing: dict[str, str]
+    missing: Mapping[str, str]
+
+    @cached_property
+    def raw_SLF(self) -> np.ndarray | None:
+        """float64: the p of every key and statistic; None without null keys."""
+        return None if self.null is None else key_p(self.counts, self.null, self.min_contexts, self.by_layer)
+
+    @property
+    def p_SLF(self) -> np.ndarray | None:
+        """The same, corrected over the keys."""
+        return None if self.raw_SLF is None else np.stack([corrected(raw_LF) for raw_LF in self.raw_SLF])
+
+    @property
+    def num_tested_L1(self) -> np.ndarray:
+        """int64: how many null keys a key of each layer is tested against."""
+        assert self.null is not None
+        enough_L1 = (self.null.distinct >= self.min_contexts).sum(axis=1, keepdims=True)
+        return enough_L1 if self.by_layer else np.full_like(enough_L1, enough_L1.sum())
+
+    @property
+    def needed(self) -> int:
+        """So many keys must be beyond every null key together, for any to pass."""
+        return needed(self.counts.distinct.size, int(self.num_tested_L1.min()), self.alpha)
+
+    def num_beyond(self, statistic: int) -> int:
+        """How many keys are beyond every null key: have the smallest p there is, 1 / (1 + M)."""
+        assert self.raw_SLF is not None
+        return int(np.count_nonzero(self.raw_SLF[statistic] * (1 + self.num_tested_L1) < 1.5))
 
     @property
     def over_models(self) -> bool:
         """Whether there are null models enough to take the trained one for one more; else intervals are over keys."""
         return self.num_nulls >= FEWEST_DRAWS
 
-    def over_null(self, statistic: int) -> list[Difference] | None:
-        """By layer: the mean share less that of the layer's null keys; None without null keys."""
-        if self.null is None:
-            return None
+    def over_null(self, statistic: int) -> list[Difference]:
+        """By layer: the mean share less that of the layer's null keys."""
+        assert self.null is not None
         share_LF, null_LM = (counts.share(statistic, self.min_contexts) for counts in (self.counts, self.null))
         if self.over_models:
-            null_LR = _means(null_LM.reshape(len(null_LM), self.num_nulls, -1))
-            return [difference_from_draws(float(mean), null_R) for mean, null_R in zip(_means(share_LF), null_LR,
-                                                                                        strict=True)]  # fmt: skip
+            mean_L = known_means(share_LF).tolist()
+            null_LR = known_means(null_LM.reshape(len(null_LM), self.num_nulls, -1))
+            return [difference_from_draws(mean, null_R) for mean, null_R in zip(mean_L, null_LR, strict=True)]
         return [mean_difference(share_F, null_M) for share_F, null_M in zip(share_LF, null_LM, strict=True)]
 
-
-def statistics_of(places: Places) -> tuple[Statistic, ...]:
-    """What can be counted of these places."""
-    kinds = KINDS if places.has_kinds else ()
-    return (
-        *(Statistic("ngrams", name) for name in NGRAMS),
-        *(Statistic("kinds", name) for name in kinds),
-        *(Statistic("concepts", name) for name in places.concepts),
-    )
+    def shallow_and_abstract(self) -> tuple[np.ndarray, np.ndarray]:
+        """bool [L, F] each: Simes over the statistics, then Benjamini and Hochberg over the keys."""
+        assert self.raw_SLF is not None
+        families = np.array([statistic.family for statistic in self.counts.statistics])
+        is_tested_kind = np.array([statistic.name in _TESTED_KINDS for statistic in self.counts.statistics])
+        passes = []
+        for chosen in (families == "ngrams", (families == "concepts") | (families == "kinds") & is_tested_kind):
+            number = int(chosen.sum())
+            rank_S11 = np.arange(1, number + 1)[:, None, None]
+            simes_LF = (np.sort(self.raw_SLF[chosen], axis=0) * number / rank_S11).min(axis=0, initial=1.0)
+            passes.append(corrected(simes_LF) <= self.alpha)
+        shallow_LF, abstract_LF = passes
+        return shallow_LF, abstract_LF & ~shallow_LF
 
 
 def count_keys(places: Places, index: np.ndarray) -> KeyCounts:
     """Count over keys whose triggers are `index` [..., K] into `places`, -1 where there is none."""
-    statistics = statistics_of(places)
+    names = (NGRAMS, KINDS if places.has_kinds else (), places.concepts)
+    statistics = tuple(Statistic(family, name) for family, of in zip(FAMILIES, names, strict=True) for name in of)
     index_NK = index.reshape(-1, index.shape[-1])
     distinct_N = np.empty(len(index_NK), np.int32)
     count_SN = np.empty((len(statistics), len(index_NK)), np.int32)
@@ -157,48 +184,29 @@ def corpus_patterns(
 
     `by_layer`: test a key against its own layer's null keys alone.
     """
-    index_LFK = key_index(triggers, places)
-    counts = count_keys(places, index_LFK)
-    chance = count_keys(places, chance_keys(places, sampled, index_LFK.shape[-1], seed))
-    null = count_keys(places, np.concatenate([key_index(one, places) for one in nulls], axis=1)) if nulls else None
-    min_contexts = fewest_contexts(index_LFK.shape[-1])
-    raw_SLF = None if null is None else key_p(counts, null, min_contexts, by_layer)
-    num_needed, beyond_S = None, None
-    if null is not None and raw_SLF is not None:
-        null_L1 = _num_tested(null, min_contexts, by_layer)
-        num_needed = needed(counts.distinct.size, int(null_L1.min()), alpha)
-        beyond_S = np.count_nonzero(raw_SLF * (1 + null_L1) < 1.5, axis=(1, 2))  # the smallest p there is, 1 / (1 + M)
-    shallow, abstract = (None, None) if raw_SLF is None else _shallow_and_abstract(counts.statistics, raw_SLF, alpha)
+    index_LFK, *null_indices = (_key_index(one, places) for one in (triggers, *nulls))
+    num_triggers = index_LFK.shape[-1]
     return CorpusPatterns(
         corpus=triggers.corpus,
         lexer=lexer,
-        counts=counts,
-        chance=chance,
-        null=null,
-        min_contexts=min_contexts,
-        alpha=alpha,
-        p_SLF=None if raw_SLF is None else np.stack([corrected(raw_LF) for raw_LF in raw_SLF]),
-        shallow_LF=shallow,
-        abstract_LF=abstract,
-        needed=num_needed,
-        beyond_S=beyond_S,
+        counts=count_keys(places, index_LFK),
+        chance=count_keys(places, chance_keys(places, sampled, num_triggers, seed)),
+        null=count_keys(places, np.concatenate(null_indices, axis=1)) if nulls else None,
         num_nulls=len(nulls),
+        min_contexts=max(2, num_triggers // 4),  # a share of one is always 1
+        alpha=alpha,
+        by_layer=by_layer,
         num_triggers=int(triggers.used_LFK.sum()),
         num_found=int((index_LFK >= 0).sum()),
         num_copies=triggers.num_copies,
-        missing=dict(places.missing),
+        missing=places.missing,
     )
 
 
-def key_index(triggers: TriggerLists, places: Places) -> np.ndarray:
+def _key_index(triggers: TriggerLists, places: Places) -> np.ndarray:
     """int64 [L, F, K]: the places of all triggers; -1 where unused, or without a text."""
     index_LFK = places.index(triggers.document_LFK, triggers.position_LFK)
     return np.where(triggers.used_LFK, index_LFK, -1)
-
-
-def fewest_contexts(num_triggers: int) -> int:
-    """A quarter of K, two at least: a share of one is always 1."""
-    return max(2, num_triggers // 4)
 
 
 def key_p(counts: KeyCounts, null: KeyCounts, min_contexts: int, by_layer: bool = False) -> np.ndarray:
@@ -206,59 +214,30 @@ def key_p(counts: KeyCounts, null: KeyCounts, min_contexts: int, by_layer: bool 
 
     1 for keys with too few contexts.
     """
-    if by_layer:
-        layers = range(len(counts.distinct))
-        return np.concatenate(
-            [key_p(_layer(counts, layer), _layer(null, layer), min_contexts) for layer in layers], axis=1
-        )
-    enough = (counts.distinct >= min_contexts).ravel()
-    null_enough = (null.distinct >= min_contexts).ravel()
-    distinct, null_distinct = counts.distinct.ravel()[enough], null.distinct.ravel()[null_enough]
-    p_SN = np.ones((len(counts.statistics), counts.distinct.size))
-    for statistic, (count, null_count) in enumerate(zip(counts.count_S, null.count_S, strict=True)):
-        p_SN[statistic, enough] = empirical_p(
-            count.ravel()[enough], distinct, null_count.ravel()[null_enough], null_distinct
-        )
-    return p_SN.reshape(counts.count_S.shape)
+    p_SLF = np.ones(counts.count_S.shape)
+    for layers in range(len(counts.distinct)) if by_layer else (slice(None),):
+        distinct, null_distinct = counts.distinct[layers], null.distinct[layers]
+        enough, null_enough = distinct >= min_contexts, null_distinct >= min_contexts
+        for p_LF, count_LF, null_LM in zip(p_SLF, counts.count_S, null.count_S, strict=True):
+            count, null_count = count_LF[layers][enough], null_LM[layers][null_enough]
+            p_LF[layers][enough] = empirical_p(count, distinct[enough], null_count, null_distinct[null_enough])
+    return p_SLF
 
 
-def _num_tested(null: KeyCounts, min_contexts: int, by_layer: bool) -> np.ndarray:
-    """int64 [L, 1]: how many null keys a key of each layer is tested against."""
-    enough_L1 = (null.distinct >= min_contexts).sum(axis=1, keepdims=True)
-    return enough_L1 if by_layer else np.full_like(enough_L1, enough_L1.sum())
-
-
-def _means(share: np.ndarray) -> np.ndarray:
+def known_means(share: np.ndarray) -> np.ndarray:
     """The mean over the last axis, NaNs left out; NaN where there is nothing else."""
     is_known = np.isfinite(share)
     return safe_divide(np.where(is_known, share, 0).sum(axis=-1), is_known.sum(axis=-1))
 
 
-def _layer(counts: KeyCounts, layer: int) -> KeyCounts:
-    """One layer's counts."""
-    one = slice(layer, layer + 1)
-    return KeyCounts(counts.statistics, counts.distinct[one], counts.count_S[:, one])
-
-
-def _shallow_and_abstract(
-    statistics: Sequence[Statistic], raw_SLF: np.ndarray, alpha: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """bool [L, F] each: Simes over the statistics, then Benjamini and Hochberg over the keys."""
-    is_ngram = np.array([statistic.family == "ngrams" for statistic in statistics])
-    is_abstract = np.array([one.family == "concepts" or one.name in _TESTED_KINDS for one in statistics]) & ~is_ngram
-    passes = []
-    for chosen in (is_ngram, is_abstract):
-        number = int(chosen.sum())
-        rank_S11 = np.arange(1, number + 1)[:, None, None]
-        simes_LF = (np.sort(raw_SLF[chosen], axis=0) * number / rank_S11).min(axis=0, initial=1.0)
-        passes.append(corrected(simes_LF) <= alpha)
-    shallow_LF, abstract_LF = passes
-    return shallow_LF, abstract_LF & ~shallow_LF
+def strongest(count: np.ndarray, number: int = 10) -> list[tuple[int, ...]]:
+    """Where the largest counts above 0 are, equal ones in order."""
+    order = np.argsort(-count, axis=None, kind="stable")[:number]
+    places = zip(*(axis.tolist() for axis in np.unravel_index(order, count.shape)), strict=True)
+    return [at for at in places if count[at]]
 
 
 def _count_block(places: Places, index_NK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    if not len(places.key_P):
-        return np.zeros(len(index_NK), np.int32), np.zeros((len(statistics_of(places)), len(index_NK)), np.int32)
     valid_NK = index_NK >= 0
     at_NK = np.maximum(index_NK, 0)
     counted_NK = first_in_row(places.context_P[at_NK].view(np.int64), valid_NK)
@@ -273,11 +252,10 @@ def _count_block(places: Places, index_NK: np.ndarray) -> tuple[np.ndarray, np.n
 def _most_frequent(value_NK: np.ndarray, counted_NK: np.ndarray) -> np.ndarray:
     """int64 [N]: how often the most frequent value, other than -1, is among the counted entries."""
     ascending_NK = np.sort(np.where(counted_NK, value_NK, -1), axis=1)
-    run_N = np.zeros(len(value_NK), np.int64)
-    best_N = np.zeros(len(value_NK), np.int64)
-    for column in range(ascending_NK.shape[1]):
-        value_N = ascending_NK[:, column]
-        same_N = value_N == ascending_NK[:, column - 1] if column else np.zeros(len(value_NK), bool)
-        run_N = np.where(value_N < 0, 0, np.where(same_N, run_N + 1, 1))
+    run_N, best_N = np.zeros((2, len(value_NK)), np.int64)
+    before_N = np.full(len(value_NK), -1)
+    for value_N in ascending_NK.T:
+        run_N = np.where(value_N < 0, 0, np.where(value_N == before_N, run_N + 1, 1))
         best_N = np.maximum(best_N, run_N)
+        before_N = value_N
     return best_N

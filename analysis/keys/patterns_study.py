@@ -24,22 +24,22 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from neurotally.analysis.keys.patterns import CorpusPatterns, KeyCounts
+from neurotally.analysis.keys.patterns import FAMILIES, CorpusPatterns, known_means, strongest
 from neurotally.analysis.keys.places import read_concepts
-from neurotally.analysis.keys.tested import UNTESTED, NullTest, patterns_by_corpus
+from neurotally.analysis.keys.tested import UNTESTED, NullTest, left_out_notes, patterns_by_corpus
 from neurotally.analysis.keys.texts import ANYWHERE, Texts
-from neurotally.analysis.layer_runs import layer_runs
+from neurotally.analysis.layer_runs import LAYERS, interval, known_mean, layer_runs, run_means
 from neurotally.analysis.options import Group, OnlyCorpora, Option
 from neurotally.analysis.progress import BARS, Progress
 from neurotally.analysis.result import Cell, Chart, Column, Panel, Result, Series, Table, Value, finite, model_name
 from neurotally.profiler.whole_files import whole_file
 
 PATTERNS_SCHEMA = 1
-FAMILIES = ("ngrams", "kinds", "concepts")
-_STRONGEST = 10
-_LISTED_MISSING = 5
-_LEFT_OUT = ("punctuation", "directive", "other")
-"""Kinds without a panel."""
+_BESIDE_NULL = ("null_by_layer", "over_null_by_layer", "over_null_half_by_layer", "passing_by_layer", "passing",
+                "beyond_null")  # fmt: skip
+"""Null without null keys."""
+_LEFT_OUT = [("kinds", "punctuation"), ("kinds", "directive"), ("kinds", "other")]
+"""Without a panel."""
 
 
 def study(
@@ -63,7 +63,7 @@ def study(
     ['token', 'bigram', 'trigram']
     """
     concepts = {} if regex is None else read_concepts(Path(regex))
-    found = [result for _, result in patterns_by_corpus(store, concepts, corpus, test, texts, progress)]
+    found = [keys.patterns for keys in patterns_by_corpus(store, concepts, corpus, test, texts, progress)]
     if archive is not None:
         save_key_patterns(found, archive)
     sources = {name: expression.pattern for name, expression in concepts.items()}
@@ -96,17 +96,15 @@ def patterns_document(
     `settings`: model, null, alpha, by_layer_tests, window_lines, inside, triggers.
     """
     num_layers, num_neurons = corpora[0].counts.distinct.shape
-    document: dict[str, Any] = finite(
-        {
-            "schema": PATTERNS_SCHEMA,
-            **settings,
-            "null_keys": 0 if corpora[0].null is None else corpora[0].null.distinct.size,
-            "concepts": dict(patterns),
-            "layers": num_layers,
-            "neurons": num_neurons,
-            "corpora": {corpus.corpus: _corpus(corpus) for corpus in corpora},
-        }
-    )
+    document: dict[str, Any] = finite({
+        "schema": PATTERNS_SCHEMA,
+        **settings,
+        "null_keys": 0 if corpora[0].null is None else corpora[0].null.distinct.size,
+        "concepts": dict(patterns),
+        "layers": num_layers,
+        "neurons": num_neurons,
+        "corpora": {corpus.corpus: _corpus(corpus) for corpus in corpora},
+    })  # fmt: skip
     return document
 
 
@@ -114,21 +112,23 @@ def save_key_patterns(corpora: Sequence[CorpusPatterns], path: Path) -> None:
     """Write the counts and p-values of all keys: an .npz of arrays named CORPUS/count/FAMILY/NAME and so on."""
     arrays = {}
     for corpus in corpora:
+        p_SLF = corpus.p_SLF
         arrays[f"{corpus.corpus}/contexts"] = corpus.counts.distinct
         for number, (family, name) in enumerate(corpus.counts.statistics):
             arrays[f"{corpus.corpus}/count/{family}/{name}"] = corpus.counts.count_S[number]
-            if corpus.p_SLF is not None:
-                arrays[f"{corpus.corpus}/p/{family}/{name}"] = corpus.p_SLF[number]
+            if p_SLF is not None:
+                arrays[f"{corpus.corpus}/p/{family}/{name}"] = p_SLF[number]
     with whole_file(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def _corpus(corpus: CorpusPatterns) -> dict[str, Any]:
     enough_LF = corpus.counts.distinct >= corpus.min_contexts
+    p_SLF = corpus.p_SLF
     families: dict[str, dict[str, Any]] = {family: {} for family in FAMILIES}
     for number, (family, name) in enumerate(corpus.counts.statistics):
-        families[family][name] = _statistic(corpus, number)
-    return {
+        families[family][name] = _statistic(corpus, number, None if p_SLF is None else p_SLF[number])
+    found = {
         "lexer": corpus.lexer,
         "min_contexts": corpus.min_contexts,
         "keys": int(enough_LF.sum()),
@@ -136,56 +136,47 @@ def _corpus(corpus: CorpusPatterns) -> dict[str, Any]:
         "found": corpus.num_found,
         "copies": corpus.num_copies,
         "missing": corpus.missing,
-        "needed": corpus.needed,
         "over_models": corpus.over_models,
         "keys_by_layer": enough_LF.sum(axis=1).tolist(),
-        "shallow_by_layer": _layer_shares(corpus.shallow_LF),
-        "abstract_by_layer": _layer_shares(corpus.abstract_LF),
+        **dict.fromkeys(("needed", "shallow_by_layer", "abstract_by_layer")),
         **families,
     }
+    if corpus.null is not None:
+        shallow_L, abstract_L = (passes_LF.mean(axis=1).tolist() for passes_LF in corpus.shallow_and_abstract())
+        found |= {"needed": corpus.needed, "shallow_by_layer": shallow_L, "abstract_by_layer": abstract_L}
+    return found
 
 
-def _statistic(corpus: CorpusPatterns, number: int) -> dict[str, Any]:
-    chance = corpus.chance.share(number, 1)
-    passes_LF = None if corpus.p_SLF is None else corpus.p_SLF[number] <= corpus.alpha
-    over_null = corpus.over_null(number)
-    return {
-        "by_layer": _layer_means(corpus.counts, number, corpus.min_contexts),
-        "null_by_layer": None if corpus.null is None else _layer_means(corpus.null, number, corpus.min_contexts),
-        "chance": float(np.nanmean(chance)) if np.isfinite(chance).any() else None,
+def _statistic(corpus: CorpusPatterns, number: int, p_LF: np.ndarray | None) -> dict[str, Any]:
+    counts, chance = corpus.counts, corpus.chance.share(number, 1)
+    count_LF = np.where(counts.distinct >= corpus.min_contexts, counts.count_S[number], 0)
+    found = {
+        "by_layer": known_means(counts.share(number, corpus.min_contexts)).tolist(),
+        "chance": float(known_means(chance)),
         "chance_sd": float(np.nanstd(chance)) if np.isfinite(chance).any() else None,
-        "over_null_by_layer": None if over_null is None else [of.difference for of in over_null],
-        "over_null_half_by_layer": None if over_null is None else [of.half for of in over_null],
-        "passing_by_layer": None if passes_LF is None else passes_LF.sum(axis=1).tolist(),
-        "passing": None if passes_LF is None else int(passes_LF.sum()),
-        "beyond_null": None if corpus.beyond_S is None else int(corpus.beyond_S[number]),
-        "strongest": _strongest(corpus, number),
-    }
+        **dict.fromkeys(_BESIDE_NULL),
+        "strongest": [
+            {"layer": at[0], "neuron": at[1], "count": int(count_LF[at]), "contexts": int(counts.distinct[at]),
+             "p": None if p_LF is None else float(p_LF[at])}
+            for at in strongest(count_LF)
+        ],
+    }  # fmt: skip
+    if corpus.null is not None and p_LF is not None:
+        passes_LF, over_null = p_LF <= corpus.alpha, corpus.over_null(number)
+        found |= {
+            "null_by_layer": known_means(corpus.null.share(number, corpus.min_contexts)).tolist(),
+            "over_null_by_layer": [of.difference for of in over_null],
+            "over_null_half_by_layer": [of.half for of in over_null],
+            "passing_by_layer": passes_LF.sum(axis=1).tolist(),
+            "passing": int(passes_LF.sum()),
+            "beyond_null": corpus.num_beyond(number),
+        }
+    return found
 
 
-def _layer_means(counts: KeyCounts, number: int, min_contexts: int) -> list[float | None]:
-    """Mean share of each layer's keys; None for a layer without any."""
-    share_LF = counts.share(number, min_contexts)
-    return [float(np.nanmean(share_F)) if np.isfinite(share_F).any() else None for share_F in share_LF]
-
-
-def _layer_shares(passes_LF: np.ndarray | None) -> list[float] | None:
-    return None if passes_LF is None else passes_LF.mean(axis=1).tolist()
-
-
-def _strongest(corpus: CorpusPatterns, number: int) -> list[dict[str, Any]]:
-    """The keys with the highest count, then the lower layer."""
-    count_LF = np.where(corpus.counts.distinct >= corpus.min_contexts, corpus.counts.count_S[number], 0)
-    entries = []
-    for at in np.argsort(-count_LF, axis=None, kind="stable")[:_STRONGEST].tolist():
-        layer, neuron = divmod(at, count_LF.shape[1])
-        if count_LF[layer, neuron]:
-            entries.append({
-                "layer": layer, "neuron": neuron, "count": int(count_LF[layer, neuron]),
-                "contexts": int(corpus.counts.distinct[layer, neuron]),
-                "p": None if corpus.p_SLF is None else float(corpus.p_SLF[number, layer, neuron]),
-            })  # fmt: skip
-    return entries
+def _found(corpus: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
+    """What was found of a corpus, by (family, name)."""
+    return {(family, name): found for family in FAMILIES for name, found in corpus[family].items()}
 
 
 def _table(name: str, corpus: Mapping[str, Any], document: Mapping[str, Any]) -> Table:
@@ -195,11 +186,10 @@ def _table(name: str, corpus: Mapping[str, Any], document: Mapping[str, Any]) ->
         columns += [Column("null", "share"), *(Column(f"over null {span}", "signed", 1) for span in runs)]
         columns += [Column("keys passing", "count")]
     rows: list[list[Cell]] = []
-    for statistic, found in [pair for family in FAMILIES for pair in corpus[family].items()]:
-        row: list[Cell] = [statistic, *(_mean([found["by_layer"][layer] for layer in run]) for run in runs.values())]
-        row.append(found["chance"])
+    for (_, statistic), found in _found(corpus).items():
+        row: list[Cell] = [statistic, *run_means(found["by_layer"], runs), found["chance"]]
         if document["null_keys"]:
-            row += [_mean(found["null_by_layer"]), *_over_null(found, runs), found["passing"]]
+            row += [known_mean(found["null_by_layer"]), *_over_null(found, runs), found["passing"]]
         rows.append(row)
     return Table(name, f"{name}: mean share of a key's contexts", columns, rows)
 
@@ -220,18 +210,15 @@ def _over_null(found: Mapping[str, Any], runs: Mapping[str, np.ndarray]) -> list
 def _chart(document: Mapping[str, Any]) -> Chart:
     """One panel a statistic: mean share of a key's contexts by layer, a line a corpus; grey what null keys give."""
     corpora = document["corpora"]
-    statistics = dict.fromkeys(
-        (family, name) for corpus in corpora.values() for family in FAMILIES for name in corpus[family]
-        if name not in _LEFT_OUT or family != "kinds"
-    )  # fmt: skip
-    panels = [_panel(corpora, family, name) for family, name in statistics]
+    statistics = dict.fromkeys(statistic for corpus in corpora.values() for statistic in _found(corpus))
+    panels = [_panel(corpora, *statistic) for statistic in statistics if statistic not in _LEFT_OUT]
     if document["null_keys"]:
         needed = max((corpus["needed"] for corpus in corpora.values()), default=0)
         for key, title in (("shallow_by_layer", "shallow keys"), ("abstract_by_layer", "abstract keys")):
             series = [Series(_label(name, corpus), corpus[key], corpus=name) for name, corpus in corpora.items()]
             panels.append(Panel(title, series, f"{needed:,} needed for any"))
     return Chart(
-        "patterns", "What the keys' triggers have in common", panels, "layer, from the input to the output",
+        "patterns", "What the keys' triggers have in common", panels, LAYERS,
         "share of a key's distinct trigger contexts, mean over keys", y="share", share_y=False,
     )  # fmt: skip
 
@@ -241,21 +228,16 @@ def _panel(corpora: Mapping[str, Any], family: str, name: str) -> Panel:
     for corpus_name, corpus in corpora.items():
         if (found := corpus[family].get(name)) is None:
             continue
-        low: Sequence[float] = ()
-        high: Sequence[float] = ()
-        share_L = np.array(found["by_layer"], np.float64)
+        low, high = interval(found["by_layer"], found["over_null_half_by_layer"])
+        series.append(Series(_label(corpus_name, corpus), found["by_layer"], low=low, high=high, corpus=corpus_name))
         if found["null_by_layer"] is not None:
-            half_L = np.array(found["over_null_half_by_layer"], np.float64)
-            low, high = (share_L - half_L).tolist(), (share_L + half_L).tolist()
             nulls.append(found["null_by_layer"])
-        if found["chance"] is not None:
-            chances.append(found["chance"])
-        series.append(Series(_label(corpus_name, corpus), share_L.tolist(), low=low, high=high, corpus=corpus_name))
+        chances.append(found["chance"])
     if nulls:
-        mean_L = [_mean(of_layer) for of_layer in zip(*nulls, strict=True)]
+        mean_L = [known_mean(of_layer) for of_layer in zip(*nulls, strict=True)]
         series.append(Series("random weights, mean over corpora", mean_L, tone="grey", is_dashed=True))
-    if chances:
-        series.append(Series("random positions, mean over corpora", [_mean(chances)], mark="level", tone="grey"))
+    if (chance := known_mean(chances)) is not None:
+        series.append(Series("random positions, mean over corpora", [chance], mark="level", tone="grey"))
     title = {"ngrams": f"same {name}", "kinds": name, "concepts": f"/{name}/"}[family]
     return Panel(title, series)
 
@@ -264,19 +246,11 @@ def _label(name: str, corpus: Mapping[str, Any]) -> str:
     return f"{name} ({corpus['keys']:,} keys)"
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
-
-
 def _needed_note(document: Mapping[str, Any], corpus: Mapping[str, Any]) -> str:
     """What a key's test can find with so many null keys, and whether a zero says anything."""
-    beyond = ", ".join(
-        f"{corpus[family][name]['beyond_null']:,} {name}" for family in FAMILIES for name in corpus[family]
-    )
-    few = (
-        max((of["beyond_null"] for family in FAMILIES for of in corpus[family].values()), default=0) < corpus["needed"]
-    )
+    found = _found(corpus)
+    beyond = ", ".join(f"{of['beyond_null']:,} {name}" for (_, name), of in found.items())
+    few = max((of["beyond_null"] for of in found.values()), default=0) < corpus["needed"]
     zero = "so that none passes is no finding: see the layers over null, or give more --null stores; " if few else ""
     return (
         f"with {document['null_keys']:,} null keys at least {corpus['needed']:,} keys must be beyond every null key "
@@ -294,13 +268,8 @@ def _notes(name: str, corpus: Mapping[str, Any], document: Mapping[str, Any]) ->
         shallow, abstract = (100 * float(np.mean(corpus[key])) for key in ("shallow_by_layer", "abstract_by_layer"))
         notes.append(
             f"{name}: more than null keys at {document['alpha']:g}: {shallow:.1f} % shallow, {abstract:.1f} % "
-            f"abstract; "
-            f"{_needed_note(document, corpus)}"
+            f"abstract; {_needed_note(document, corpus)}"
         )
     if corpus["lexer"] is None:
         notes.append(f"{name}: no lexer is known for it, so no kinds of tokens")
-    missing = list(corpus["missing"].items())
-    notes += [f"{name}: left out: {document} ({reason})" for document, reason in missing[:_LISTED_MISSING]]
-    if len(missing) > _LISTED_MISSING:
-        notes.append(f"{name}: left out: {len(missing) - _LISTED_MISSING:,} more, named in the JSON document")
-    return notes
+    return notes + left_out_notes(name, corpus["missing"])

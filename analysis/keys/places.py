@@ -17,15 +17,18 @@ import hashlib
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.matches import find_spans
+from neurotally.profiler.texts import TokenText
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -43,16 +46,16 @@ Patterns = Mapping[str, re.Pattern[str]]
 
 @dataclass(frozen=True, eq=False)
 class Places:
-    """What stands at P places of a corpus, in the order of `place_keys`."""
+    """What stands at P places of a corpus whose texts were found, in the order of `place_keys`."""
 
     key_P: np.ndarray
     """uint64, ascending: see `place_keys`."""
     found_P: np.ndarray
-    """bool: the text was found and the token isn't a special one; nothing else is known of the others."""
+    """bool: the token isn't a special one, of which nothing counts."""
     context_P: np.ndarray
     """uint64: equal where lines and the token's place in them are."""
     token_P: np.ndarray
-    """int64: the token's id."""
+    """int64: the token's id; -1 for special ones."""
     bigram_P: np.ndarray
     """int64: equal where the last two tokens are; -1 where the document has only one."""
     trigram_P: np.ndarray
@@ -69,35 +72,24 @@ class Places:
     def index(self, document: np.ndarray, position: np.ndarray) -> np.ndarray:
         """int64: which place each (document, position) is; -1 where it isn't one of these, or has no text."""
         key = place_keys(document, position)
-        at = np.minimum(np.searchsorted(self.key_P, key), max(0, len(self.key_P) - 1))
-        if not len(self.key_P):
-            return np.full(key.shape, _NOT_THERE, np.int64)
+        at = np.minimum(np.searchsorted(self.key_P, key), len(self.key_P) - 1)
         return np.where((self.key_P[at] == key) & self.found_P[at], at, _NOT_THERE)
 
 
-class Line(NamedTuple):
-    """Where a token stands, with the lines around it."""
+def find_line(text: str, start: int, end: int, num_lines: int = WINDOW_LINES, first_line: int = 1) -> dict[str, Any]:
+    """Where a token, characters `start` to `end` of a text, stands in the middle of `num_lines` lines.
 
-    line: int
-    """In its text, from 1; where the token begins."""
-    column: int
-    """In characters, from 1."""
-    token: str
-    window: str
-    """The lines around."""
-    window_line: int
-    """Number of the first of them."""
-    start: int
-    """Where in the window the token begins, in characters."""
-
-
-def find_line(text: str, start: int, end: int, num_lines: int = WINDOW_LINES) -> Line:
-    """Where characters `start` to `end` of a text stand, in the middle of `num_lines` lines."""
+    Its `line` and `column`, from 1, where it begins; `token`; `text`: the lines around; `text_line`: the number of the
+    first of them; `text_start`: where in them it begins, in characters. The text's own first line is `first_line`.
+    """
     starts = _line_starts(text)
     line = int(np.searchsorted(starts, start, side="right")) - 1
     first, last = _windows(text, starts, np.array([line]), num_lines)[0].tolist()
-    window_line = int(np.searchsorted(starts, first, side="right"))
-    return Line(line + 1, start - int(starts[line]) + 1, text[start:end], text[first:last], window_line, start - first)
+    window_line = int(np.searchsorted(starts, first, side="right")) - 1
+    return {
+        "line": first_line + line, "column": start - int(starts[line]) + 1, "token": text[start:end],
+        "text": text[first:last], "text_line": first_line + window_line, "text_start": start - first,
+    }  # fmt: skip
 
 
 def place_keys(document: np.ndarray, position: np.ndarray) -> np.ndarray:
@@ -108,34 +100,37 @@ def place_keys(document: np.ndarray, position: np.ndarray) -> np.ndarray:
 
 def read_concepts(path: Path) -> Patterns:
     """The regular expressions of a TOML file with a table `[concepts]`, by name; InputError naming what is wrong."""
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} can't be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, or not TOML
-        raise InputError(f"{path} isn't TOML: {error}") from error
-    concepts = document.get("concepts")
+    concepts = parsed_file(path, tomllib.loads, "TOML").get("concepts")
     if not isinstance(concepts, dict) or not concepts:
         raise InputError(f"{path} has no concepts; expected a table [concepts] with lines such as main = 'def main\\('")
     return {name: _compiled(path, name, pattern) for name, pattern in concepts.items()}
 
 
+def parsed_file(path: Path, parse: Callable[[str], Any], kind: str) -> Any:
+    """What `parse` makes of a text file; an InputError where it can't be read, or isn't of this kind."""
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, or not of this kind
+        raise InputError(f"{path} isn't {kind}: {error}") from error
+
+
 def find_lexer(corpus: str, document_names: Sequence[str]) -> Any:
     """Pygments' lexer of a corpus: by its name, else by its documents' most frequent suffix; None for plain text."""
-    from pygments.lexers import get_lexer_by_name, get_lexer_for_filename
+    from pygments.lexers import find_lexer_class_for_filename, get_lexer_by_name
     from pygments.lexers.special import TextLexer
     from pygments.util import ClassNotFound
 
-    suffixes = Counter(Path(name.partition("#")[0]).suffix for name in document_names)
-    candidates: list[Any] = [lambda: get_lexer_by_name(corpus.lower())]
-    candidates += [lambda s=suffix: get_lexer_for_filename(f"x{s}") for suffix, _ in suffixes.most_common(1) if suffix]
-    for find in candidates:
-        try:
-            lexer = find()
-        except ClassNotFound:
-            continue
-        return None if isinstance(lexer, TextLexer) else lexer
-    return None
+    lexer: Any = None
+    try:
+        lexer = get_lexer_by_name(corpus.lower())
+    except ClassNotFound:
+        suffixes = Counter(Path(name.partition("#")[0]).suffix for name in document_names)
+        for suffix, _ in suffixes.most_common(1):
+            found = find_lexer_class_for_filename(f"x{suffix}") if suffix else None
+            lexer = found and found()
+    return None if isinstance(lexer, TextLexer) else lexer
 
 
 @dataclass
@@ -147,104 +142,71 @@ class PlaceReader:
     window_lines: int = WINDOW_LINES
     inside: bool = False
     """A concept counts only where the token lies in the match, not anywhere in the lines around."""
+    missing: dict[str, str] = field(default_factory=dict)
+    """Documents without a text, by name, with the reason."""
     _parts: list[tuple[np.ndarray, ...]] = field(default_factory=list)
-    _missing: dict[str, str] = field(default_factory=dict)
-    _bigrams: "_Numbers" = field(default_factory=lambda: _Numbers())
-    _trigrams: "_Numbers" = field(default_factory=lambda: _Numbers())
 
     def add(
-        self,
-        number: int,
-        text: str,
-        ids_T: np.ndarray,
-        span_T2: np.ndarray,
-        position_P: np.ndarray,
-        special_ids: Sequence[int],
-        file: "LexedFile | None" = None,
-        first_character: int = 0,
-        name: str = "a document",
-    ) -> None:
-        """Look at some tokens of a document. `text` has "\\n" line breaks; `position_P` ascends.
+        self, document: TokenText, position_P: np.ndarray, special_ids: Sequence[int],
+        file: "LexedFile | None" = None, first_character: int = 0, name: str = "a document",
+    ) -> None:  # fmt: skip
+        """Look at some tokens of a document; `position_P` ascends.
 
         `file`: the file of which the document is the part from `first_character` on; None: it is all of it.
         InputError, with its `name`, if an expression takes too long over it.
         """
+        text = document.text
         starts = _line_starts(text)
-        span_P2 = span_T2[position_P]
+        span_P2 = document.span_T2[position_P]
         line_P = np.searchsorted(starts, span_P2[:, 0], side="right") - 1
         window_P2 = _windows(text, starts, line_P, self.window_lines)
-        is_special_T = np.isin(ids_T, special_ids)
-        num_places = len(position_P)
+        windows, which_P = np.unique(window_P2, axis=0, return_inverse=True)
+        lines = [text[first:last] for first, last in windows.tolist()]
+        in_window_P2 = span_P2 - window_P2[:, :1]
+        last_P3 = _last_tokens(document.ids_T, special_ids, position_P)
         self._parts.append(
             (
-                place_keys(np.full(num_places, number), position_P),
-                ~is_special_T[position_P],
-                _contexts(text, window_P2, span_P2),
-                ids_T[position_P],
-                self._bigrams.of(_last_tokens(ids_T, is_special_T, position_P, 2)),
-                self._trigrams.of(_last_tokens(ids_T, is_special_T, position_P, 3)),
-                (file or self.lex(text)).kinds(text, span_P2, first_character),
-                _matches(self.concepts, text, window_P2, span_P2 if self.inside else None, name),
-            )
-        )
-
-    def lex(self, text: str) -> "LexedFile":
-        """The kinds of a whole file."""
-        return LexedFile(self.lexer, text)
-
-    def add_missing(self, number: int, position_P: np.ndarray, name: str, reason: str) -> None:
-        """A document without a text."""
-        self._missing[name] = reason
-        num_places = len(position_P)
-        none = np.full(num_places, _NOT_THERE, np.int64)
-        self._parts.append(
-            (
-                place_keys(np.full(num_places, number), position_P),
-                np.zeros(num_places, bool),
-                np.zeros(num_places, np.uint64),
-                none,
-                none,
-                none,
-                np.full(num_places, _OTHER, np.uint8),
-                np.zeros((num_places, len(self.concepts)), bool),
+                place_keys(np.full(len(position_P), document.number), position_P),
+                last_P3[:, -1] != _NOT_THERE,
+                _contexts(lines, which_P.ravel(), in_window_P2),
+                last_P3,
+                (file or LexedFile(self.lexer, text)).kinds(text, span_P2, first_character),
+                self._matches(lines, which_P.ravel(), in_window_P2, name),
             )
         )
 
     def places(self) -> Places:
-        """All that was added."""
-        if not self._parts:
-            self.add_missing(0, np.empty(0, np.int64), "", "")
-            self._missing.clear()
+        """All that was added: one document or more."""
         columns = [np.concatenate(column) for column in zip(*self._parts, strict=True)]
         order = np.argsort(columns[0], kind="stable")
-        key, found, context, token, bigram, trigram, kind, match = (column[order] for column in columns)
+        key_P, found_P, context_P, last_P3, kind_P, match_PC = (column[order] for column in columns)
+        before_P = _pairs(last_P3[:, 0], last_P3[:, 1])
+        _, number_P = np.unique(before_P, return_inverse=True)
         return Places(
-            key_P=key,
-            found_P=found,
-            context_P=context,
-            token_P=token,
-            bigram_P=bigram,
-            trigram_P=trigram,
-            kind_P=kind,
-            match_PC=match,
+            key_P=key_P,
+            found_P=found_P,
+            context_P=context_P,
+            token_P=last_P3[:, 2],
+            bigram_P=_pairs(last_P3[:, 1], last_P3[:, 2]),
+            trigram_P=_pairs(np.where(before_P < 0, _NOT_THERE, number_P), last_P3[:, 2]),
+            kind_P=kind_P,
+            match_PC=match_PC,
             concepts=tuple(self.concepts),
             has_kinds=self.lexer is not None,
-            missing=dict(self._missing),
+            missing=self.missing,
         )
 
-
-class _Numbers:
-    """Gives each distinct row of integers a number, in the order they come."""
-
-    def __init__(self) -> None:
-        self._number: dict[bytes, int] = {}
-
-    def of(self, ids_Pn: np.ndarray) -> np.ndarray:
-        """int64 [P]; -1 for rows that hold a -1."""
-        number = self._number
-        rows = np.ascontiguousarray(ids_Pn)
-        found = [number.setdefault(row.tobytes(), len(number)) for row in rows]
-        return np.where((rows == _NOT_THERE).any(axis=1), _NOT_THERE, np.array(found, np.int64))
+    def _matches(self, lines: Sequence[str], which_P: np.ndarray, in_window_P2: np.ndarray, name: str) -> np.ndarray:
+        """bool [P, C]: whether each concept is found in the lines, and overlaps the token if it must lie inside."""
+        match_PC = np.zeros((len(which_P), len(self.concepts)), bool)
+        for column, (concept, pattern) in enumerate(self.concepts.items()):
+            spans = find_spans(concept, pattern, lines, name)
+            match_PC[:, column] = np.array([len(span_M2) > 0 for span_M2 in spans], bool)[which_P]
+            for place in np.flatnonzero(match_PC[:, column]).tolist() if self.inside else ():
+                start, end = in_window_P2[place].tolist()
+                span_M2 = spans[which_P[place]]
+                match_PC[place, column] = bool(((span_M2[:, 0] < end) & (start < span_M2[:, 1])).any())
+        return match_PC
 
 
 def _compiled(path: Path, name: str, pattern: Any) -> re.Pattern[str]:
@@ -272,40 +234,39 @@ def _windows(text: str, starts: np.ndarray, line_P: np.ndarray, num_lines: int) 
     return np.stack([starts[first_P], ends[last_P]], axis=1)
 
 
-def _contexts(text: str, window_P2: np.ndarray, span_P2: np.ndarray) -> np.ndarray:
+def _contexts(lines: Sequence[str], which_P: np.ndarray, in_window_P2: np.ndarray) -> np.ndarray:
     """uint64 [P]: a hash of the lines and of where the token is in them."""
-    windows, which_P = np.unique(window_P2, axis=0, return_inverse=True)
-    hashed = [hashlib.blake2b(text[a:b].encode(), digest_size=8).digest() for a, b in windows.tolist()]
+    hashed = [hashlib.blake2b(window.encode(), digest_size=8).digest() for window in lines]
     window_hash = np.frombuffer(b"".join(hashed), np.uint64)
-    offset_P2 = (span_P2 - window_P2[:, :1]).astype(np.uint64)
+    offset_P2 = in_window_P2.astype(np.uint64)
     # Odd constants of the golden ratio and of MurmurHash3's finaliser: any two offsets move the hash apart.
     with np.errstate(over="ignore"):
         mixed = offset_P2[:, 0] * np.uint64(0x9E3779B97F4A7C15) + offset_P2[:, 1] * np.uint64(0xFF51AFD7ED558CCD)
-        context_P: np.ndarray = window_hash[which_P.ravel()] + mixed
+        context_P: np.ndarray = window_hash[which_P] + mixed
     return context_P
 
 
-def _last_tokens(ids_T: np.ndarray, is_special_T: np.ndarray, position_P: np.ndarray, number: int) -> np.ndarray:
-    """int64 [P, number]: the tokens that end at each position; -1 before the document and for special tokens."""
-    padded = np.r_[np.full(number - 1, _NOT_THERE), np.where(is_special_T, _NOT_THERE, ids_T)]
-    tokens_Pn: np.ndarray = padded[position_P[:, None] + np.arange(number)]
-    return tokens_Pn
+def _last_tokens(ids_T: np.ndarray, special_ids: Sequence[int], position_P: np.ndarray) -> np.ndarray:
+    """int64 [P, 3]: the tokens that end at each position; -1 before the document and for special tokens."""
+    padded = np.r_[_NOT_THERE, _NOT_THERE, np.where(np.isin(ids_T, special_ids), _NOT_THERE, ids_T)]
+    tokens_P3: np.ndarray = padded[position_P[:, None] + np.arange(3)]
+    return tokens_P3
+
+
+def _pairs(first_P: np.ndarray, second_P: np.ndarray) -> np.ndarray:
+    """int64: a number for every two numbers below 2^31; -1 where one is -1."""
+    return np.where((first_P < 0) | (second_P < 0), _NOT_THERE, first_P << 32 | second_P)
 
 
 class LexedFile:
     """What kind of token a file's characters are in: a part of it alone may lie in a comment that began before it."""
 
     def __init__(self, lexer: Any, text: str):
-        at: list[int] = []
-        kinds: list[int] = []
-        known: dict[Any, int] = {}
         lexed = () if lexer is None else lexer.get_tokens_unprocessed(text if text.endswith("\n") else text + "\n")
-        for start, token_type, _ in lexed:
-            at.append(start)
-            kinds.append(known[token_type] if token_type in known else known.setdefault(token_type, _kind(token_type)))
-        order = np.argsort(np.array(at, np.int64), kind="stable")  # a few lexers yield nested tokens out of order
-        self._start_X = np.array(at, np.int64)[order]
-        self._kind_X = np.array(kinds, np.uint8)[order]
+        # A few lexers yield nested tokens out of order.
+        ordered = sorted(((start, _kind(token_type)) for start, token_type, _ in lexed), key=itemgetter(0))
+        self._start_X = np.array([start for start, _ in ordered], np.int64)
+        self._kind_X = np.array([kind for _, kind in ordered], np.uint8)
 
     def kinds(self, text: str, span_P2: np.ndarray, first_character: int) -> np.ndarray:
         """uint8 [P]: the kind of each token's last character that isn't white space.
@@ -320,6 +281,7 @@ class LexedFile:
         return np.where(length_P > 0, self._kind_X[at_P], np.uint8(_OTHER)).astype(np.uint8)
 
 
+@cache
 def _kind(token_type: Any) -> int:
     from pygments.token import Comment, Keyword, Literal, Name, Operator, Punctuation
 
@@ -328,22 +290,3 @@ def _kind(token_type: Any) -> int:
         (Literal, "literal"), (Comment, "comment"), (Operator, "operator"), (Punctuation, "punctuation"),
     )  # fmt: skip
     return KINDS.index(next((kind for parent, kind in classes if token_type in parent), "other"))
-
-
-def _matches(
-    concepts: Patterns, text: str, window_P2: np.ndarray, inside_P2: np.ndarray | None, name: str
-) -> np.ndarray:
-    """bool [P, C]: whether each concept is found in the lines, and overlaps the token if it must lie inside."""
-    windows, which_P = np.unique(window_P2, axis=0, return_inverse=True)
-    texts = [text[start:end] for start, end in windows.tolist()]
-    match_PC = np.zeros((len(window_P2), len(concepts)), bool)
-    for column, (concept, pattern) in enumerate(concepts.items()):
-        spans = find_spans(concept, pattern, texts, name)
-        found = np.array([len(span_M2) > 0 for span_M2 in spans], bool)
-        match_PC[:, column] = found[which_P.ravel()]
-        if inside_P2 is not None:
-            for place in np.flatnonzero(match_PC[:, column]).tolist():
-                start, end = (inside_P2[place] - window_P2[place, 0]).tolist()
-                span_M2 = spans[int(which_P.ravel()[place])]
-                match_PC[place, column] = bool(((span_M2[:, 0] < end) & (start < span_M2[:, 1])).any())
-    return match_PC

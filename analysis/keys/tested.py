@@ -7,23 +7,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from re import Pattern
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
 from neurotally.analysis.keys.patterns import CorpusPatterns, corpus_patterns
-from neurotally.analysis.keys.places import WINDOW_LINES, PlaceReader, find_lexer
+from neurotally.analysis.keys.places import WINDOW_LINES, PlaceReader, find_lexer, place_keys
 from neurotally.analysis.keys.texts import Texts, read_nulls, read_places, sample_places
-from neurotally.analysis.keys.trigger_lists import corpora_with_triggers, read_triggers
+from neurotally.analysis.keys.trigger_lists import TriggerLists, corpora_with_triggers, read_triggers
 from neurotally.analysis.options import Option, WindowLines
 from neurotally.analysis.progress import Progress
 from neurotally.analysis.result import model_key
-from neurotally.profiler.errors import InputError
 from neurotally.profiler.store import store_attributes
 from neurotally.profiler.texts import CorpusTexts
 
 SAMPLED_PLACES = 20_000
 """Random positions of each corpus for what chance gives: a rate of 1 % is then known to 0.07 %."""
+_LISTED_MISSING = 5
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,32 @@ class NullTest:
         }
 
 
+def left_out_notes(corpus: str, missing: Mapping[str, str]) -> list[str]:
+    """The first documents without a text, and how many more there are."""
+    notes = [f"{corpus}: left out: {document} ({reason})" for document, reason in missing.items()]
+    if len(notes) > _LISTED_MISSING:
+        more = f"{corpus}: left out: {len(notes) - _LISTED_MISSING:,} more, named in the JSON document"
+        notes = [*notes[:_LISTED_MISSING], more]
+    return notes
+
+
 UNTESTED = NullTest()
 """Without null keys."""
+
+
+class CorpusKeys(NamedTuple):
+    """The keys of one corpus."""
+
+    triggers: TriggerLists
+    texts: CorpusTexts
+    patterns: CorpusPatterns
 
 
 def patterns_by_corpus(
     path: Path, concepts: Mapping[str, Pattern[str]], wanted: Sequence[str], test: NullTest, texts: Texts,
     progress: Progress, kinds: bool = True,
-) -> Iterator[tuple[CorpusTexts, CorpusPatterns]]:  # fmt: skip
-    """The patterns of every corpus, or of those wanted; without `kinds` nothing is lexed."""
+) -> Iterator[CorpusKeys]:  # fmt: skip
+    """Every corpus, or those wanted; without `kinds` nothing is lexed."""
     tokenizer, nulls = None, [Path(null) for null in test.nulls]
     corpora = corpora_with_triggers(path, wanted)
     for name in progress.over(corpora, "keys", "corpus", len(corpora)):
@@ -69,19 +86,11 @@ def patterns_by_corpus(
         tokenizer = tokenizer or texts.tokenizer(path)
         of_corpus = texts.of(path, name)
         sampled = sample_places(of_corpus, SAMPLED_PLACES, test.seed)
-        every = [one.places() for one in (lists, *null_lists)] + [sampled]
-        document_P, position_P = np.unique(np.concatenate([np.stack(pair) for pair in every], axis=1), axis=1)
+        key_P = np.unique(np.concatenate([place_keys(*sampled), *(one.keys() for one in (lists, *null_lists))]))
         lexer = find_lexer(name, of_corpus.names) if kinds else None
         reader = PlaceReader(lexer, concepts, test.window, test.inside)
-        places = read_places(of_corpus, tokenizer, reader, document_P, position_P, progress)
-        if not places.found_P.any():
-            first, reason = next(iter(places.missing.items()))
-            raise InputError(
-                f"none of the texts of {name!r} found: {first}: {reason}; --corpora DIR says where they are"
-            )
+        places = read_places(of_corpus, tokenizer, reader, key_P, progress)
         at = places.index(*sampled)
         label = None if lexer is None else lexer.name
-        yield (
-            of_corpus,
-            corpus_patterns(lists, places, at[at >= 0], null_lists, label, test.alpha, test.seed, test.by_layer),
-        )
+        patterns = corpus_patterns(lists, places, at[at >= 0], null_lists, label, test.alpha, test.seed, test.by_layer)
+        yield CorpusKeys(lists, of_corpus, patterns)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from neurotally.analysis.keys.places import PlaceReader, Places
+from neurotally.analysis.keys.places import LexedFile, PlaceReader, Places
 from neurotally.analysis.keys.trigger_lists import TriggerLists, read_triggers
 from neurotally.analysis.options import Option
 from neurotally.analysis.progress import Progress
@@ -21,7 +21,12 @@ from neurotally.profiler.streaming import spool_dataset, spool_file
 from neurotally.profiler.texts import CorpusTexts, Text, TokenText, corpus_texts, load_tokenizer, read_tokens
 from neurotally.profiler.windows import file_of
 
-_SAME_CONFIG = ("layout", "row_tokens", "document_tokens", "window_lines", "triggers")
+_SAME = {
+    "model": ("num_layers", "num_neurons"),
+    "config": ("layout", "row_tokens", "document_tokens", "window_lines", "triggers"),
+    "tokenizer": ("fingerprint",),
+}
+"""What a store and its null stores have in common, of the root's attributes."""
 
 
 @dataclass(frozen=True)
@@ -65,31 +70,29 @@ ANYWHERE = Texts()
 
 
 def read_places(
-    texts: CorpusTexts,
-    tokenizer: Any,
-    reader: PlaceReader,
-    document_P: np.ndarray,
-    position_P: np.ndarray,
-    progress: Progress,
+    texts: CorpusTexts, tokenizer: Any, reader: PlaceReader, key_P: np.ndarray, progress: Progress
 ) -> Places:
-    """What stands at places (each once, ascending): every document is read and tokenised once.
+    """What stands at the places of these keys (each once, ascending): every document is read and tokenised once.
 
     Where documents are windows of lines, so are the others of their files, since a file is lexed as a whole.
+    InputError where no text is found.
     """
+    document_P, position_P = np.divmod(key_P.astype(np.int64), 2**32)
     numbers, starts = np.unique(document_P, return_index=True)
     position_by_document = dict(zip(numbers.tolist(), np.split(position_P, starts[1:]), strict=True))
-    by_file = texts.window_lines is not None
-
-    def file_of_document(number: int) -> str | int:
-        return file_of(texts.names[number]) if by_file else number
-
-    if by_file:
-        files = {file_of_document(number) for number in numbers.tolist()}
-        numbers = np.flatnonzero([file_of_document(number) in files for number in range(len(texts.names))])
-    read = read_tokens(texts, numbers.tolist(), tokenizer)
-    documents = progress.over(read, texts.corpus, "document", len(numbers))
-    for _, of_file in itertools.groupby(documents, lambda document: file_of_document(document.number)):
+    file_D: Sequence[str | int] = range(len(texts.names))
+    if texts.window_lines is not None:
+        file_D = [file_of(name) for name in texts.names]
+    files = {file_D[number] for number in position_by_document}
+    wanted = [number for number, file in enumerate(file_D) if file in files]
+    documents = progress.over(read_tokens(texts, wanted, tokenizer), texts.corpus, "document", len(wanted))
+    for _, of_file in itertools.groupby(documents, lambda document: file_D[document.number]):
         _read_file(reader, list(of_file), texts.names, position_by_document, tokenizer.all_special_ids)
+    if reader.missing.keys() >= {texts.names[number] for number in position_by_document}:
+        first, reason = next(iter(reader.missing.items()))
+        raise InputError(
+            f"none of the texts of {texts.corpus!r} found: {first}: {reason}; --corpora DIR says where they are"
+        )
     return reader.places()
 
 
@@ -101,17 +104,17 @@ def _read_file(
     special_ids: Sequence[int],
 ) -> None:
     """All documents of one file; those without places only say what comes before the others."""
-    file = reader.lex("".join(document.text for document in documents if isinstance(document, TokenText)))
+    text = "".join(document.text for document in documents if isinstance(document, TokenText))
+    file = LexedFile(reader.lexer, text)
     first_character = 0
     for document in documents:
         position_P = position_by_document.get(document.number)
         if isinstance(document, TokenText):
             if position_P is not None:
-                reader.add(document.number, document.text, document.ids_T, document.span_T2, position_P, special_ids,
-                           file, first_character, names[document.number])  # fmt: skip
+                reader.add(document, position_P, special_ids, file, first_character, names[document.number])
             first_character += len(document.text)
         elif position_P is not None:
-            reader.add_missing(document.number, position_P, names[document.number], document.reason or "")
+            reader.missing[names[document.number]] = document.reason or ""
 
 
 def sample_places(texts: CorpusTexts, number: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -139,12 +142,8 @@ def _read_null(path: Path, null: Path, corpus: str) -> TriggerLists:
         raise InputError(f"--null {null} has no corpus {corpus!r}: profile the same corpora with it")
     if (theirs.get("model") or {}).get("random_init") is None:
         raise InputError(f"--null {null} is of a trained model; expected a profile made with --random-init SEED")
-    shape = {key: (ours.get("model") or {}).get(key) for key in ("num_layers", "num_neurons")}
-    config = {key: (ours.get("config") or {}).get(key) for key in _SAME_CONFIG}
-    tokenizer = {"fingerprint": (ours.get("tokenizer") or {}).get("fingerprint")}
-    parts = (("model", shape), ("config", config), ("tokenizer", tokenizer))
-    differences = [first_difference(wanted, theirs.get(part) or {}) for part, wanted in parts]
-    if difference := next(filter(None, differences), None):
+    made = [{key: (of.get(part) or {}).get(key) for part in _SAME for key in _SAME[part]} for of in (ours, theirs)]
+    if difference := first_difference(*made):
         raise InputError(f"--null {null} isn't made like {path}: {difference}")
     our_hash, their_hash = (store.read_corpus(one, corpus, ["document_hash"])["document_hash"] for one in (path, null))
     if not np.array_equal(our_hash, their_hash):

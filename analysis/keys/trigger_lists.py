@@ -33,10 +33,9 @@ class TriggerLists:
     num_copies: int
     """Triggers left out because an equal file has a better one."""
 
-    def places(self) -> tuple[np.ndarray, np.ndarray]:
-        """(document, position) of every place that is used, each once, ascending."""
-        key = np.unique(place_keys(self.document_LFK[self.used_LFK], self.position_LFK[self.used_LFK]))
-        return (key >> np.uint64(32)).astype(np.int64), (key & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    def keys(self) -> np.ndarray:
+        """uint64: `place_keys` of all triggers that are used."""
+        return place_keys(self.document_LFK[self.used_LFK], self.position_LFK[self.used_LFK])
 
 
 def read_triggers(path: Path, corpus: str) -> TriggerLists:

@@ -11,13 +11,13 @@ token that comes next; model_gold is the model's own share of these. first_50: t
 the last layer's agreement. Shares of no position are null. Layers are counted from 0, after the first block.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from neurotally.analysis.layer_runs import layer_runs
+from neurotally.analysis.layer_runs import LAYERS, known_mean, layer_runs, run_means
 from neurotally.analysis.options import GroupName
 from neurotally.analysis.overlap import safe_divide
 from neurotally.analysis.result import Cell, Chart, Column, Grid, Panel, Result, Series, Table, finite, model_key
@@ -27,14 +27,12 @@ from neurotally.profiler.errors import InputError
 AGREEMENT_SCHEMA = 1
 _COUNTS = ("agreed", "gold", "model_gold", "positions", "gold_positions")
 _NAMES = ("corpus", "variant", "context_kind", "context_size")
-_SHARES = {"first_50": 0.5, "first_90": 0.9}
 _VARIANTS = {
     "ffn-raw": "FFN, raw",
     "ffn-norm": "FFN, normed",
     "residual-raw": "residual, raw",
     "residual-norm": "residual, normed",
 }
-_LAYERS = "layer, from the input to the output"
 _MOST_RUNS = 8
 """Of layers, as rows of a heat map."""
 
@@ -56,8 +54,7 @@ def study(store: Path, name: GroupName = "agreement") -> Result:
 
 def sections(store: Path) -> list[dict[str, Any]]:
     """One for every group that `agreement` left."""
-    names = stores.committed(store, "lens")
-    return [{"name": name} for name in names if "head_bias" in stores.group_attributes(store, f"lens/{name}")]
+    return [{"name": name} for name, of in stores.family_attributes(store, "lens").items() if "head_bias" in of]
 
 
 def agreement_document(path: Path, name: str) -> dict[str, Any]:
@@ -69,13 +66,11 @@ def agreement_document(path: Path, name: str) -> dict[str, Any]:
         raise InputError(f"{error}; expected a result of `neurotally agreement`") from error
     attributes = stores.group_attributes(path, group)
     variants = arrays["variant"].tolist()
-    agreed, gold = (
-        safe_divide(arrays[count], arrays[of][:, :, None, None])
-        for count, of in (("agreed", "positions"), ("gold", "gold_positions"))
-    )
+    agreed = safe_divide(arrays["agreed"], arrays["positions"][:, :, None, None])
+    gold = safe_divide(arrays["gold"], arrays["gold_positions"][:, :, None, None])
     model_gold = safe_divide(arrays["model_gold"], arrays["gold_positions"])
-    kinds, sizes = arrays["context_kind"].tolist(), arrays["context_size"].tolist()
-    labels = attributes["identity"]["contexts"]
+    contexts = zip(arrays["context_kind"].tolist(), arrays["context_size"].tolist(),
+                   attributes["identity"]["contexts"], strict=True)  # fmt: skip
     corpora = {}
     for number, corpus in enumerate(arrays["corpus"].tolist()):
         corpora[corpus] = {
@@ -83,12 +78,10 @@ def agreement_document(path: Path, name: str) -> dict[str, Any]:
             "positions": arrays["positions"][number].tolist(),
             "gold_positions": arrays["gold_positions"][number].tolist(),
             "model_gold": model_gold[number].tolist(),
-            "agreement": _by_variant(agreed[number], variants),
-            "gold": _by_variant(gold[number], variants),
-            **{
-                key: {name: _first_layers(agreed[number, :, at], share) for at, name in enumerate(variants)}
-                for key, share in _SHARES.items()
-            },
+            "agreement": {name: agreed[number, :, at].tolist() for at, name in enumerate(variants)},
+            "gold": {name: gold[number, :, at].tolist() for at, name in enumerate(variants)},
+            "first_50": {name: _first_layers(agreed[number, :, at], 0.5) for at, name in enumerate(variants)},
+            "first_90": {name: _first_layers(agreed[number, :, at], 0.9) for at, name in enumerate(variants)},
         }
     document: dict[str, Any] = finite({
         "schema": AGREEMENT_SCHEMA,
@@ -99,9 +92,7 @@ def agreement_document(path: Path, name: str) -> dict[str, Any]:
         "layers": agreed.shape[-1],
         "left_out": attributes["left_out"],
         "document_tokens": attributes["identity"].get("document_tokens"),
-        "contexts": [
-            {"kind": kind, "size": size, "label": label} for kind, size, label in zip(kinds, sizes, labels, strict=True)
-        ],
+        "contexts": [{"kind": kind, "size": size, "label": label} for kind, size, label in contexts],
         "corpora": corpora,
     })  # fmt: skip
     return document
@@ -116,7 +107,7 @@ def _corpus_table(document: Mapping[str, Any]) -> Table:
     for name, corpus in document["corpora"].items():
         row: list[Cell] = [name, corpus["positions"][0], corpus["model_gold"][0]]
         for variant in document["variants"]:
-            row += [_mean(corpus["agreement"][variant][0]), corpus["first_90"][variant][0]]
+            row += [known_mean(corpus["agreement"][variant][0]), corpus["first_90"][variant][0]]
         rows.append(row)
     return Table("corpora", "Over whole documents: mean over layers, and the layer that reaches 90 % of the last one's",
                  columns, rows)  # fmt: skip
@@ -129,7 +120,7 @@ def _context_table(document: Mapping[str, Any], variant: str) -> Table:
                *(Column(run, "share") for run in runs), Column("last", "share", 1), Column("50 % at", "count"),
                Column("90 % at", "count")]  # fmt: skip
     rows: list[list[Cell]] = [
-        [name, context["label"], corpus["positions"][at], *_in_runs(corpus["agreement"][variant][at], runs),
+        [name, context["label"], corpus["positions"][at], *run_means(corpus["agreement"][variant][at], runs),
          corpus["agreement"][variant][at][-1], corpus["first_50"][variant][at], corpus["first_90"][variant][at]]
         for name, corpus in document["corpora"].items()
         for at, context in enumerate(document["contexts"])
@@ -151,7 +142,7 @@ def _layer_chart(document: Mapping[str, Any]) -> Chart:
             for name, corpus in document["corpora"].items()
         ]
         panels.append(Panel(_VARIANTS[variant], series))
-    return Chart("agreement", "Positions at which a layer's top-1 prediction is the model's", panels, _LAYERS,
+    return Chart("agreement", "Positions at which a layer's top-1 prediction is the model's", panels, LAYERS,
                  "share of positions", y="share",
                  caption="Agreement by layer over whole documents; dashed, with the token that comes next")  # fmt: skip
 
@@ -162,7 +153,7 @@ def _context_chart(document: Mapping[str, Any], variant: str) -> Chart:
     labels = [context["label"] for context in document["contexts"]]
     grids = []
     for name, corpus in document["corpora"].items():
-        by_context = [_in_runs(share_L, runs) for share_L in corpus["agreement"][variant]]
+        by_context = [run_means(share_L, runs) for share_L in corpus["agreement"][variant]]
         rows = [
             [None if share is None else 100 * share for share in of_run] for of_run in zip(*by_context, strict=True)
         ]
@@ -186,20 +177,6 @@ def _notes(document: Mapping[str, Any]) -> list[str]:
             reasons = ", ".join(f"{count} {reason}" for reason, count in corpus["skipped"].items())
             notes.append(f"{name}: skipped {reasons} of {corpus['documents']} documents")
     return notes
-
-
-def _in_runs(values: Sequence[float | None], runs: Mapping[str, np.ndarray]) -> list[float | None]:
-    """The mean over each run of layers; None for positions that there are none of."""
-    return [_mean([values[layer] for layer in run]) for run in runs.values()]
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
-
-
-def _by_variant(share_CAL: np.ndarray, variants: Sequence[str]) -> dict[str, list[list[float | None]]]:
-    return {name: share_CAL[:, at].tolist() for at, name in enumerate(variants)}
 
 
 def _first_layers(share_CL: np.ndarray, part: float) -> list[int | None]:

@@ -29,7 +29,7 @@ A lens made before sets had several draws has one uniform draw from all tokens: 
 is no rank and no deviation.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,6 @@ _GOLD = {
 }  # fmt: skip
 """Names in the document, and in the store."""
 _SET = {"mass": "mass", "mass_top10": "mass_top", "rank_top10": "rank_top", "hit": "hit"}
-_BY_DRAW = ("draw_mass", "draw_mass_pooled")
-
-Weights = np.ndarray
-"""[P]: what each prompt counts in a mean; they add up to 1."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +61,7 @@ class LensResult:
     @property
     def pair_P(self) -> list[tuple[str, str]]:
         """The pair of each prompt."""
-        languages = self.arrays["language"].tolist()
-        return [
-            (languages[source], languages[target])
-            for source, target in zip(self.arrays["prompt_source"], self.arrays["prompt_target"], strict=True)
-        ]
+        return _pairs(self.arrays)
 
     @property
     def is_matched(self) -> bool:
@@ -100,7 +92,7 @@ def read_lens(path: Path, name: str) -> LensResult:
     arrays = store.read_group(path, group, names)
     attributes = store.group_attributes(path, group)
     if "draws" in attributes:
-        arrays |= store.read_group(path, group, list(_BY_DRAW))
+        arrays |= store.read_group(path, group, ["draw_mass", "draw_mass_pooled"])
     return LensResult(arrays, attributes, store.store_attributes(path)["model"])
 
 
@@ -109,14 +101,11 @@ def read_prompt(path: Path, name: str, which: str) -> PromptLens:
     group = f"lens/{name}"
     names = ["language", "token", "prompt_id", "prompt_source", "prompt_target", "prompt_positions"]
     arrays = store.read_group(path, group, names)
-    languages, ids = arrays["language"].tolist(), arrays["prompt_id"].tolist()
-    pairs = [
-        f"{languages[source]}-{languages[target]}"
-        for source, target in zip(arrays["prompt_source"], arrays["prompt_target"], strict=True)
-    ]
+    ids = arrays["prompt_id"].tolist()
+    pairs = ["-".join(pair) for pair in _pairs(arrays)]
     number = find_prompt(which, pairs, ids, group)
-    start = int(arrays["prompt_positions"][:number].sum())
-    end = start + int(arrays["prompt_positions"][number])
+    end = int(arrays["prompt_positions"][: number + 1].sum())
+    start = end - int(arrays["prompt_positions"][number])
     if start == end:
         raise InputError(f"--prompt {which}: {pairs[number]}/{ids[number]} was skipped")
     wanted = ["input_id", "gold_id", "top_id", "top_probability"]
@@ -130,6 +119,12 @@ def read_prompt(path: Path, name: str, which: str) -> PromptLens:
         first_nL=spelling[of["top_id"][:, :, 0]].tolist(),
         probability_nL=of["top_probability"][:, :, 0],
     )
+
+
+def _pairs(arrays: store.Arrays) -> list[tuple[str, str]]:
+    """The (source, target) of each prompt."""
+    sources, targets = (arrays["language"][arrays[f"prompt_{of}"]].tolist() for of in ("source", "target"))
+    return list(zip(sources, targets, strict=True))
 
 
 def lens_document(result: LensResult) -> dict[str, Any]:
@@ -146,12 +141,12 @@ def lens_document(result: LensResult) -> dict[str, Any]:
         "sets": {name: _described(of, attributes.get("vocabulary")) for name, of in attributes["sets"].items()},
         "empty_sets": attributes["empty_sets"],
         "skipped": attributes["skipped"],
-        "pairs": _by(result, [f"{source}-{target}" for source, target in pair_P]),
+        "pairs": _by(result, ["-".join(pair) for pair in pair_P]),
         "unordered": _by(result, ["-".join(sorted(pair)) for pair in pair_P]),
         "sources": _by(result, [source for source, _ in pair_P]),
         "targets": _by(result, [target for _, target in pair_P]),
-        "all": _means(result, np.ones(len(pair_P), bool), _macro, keep_draws=True),
-        "pooled": _means(result, np.ones(len(pair_P), bool), _pooled, "draw_mass_pooled", keep_draws=True),
+        "all": _means(result, np.ones(len(pair_P), bool), keep_draws=True),
+        "pooled": _means(result, np.ones(len(pair_P), bool), keep_draws=True, is_pooled=True),
     })  # fmt: skip
     return document
 
@@ -159,16 +154,14 @@ def lens_document(result: LensResult) -> dict[str, Any]:
 def _by(result: LensResult, name_P: Sequence[str]) -> dict[str, Any]:
     """The means of all prompts of each name."""
     named_P = np.array(name_P)
-    return {name: _means(result, named_P == name, _macro) for name in dict.fromkeys(name_P)}
+    return {name: _means(result, named_P == name) for name in dict.fromkeys(name_P)}
 
 
-def _means(
-    result: LensResult, in_P: np.ndarray, weigh: Callable[[LensResult, np.ndarray], Weights],
-    by_draw: str = "draw_mass", keep_draws: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+def _means(result: LensResult, in_P: np.ndarray, keep_draws: bool = False, is_pooled: bool = False) -> dict[str, Any]:
+    """Over these prompts; `is_pooled`: over all positions alike."""
     arrays = result.arrays
     counted_P = in_P & (arrays["prompt_positions"] > 0)
-    weight_P = weigh(result, counted_P)
+    weight_P = _pooled(result, counted_P) if is_pooled else _macro(result, counted_P)
 
     def by_layer(name: str) -> np.ndarray:
         values = arrays[name]
@@ -178,15 +171,16 @@ def _means(
         return mean
 
     sets: dict[str, Any] = {}
-    of_sets = {key: (by_layer(f"prompt_{name}"), by_layer(f"control_{name}")) for key, name in _SET.items()}
+    found = {key: by_layer(f"prompt_{name}") for key, name in _SET.items()}
+    drawn = {key: by_layer(f"control_{name}") for key, name in _SET.items()}
     for number, set_name in enumerate(arrays["set"].tolist()):
-        sets[set_name] = {key: found_LS[:, number].tolist() for key, (found_LS, _) in of_sets.items()}
-        control = {key: control_LS[:, number].tolist() for key, (_, control_LS) in of_sets.items()}
+        sets[set_name] = {key: found_LS[:, number].tolist() for key, found_LS in found.items()}
+        control = {key: control_LS[:, number].tolist() for key, control_LS in drawn.items()}
         sets[set_name] |= {"mass_rank": None, "mean_rank": None, "control": {**control, "mass_sd": None, "draws": None}}
     if result.is_matched and counted_P.any():
-        draw_LSD = _weighted_draws(result, by_draw, weight_P)
+        draw_LSD = _weighted_draws(result, "draw_mass_pooled" if is_pooled else "draw_mass", weight_P)
         for number, of in enumerate(sets.values()):
-            _add_ranks(of, of_sets["mass"][0][:, number], draw_LSD[:, number], keep_draws)
+            _add_ranks(of, found["mass"][:, number], draw_LSD[:, number], keep_draws)
     return {
         "snippets": int(counted_P.sum()),
         "positions": int(arrays["prompt_positions"][counted_P].sum()),
@@ -227,8 +221,8 @@ def _described(of: Mapping[str, Any], vocabulary: int | None) -> dict[str, Any]:
     return {**of, "uniform": uniform, "share": of.get("share"), "drawn_share": of.get("drawn_share")}
 
 
-def _macro(result: LensResult, counted_P: np.ndarray) -> Weights:
-    """All snippets of a pair alike, then all pairs alike."""
+def _macro(result: LensResult, counted_P: np.ndarray) -> np.ndarray:
+    """float64 [P]: what each prompt counts in a mean; all snippets of a pair alike, then all pairs alike."""
     pair_P = result.arrays["prompt_source"].astype(np.int64) * 2**16 + result.arrays["prompt_target"]
     _, place_P, count = np.unique(pair_P[counted_P], return_inverse=True, return_counts=True)
     weight_P = np.zeros(len(counted_P))
@@ -236,10 +230,10 @@ def _macro(result: LensResult, counted_P: np.ndarray) -> Weights:
     return weight_P
 
 
-def _pooled(result: LensResult, counted_P: np.ndarray) -> Weights:
-    """All positions alike."""
+def _pooled(result: LensResult, counted_P: np.ndarray) -> np.ndarray:
+    """The same; all positions alike."""
     positions_P = np.where(counted_P, result.arrays["prompt_positions"], 0)
-    weight_P: Weights = positions_P / max(1, positions_P.sum())
+    weight_P: np.ndarray = positions_P / max(1, positions_P.sum())
     return weight_P
 
 

@@ -5,13 +5,12 @@ Shown are the keywords of the languages that take part, English words and all ke
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 
-from neurotally.analysis.layer_runs import layer_runs
+from neurotally.analysis.layer_runs import LAYERS, known_mean, layer_runs, run_means
 from neurotally.analysis.layers.lens import LensResult, PromptLens, lens_document, rank, read_lens, read_prompt
 from neurotally.analysis.options import GroupName, Option
 from neurotally.analysis.result import Cell, Chart, Column, Grid, Panel, Result, Series, Table, Value
@@ -20,7 +19,6 @@ from neurotally.profiler.errors import InputError
 
 Document = Mapping[str, Any]
 
-_LAYERS = "layer, from the input to the output"
 _GENERAL = ("all", "english", "english without keywords")
 """Sets of no one language, in lower case."""
 _LISTED_PAIRS = 12
@@ -52,8 +50,7 @@ def study(
 
 def sections(store: Path) -> list[dict[str, Any]]:
     """One for every lens."""
-    names = stores.committed(store, "lens")
-    return [{"name": name} for name in names if "paper" in stores.group_attributes(store, f"lens/{name}")]
+    return [{"name": name} for name, of in stores.family_attributes(store, "lens").items() if "paper" in of]
 
 
 def lens_result(
@@ -107,41 +104,41 @@ def _tables(document: Document, chosen: Sequence[str]) -> list[Table]:
     return [
         _gold_table("gold", "The gold token: the next one that the translation has", [*short, *every]),
         _sets_table(document, "sets", "Sets of tokens: the probability of all of a set's, beside random sets", chosen),
-        _long(_gold_table("more-gold", f"The gold token, by {'pair' if long is pairs else 'language'}", long)),
-        _long(_sets_table(document, "other-sets", "Sets of tokens of other languages", others)),
+        _gold_table("more-gold", f"The gold token, by {'pair' if long is pairs else 'language'}", long, is_long=True),
+        _sets_table(document, "other-sets", "Sets of tokens of other languages", others, is_long=True),
         *_run_tables(document, runs),
     ]
 
 
-def _gold_table(name: str, title: str, found: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
+def _gold_table(name: str, title: str, found: Sequence[tuple[str, Mapping[str, Any]]], is_long: bool = False) -> Table:
     columns = [Column("pair"), Column("snippets", "count"), Column("positions", "count"),
                Column("mean over layers", "number", 4), Column("in the last", "number", 4),
                Column("rank in the last", "number", 1), Column("among its first 10", "share", 1)]  # fmt: skip
     rows: list[list[Cell]] = [
-        [pair, of["snippets"], of["positions"], _mean(of["gold_probability"]), of["gold_probability"][-1],
+        [pair, of["snippets"], of["positions"], known_mean(of["gold_probability"]), of["gold_probability"][-1],
          of["gold_rank"][-1], of["gold_top10"][-1]]
         for pair, of in found
     ]  # fmt: skip
-    return Table(name, title, columns, rows)
+    return Table(name, title, columns, rows, is_long)
 
 
-def _sets_table(document: Document, name: str, title: str, sets: Sequence[str]) -> Table:
+def _sets_table(document: Document, name: str, title: str, sets: Sequence[str], is_long: bool = False) -> Table:
     """A set's probability over all layers and at its largest, beside its random sets' mean and spread."""
     columns = [Column("set"), Column("tokens", "count"), Column("m/V", "number", 4),
                Column("mean over layers", "number", 4), Column("random", "number", 4), Column("rank", "count"),
                Column("largest", "number", 4), Column("at layer", "count"), Column("random there", "number", 4),
                Column("first rank", "number", 1), Column("in texts", "share", 2),
                Column("random in texts", "share", 2)]  # fmt: skip
-    return Table(name, title, columns, [_set_row(document, of) for of in sets])
+    return Table(name, title, columns, [_set_row(document, of) for of in sets], is_long)
 
 
 def _set_row(document: Document, name: str) -> list[Cell]:
     about, of = document["sets"][name], document["all"]["sets"][name]
     control, last = of["control"], document["draws"] + 1
     mass_L = np.array(of["mass"], np.float64)
-    row: list[Cell] = [name, about["tokens"], about["uniform"], _mean(of["mass"])]
+    row: list[Cell] = [name, about["tokens"], about["uniform"], known_mean(of["mass"])]
     spread = None if control["draws"] is None else float(np.array(control["draws"]).mean(axis=1).std(ddof=1))
-    row += [Value(_mean(control["mass"]), spread)]
+    row += [Value(known_mean(control["mass"]), spread)]
     row += [None if of["mean_rank"] is None else Value(of["mean_rank"], mark=f" of {last}")]
     if np.isfinite(mass_L).all():
         layer = int(mass_L.argmax())
@@ -149,29 +146,22 @@ def _set_row(document: Document, name: str) -> list[Cell]:
         row += [mass_L[layer], layer, Value(control["mass"][layer], at_layer)]
     else:
         row += [None] * 3
-    return [*row, _mean(of["rank_top10"]), about["share"], about["drawn_share"]]
+    return [*row, known_mean(of["rank_top10"]), about["share"], about["drawn_share"]]
 
 
 def _run_tables(document: Document, runs: Mapping[str, np.ndarray]) -> list[Table]:
     """By runs of layers: the gold token, each set's probability and rank beside random, and its tokens' ranks."""
     found = {**document["pairs"], "all pairs": document["all"]}
-    gold: list[list[Cell]] = [[pair, *_in_runs(of["gold_probability"], runs)] for pair, of in found.items()]
+    gold: list[list[Cell]] = [[pair, *run_means(of["gold_probability"], runs)] for pair, of in found.items()]
     columns = [Column("set")]
     for span in runs:
         columns += [Column(span, "number", 4), Column(f"random, {span}", "number", 4), Column(f"rank, {span}", "count")]
-    masses: list[list[Cell]] = []
-    ranks: list[list[Cell]] = []
-    for name, of in document["all"]["sets"].items():
-        control, row = of["control"], [name]
-        draws = None if control["draws"] is None else np.array(control["draws"])
-        for run in runs.values():
-            mass, drawn = (_mean([values[layer] for layer in run]) for values in (of["mass"], control["mass"]))
-            mean_D = None if draws is None else draws[:, run].mean(axis=1)
-            place = None if mean_D is None or mass is None else Value(
-                rank(mass, mean_D), mark=f" of {document['draws'] + 1}")  # fmt: skip
-            row += [mass, Value(drawn, None if mean_D is None else float(mean_D.std(ddof=1))), place]
-        masses.append(row)
-        ranks.append([name, *_in_runs(of["rank_top10"], runs), *_in_runs(of["hit"], runs)])
+    sets = document["all"]["sets"]
+    masses: list[list[Cell]] = [
+        [name, *(cell for run in runs.values() for cell in _beside_random(document, of, run))]
+        for name, of in sets.items()
+    ]
+    ranks = [[name, *run_means(of["rank_top10"], runs), *run_means(of["hit"], runs)] for name, of in sets.items()]
     rank_columns = [Column("set"), *(Column(span, "number", 1) for span in runs),
                     *(Column(f"among them, {span}", "share") for span in runs)]  # fmt: skip
     return [
@@ -183,17 +173,29 @@ def _run_tables(document: Document, runs: Mapping[str, np.ndarray]) -> list[Tabl
     ]  # fmt: skip
 
 
+def _beside_random(document: Document, of: Mapping[str, Any], run: np.ndarray) -> list[Cell]:
+    """Over some layers: a set's probability, its random sets' mean and spread, and its rank among them."""
+    mass, drawn = (known_mean([values[layer] for layer in run]) for values in (of["mass"], of["control"]["mass"]))
+    if of["control"]["draws"] is None or mass is None:
+        return [mass, Value(drawn), None]
+    mean_D = np.array(of["control"]["draws"])[:, run].mean(axis=1)
+    place = Value(rank(mass, mean_D), mark=f" of {document['draws'] + 1}")
+    return [mass, Value(drawn, float(mean_D.std(ddof=1))), place]
+
+
 def _lens_chart(document: Document, chosen: Sequence[str]) -> Chart:
     """The paper's figure: the gold token, English and each language's keywords in one panel."""
     of = document["all"]
     series = [Series("gold token", of["gold_probability"], tone="ink")]
     for name in chosen:
-        is_general = name.casefold() in _GENERAL
-        label = {"all": "all keywords"}.get(name.casefold(), name if is_general else f"{name} keywords")
-        series.append(Series(label, of["sets"][name]["mass"], tone="grey", is_dashed=True) if name.casefold() == "all"
-                      else Series(label, of["sets"][name]["mass"], corpus=name))  # fmt: skip
+        mass_L = of["sets"][name]["mass"]
+        if name.casefold() == "all":
+            series.append(Series("all keywords", mass_L, tone="grey", is_dashed=True))
+        else:
+            label = name if name.casefold() in _GENERAL else f"{name} keywords"
+            series.append(Series(label, mass_L, corpus=name))
     title = f"Logit lens over few-shot translation, {of['positions']:,} positions"
-    return Chart("lens", title, [Panel("", series)], _LAYERS, "probability, mean over pairs", y="share",
+    return Chart("lens", title, [Panel("", series)], LAYERS, "probability, mean over pairs", y="share",
                  caption="Probability of the gold token and of sets of tokens, layer by layer")  # fmt: skip
 
 
@@ -203,9 +205,9 @@ def _panels_chart(document: Document, chosen: Sequence[str]) -> Chart:
     for name in chosen:
         about, of = document["sets"][name], document["all"]["sets"][name]
         place = "" if of["mean_rank"] is None else f", rank {of['mean_rank']} of {document['draws'] + 1}"
-        series = [*_random_series(document, name), *_by_target(document, "sets", name, "mass")]
+        series = [*_random_series(document, name), *_by_target(document, "mass", name)]
         panels.append(Panel(name, series, f"{about['tokens']:,} tokens{place}"))
-    return Chart("panels", "The logit lens over few-shot translation, by target language", panels, _LAYERS,
+    return Chart("panels", "The logit lens over few-shot translation, by target language", panels, LAYERS,
                  "probability, mean over positions, snippets and pairs", y="share", share_y=False,
                  is_on_request=True)  # fmt: skip
 
@@ -215,21 +217,17 @@ def _ranks_chart(document: Document, chosen: Sequence[str]) -> Chart:
     sets = [Series(f"{name} keywords", document["all"]["sets"][name]["rank_top10"], corpus=name) for name in chosen]
     panels = [Panel("gold token", _by_target(document, "gold_rank"), "mean rank")]
     panels += [Panel("sets of tokens", sets, "11: none in the first 10")] if sets else []
-    return Chart("ranks", "Ranks in the logit lens over few-shot translation", panels, _LAYERS, "rank, log scale",
+    return Chart("ranks", "Ranks in the logit lens over few-shot translation", panels, LAYERS, "rank, log scale",
                  y="log", share_y=False, is_on_request=True)  # fmt: skip
 
 
-def _by_target(document: Document, *keys: str) -> list[Series]:
-    """A line a target language and one over all: of their means what the keys lead to."""
-
-    def read(means: Any) -> Sequence[float | None]:
-        for key in keys:
-            means = means[key]
-        values: Sequence[float | None] = means
-        return values
-
-    lines = [Series(f"to {name}", read(means), corpus=name) for name, means in document["targets"].items()]
-    return [*lines, Series("all pairs", read(document["all"]), tone="ink")]
+def _by_target(document: Document, key: str, set_name: str | None = None) -> list[Series]:
+    """A line a target language and one over all: of their means, or of a set's."""
+    means = {f"to {name}": of for name, of in document["targets"].items()} | {"all pairs": document["all"]}
+    if set_name is not None:
+        means = {label: of["sets"][set_name] for label, of in means.items()}
+    lines = [Series(f"to {name}", means[f"to {name}"][key], corpus=name) for name in document["targets"]]
+    return [*lines, Series("all pairs", means["all pairs"][key], tone="ink")]
 
 
 def _random_series(document: Document, name: str) -> list[Series]:
@@ -302,20 +300,6 @@ def _random_notes(document: Document) -> list[str]:
     ]
     without = [name for name, of in document["all"]["sets"].items() if of["mean_rank"] is None]
     return notes + ([f"too large for random sets: {', '.join(without)}"] if without else [])
-
-
-def _long(table: Table) -> Table:
-    return replace(table, is_long=True)
-
-
-def _in_runs(values: Sequence[float | None], runs: Mapping[str, np.ndarray]) -> list[Cell]:
-    """The mean over each run of layers."""
-    return [_mean([values[layer] for layer in run]) for run in runs.values()]
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
 
 
 def _cell(text: str) -> str:

@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from neurotally.analysis.result import model_key
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 
@@ -48,32 +49,8 @@ class TextEmbeddings:
     pooling: Pooling
     attributes: Mapping[str, Any]
     """Of the group in the store."""
-    model: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Alignment:
-    """What MEXA finds. C languages, the pivot first, n ids, L layers."""
-
-    aligned_LCCn: np.ndarray
-    """bool."""
-    identical_CCn: np.ndarray
-    """bool: both languages have the same text."""
-
-    @property
-    def score_LCC(self) -> np.ndarray:
-        """float64: the share of ids that are aligned."""
-        score_LCC: np.ndarray = self.aligned_LCCn.mean(axis=3)
-        return score_LCC
-
-    @property
-    def score_of_different_LCC(self) -> np.ndarray:
-        """The same over the ids whose two texts differ; NaN where none do."""
-        different_CCn = ~self.identical_CCn
-        count_LCC = (self.aligned_LCCn & different_CCn).sum(axis=3)
-        with np.errstate(invalid="ignore"):
-            share_LCC: np.ndarray = count_LCC / different_CCn.sum(axis=2)
-        return share_LCC
+    model: Mapping[str, Any] | None
+    """As `model_key` gives it."""
 
 
 def read_embeddings(path: Path, name: str, pooling: Pooling = "weighted") -> TextEmbeddings:
@@ -90,13 +67,15 @@ def read_embeddings(path: Path, name: str, pooling: Pooling = "weighted") -> Tex
         text_Cn=arrays["text"].astype(np.int64),
         pooling=pooling,
         attributes=attributes,
-        model=store.store_attributes(path)["model"],
+        model=model_key(store.store_attributes(path)["model"]),
     )
 
 
-def mexa(vector_LND: np.ndarray, text_Cn: np.ndarray) -> Alignment:
-    """Align every two languages at every layer: finite vectors of distinct texts, and who has which. A zero vector's
-    cosines are 0."""
+def mexa(vector_LND: np.ndarray, text_Cn: np.ndarray) -> np.ndarray:
+    """bool [L, C, C, n]: whether two languages' texts are aligned, the pivot first.
+
+    From finite vectors of distinct texts, and who has which. A zero vector's cosines are 0.
+    """
     num_languages, num_ids = text_Cn.shape
     if num_ids < 2:
         raise InputError(f"expected 2 ids or more, found {num_ids}: a text is aligned if it is closer than the others")
@@ -107,7 +86,7 @@ def mexa(vector_LND: np.ndarray, text_Cn: np.ndarray) -> Alignment:
             for other in range(pivot, num_languages):
                 aligned_n = cosines.aligned(pivot, other)
                 aligned_LCCn[layer, pivot, other] = aligned_LCCn[layer, other, pivot] = aligned_n
-    return Alignment(aligned_LCCn, text_Cn[:, None] == text_Cn[None, :])
+    return aligned_LCCn
 
 
 def pair_errors(share_CCn: np.ndarray, counted_CCn: np.ndarray) -> np.ndarray:

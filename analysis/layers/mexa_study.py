@@ -21,8 +21,8 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from neurotally.analysis.layer_runs import interval
 from neurotally.analysis.layers.mexa import (
-    Alignment,
     Pooling,
     TextEmbeddings,
     cosines,
@@ -32,20 +32,8 @@ from neurotally.analysis.layers.mexa import (
     read_embeddings,
 )
 from neurotally.analysis.options import GroupName, Option
-from neurotally.analysis.result import (
-    Cell,
-    Chart,
-    Column,
-    Grid,
-    Panel,
-    Result,
-    Series,
-    Table,
-    Value,
-    finite,
-    model_key,
-    model_name,
-)
+from neurotally.analysis.overlap import safe_divide
+from neurotally.analysis.result import Chart, Column, Grid, Panel, Result, Series, Table, Value, finite, model_name
 from neurotally.profiler import store as stores
 from neurotally.profiler.errors import InputError
 
@@ -97,7 +85,7 @@ def sections(store: Path) -> list[dict[str, Any]]:
 
 def mexa_result(embeddings: TextEmbeddings, leave_out: Sequence[str] = (), name: str = "parallel") -> Result:
     """Means by pivot, pairs that differ beside all, and what is byte-identical."""
-    document = mexa_document(embeddings, mexa(embeddings.vector_LND, embeddings.text_Cn), leave_out)
+    document = mexa_document(embeddings, leave_out)
     lead = (
         f"MEXA of {model_name(embeddings.model)}: the share of {document['ids']:,} ids whose texts in two languages "
         f"are nearer to each other than to any other id's ({document['embedding']} embeddings, BOS: {document['bos']})"
@@ -109,13 +97,17 @@ def mexa_result(embeddings: TextEmbeddings, leave_out: Sequence[str] = (), name:
     )  # fmt: skip
 
 
-def mexa_document(embeddings: TextEmbeddings, found: Alignment, not_in_means: Sequence[str] = ()) -> dict[str, Any]:
+def mexa_document(embeddings: TextEmbeddings, not_in_means: Sequence[str] = ()) -> dict[str, Any]:
     """All that was found. `not_in_means`: languages left out of the means over languages."""
     languages = embeddings.languages
     if unknown := [name for name in not_in_means if name not in languages]:
         raise InputError(f"no language {unknown[0]!r} among {list(languages)}")
-    score_LCC, different_LCC = found.score_LCC, found.score_of_different_LCC
-    every_CCn, different_CCn = np.ones_like(found.identical_CCn), ~found.identical_CCn
+    text_Cn = embeddings.text_Cn
+    aligned_LCCn = mexa(embeddings.vector_LND, text_Cn)
+    different_CCn = text_Cn[:, None] != text_Cn
+    every_CCn = np.ones_like(different_CCn)
+    score_LCC = aligned_LCCn.mean(axis=3)
+    different_LCC = safe_divide((aligned_LCCn & different_CCn).sum(axis=3), different_CCn.sum(axis=2))
     english = [name for name in languages if name.lower() in _ENGLISH]
     in_mean_C = np.array([name not in not_in_means for name in languages])
     all_CC = np.broadcast_to(in_mean_C, (len(languages), len(languages)))
@@ -127,11 +119,13 @@ def mexa_document(embeddings: TextEmbeddings, found: Alignment, not_in_means: Se
         "without_self": (score_LCC, others_CC, every_CCn),
         "without_self_of_different": (different_LCC, others_CC, different_CCn),
     }
-    mean_CCn = found.aligned_LCCn.mean(axis=0)
-    parallel_LCC, other_LCC = cosines(embeddings.vector_LND, embeddings.text_Cn)
+    mean_CCn = aligned_LCCn.mean(axis=0)
+    parallel_LCC, other_LCC = cosines(embeddings.vector_LND, text_Cn)
+    errors_LC = {key: mean_errors(aligned_LCCn, counted, member_CC) for key, (_, member_CC, counted) in means.items()}
+    errors_C = {key: mean_errors(mean_CCn[None], counted, member_CC) for key, (_, member_CC, counted) in means.items()}
     document: dict[str, Any] = finite({
         "schema": 1,
-        "model": model_key(embeddings.model),
+        "model": embeddings.model,
         "embedding": embeddings.pooling,
         "bos": embeddings.attributes["bos"],
         "languages": list(languages),
@@ -144,18 +138,12 @@ def mexa_document(embeddings: TextEmbeddings, found: Alignment, not_in_means: Se
         "mean_over_layers": _by_pair(languages, score_LCC.mean(axis=0)),
         "mean_over_layers_of_different": _by_pair(languages, different_LCC.mean(axis=0)),
         "max_over_layers": _by_pair(languages, score_LCC.max(axis=0)),
-        "identical": _by_pair(languages, found.identical_CCn.mean(axis=2)),
+        "identical": _by_pair(languages, (~different_CCn).mean(axis=2)),
         "not_in_means": list(not_in_means),
         "english": english,
         **{key: _means(languages, of_LCC, member_CC) for key, (of_LCC, member_CC, _) in means.items()},
-        "errors": {
-            key: _by_pivot(languages, mean_errors(found.aligned_LCCn, counted_CCn, member_CC))
-            for key, (_, member_CC, counted_CCn) in means.items()
-        },
-        "errors_over_layers": {
-            key: dict(zip(languages, mean_errors(mean_CCn[None], counted_CCn, member_CC)[0].tolist(), strict=True))
-            for key, (_, member_CC, counted_CCn) in means.items()
-        },
+        "errors": {key: _by_pivot(languages, error_LC) for key, error_LC in errors_LC.items()},
+        "errors_over_layers": {key: _by_pivot(languages, error_1C[0]) for key, error_1C in errors_C.items()},
         "pair_errors": {
             "all": _by_pair(languages, pair_errors(mean_CCn, every_CCn)),
             "different": _by_pair(languages, pair_errors(mean_CCn, different_CCn)),
@@ -172,27 +160,24 @@ def mexa_document(embeddings: TextEmbeddings, found: Alignment, not_in_means: Se
 
 def _pivot_table(document: Document) -> Table:
     """Pivots by falling mean without the pivot itself; the layer is that of the largest such mean."""
-    rows: list[tuple[float, list[Cell]]] = []
-    for pivot, without_L in document["without_self"].items():
-        mean_L = np.array(without_L, np.float64)
-        cells = [
-            Value(_mean(document[key].get(pivot)), document["errors_over_layers"][key].get(pivot)) for key in _MEANS
-        ]
-        largest = [max(document[key].get(pivot) or [None], key=lambda share: share or 0) for key in _LARGEST]
-        layer = int(mean_L.argmax()) if np.isfinite(mean_L).all() else None
-        rows.append((np.nan_to_num(mean_L.mean()), [pivot, *cells, *largest, layer]))
+    without, errors = document["without_self"], document["errors_over_layers"]
     columns = [
         Column("pivot"), *(Column(name, "share", 1) for name in _MEANS.values()),
         *(Column(f"largest, {_MEANS[key]}", "share", 1) for key in _LARGEST), Column("at layer", "count"),
     ]  # fmt: skip
-    title = f"By pivot: means over languages and {document['layers']} layers"
-    return Table("pivots", title, columns, [row for _, row in sorted(rows, key=lambda entry: -entry[0])])
+    rows = [
+        [pivot, *(Value(_mean(document[key].get(pivot)), errors[key].get(pivot)) for key in _MEANS),
+         *(max(document[key].get(pivot) or [None], key=lambda share: share or 0) for key in _LARGEST),
+         None if None in without[pivot] else int(np.argmax(without[pivot]))]
+        for pivot in sorted(without, key=lambda pivot: -np.nan_to_num(_mean(without[pivot])))
+    ]  # fmt: skip
+    return Table("pivots", f"By pivot: means over languages and {document['layers']} layers", columns, rows)
 
 
 def _pair_tables(document: Document) -> list[Table]:
     """Every pair once, beside what is left of it where texts differ; in full as matrices."""
     languages, errors = document["languages"], document["pair_errors"]
-    rows: list[list[Cell]] = [
+    rows = [
         [f"{pivot}-{other}", Value(document["mean_over_layers"][pivot][other], errors["all"][pivot][other]),
          Value(document["mean_over_layers_of_different"][pivot][other], errors["different"][pivot][other]),
          document["identical"][pivot][other]]
@@ -264,12 +249,8 @@ def _charts(document: Document) -> list[Chart]:
 
 def _line(language: str, of: Mapping[str, Any], errors: Mapping[str, Any] | None = None) -> Series:
     """A language's values by layer, within one standard error if given."""
-    values = of[language]
-    if errors is None:
-        return Series(language, values, corpus=language)
-    value_L, error_L = (np.array(numbers, np.float64) for numbers in (values, errors[language]))
-    return Series(language, values, corpus=language, low=(value_L - error_L).tolist(),
-                  high=(value_L + error_L).tolist())  # fmt: skip
+    low, high = interval(of[language], None if errors is None else errors[language])
+    return Series(language, of[language], corpus=language, low=low, high=high)
 
 
 def _notes(document: Document) -> list[str]:
@@ -302,7 +283,8 @@ def _mean(values: Sequence[float | None] | None) -> float:
     return float(np.mean(np.array(values, np.float64))) if values else np.nan
 
 
-def _by_pivot(languages: Sequence[str], value_LC: np.ndarray) -> dict[str, list[float]]:
+def _by_pivot(languages: Sequence[str], value_LC: np.ndarray) -> dict[str, Any]:
+    """[C] or [L, C] as {pivot: value or values by layer}."""
     return dict(zip(languages, value_LC.T.tolist(), strict=True))
 
 
@@ -320,6 +302,4 @@ def _means(languages: Sequence[str], score_LCC: np.ndarray, member_CC: np.ndarra
     Pairs without a score (no texts that differ) are left out.
     """
     counts_LCC = member_CC & np.isfinite(score_LCC)
-    with np.errstate(invalid="ignore"):
-        mean_LC = np.where(counts_LCC, score_LCC, 0).sum(axis=2) / counts_LCC.sum(axis=2)
-    return _by_pivot(languages, mean_LC)
+    return _by_pivot(languages, safe_divide(np.where(counts_LCC, score_LCC, 0).sum(axis=2), counts_LCC.sum(axis=2)))

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from neurotally.analysis import studies
 from neurotally.analysis.keys.concepts import concepts_result, read_concepts_document
 from neurotally.analysis.keys.texts import ANYWHERE, Texts
-from neurotally.analysis.keys.trigger_entries import gather_triggers
+from neurotally.analysis.keys.triggers import gather_triggers
 from neurotally.analysis.languages.lape import DEFAULT, Rule
 from neurotally.analysis.options import Group, Option, parameters
 from neurotally.analysis.progress import BARS, Progress

@@ -41,7 +41,7 @@ def main(ids: int, languages: int, layers: int, width: int, common: float, noise
         "seconds": round(time.perf_counter() - start, 1),
         "vectors_gb": round(vector_LND.nbytes / 1e9, 2),
         "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
-        "mean_score": round(float(found.score_LCC.mean()), 4),
+        "mean_score": round(float(found.mean()), 4),
     }  # fmt: skip
     click.echo(json.dumps(result))
 

@@ -38,7 +38,7 @@ def main(model: str, parallel: Path, limit: int, field: tuple[str, ...]) -> None
     result = {"languages": texts.languages, "ids": len(found[0].ids), "layers": len(found[0].vector_LND)}
     for embeddings, expected_CnLD in zip(found, reference, strict=True):
         ours_CnLD = embeddings.vector_LND[:, embeddings.text_Cn].transpose(1, 2, 0, 3)
-        aligned_LCCn = mexa(embeddings.vector_LND, embeddings.text_Cn).aligned_LCCn
+        aligned_LCCn = mexa(embeddings.vector_LND, embeddings.text_Cn)
         exact, without_ties = double_loop(ours_CnLD.astype(np.float64))
         result[embeddings.pooling] = {
             "decisions": aligned_LCCn.size,
