@@ -220,16 +220,6 @@ def change(cell: Cell, number: int, control: Control = NO_CONTROL) -> Change:
     )
 
 
-def difference(cell: Cell, number: int, other: int) -> Ratio:
-    """How much more set `number` costs than set `other`."""
-    return ratio(cell.nats_SD[number] - cell.nats_SD[other], cell.scored_D)
-
-
-def baseline(cell: Cell) -> tuple[float, float]:
-    """(loss, accuracy) with nothing switched off."""
-    return ratio(cell.nats_SD[0], cell.scored_D).value, ratio(cell.hits_SD[0], cell.scored_D).value
-
-
 def in_errors(value: Ratio) -> float:
     """A value in standard errors; NaN where there is no error."""
     return value.value / value.error if value.error > 0 else np.nan

@@ -32,10 +32,9 @@ from neurotally.analysis.masking.losses import (
     Cell,
     Change,
     Losses,
-    baseline,
     change,
-    difference,
     in_errors,
+    ratio,
 )
 from neurotally.analysis.masking.mask_sets import CONTROLS
 from neurotally.analysis.result import finite, model_key
@@ -197,13 +196,14 @@ def _verdict(on: str, effect: Effect) -> dict[str, Any]:
 
 
 def _baseline(cell: Cell) -> dict[str, Any]:
-    loss, accuracy = baseline(cell)
+    """With nothing switched off."""
+    loss = ratio(cell.nats_SD[0], cell.scored_D).value
     return {
         "tokens": cell.tokens,
         "documents": cell.documents,
         "loss": loss,
         "perplexity": float(np.exp(loss)),
-        "accuracy": accuracy,
+        "accuracy": ratio(cell.hits_SD[0], cell.scored_D).value,
     }
 
 
@@ -212,14 +212,13 @@ def _effect(losses: Losses, name: str, kind: str, cell: Cell) -> dict[str, Any]:
     own = losses.numbers(kind, name)[0]
     controls = [losses.control(control, name) if kind == "specific" else NO_CONTROL for control in CONTROLS]
     one, beside = (change(cell, own, control) for control in controls)
-    loss, _ = baseline(cell)
     return {
         "change": one.change.value,
         "standard_error": one.change.error,
         **_over(one),
         "candidates": _over(beside) if kind == "specific" else None,
         "z_stricter": float(np.minimum(one.judgement.z, beside.judgement.z)),
-        "perplexity": float(np.exp(loss + one.change.value)),
+        "perplexity": float(np.exp(_baseline(cell)["loss"] + one.change.value)),
         "accuracy_change": one.accuracy.value,
         "accuracy_standard_error": one.accuracy.error,
     }
@@ -246,7 +245,8 @@ def _polysemantic(losses: Losses, effects: Mapping[str, Any]) -> list[dict[str, 
     for name in losses.specific:
         whole, spared = (losses.numbers(kind, name) for kind in ("specific", "spared"))
         for concept in losses.concepts if spared else ():
-            apart = difference(losses.cell(None, concept, "match"), whole[0], spared[0])
+            cell = losses.cell(None, concept, "match")
+            apart = ratio(cell.nats_SD[whole[0]] - cell.nats_SD[spared[0]], cell.scored_D)
             found.append({
                 "set": name,
                 "concept": concept,

@@ -77,11 +77,9 @@ def _facts(title: str, values: Mapping[str, Any]) -> Table:
 def _dates(path: Path) -> dict[str, str]:
     """When the corpora were read."""
     attributes = store.family_attributes(path, "corpora").values()
-    started = [of["started"] for of in attributes if of.get("started")]
-    finished = [of["finished"] for of in attributes if of.get("finished")]
     ends = {
-        "first corpus started, UTC": min(started, default=None),
-        "last corpus finished, UTC": max(finished, default=None),
+        "first corpus started, UTC": min((of["started"] for of in attributes if of.get("started")), default=None),
+        "last corpus finished, UTC": max((of["finished"] for of in attributes if of.get("finished")), default=None),
     }
     return {name: _date(when) for name, when in ends.items() if when}
 

@@ -71,10 +71,7 @@ def neurons(material: Chosen, number: int, triggers: Mapping[Place, Sequence[Ent
 
 def _rows(material: Chosen, places: Sequence[Place], triggers: Mapping[Place, Sequence[Entry]]) -> list[list[Cell]]:
     counts, selection, bars = material.counts, material.selection, material.bars
-    corpora_of: dict[tuple[int, int], list[str]] = {}
-    for name, neurons_n2 in selection.specific.items():
-        for layer, neuron in neurons_n2.tolist():
-            corpora_of.setdefault((layer, neuron), []).append(name)
+    sets = {name: set(map(tuple, neurons_n2.tolist())) for name, neurons_n2 in selection.specific.items()}
     flags = {} if bars is None else bars.entropy_flags()
     rows: list[list[Cell]] = []
     for name, layer, neuron in places:
@@ -86,10 +83,11 @@ def _rows(material: Chosen, places: Sequence[Place], triggers: Mapping[Place, Se
             entropy_half = float(bars.entropy_t * bars.entropy_error_LF[layer, neuron])
             p_half = float(bars.p_t_C()[at] * bars.p_error_CLF[at, layer, neuron])
         flagged = ", ".join(flag for flag, is_LF in flags.items() if is_LF[layer, neuron])
-        shared = ", ".join(other for other in corpora_of[layer, neuron] if other != name) or "exclusive"
+        shared = ", ".join(other for other, of in sets.items() if other != name and (layer, neuron) in of)
         entries = triggers.get((name, layer, neuron), ())
         largest = max((float(entry["coefficient"]) for entry in entries), default=None)
-        rows.append([name, layer, neuron, Value(entropy, entropy_half), flagged, Value(p, p_half), shared, largest])
+        rows.append([name, layer, neuron, Value(entropy, entropy_half), flagged, Value(p, p_half),
+                     shared or "exclusive", largest])  # fmt: skip
     return rows
 
 

@@ -82,12 +82,13 @@ def build_report(
     said: list[str] = []
     asked = list(_asked(store, settings))
     for name, wanted, own in progress.over(asked, "report", "section", len(asked)):
-        result = _result(name, store, {**wanted, **own})
-        if isinstance(result, str):
-            if result in said:
+        try:
+            result = _result(name, store, {**wanted, **own})
+        except InputError as error:
+            if str(error) in said:
                 continue
-            said.append(result)
-            result = Result(name, {}, "This can't be shown.", notes=[result], title=studies.STUDIES[name].help,
+            said.append(str(error))
+            result = Result(name, {}, "This can't be shown.", notes=[str(error)], title=studies.STUDIES[name].help,
                             anchor="-".join([name, *map(str, own.values())]))  # fmt: skip
         sections.append(section(result))
         findings += result.findings[:1]
@@ -108,18 +109,15 @@ def _asked(store: Path, settings: Mapping[str, Any]) -> Iterator[tuple[str, dict
             yield from ((name, wanted, own) for own in sections)
 
 
-def _result(name: str, store: Path, values: Mapping[str, Any]) -> Result | str:
-    """What a study says, without what it can't do of the wished; or why it says nothing."""
+def _result(name: str, store: Path, values: Mapping[str, Any]) -> Result:
+    """What a study says, without what it can't do of the wished."""
     try:
         return studies.run(name, store, **values)
     except InputError as error:
+        if not _WISHED.keys() & values.keys():
+            raise
         why = str(error)
-    if not _WISHED.keys() & values.keys():
-        return why
-    try:
-        result = studies.run(name, store, **{key: value for key, value in values.items() if key not in _WISHED})
-    except InputError as error:
-        return str(error)
+    result = studies.run(name, store, **{key: value for key, value in values.items() if key not in _WISHED})
     return replace(result, notes=[*result.notes, f"{_WITHOUT}{why}"])
 
 
