@@ -132,9 +132,8 @@ class Losses:
             return NO_CONTROL._replace(not_judged="the set is empty")
         randoms = self.numbers(kind, of)
         if not randoms:
-            return NO_CONTROL._replace(
-                not_judged=self.attributes.get("not_drawn", {}).get(kind, {}).get(of, "no draws")
-            )
+            why = self.attributes.get("not_drawn", {}).get(kind, {}).get(of, "no draws")
+            return NO_CONTROL._replace(not_judged=why)
         if any(self.sets[number]["neurons"] != own["neurons"] for number in randoms):
             return NO_CONTROL._replace(not_judged="fewer neurons are left to draw from than the set has")
         if kind == "candidates":

@@ -26,16 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from neurotally.analysis.masking.losses import (
-    CLASSES,
-    NO_CONTROL,
-    Cell,
-    Change,
-    Losses,
-    change,
-    in_errors,
-    ratio,
-)
+from neurotally.analysis.masking.losses import CLASSES, NO_CONTROL, Cell, Change, Losses, change, in_errors, ratio
 from neurotally.analysis.masking.mask_sets import CONTROLS
 from neurotally.analysis.result import finite, model_key
 
@@ -128,27 +119,23 @@ def _sets(losses: Losses) -> dict[str, dict[str, Any]]:
 
 def _head(losses: Losses) -> dict[str, Any]:
     attributes = losses.attributes
+    draws = 1 + max((one["draw"] for one in losses.sets if one["kind"] in CONTROLS), default=-1)
+    controls: dict[str, Any] = {}
+    for name in losses.specific:
+        controls[name] = {control: losses.control(control, name).not_judged or None for control in CONTROLS}
+        drawn = losses.numbers("candidates", name)
+        controls[name]["candidates_drawn_from"] = losses.sets[drawn[0]].get("drawn_from") if drawn else None
     return {
         "schema": LOSSES_SCHEMA,
         "model": model_key(losses.model),
         "how": attributes["identity"]["how"],
-        "draws": attributes.get(
-            "draws", 1 + max((one["draw"] for one in losses.sets if one["kind"] in CONTROLS), default=-1)
-        ),
+        "draws": attributes.get("draws", draws),
         "row_tokens": attributes["identity"]["row_tokens"],
         "document_tokens": attributes["identity"].get("document_tokens"),
         "left_out": 0 if attributes["forced"] else len(attributes["used_documents"]),
         "forced": len(attributes["used_documents"]) if attributes["forced"] else 0,
-        "controls": {name: _control_facts(losses, name) for name in losses.specific},
+        "controls": controls,
         **attributes["described"],
-    }
-
-
-def _control_facts(losses: Losses, name: str) -> dict[str, str | None]:
-    drawn = losses.numbers("candidates", name)
-    return {
-        **{control: losses.control(control, name).not_judged or None for control in CONTROLS},
-        "candidates_drawn_from": losses.sets[drawn[0]].get("drawn_from") if drawn else None,
     }
 
 

@@ -111,30 +111,29 @@ def mask_result(losses: Losses, name: str = "mask") -> Result:
     baseline, concepts, corpora = document["baseline"], document["concepts"], document["corpora"]
     empty = [name for name, one in document["sets"].items() if not one["neurons"]]
     effects = {label: effect for label, effect in document["effects"].items() if label not in empty}
-    by_corpus = [
-        _effect_row(document, label, corpus, baseline["corpora"][corpus], effect["corpora"][corpus])
-        for label, effect in effects.items()
-        for corpus in corpora
-    ]
-    by_concept = {
-        (label, concept): [
-            _effect_row(document, label, f"{concept} {kind}", baseline["concepts"][concept][kind], one)
-            for kind, one in effect["concepts"][concept].items()
-        ]
-        for label, effect in effects.items()
-        for concept in sorted(concepts, key=lambda concept: concept != label)
-    }
-    own = [
-        row
-        for label in effects
-        if label in document["verdict"]
-        for row in by_concept.get((label, label)) or [row for row in by_corpus if row[:2] == [label, label]]
-    ]
+    own: Rows = []
+    by_concept: Rows = []
+    by_corpus: Rows = []
+    for label, effect in effects.items():
+        of_concept = {
+            concept: [
+                _effect_row(document, label, f"{concept} {kind}", baseline["concepts"][concept][kind], one)
+                for kind, one in effect["concepts"][concept].items()
+            ]
+            for concept in sorted(concepts, key=lambda concept: concept != label)
+        }
+        of_corpus = {
+            corpus: _effect_row(document, label, corpus, baseline["corpora"][corpus], effect["corpora"][corpus])
+            for corpus in corpora
+        }
+        by_concept += [row for rows in of_concept.values() for row in rows]
+        by_corpus += of_corpus.values()
+        if label in document["verdict"]:
+            own += of_concept.get(label) or [of_corpus[label]]
     head = [Column("switched off"), Column("on"), *_MEASURED, Column("top-1", "share", 2), Column("more than random")]
     tables = [
         Table("own", "What each set is worth to its own text, nats per token", head, own),
-        Table("concepts", "On tokens of concepts, over all corpora", head,
-              [row for rows in by_concept.values() for row in rows], is_long=True),
+        Table("concepts", "On tokens of concepts, over all corpora", head, by_concept, is_long=True),
         Table("corpora", "On all tokens, by corpus", head, by_corpus, is_long=bool(own)),
         _polysemantic_table(document),
     ]  # fmt: skip

@@ -33,9 +33,16 @@ def read_mask(path: Path, fingerprint: str | None, num_layers: int, num_neurons:
             f"{path} is a mask of another model: {model.get('id')!r} with fingerprint {its_fingerprint!r}, "
             f"expected {fingerprint!r}"
         )
-    neurons = {name: _neurons(path, name, pairs) for name, pairs in document["specific"].items()}
-    for name, neurons_n2 in neurons.items():
-        _check_range(path, name, neurons_n2, num_layers, num_neurons)
+    neurons = {}
+    for name, pairs in document["specific"].items():
+        neurons_n2 = neurons[name] = _neurons(path, name, pairs)
+        beyond_n = (neurons_n2 >= [num_layers, num_neurons]).any(axis=1)
+        if beyond_n.any():
+            layer, neuron = neurons_n2[beyond_n][0].tolist()
+            raise InputError(
+                f"{path}: {name!r} has neuron {neuron} of layer {layer}, but the model has {num_layers} layers of "
+                f"{num_neurons} neurons, counted from 0"
+            )
     if not any(map(len, neurons.values())):
         raise InputError(f"{path} has no neuron in any of its sets: there is nothing to switch off")
     return neurons
@@ -64,13 +71,3 @@ def _neurons(path: Path, name: str, pairs: Any) -> np.ndarray:
         if not is_pair or any(type(number) is not int or not 0 <= number < 2**53 for number in pair):
             raise InputError(f"{path}: {name!r}: expected [layer, neuron], two integers from 0, got {pair!r:.60}")
     return np.unique(np.array(pairs, np.int64).reshape(-1, 2), axis=0)
-
-
-def _check_range(path: Path, name: str, neurons_n2: np.ndarray, num_layers: int, num_neurons: int) -> None:
-    beyond = (neurons_n2 >= [num_layers, num_neurons]).any(axis=1)
-    if beyond.any():
-        layer, neuron = neurons_n2[beyond][0].tolist()
-        raise InputError(
-            f"{path}: {name!r} has neuron {neuron} of layer {layer}, but the model has {num_layers} layers of "
-            f"{num_neurons} neurons, counted from 0"
-        )

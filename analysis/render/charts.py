@@ -7,7 +7,7 @@ with any common colour blindness. Made for 1 to 25 names and 4 to 80 layers; fig
 import io
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,32 +33,39 @@ _MOST_CELLS = 400
 _LONGEST_NAME = 22
 _DPI = 160
 
+Places = Mapping[str, int]
+"""The place of every name in an order, whatever the case: it gives colour and marker, so that figures agree."""
+
 
 def draw(chart: Chart, model: str = "", order: Sequence[str] = ()) -> Figure:
     """A chart as a figure. `model` is named on it; `order`: names that keep their colours in every figure."""
     figure, axes = _panels(chart)
-    look = Look([*order, *(series.corpus for panel in chart.panels if isinstance(panel, Panel)
-                           for series in panel.series if series.corpus)])  # fmt: skip
+    names = [*order, *(series.corpus for panel in chart.panels if isinstance(panel, Panel) for series in panel.series)]
+    places = {name: at for at, name in enumerate(dict.fromkeys(name.casefold() for name in names if name))}
     shown: dict[str, tuple[Series, set[str]]] = {}
     for panel, ax in zip(chart.panels, axes, strict=True):
         if isinstance(panel, Grid):
             _draw_grid(figure, ax, panel)
             continue
-        _draw_series(ax, panel, chart, look)
+        _draw_series(ax, panel, chart, places)
         for series in panel.series:
             if series.label and not panel.empty:
-                shown.setdefault(series.label, (series, set()))[1].add(look.color(series))
+                shown.setdefault(series.label, (series, set()))[1].add(_color(series, places))
     _add_notes(figure, chart)
     plots = [ax for panel, ax in zip(chart.panels, axes, strict=True) if isinstance(panel, Panel)]
     if plots and chart.share_y:
         _y_axis(plots[0], chart)
     if plots:
         figure.supylabel(chart.y_label, fontsize=10, color=INK)
-    handles = [_handle(series, colors, look) for series, colors in shown.values()]
+    handles = [_handle(series, colors, places) for series, colors in shown.values()]
     longest = max((len(label) for label in shown), default=0)
     num_columns = max(1, min(6, int(figure.get_figwidth() * 13 / (longest + 6))))
     title = textwrap.fill(chart.title, int(9 * figure.get_figwidth()))
-    head(figure, handles, f"{title}\n{model}" if model else title, num_columns)
+    legend = figure.legend(handles=handles, title=f"{title}\n{model}" if model else title, title_fontsize=13,
+                           alignment="left", fontsize=9, loc="outside upper left", ncols=num_columns, frameon=False,
+                           borderpad=0.2)  # fmt: skip
+    for text in (legend.get_title(), *legend.get_texts()):
+        text.set(color=INK, parse_math=False)
     return figure
 
 
@@ -75,25 +82,19 @@ def _add_notes(figure: Figure, chart: Chart) -> None:
         figure.supxlabel("\n".join(shown), x=0.01, ha="left", fontsize=9, color=INK, parse_math=False)
 
 
-class Look:
-    """The colour and marker of every name: its place in an order, whatever the case, so that figures agree."""
+def _color(series: Series, places: Places) -> str:
+    """Of a corpus its own; else what the tone says."""
+    if series.corpus:
+        return _COLORS[places[series.corpus.casefold()] % len(_COLORS)]
+    if isinstance(series.tone, str):
+        return _TONES[series.tone]
+    return _RAMP[round(series.tone * (len(_RAMP) - 1))]
 
-    def __init__(self, order: Sequence[str]):
-        """`order`: names; those that come again count once."""
-        self._place = {name: place for place, name in enumerate(dict.fromkeys(name.casefold() for name in order))}
 
-    def color(self, series: Series) -> str:
-        """Of a corpus its own; else what the tone says."""
-        if series.corpus:
-            return _COLORS[self._place[series.corpus.casefold()] % len(_COLORS)]
-        if isinstance(series.tone, str):
-            return _TONES[series.tone]
-        return _RAMP[round(series.tone * (len(_RAMP) - 1))]
-
-    def marker(self, series: Series) -> str:
-        """None while there are as many colours as names; 32 names look different."""
-        place = self._place.get(series.corpus.casefold(), 0)
-        return "" if place < len(_COLORS) else _MARKERS[place // len(_COLORS) % len(_MARKERS)]
+def _marker(series: Series, places: Places) -> str:
+    """None while there are as many colours as names; 32 names look different."""
+    place = places.get(series.corpus.casefold(), 0)
+    return "" if place < len(_COLORS) else _MARKERS[place // len(_COLORS) % len(_MARKERS)]
 
 
 class _NotebookFigure(Figure):
@@ -130,7 +131,7 @@ def _panels(chart: Chart) -> tuple[Figure, list[Any]]:
     return figure, axes[:number]
 
 
-def _draw_series(ax: Any, panel: Panel, chart: Chart, look: Look) -> None:
+def _draw_series(ax: Any, panel: Panel, chart: Chart, places: Places) -> None:
     """Fill one panel."""
     ax.tick_params(labelsize=8, color=GREY, labelcolor=INK)
     ax.grid(axis="y", color="#e6e6e6", linewidth=0.8)
@@ -154,7 +155,7 @@ def _draw_series(ax: Any, panel: Panel, chart: Chart, look: Look) -> None:
         return
     below: Any = 0
     for series in panel.series:
-        below = _draw_mark(ax, series, look, below)
+        below = _draw_mark(ax, series, places, below)
     if not chart.share_y:
         _y_axis(ax, chart)
     if panel.top is not None:
@@ -175,9 +176,9 @@ def _y_axis(ax: Any, chart: Chart) -> None:
         ax.tick_params(which="minor", labelsize=8)
 
 
-def _draw_mark(ax: Any, series: Series, look: Look, below: Any) -> Any:
+def _draw_mark(ax: Any, series: Series, places: Places, below: Any) -> Any:
     """Draw one series; what the next bars stand on."""
-    color, alpha, number = look.color(series), _alpha(series), len(series.y)
+    color, alpha, number = _color(series, places), _alpha(series), len(series.y)
     x = np.arange(number) if series.x is None else np.asarray(series.x, dtype=np.float64)
     y, low, high = (np.array(values, dtype=np.float64) for values in (series.y, series.low, series.high))  # None is NaN
     if series.mark in ("steps", "filled"):
@@ -191,7 +192,7 @@ def _draw_mark(ax: Any, series: Series, look: Look, below: Any) -> Any:
         if len(low):
             ax.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
         ax.plot(x, y, color=color, linewidth=1.5, linestyle="--" if series.is_dashed else "-",
-                marker=look.marker(series), markersize=3.5, alpha=alpha)  # fmt: skip
+                marker=_marker(series, places), markersize=3.5, alpha=alpha)  # fmt: skip
     elif series.mark == "band":
         ax.fill_between(x, low, y, color=color, alpha=0.35, linewidth=0)
     elif series.mark == "level":
@@ -210,18 +211,14 @@ def _alpha(series: Series) -> float | None:
     return 0.4 if series.corpus and series.tone == "light" else None
 
 
-def _handle(series: Series, colors: set[str], look: Look) -> Any:
+def _handle(series: Series, colors: set[str], places: Places) -> Any:
     """What stands for a series in the legend: grey where panels show it in colours of their own."""
     (color,) = colors if len(colors) == 1 else (GREY,)
     if series.mark in ("filled", "bars", "band"):
-        handle: Any = Patch(
-            facecolor=color, alpha=0.35 if series.mark == "band" else _alpha(series), label=series.label
-        )
-    else:
-        style = {"line": "--" if series.is_dashed else "-", "steps": "-", "level": ":"}.get(series.mark, "")
-        marker = {"points": "o", "crosses": "x"}.get(series.mark, look.marker(series))
-        handle = Line2D([], [], color=color, linestyle=style, marker=marker, markersize=3.5, label=series.label)
-    return handle
+        return Patch(facecolor=color, alpha=0.35 if series.mark == "band" else _alpha(series), label=series.label)
+    style = {"line": "--" if series.is_dashed else "-", "steps": "-", "level": ":"}.get(series.mark, "")
+    marker = {"points": "o", "crosses": "x"}.get(series.mark, _marker(series, places))
+    return Line2D([], [], color=color, linestyle=style, marker=marker, markersize=3.5, label=series.label)
 
 
 def _draw_grid(figure: Figure, ax: Any, grid: Grid) -> None:
@@ -243,8 +240,7 @@ def _draw_grid(figure: Figure, ax: Any, grid: Grid) -> None:
                          parse_math=False, **_slant(grid.above, "left"))  # fmt: skip
         above.tick_params(length=0)
         above.spines[:].set_visible(False)
-    if grid.name:
-        ax.set_title(grid.name, fontsize=10, loc="left", color=INK, parse_math=False)
+    ax.set_title(grid.name, fontsize=10, loc="left", color=INK, parse_math=False)
     for row, column in grid.framed:
         ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=_CONTRAST, linewidth=2,
                                clip_on=False, zorder=3))  # fmt: skip
@@ -274,14 +270,6 @@ def _cell_texts(grid: Grid) -> Sequence[Sequence[str]]:
         texts.append([cell_text(Column("", kind, digits), cell).replace("-", "−").replace(" ± ", "\n± ")
                       for cell in cells])  # fmt: skip
     return texts
-
-
-def head(figure: Figure, handles: Sequence[Any], title: str, num_columns: int) -> None:
-    """The title and the legend, above the panels."""
-    legend = figure.legend(handles=handles, title=title, title_fontsize=13, alignment="left", fontsize=9,
-                           loc="outside upper left", ncols=num_columns, frameon=False, borderpad=0.2)  # fmt: skip
-    for text in (legend.get_title(), *legend.get_texts()):
-        text.set(color=INK, parse_math=False)
 
 
 def label_matrix(axes: Any, rows: Sequence[str], columns: Sequence[str], row_label: str, column_label: str) -> None:

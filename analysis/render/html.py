@@ -13,6 +13,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
@@ -65,10 +66,9 @@ def page(title: str, tiles: Sequence[tuple[str, str]], summary: str, sections: S
     templates = _templates()
     assert templates.loader is not None
     style, script = (templates.loader.get_source(templates, name)[0] for name in ("page.css", "page.js"))
-    try:
-        made_by = f"neurotally {version('neurotally')}"
-    except PackageNotFoundError:
-        made_by = "neurotally"
+    made_by = "neurotally"
+    with suppress(PackageNotFoundError):
+        made_by += f" {version('neurotally')}"
     return templates.get_template("page.html").render(
         title=title,
         tiles=tiles,

@@ -9,7 +9,6 @@ function valueOf(item, column) {
 }
 
 function compare(a, b) {
-  if (a === "" || b === "") return 0;
   return typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b));
 }
 

@@ -1,6 +1,7 @@
 """The section of a report to read in: each corpus's most specific neurons and what triggers them."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,11 +35,9 @@ class Chosen:
 def read_chosen(path: Path, rule: Rule) -> Chosen:
     """Choose neurons of a store; InputError where LAPE can't be computed."""
     groups = read_group_counts(path)
-    counts = groups.total()
-    try:
+    counts, bars = groups.total(), None
+    with suppress(InputError):
         bars = error_bars(groups)
-    except InputError:
-        bars = None
     return Chosen(counts, rule.choose(counts), bars)
 
 
