@@ -19,7 +19,7 @@ from neurotally.analysis.languages.rule import DEFAULT, Rule
 from neurotally.analysis.options import Group, Option, arguments, parameters, signature
 from neurotally.analysis.render.html import result_html, section
 from neurotally.analysis.render.numbers import cell_text
-from neurotally.analysis.result import Chart, Column, Panel, Result, Series, Table, Value
+from neurotally.analysis.result import Chart, Column, Example, Panel, Result, Series, Table, Value
 from neurotally.jobs.cli import cli
 from neurotally.profiler import store
 
@@ -153,11 +153,25 @@ def test_a_result_is_a_section_a_frame_and_html(nothing: None, made: Path) -> No
     assert str(result) == result.text()
 
 
+def test_nothing_is_sorted_last_and_places_are_cut_and_harmless() -> None:
+    columns = [Column("name"), Column("value", "number")]
+    places = [Example("f.py:1:2", "b" * 999, "\u202e\n", "a\n"), Example("f.py  token 3", reason="gone")]
+    table = Table("t", "T", columns, [["a", np.nan], ["b", None], ["c", -1.5]], details=[places, "none", []])
+    page = Page(section(Result("s", {}, "", [table], examples=places)).html).root
+    cells = [cell for cell in page.all("td") if "data-v" in cell.attributes]
+    assert [(cell.text, cell.attributes["data-v"]) for cell in cells] == [("–", ""), ("–", ""), ("−1.5", "-1.5")]
+    assert [one.text for one in page.all("mark")] == ["‹U+202E›⏎\n"] * 2  # in the table, and after it
+    assert page.all("code")[1].text == f"…{'b' * 280}‹U+202E›⏎\na"
+    assert [one.text for one in page.all("p", **{"class": "none"})] == ["no text: gone", "none", "no text: gone"]
+    assert [one.text for one in page.all("option")] == ["all", "a", "b", "c"]
+
+
 @pytest.mark.parametrize(
     ("column", "cell", "text"),
     [
         (Column("", "count"), 1234567, "1,234,567"),
         (Column("", "count"), None, "-"),
+        (Column("", "index"), 14336, "14336"),
         (Column("", "share"), 0.0149, "1 %"),
         (Column("", "share", 1), 0.0149, "1.5 %"),
         (Column("", "number"), 12345.6, "1.235e+04"),
