@@ -197,8 +197,9 @@ def _effect(one: Mapping[str, Any], candidates: Mapping[str, Any] | None) -> Eff
 
 def _measured(base: Mapping[str, Any], effect: Effect) -> list[Cell]:
     """The cells of `_MEASURED`."""
-    names = ("change", "same-layers", "z-same-layers", "above-threshold", "z-above-threshold")
-    return [base["documents"], base["tokens"], base["perplexity"], *(effect[what] for what in names)]
+    return [base["documents"], base["tokens"], base["perplexity"], effect["change"],
+            effect["same-layers"], effect["z-same-layers"].value,
+            effect["above-threshold"], effect["z-above-threshold"].value]  # fmt: skip
 
 
 def _square(effects: Effects, what: str) -> Table:
