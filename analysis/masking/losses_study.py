@@ -197,9 +197,8 @@ def _effect(one: Mapping[str, Any], candidates: Mapping[str, Any] | None) -> Eff
 
 def _measured(base: Mapping[str, Any], effect: Effect) -> list[Cell]:
     """The cells of `_MEASURED`."""
-    return [base["documents"], base["tokens"], base["perplexity"], effect["change"],
-            effect["same-layers"], effect["z-same-layers"].value,
-            effect["above-threshold"], effect["z-above-threshold"].value]  # fmt: skip
+    return [base["documents"], base["tokens"], base["perplexity"], effect["change"], effect["same-layers"],
+            effect["z-same-layers"].value, effect["above-threshold"], effect["z-above-threshold"].value]  # fmt: skip
 
 
 def _square(effects: Effects, what: str) -> Table:
