@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neurotally.analysis import studies
-from neurotally.analysis.options import parameters, signature
+from neurotally.analysis.options import arguments, parameters, signature
 from neurotally.analysis.result import Result
 
 if TYPE_CHECKING:
@@ -103,7 +103,6 @@ class Store:
         >>> store.report(store.path.parent / "page.html", neurons=2, triggers=2).stat().st_size > 100_000
         True
         """
-        from neurotally.analysis.options import arguments
         from neurotally.analysis.report.page import report
         from neurotally.profiler.whole_files import write_whole
 

@@ -2,13 +2,14 @@
 
     def study(store: Path, rule: Annotated[Rule, Group()] = Rule(), top: Annotated[int, Option("How many.")] = 5)
 
-`store` comes first. An annotated dataclass is a group: its fields become parameters of the study; with a prefix, so
-that one statement serves twice. What isn't annotated with an `Option` is no parameter.
+`store` comes first. An annotated dataclass is a group: its fields become parameters of the study, their defaults those
+of the group that is the default; with a prefix, so that one statement serves twice. What isn't annotated with an
+`Option` is no parameter.
 """
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 NEEDED = inspect.Parameter.empty
@@ -52,7 +53,7 @@ class Parameter(NamedTuple):
 
 
 def parameters(study: Callable[..., Any]) -> list[Parameter]:
-    """The parameters of a study after `store`, in order."""
+    """The parameters of a study after `store`, or of a group, in order."""
     found: list[Parameter] = []
     hints = get_type_hints(study, include_extras=True)
     for name, stated in inspect.signature(study).parameters.items():
@@ -60,7 +61,9 @@ def parameters(study: Callable[..., Any]) -> list[Parameter]:
         if isinstance(about, Option):
             found.append(Parameter(name, kind, stated.default, about, None))
         elif isinstance(about, Group):
-            found += _fields(name, kind, about)
+            for of in parameters(kind):
+                flat = f"{about.prefix}_{of.name}" if about.prefix else of.name
+                found.append(Parameter(flat, of.type, getattr(stated.default, of.name), of.option, (name, of.name)))
     return found
 
 
@@ -80,8 +83,8 @@ def arguments(study: Callable[..., Any], values: Mapping[str, Any]) -> dict[str,
         else:
             group, field = parameter.field
             groups.setdefault(group, {})[field] = value
-    hints = get_type_hints(study, include_extras=True)
-    return call | {group: _annotated(hints[group])[0](**own) for group, own in groups.items()}
+    stated = inspect.signature(study).parameters
+    return call | {group: replace(stated[group].default, **own) for group, own in groups.items()}
 
 
 def signature(study: Callable[..., Any]) -> inspect.Signature:
@@ -92,19 +95,6 @@ def signature(study: Callable[..., Any]) -> inspect.Signature:
         for parameter in parameters(study)
     ]  # fmt: skip
     return inspect.Signature(found, return_annotation=inspect.signature(study).return_annotation)
-
-
-def _fields(name: str, group: type, about: Group) -> list[Parameter]:
-    hints = get_type_hints(group, include_extras=True)
-    found = []
-    for field in fields(group):
-        kind, option = _annotated(hints[field.name])
-        default = NEEDED if field.default is MISSING else field.default
-        if field.default_factory is not MISSING:
-            default = field.default_factory()
-        flat = f"{about.prefix}_{field.name}" if about.prefix else field.name
-        found.append(Parameter(flat, kind, default, option, (name, field.name)))
-    return found
 
 
 def _annotated(hint: Any) -> tuple[Any, Any]:

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
-Kind = Literal["text", "count", "share", "number", "signed"]
-"""Of a column. share: of 1, shown in percent; signed: with its sign, as a change."""
-
+Kind = Literal["text", "index", "count", "share", "number", "signed"]
+"""Of a column. index: a whole number that counts nothing; share: of 1, shown in percent; signed: with its sign, as a
+change."""
 
 Mark = Literal["line", "steps", "filled", "bars", "points", "crosses", "band", "level"]
 
@@ -70,6 +70,8 @@ class Table:
     """Shown only with `--full`, folded in the report."""
     look: Literal["rows", "shares", "signed", "facts"] = "rows"
     """shares, signed: a matrix, coloured from 0 or around 0 where colours are to be had. facts: names and values."""
+    details: Sequence[Sequence[Example] | str] = ()
+    """Of every row, in HTML: places in texts, or why there are none."""
 
     def frame(self) -> "pandas.DataFrame":
         """The values as they are; what an error belongs to is in a column of its own, "NAME error"."""

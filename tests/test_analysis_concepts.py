@@ -96,7 +96,7 @@ def test_the_document_is_a_mask_and_names_the_documents_that_chose(tmp_path: Pat
     document: dict[str, Any] = concepts_document(corpora, found, patterns, SETTINGS)
     (tmp_path / "c.json").write_text(json.dumps(document).replace("NaN", "null"))
     mask = read_mask(tmp_path / "c.json", "f", 3, 20)
-    assert mask.neurons["main"].tolist() == [list(key) for key in PLANTED["main"]]
+    assert mask["main"].tolist() == [list(key) for key in PLANTED["main"]]
     chosen = {key for keys in PLANTED.values() for key in keys}
     lists = corpora[1].triggers
     numbers = {

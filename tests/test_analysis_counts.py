@@ -127,7 +127,7 @@ def test_document(made: Path, tmp_path: Path, select: Any, limit: str) -> None:
     assert document["left_out"] == {"go": "unfinished"}
     (tmp_path / "mask.json").write_text(json.dumps(document))
     mask = read_mask(tmp_path / "mask.json", "f1", L, F)
-    assert {name: neurons_n2.tolist() for name, neurons_n2 in mask.neurons.items()} == document["specific"]
+    assert {name: neurons_n2.tolist() for name, neurons_n2 in mask.items()} == document["specific"]
 
 
 def test_imported_counts_have_no_model(tmp_path: Path) -> None:

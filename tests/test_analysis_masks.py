@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neurotally.analysis.languages.lape import layer_counts
-from neurotally.analysis.masking.masks import random_like, read_mask
+from neurotally.analysis.masking.mask_sets import mask_sets
+from neurotally.analysis.masking.masks import read_mask
 from neurotally.profiler.errors import InputError
 
 GOOD = {"model": {"id": "org/model", "fingerprint": "f1"}, "specific": {"c": [[3, 0], [0, 99]], "html": []}}
@@ -28,23 +29,23 @@ def read(path: Path, document: Any, fingerprint: str | None = "f1") -> Any:
 
 def test_a_mask(tmp_path: Path) -> None:
     mask = read(tmp_path, GOOD)
-    assert mask.neurons["c"].tolist() == [[0, 99], [3, 0]]
-    assert mask.neurons["html"].shape == (0, 2)
+    assert mask["c"].tolist() == [[0, 99], [3, 0]]
+    assert mask["html"].shape == (0, 2)
 
 
 @pytest.mark.parametrize("model", [None, {"id": "org/model"}, {}])
 def test_a_mask_that_names_no_fingerprint_is_checked_by_shape_only(tmp_path: Path, model: Any) -> None:
-    assert read(tmp_path, GOOD | {"model": model}).neurons["c"].tolist() == [[0, 99], [3, 0]]
+    assert read(tmp_path, GOOD | {"model": model})["c"].tolist() == [[0, 99], [3, 0]]
     with pytest.raises(InputError, match="neuron 100 of layer 0"):
         read(tmp_path, {"model": model, "specific": {"c": [[0, 100]]}})
 
 
 def test_a_mask_for_a_model_of_unknown_fingerprint(tmp_path: Path) -> None:
-    assert read(tmp_path, GOOD, fingerprint=None).neurons["c"].tolist() == [[0, 99], [3, 0]]
+    assert read(tmp_path, GOOD, fingerprint=None)["c"].tolist() == [[0, 99], [3, 0]]
 
 
 def test_a_neuron_listed_twice_counts_once(tmp_path: Path) -> None:
-    assert len(read(tmp_path, {"model": None, "specific": {"c": [[1, 2], [1, 2]]}}).neurons["c"]) == 1
+    assert len(read(tmp_path, {"model": None, "specific": {"c": [[1, 2], [1, 2]]}})["c"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -93,15 +94,15 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 @given(st.sets(st.tuples(st.integers(0, 3), st.integers(0, 11)), max_size=24), st.integers(0, 2**32))
 def test_random_neurons_match_by_layer_and_are_others(pairs: set[tuple[int, int]], seed: int) -> None:
     neurons_n2 = np.array(sorted(pairs), np.int64).reshape(-1, 2)
+    made = mask_sets({"x": neurons_n2}, 30, 1, seed=seed)
     if layer_counts(neurons_n2, 4).max() > 6:
-        with pytest.raises(InputError, match="too few others"):
-            random_like(neurons_n2, 12, seed)
+        assert "others in layer" in made.not_drawn["random"]["x"]
         return
-    drawn_n2 = random_like(neurons_n2, 12, seed)
+    drawn_n2 = made.sets[2].neurons_n2
     assert drawn_n2.tolist() == sorted(drawn_n2.tolist())
     assert (layer_counts(drawn_n2, 4) == layer_counts(neurons_n2, 4)).all()
     assert len({tuple(pair) for pair in drawn_n2.tolist()} | pairs) == 2 * len(pairs)
-    assert (random_like(neurons_n2, 12, seed) == drawn_n2).all()
+    assert (mask_sets({"x": neurons_n2}, 30, 1, seed=seed).sets[2].neurons_n2 == drawn_n2).all()
 
 
 @pytest.mark.parametrize("specific", [{}, {"python": [], "java": []}])

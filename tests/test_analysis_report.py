@@ -24,7 +24,7 @@ from neurotally.analysis.languages.jackknife import error_bars
 from neurotally.analysis.languages.lape import Rule, lape
 from neurotally.analysis.layers.agreement import agreement_document
 from neurotally.analysis.layers.lens import lens_document, read_lens
-from neurotally.analysis.render.html import inline_svg, real
+from neurotally.analysis.render.html import inline_svg
 from neurotally.analysis.report.neurons import most_specific, neurons, read_chosen
 from neurotally.analysis.report.page import build_report
 from neurotally.analysis.result import model_key
@@ -288,13 +288,13 @@ def test_neurons_and_their_triggers(page: Element, path: Path, folder: Path) -> 
     counts = read_counts(path)
     chosen = lape(counts.active_CLF, counts.tokens_C, counts.corpora, Rule(QUANTILE, per_corpus=PER_CORPUS))
     tokenizer = AutoTokenizer.from_pretrained(store.store_attributes(path)["model"]["id"])
-    table = page.one("table", id="neurons-table")
+    table = page.one("table", id="neurons-1")
     shown: dict[str, list[tuple[int, int]]] = {name: [] for name in counts.corpora}
     num_read = 0
     for body in table.all("tbody"):
         cells = {str(one.attributes["data-label"]): one for one in body.walk() if "data-label" in one.attributes}
         name, layer, neuron = cells["corpus"].text, int(cells["layer"].text), int(cells["neuron"].text)
-        assert body.attributes["data-corpus"] == name
+        assert body.attributes["data-group"] == name
         shown[name].append((layer, neuron))
         assert float(str(cells["entropy"].attributes["data-v"])) == chosen.entropy_LF[layer, neuron]
         c = counts.corpora.index(name)
@@ -312,7 +312,7 @@ def test_neurons_and_their_triggers(page: Element, path: Path, folder: Path) -> 
                 k for k in np.flatnonzero(np.isfinite(value_K)).tolist()
                 if f" {visible(arrays['document_name'][arrays['trigger_document'][layer, neuron, k]])}:" in place
             )  # fmt: skip
-            assert place.startswith(real(float(value_K[k]), ".4g").text + " ")
+            assert place.startswith(f"{name}  {float(value_K[k]):.4g}  ")
             document = arrays["document_name"][arrays["trigger_document"][layer, neuron, k]]
             text = (folder / name / document).read_text()
             position = int(arrays["trigger_position"][layer, neuron, k])
@@ -356,8 +356,8 @@ def test_texts_that_are_gone_are_said_so(path: Path, folder: Path, tmp_path: Pat
     assert not page.all("mark")
     places = [one.text for one in page.all("p", **{"class": "place"})]
     assert places
-    assert all(re.search(r", token \d+$", text) for text in places)
-    assert "gone, or can't be read" in page.one("table", id="neurons-table").text
+    assert all(re.search(r"  token \d+$", text) for text in places)
+    assert "gone, or can't be read" in page.one("table", id="neurons-1").text
 
 
 def write_imported(path: Path, corpora: int, groups: int = 1) -> Path:
@@ -537,10 +537,10 @@ def test_pictures_keep_their_elements_apart_and_their_names_plain() -> None:
 def test_the_report_names_no_neuron_twice(path: Path) -> None:
     chosen = read_chosen(path, Rule(QUANTILE, per_corpus=PER_CORPUS))
     assert {len(of) for of in most_specific(chosen, 1000).values()} == {PER_CORPUS}
-    section = neurons(chosen, 1000, {}, "texts were not asked for")
-    page = Page(build_report(path, {"quantile": QUANTILE, "per_corpus": PER_CORPUS}, [section]).html).root
+    listed = neurons(chosen, 1000, {}, "texts were not asked for")
+    page = Page(build_report(path, {"quantile": QUANTILE, "per_corpus": PER_CORPUS}, [listed]).html).root
     assert "texts were not asked for" in page.one("section", id="neurons").text
-    assert len(page.one("table", id="neurons-table").all("tbody")) == 3 * PER_CORPUS
+    assert len(page.one("table", id="neurons-1").all("tbody")) == 3 * PER_CORPUS
 
 
 @pytest.mark.parametrize("width", [1400, 390])
@@ -567,12 +567,12 @@ def test_in_a_browser(html: str, folder: Path, width: int, scheme: Any) -> None:
         assert all(mark.is_visible() for mark in tab.locator("mark").all())
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
 
-        bodies = tab.locator("#neurons-table tbody")
+        bodies = tab.locator("#neurons-1 tbody")
         number = bodies.count()
         tab.get_by_label("Search").last.fill("x onerror 202e")
         tab.get_by_text(re.compile(r"^\d+ shown$")).last.wait_for()
         shown = [one for one in bodies.all() if one.is_visible()]
-        expected = [one for one in Page(html).root.one("table", id="neurons-table").all("tbody")
+        expected = [one for one in Page(html).root.one("table", id="neurons-1").all("tbody")
                     if all(word in one.text.lower() for word in ("x", "onerror", "202e"))]  # fmt: skip
         assert 0 < len(shown) == len(expected) < number
         tab.get_by_label("Search").last.fill("")
@@ -583,10 +583,10 @@ def test_in_a_browser(html: str, folder: Path, width: int, scheme: Any) -> None:
         for column, by in (("entropy", float), ("shared with", str), ("p", float)):
             values = []
             for direction in ("ascending", "descending"):
-                button = tab.locator("#neurons-table thead").get_by_role("button", name=column, exact=True)
+                button = tab.locator("#neurons-1 thead").get_by_role("button", name=column, exact=True)
                 button.click()
                 assert button.evaluate("it => it.closest('th').getAttribute('aria-sort')") == direction
-                cells = tab.locator(f"#neurons-table [data-label='{column}']")
+                cells = tab.locator(f"#neurons-1 [data-label='{column}']")
                 values.append([by(str(cell.get_attribute("data-v"))) for cell in cells.all()])
             if by is float:
                 assert values[0] == sorted(values[0])

@@ -12,13 +12,14 @@ import click
 import numpy as np
 import pytest
 from test_analysis_counts import MODEL, publish
+from test_analysis_report import Element, Page
 
 from neurotally.analysis import options, studies
 from neurotally.analysis.languages.lape import DEFAULT, Rule
 from neurotally.analysis.options import Group, Option, arguments, parameters, signature
 from neurotally.analysis.render.html import result_html, section
 from neurotally.analysis.render.numbers import cell_text
-from neurotally.analysis.result import Chart, Column, Panel, Result, Series, Table, Value
+from neurotally.analysis.result import Chart, Column, Example, Panel, Result, Series, Table, Value
 from neurotally.jobs.cli import cli
 from neurotally.profiler import store
 
@@ -145,10 +146,24 @@ def test_a_result_is_a_section_a_frame_and_html(nothing: None, made: Path) -> No
         assert "&lt;b&gt;" in html
         assert "<b>" not in html
         assert "−1.50 ± 0.25*" in html
-    assert [type(part).__name__ for part in section(result).parts] == ["Notes", *["Picture"] * 2, *["Table"] * 2,
-                                                                       "Notes"]  # fmt: skip
+    parts = Page(section(result).html).root.one("section").children
+    tags = [part.tag for part in parts if isinstance(part, Element)]
+    assert tags == ["h2", "p", "ul", "figure", "figure", "div", "details", "ul"]
     assert "It is nothing." in repr(result)
     assert str(result) == result.text()
+
+
+def test_nothing_is_sorted_last_and_places_are_cut_and_harmless() -> None:
+    columns = [Column("name"), Column("value", "number")]
+    places = [Example("f.py:1:2", "b" * 999, "\u202e\n", "a\n"), Example("f.py  token 3", reason="gone")]
+    table = Table("t", "T", columns, [["a", np.nan], ["b", None], ["c", -1.5]], details=[places, "none", []])
+    page = Page(section(Result("s", {}, "", [table], examples=places)).html).root
+    cells = [cell for cell in page.all("td") if "data-v" in cell.attributes]
+    assert [(cell.text, cell.attributes["data-v"]) for cell in cells] == [("–", ""), ("–", ""), ("−1.5", "-1.5")]
+    assert [one.text for one in page.all("mark")] == ["‹U+202E›⏎\n"] * 2  # in the table, and after it
+    assert page.all("code")[1].text == f"…{'b' * 280}‹U+202E›⏎\na"
+    assert [one.text for one in page.all("p", **{"class": "none"})] == ["no text: gone", "none", "no text: gone"]
+    assert [one.text for one in page.all("option")] == ["all", "a", "b", "c"]
 
 
 @pytest.mark.parametrize(
@@ -156,6 +171,7 @@ def test_a_result_is_a_section_a_frame_and_html(nothing: None, made: Path) -> No
     [
         (Column("", "count"), 1234567, "1,234,567"),
         (Column("", "count"), None, "-"),
+        (Column("", "index"), 14336, "14336"),
         (Column("", "share"), 0.0149, "1 %"),
         (Column("", "share", 1), 0.0149, "1.5 %"),
         (Column("", "number"), 12345.6, "1.235e+04"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from test_analysis_counts import MODEL, publish
 from test_analysis_lape import few_candidates
+from test_analysis_report import Page, rows_of, table_of
 
 from neurotally.analysis import studies
 from neurotally.analysis.concat_rows import concat_rows
@@ -48,9 +49,10 @@ def test_the_document_the_table_and_report_mark_them(run: Run, made: Path) -> No
     rows = {line.split()[0]: line.split() for line in table.splitlines() if line.startswith(("C ", "D "))}
     assert (rows["C"][4], rows["D"][4]) == ("16", "14*")
     assert "* fewer candidates than 16" in table
-    warnings, _, _, cells, *_ = section(studies.run("lape", made, per_corpus=16)).parts
-    assert [row[4].text for row in cells.rows] == ["16", "14*"]  # type: ignore[union-attr]
-    assert warnings.lines[0].startswith("fewer candidates than 16")  # type: ignore[union-attr]
+    page = Page(section(studies.run("lape", made, per_corpus=16)).html).root
+    cells = rows_of(table_of(page, "Specific neurons by corpus"))
+    assert [cells[name][3] for name in "CD"] == ["16", "14*"]
+    assert page.all("li")[0].text.startswith("fewer candidates than 16")
 
 
 def test_a_sweep_compares_with_the_base_that_is_asked_for(run: Run, made: Path) -> None:

@@ -93,9 +93,10 @@ class Change(NamedTuple):
         return float(np.std(self.draws, ddof=1)) if len(self.draws) > 1 else np.nan
 
     @property
-    def over_random_error_with_draws(self) -> float:
-        """The error over random that also holds how uncertain the mean of the draws is; NaN for fewer than two."""
-        return float(np.hypot(self.over_random.error, self.spread / np.sqrt(max(1, len(self.draws)))))
+    def over_random_with_draws(self) -> Ratio:
+        """With an error that also holds how uncertain the mean of the draws is; NaN for fewer than two."""
+        error = np.hypot(self.over_random.error, self.spread / np.sqrt(max(1, len(self.draws))))
+        return Ratio(self.over_random.value, float(error))
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,9 +132,8 @@ class Losses:
             return NO_CONTROL._replace(not_judged="the set is empty")
         randoms = self.numbers(kind, of)
         if not randoms:
-            return NO_CONTROL._replace(
-                not_judged=self.attributes.get("not_drawn", {}).get(kind, {}).get(of, "no draws")
-            )
+            why = self.attributes.get("not_drawn", {}).get(kind, {}).get(of, "no draws")
+            return NO_CONTROL._replace(not_judged=why)
         if any(self.sets[number]["neurons"] != own["neurons"] for number in randoms):
             return NO_CONTROL._replace(not_judged="fewer neurons are left to draw from than the set has")
         if kind == "candidates":
@@ -147,29 +147,26 @@ class Losses:
 
     def cell(self, corpus: str | None = None, concept: str | None = None, kind: str = "") -> Cell:
         """All tokens, or a concept's of one class; of all corpora, or of one."""
-        nats_SD, hits_SD, scored_D = self._class(concept, kind)
+        cell = self._columns(0) if concept is None else self._class(self.concepts.index(concept), kind)
         if corpus is None:
-            return Cell(nats_SD, hits_SD, scored_D)
+            return cell
         here_D = self.corpus_D == self.corpora.index(corpus)
-        return Cell(nats_SD[:, here_D], hits_SD[:, here_D], scored_D[here_D])
+        return Cell(*(values[..., here_D] for values in cell))
 
-    def _class(self, concept: str | None, kind: str) -> Cell:
-        if concept is None:
-            return self._columns([0])
-        assert kind in CLASSES
-        at = self.concepts.index(concept)
-        match, line = 1 + 2 * at, 2 + 2 * at
+    def _class(self, concept: int, kind: str) -> Cell:
+        match, line = 1 + 2 * concept, 2 + 2 * concept
         if kind in ("match", "line"):
-            return self._columns([match if kind == "match" else line])
-        whole, has_D = self._columns([0]), self.has_concept_DK[:, at].astype(bool)
+            return self._columns(match if kind == "match" else line)
+        whole, has_D = self._columns(0), self.has_concept_DK[:, concept].astype(bool)
         if kind == "elsewhere":
             return Cell(*(values * ~has_D for values in whole))
-        rest = self._columns([match, line])
+        assert kind == "file"
+        rest = self._columns(match, line)
         return Cell(*((values - less) * has_D for values, less in zip(whole, rest, strict=True)))
 
-    def _columns(self, columns: list[int]) -> Cell:
+    def _columns(self, *columns: int) -> Cell:
         arrays = (self.nats_SDX, self.hits_SDX, self.scored_DX)
-        return Cell(*(array[..., columns].sum(axis=-1) for array in arrays))
+        return Cell(*(array[..., list(columns)].sum(axis=-1) for array in arrays))
 
 
 def read_losses(path: Path, name: str) -> Losses:
@@ -220,16 +217,6 @@ def change(cell: Cell, number: int, control: Control = NO_CONTROL) -> Change:
         if control.not_judged
         else judge(cost.value, draws, beyond_D, scored_D, control.factor),
     )
-
-
-def difference(cell: Cell, number: int, other: int) -> Ratio:
-    """How much more set `number` costs than set `other`."""
-    return ratio(cell.nats_SD[number] - cell.nats_SD[other], cell.scored_D)
-
-
-def baseline(cell: Cell) -> tuple[float, float]:
-    """(loss, accuracy) with nothing switched off."""
-    return ratio(cell.nats_SD[0], cell.scored_D).value, ratio(cell.hits_SD[0], cell.scored_D).value
 
 
 def in_errors(value: Ratio) -> float:

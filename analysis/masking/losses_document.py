@@ -20,23 +20,13 @@ sets that are called like a concept, on its matches, or like a corpus. No cell o
 or a z.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from neurotally.analysis.masking.losses import (
-    CLASSES,
-    NO_CONTROL,
-    Cell,
-    Change,
-    Losses,
-    Ratio,
-    baseline,
-    change,
-    difference,
-    in_errors,
-)
+from neurotally.analysis.masking.losses import CLASSES, NO_CONTROL, Cell, Change, Losses, change, in_errors, ratio
 from neurotally.analysis.masking.mask_sets import CONTROLS
 from neurotally.analysis.result import finite, model_key
 
@@ -44,208 +34,178 @@ LOSSES_SCHEMA = 1
 LEVEL = 1.96
 """A set whose z over both controls is as large costs more than random: by chance, 1 in 40 does."""
 
-Rows = list[list[Change]]
+_OVER = ("random", "random_spread", "change_over_random", "change_over_random_standard_error", "in_standard_errors",
+         "in_standard_errors_with_draws", "z", "not_judged")  # fmt: skip
+"""Beside a control, of every effect."""
+
+Effect = Mapping[str, Any]
+"""What switching a set off does to some tokens, as `mask --json` gives it."""
 
 
 def ablation_document(losses: Losses) -> dict[str, Any]:
     """The document of `ablate --json`: square, the sets' corpora by the same corpora's text."""
-    names = losses.specific
+    names, sets = losses.specific, _sets(losses)
     cells = [losses.cell(name) for name in names]
-    base = np.array([baseline(cell) for cell in cells])
-    changes = _changes(losses, cells, "random")
-    over_candidates = _changes(losses, cells, "candidates")
-    loss_C, perplexity_C = base[:, 0], np.exp(base[:, 0])
-    perplexity_CC = np.exp(_values(changes, lambda one: one.change.value) + loss_C)
+    bases = [_baseline(cell) for cell in cells]
+    effects = [[_effect(losses, name, "specific", cell) for cell in cells] for name in names]
+    perplexity_C = np.array([base["perplexity"] for base in bases])
+    perplexity_CC = np.array(_matrix(effects, "perplexity"))
     document: dict[str, Any] = finite({
         **_head(losses),
         "corpora": names,
-        "baseline": loss_C.tolist(),
-        "change": _matrix(changes, lambda one: one.change.value),
-        "standard_error": _matrix(changes, lambda one: one.change.error),
-        **_controls(changes),
-        "random_candidates": _candidates(losses, over_candidates),
-        "z_stricter": np.minimum(_z(changes), _z(over_candidates)).tolist(),
-        "verdict": {
-            name: _verdict(name, changes[row][row], over_candidates[row][row]) for row, name in enumerate(names)
-        },
+        "baseline": [base["loss"] for base in bases],
+        **_controls(effects),
+        "random_candidates": _candidates(losses, effects),
+        **{key: _matrix(effects, key) for key in (
+            "change", "standard_error", "z_stricter", "accuracy_change", "accuracy_standard_error"
+        )},
+        "verdict": {name: _verdict(name, effects[row][row]) for row, name in enumerate(names)},
         "perplexity": perplexity_C.tolist(),
         "perplexity_change": (perplexity_CC - perplexity_C).tolist(),
         "perplexity_change_percent": (100 * (perplexity_CC / perplexity_C - 1)).tolist(),
-        "accuracy": base[:, 1].tolist(),
-        "accuracy_change": _matrix(changes, lambda one: one.accuracy.value),
-        "accuracy_standard_error": _matrix(changes, lambda one: one.accuracy.error),
-        "neurons": {name: losses.sets[losses.numbers("specific", name)[0]]["neurons"] for name in names},
-        "by_layer": {name: losses.sets[losses.numbers("specific", name)[0]]["by_layer"] for name in names},
-        "tokens": [cell.tokens for cell in cells],
-        "documents": [cell.documents for cell in cells],
+        **{key: [base[key] for base in bases] for key in ("accuracy", "tokens", "documents")},
+        **{key: {name: one[key] for name, one in sets.items()} for key in ("neurons", "by_layer")},
     })  # fmt: skip
     return document
 
 
 def mask_document(losses: Losses) -> dict[str, Any]:
     """The document of `mask --json`: every set's effect on every class of tokens, and on every corpus."""
-    names = losses.specific
-    rows = [(name, "specific") for name in names] + [
-        (name, "spared") for name in names if losses.numbers("spared", name)
-    ]
+    effects = {name: _everywhere(losses, partial(_effect, losses, name, "specific")) for name in losses.specific}
+    effects |= {
+        _spared(name): _everywhere(losses, partial(_effect, losses, name, "spared"))
+        for name in losses.specific
+        if losses.numbers("spared", name)
+    }
+    verdict = {}
+    for name in losses.specific:
+        if name in losses.concepts:
+            verdict[name] = _verdict(f"{name} match", effects[name]["concepts"][name]["match"])
+        elif name in losses.corpora:
+            verdict[name] = _verdict(name, effects[name]["corpora"][name])
     document: dict[str, Any] = finite({
         **_head(losses),
         "corpora": losses.corpora,
         "concepts": losses.concepts,
         "classes": list(CLASSES) if losses.concepts else [],
-        "sets": {
-            name: {key: losses.sets[losses.numbers("specific", name)[0]][key] for key in ("neurons", "by_layer")}
-            for name in names
-        },
-        "baseline": {
-            "corpora": {corpus: _baseline(losses.cell(corpus)) for corpus in losses.corpora},
-            "concepts": {
-                concept: {kind: _baseline(losses.cell(None, concept, kind)) for kind in CLASSES}
-                for concept in losses.concepts
-            },
-        },
-        "effects": {
-            label: {
-                "corpora": {corpus: _effect(losses, losses.cell(corpus), name, kind) for corpus in losses.corpora},
-                "concepts": {
-                    concept: {
-                        where: _effect(losses, losses.cell(None, concept, where), name, kind) for where in CLASSES
-                    }
-                    for concept in losses.concepts
-                },
-            }
-            for name, kind in rows
-            for label in [name if kind == "specific" else f"{name} without polysemantic"]
-        },
-        "verdict": _verdicts(losses),
-        "polysemantic": _polysemantic(losses),
+        "sets": _sets(losses),
+        "baseline": _everywhere(losses, _baseline),
+        "effects": effects,
+        "verdict": verdict,
+        "polysemantic": _polysemantic(losses, effects),
     })  # fmt: skip
     return document
 
 
+def _everywhere(losses: Losses, read: Callable[[Cell], Any]) -> dict[str, Any]:
+    """What is to be read of every corpus, and of every class of every concept's tokens."""
+    return {
+        "corpora": {corpus: read(losses.cell(corpus)) for corpus in losses.corpora},
+        "concepts": {
+            concept: {kind: read(losses.cell(None, concept, kind)) for kind in CLASSES} for concept in losses.concepts
+        },
+    }
+
+
+def _spared(name: str) -> str:
+    return f"{name} without polysemantic"
+
+
+def _sets(losses: Losses) -> dict[str, dict[str, Any]]:
+    """How many neurons of each set are switched off."""
+    own = {name: losses.sets[losses.numbers("specific", name)[0]] for name in losses.specific}
+    return {name: {key: one[key] for key in ("neurons", "by_layer")} for name, one in own.items()}
+
+
 def _head(losses: Losses) -> dict[str, Any]:
     attributes = losses.attributes
+    draws = 1 + max((one["draw"] for one in losses.sets if one["kind"] in CONTROLS), default=-1)
+    controls: dict[str, Any] = {}
+    for name in losses.specific:
+        controls[name] = {control: losses.control(control, name).not_judged or None for control in CONTROLS}
+        drawn = losses.numbers("candidates", name)
+        controls[name]["candidates_drawn_from"] = losses.sets[drawn[0]].get("drawn_from") if drawn else None
     return {
         "schema": LOSSES_SCHEMA,
         "model": model_key(losses.model),
         "how": attributes["identity"]["how"],
-        "draws": attributes.get(
-            "draws", 1 + max((one["draw"] for one in losses.sets if one["kind"] in CONTROLS), default=-1)
-        ),
+        "draws": attributes.get("draws", draws),
         "row_tokens": attributes["identity"]["row_tokens"],
         "document_tokens": attributes["identity"].get("document_tokens"),
         "left_out": 0 if attributes["forced"] else len(attributes["used_documents"]),
         "forced": len(attributes["used_documents"]) if attributes["forced"] else 0,
-        "controls": {name: _control_facts(losses, name) for name in losses.specific},
+        "controls": controls,
         **attributes["described"],
     }
 
 
-def _control_facts(losses: Losses, name: str) -> dict[str, str | None]:
-    drawn = losses.numbers("candidates", name)
+def _matrix(effects: Sequence[Sequence[Effect]], key: str) -> list[list[Any]]:
+    return [[one[key] for one in row] for row in effects]
+
+
+def _controls(effects: Sequence[Sequence[Effect]]) -> dict[str, Any]:
+    """Beside random sets, by set and text: the mean of the draws, a matrix of each of them, and what is beyond."""
+    draws = _matrix(effects, "random_draws")
+    num_draws = max((len(of_cell) for row in draws for of_cell in row), default=0)
     return {
-        **{control: losses.control(control, name).not_judged or None for control in CONTROLS},
-        "candidates_drawn_from": losses.sets[drawn[0]].get("drawn_from") if drawn else None,
-    }
-
-
-def _changes(losses: Losses, cells: Sequence[Cell], control: str) -> Rows:
-    """By set and cell, beside the sets of the kind `control`."""
-    return [
-        [change(cell, losses.numbers("specific", name)[0], losses.control(control, name)) for cell in cells]
-        for name in losses.specific
-    ]
-
-
-def _controls(changes: Rows) -> dict[str, Any]:
-    """Beside random sets: the mean of the draws, each of them, and what is beyond."""
-    num_draws = max((len(row[0].draws) for row in changes), default=0)
-    return {
-        "random": _matrix(changes, lambda one: one.random),
+        **{key: _matrix(effects, key) for key in _OVER},
         "random_draws": [
-            [[one.draws[draw] if one.draws else None for one in row] for row in changes] for draw in range(num_draws)
+            [[of_cell[draw] if of_cell else None for of_cell in row] for row in draws] for draw in range(num_draws)
         ],
-        "random_spread": _matrix(changes, lambda one: one.spread),
-        "change_over_random": _matrix(changes, lambda one: one.over_random.value),
-        "change_over_random_standard_error": _matrix(changes, lambda one: one.over_random.error),
-        "in_standard_errors": _matrix(changes, lambda one: in_errors(one.over_random)),
-        "in_standard_errors_with_draws": _matrix(
-            changes, lambda one: in_errors(Ratio(one.over_random.value, one.over_random_error_with_draws))
-        ),
-        "z": _z(changes).tolist(),
-        "not_judged": [[one.judgement.not_judged or None for one in row] for row in changes],
     }
 
 
-def _candidates(losses: Losses, changes: Rows) -> dict[str, Any] | None:
+def _candidates(losses: Losses, effects: Sequence[Sequence[Effect]]) -> dict[str, Any] | None:
     drawn = {name: losses.numbers("candidates", name) for name in losses.specific}
     if not any(drawn.values()) and not losses.attributes.get("not_drawn", {}).get("candidates"):
         return None
     return {
-        **_controls(changes),
+        **_controls(_matrix(effects, "candidates")),
         "neurons": {name: losses.sets[of[0]]["neurons"] if of else 0 for name, of in drawn.items()},
     }
 
 
-def _verdict(on: str, over_random: Change, over_candidates: Change) -> dict[str, Any]:
+def _verdict(on: str, effect: Effect) -> dict[str, Any]:
     """Whether a set costs its own text more than both controls do."""
-    z = over_random.judgement.z, over_candidates.judgement.z
-    stricter = float(np.minimum(*z))
-    reasons = {
-        "same layers": over_random.judgement.not_judged, "above the threshold": over_candidates.judgement.not_judged,
-    }  # fmt: skip
-    found = [f"{control}: {reason}" for control, reason in reasons.items() if reason]
+    reasons = {"same layers": effect["not_judged"], "above the threshold": effect["candidates"]["not_judged"]}
     if len(set(reasons.values())) == 1:
-        found = [reason for reason in reasons.values() if reason][:1]
+        not_judged = effect["not_judged"]
+    else:
+        not_judged = "; ".join(f"{control}: {reason}" for control, reason in reasons.items() if reason)
     return {
         "on": on,
-        "z": z[0],
-        "z_candidates": z[1],
-        "z_stricter": stricter,
-        "costs_more": None if np.isnan(stricter) else bool(stricter >= LEVEL),
-        "not_judged": "; ".join(found) or None,
+        "z": effect["z"],
+        "z_candidates": effect["candidates"]["z"],
+        "z_stricter": effect["z_stricter"],
+        "costs_more": None if np.isnan(effect["z_stricter"]) else effect["z_stricter"] >= LEVEL,
+        "not_judged": not_judged,
     }
 
 
-def _verdicts(losses: Losses) -> dict[str, Any]:
-    """Of `mask`'s sets that are called like a concept or a corpus."""
-    found = {}
-    for name in losses.specific:
-        if name in losses.concepts:
-            on, cell = f"{name} match", losses.cell(None, name, "match")
-        elif name in losses.corpora:
-            on, cell = name, losses.cell(name)
-        else:
-            continue
-        own = losses.numbers("specific", name)[0]
-        found[name] = _verdict(on, *(change(cell, own, losses.control(kind, name)) for kind in CONTROLS))
-    return found
-
-
 def _baseline(cell: Cell) -> dict[str, Any]:
-    loss, accuracy = baseline(cell)
+    """With nothing switched off."""
+    loss = ratio(cell.nats_SD[0], cell.scored_D).value
     return {
         "tokens": cell.tokens,
         "documents": cell.documents,
         "loss": loss,
         "perplexity": float(np.exp(loss)),
-        "accuracy": accuracy,
+        "accuracy": ratio(cell.hits_SD[0], cell.scored_D).value,
     }
 
 
-def _effect(losses: Losses, cell: Cell, name: str, kind: str) -> dict[str, Any]:
+def _effect(losses: Losses, name: str, kind: str, cell: Cell) -> dict[str, Any]:
     """What a set does to a cell, beside its controls; a spared set has none of its size."""
     own = losses.numbers(kind, name)[0]
     controls = [losses.control(control, name) if kind == "specific" else NO_CONTROL for control in CONTROLS]
     one, beside = (change(cell, own, control) for control in controls)
-    loss, _ = baseline(cell)
     return {
         "change": one.change.value,
         "standard_error": one.change.error,
         **_over(one),
         "candidates": _over(beside) if kind == "specific" else None,
         "z_stricter": float(np.minimum(one.judgement.z, beside.judgement.z)),
-        "perplexity": float(np.exp(loss + one.change.value)),
+        "perplexity": float(np.exp(_baseline(cell)["loss"] + one.change.value)),
         "accuracy_change": one.accuracy.value,
         "accuracy_standard_error": one.accuracy.error,
     }
@@ -260,40 +220,27 @@ def _over(one: Change) -> dict[str, Any]:
         "change_over_random": one.over_random.value,
         "change_over_random_standard_error": one.over_random.error,
         "in_standard_errors": in_errors(one.over_random),
+        "in_standard_errors_with_draws": in_errors(one.over_random_with_draws),
         "z": one.judgement.z,
         "not_judged": one.judgement.not_judged or None,
     }
 
 
-def _polysemantic(losses: Losses) -> list[dict[str, Any]]:
+def _polysemantic(losses: Losses, effects: Mapping[str, Any]) -> list[dict[str, Any]]:
     """For every set with polysemantic neurons, and every concept's tokens: with them masked, and spared."""
     found = []
     for name in losses.specific:
-        spared = losses.numbers("spared", name)
-        whole = losses.numbers("specific", name)[0]
+        whole, spared = (losses.numbers(kind, name) for kind in ("specific", "spared"))
         for concept in losses.concepts if spared else ():
             cell = losses.cell(None, concept, "match")
-            apart = difference(cell, whole, spared[0])
+            apart = ratio(cell.nats_SD[whole[0]] - cell.nats_SD[spared[0]], cell.scored_D)
             found.append({
                 "set": name,
                 "concept": concept,
-                "neurons": losses.sets[whole]["neurons"] - losses.sets[spared[0]]["neurons"],
-                "masked": change(cell, whole).change.value,
-                "spared": change(cell, spared[0]).change.value,
+                "neurons": losses.sets[whole[0]]["neurons"] - losses.sets[spared[0]]["neurons"],
+                "masked": effects[name]["concepts"][concept]["match"]["change"],
+                "spared": effects[_spared(name)]["concepts"][concept]["match"]["change"],
                 "difference": apart.value,
                 "standard_error": apart.error,
             })  # fmt: skip
     return found
-
-
-def _z(rows: Rows) -> np.ndarray:
-    return _values(rows, lambda one: one.judgement.z)
-
-
-def _values(rows: Rows, read: Callable[[Change], float]) -> np.ndarray:
-    return np.array([[read(one) for one in row] for row in rows], np.float64)
-
-
-def _matrix(rows: Rows, read: Callable[[Change], float]) -> list[list[float | None]]:
-    matrix: list[list[float | None]] = _values(rows, read).tolist()
-    return matrix

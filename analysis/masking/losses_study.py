@@ -5,7 +5,7 @@ after, or the matches of its concept, beside as many random neurons of the same 
 threshold.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,13 +19,12 @@ from neurotally.profiler import store as stores
 
 Form = Literal["ablate", "mask"]
 Rows = list[list[Cell]]
-Squares = Sequence[Sequence[float | None]]
 
-_SAME_LAYERS, _ABOVE = "random neurons of the same layers", "random neurons above the threshold"
 _COSTS_MORE = {True: "yes", False: "no", None: "-"}
 _FEW_DOCUMENTS = 10
 _FULL_Z = 4.0
 """No smaller z has the fullest colour: what chance gives looks pale."""
+_OVER = ("change_over_random", "change_over_random_standard_error")
 _MEASURED = [
     Column("documents", "count"),
     Column("tokens", "count"),
@@ -36,6 +35,22 @@ _MEASURED = [
     Column("over above threshold", "signed", 4),
     Column("z above threshold", "signed", 1),
 ]
+
+_MAPS = {
+    "change": ("Change of the loss", False, "change", "standard_error"),
+    "same-layers": ("Change over random neurons of the same layers", False, *_OVER),
+    "above-threshold": ("Change over random neurons above the threshold", True, *_OVER),
+    "z": ("z, the smaller of both", False, "z_stricter", ""),
+    "z-same-layers": ("z over random neurons of the same layers", False, "z", ""),
+    "z-above-threshold": ("z over random neurons above the threshold", True, "z", ""),
+    "perplexity": ("Change of the perplexity", False, "perplexity_change", ""),
+}
+"""What is shown of every effect: title, whether it is beside candidates, keys of the value and of its error."""
+
+Effect = Mapping[str, Value]
+"""Of a set on some tokens: a value by each name of `_MAPS`."""
+Effects = Mapping[str, Mapping[str, Effect]]
+"""By set and by what the tokens are of."""
 
 
 def study(
@@ -67,32 +82,22 @@ def sections(store: Path) -> list[dict[str, Any]]:
 def ablation_result(losses: Losses, name: str = "ablate") -> Result:
     """Each corpus's own neurons, and what they are worth to it; every corpus's to every other one's text in full."""
     document = ablation_document(losses)
-    names, draws = document["corpora"], document["draws"]
-    over = document["random_candidates"] or {}
-    none: Squares = [[None] * len(names)] * len(names)
-    of_same = document["change_over_random"], document["change_over_random_standard_error"], document["z"]
-    of_above = [over.get(key, none) for key in ("change_over_random", "change_over_random_standard_error", "z")]
-    own: Rows = [
-        [corpus, document["neurons"][corpus], document["documents"][at], document["tokens"][at],
-         document["perplexity"][at], Value(document["change"][at][at], document["standard_error"][at][at]),
-         *_beside(of_same, at), *_beside(of_above, at), _COSTS_MORE[document["verdict"][corpus]["costs_more"]]]
-        for at, corpus in enumerate(names)
-    ]  # fmt: skip
+    names, over = document["corpora"], document["random_candidates"] or {}
+    effects = {
+        off: {text: _effect(_at(document, row, column), _at(over, row, column)) for column, text in enumerate(names)}
+        for row, off in enumerate(names)
+    }
+    own: Rows = []
+    for at, corpus in enumerate(names):
+        base = {key: document[key][at] for key in ("documents", "tokens", "perplexity")}
+        costs_more = _COSTS_MORE[document["verdict"][corpus]["costs_more"]]
+        own.append([corpus, document["neurons"][corpus], *_measured(base, effects[corpus][corpus]), costs_more])
     head = [Column("corpus"), Column("neurons off", "count"), *_MEASURED, Column("more than random")]
     title = "What each corpus's neurons are worth to its own held-out text, nats per token"
-    maps = [("change", "Change of the loss", document["change"], document["standard_error"])]
-    if draws:
-        maps += [
-            ("same-layers", f"Change over {_SAME_LAYERS}", *of_same[:2]),
-            ("above-threshold", f"Change over {_ABOVE}", *of_above[:2]),
-            ("z", "z, the smaller of both", document["z_stricter"], ()),
-            ("z-same-layers", f"z over {_SAME_LAYERS}", document["z"], ()),
-            ("z-above-threshold", f"z over {_ABOVE}", of_above[2], ()),
-        ]
-    maps = maps[:1] + [one for one in maps[1:] if any(value is not None for row in one[2] for value in row)]
-    more = ("perplexity", "Change of the perplexity", document["perplexity_change"], ())
-    tables = [Table("own", title, head, own), *(_square(names, *one) for one in [*maps, more])]
-    grids = [_grid(title, names, names, values, errors, key.startswith("z")) for key, title, values, errors in maps]
+    cells = [effect for of in effects.values() for effect in of.values()]
+    known = [what for what in _MAPS if what == "change" or any(cell[what].value is not None for cell in cells)]
+    tables = [Table("own", title, head, own), *(_square(effects, what) for what in known)]
+    grids = [_grid(_MAPS[what][0], effects, what) for what in known if what != "perplexity"]
     return _result(
         losses, name, document, tables, grids, f"What switching off each corpus's neurons costs ({document['how']})",
         "How much worse the model reads each corpus when another's, or its own, specific neurons are switched off",
@@ -104,31 +109,31 @@ def mask_result(losses: Losses, name: str = "mask") -> Result:
     """Each set on its own text; on every concept's tokens and on every corpus in full."""
     document = mask_document(losses)
     baseline, concepts, corpora = document["baseline"], document["concepts"], document["corpora"]
-    effects = {label: effect for label, effect in document["effects"].items() if _is_there(document, label)}
-    by_corpus = [
-        _effect_row(document, label, corpus, baseline["corpora"][corpus], effect["corpora"][corpus])
-        for label, effect in effects.items()
-        for corpus in corpora
-    ]
-    by_concept = {
-        (label, concept): [
-            _effect_row(document, label, f"{concept} {kind}", baseline["concepts"][concept][kind], one)
-            for kind, one in effect["concepts"][concept].items()
-        ]
-        for label, effect in effects.items()
-        for concept in sorted(concepts, key=lambda concept: concept != label)
-    }
-    own = [
-        row
-        for label in effects
-        if label in document["verdict"]
-        for row in by_concept.get((label, label)) or [row for row in by_corpus if row[:2] == [label, label]]
-    ]
+    empty = [name for name, one in document["sets"].items() if not one["neurons"]]
+    effects = {label: effect for label, effect in document["effects"].items() if label not in empty}
+    own: Rows = []
+    by_concept: Rows = []
+    by_corpus: Rows = []
+    for label, effect in effects.items():
+        of_concept = {
+            concept: [
+                _effect_row(document, label, f"{concept} {kind}", baseline["concepts"][concept][kind], one)
+                for kind, one in effect["concepts"][concept].items()
+            ]
+            for concept in sorted(concepts, key=lambda concept: concept != label)
+        }
+        of_corpus = {
+            corpus: _effect_row(document, label, corpus, baseline["corpora"][corpus], effect["corpora"][corpus])
+            for corpus in corpora
+        }
+        by_concept += [row for rows in of_concept.values() for row in rows]
+        by_corpus += of_corpus.values()
+        if label in document["verdict"]:
+            own += of_concept.get(label) or [of_corpus[label]]
     head = [Column("switched off"), Column("on"), *_MEASURED, Column("top-1", "share", 2), Column("more than random")]
     tables = [
         Table("own", "What each set is worth to its own text, nats per token", head, own),
-        Table("concepts", "On tokens of concepts, over all corpora", head,
-              [row for rows in by_concept.values() for row in rows], is_long=True),
+        Table("concepts", "On tokens of concepts, over all corpora", head, by_concept, is_long=True),
         Table("corpora", "On all tokens, by corpus", head, by_corpus, is_long=bool(own)),
         _polysemantic_table(document),
     ]  # fmt: skip
@@ -175,47 +180,55 @@ def _result(
     )  # fmt: skip
 
 
-def _beside(control: Sequence[Squares], at: int) -> list[Cell]:
-    """A set on its own text, beside a control: the change over it, and z."""
-    over, error, z = control
-    return [Value(over[at][at], error[at][at]), z[at][at]]
+def _at(matrices: Mapping[str, Any], row: int, column: int) -> dict[str, float | None]:
+    """One effect, of the matrices in `ablate`'s document."""
+    keys = {key for _, _, value, error in _MAPS.values() for key in (value, error)}
+    return {key: matrices[key][row][column] for key in keys & matrices.keys()}
 
 
-def _square(names: Sequence[str], key: str, title: str, values: Squares, errors: Squares) -> Table:
+def _effect(one: Mapping[str, Any], candidates: Mapping[str, Any] | None) -> Effect:
+    """Of an effect in a document, and of its part beside candidates."""
+    shown = {}
+    for what, (_, is_beside_candidates, key, error) in _MAPS.items():
+        of = (candidates or {}) if is_beside_candidates else one
+        shown[what] = Value(of.get(key), of.get(error))
+    return shown
+
+
+def _measured(base: Mapping[str, Any], effect: Effect) -> list[Cell]:
+    """The cells of `_MEASURED`."""
+    return [base["documents"], base["tokens"], base["perplexity"], effect["change"], effect["same-layers"],
+            effect["z-same-layers"].value, effect["above-threshold"], effect["z-above-threshold"].value]  # fmt: skip
+
+
+def _square(effects: Effects, what: str) -> Table:
     """Sets by text."""
-    columns = [Column("off \\ text"), *(Column(name, "signed", 1 if key.startswith("z") else 4) for name in names)]
-    rows: Rows = [
-        [name, *(Value(value, errors[at][column] if errors else None) for column, value in enumerate(values[at]))]
-        for at, name in enumerate(names)
-    ]
-    return Table(key, title, columns, rows, is_long=True, look="signed")
+    columns = [Column("off \\ text"), *(Column(name, "signed", 1 if what.startswith("z") else 4) for name in effects)]
+    rows: Rows = [[name, *(effect[what] for effect in of.values())] for name, of in effects.items()]
+    return Table(what, _MAPS[what][0], columns, rows, is_long=True, look="signed")
 
 
-def _grid(
-    title: str, rows: Sequence[str], columns: Sequence[str], values: Squares, errors: Squares, is_z: bool,
-    column_label: str = "text of corpus",
-) -> Grid:  # fmt: skip
+def _grid(title: str, effects: Effects, what: str, column_label: str = "text of corpus") -> Grid:
     """A heat map, each set's own text framed."""
-    own = [(row, columns.index(name)) for row, name in enumerate(rows) if name in columns]
-    most = max((abs(value) for of in values for value in of if value is not None), default=0.0)
+    rows, columns = list(effects), list(next(iter(effects.values())))
+    cells = [[effect[what] for effect in of.values()] for of in effects.values()]
+    most = max((abs(cell.value) for of in cells for cell in of if cell.value is not None), default=0.0)
+    is_z = what.startswith("z")
     return Grid(
-        title, rows, columns, values, row_label="neurons switched off", column_label=column_label,
-        scale="z" if is_z else "nats per token", is_signed=True, high=max(_FULL_Z, most) if is_z else None, framed=own,
-        digits=1 if is_z else None, errors=errors,
+        title, rows, columns, [[cell.value for cell in of] for of in cells], row_label="neurons switched off",
+        column_label=column_label, scale="z" if is_z else "nats per token", is_signed=True,
+        high=max(_FULL_Z, most) if is_z else None, digits=1 if is_z else None,
+        framed=[(row, columns.index(name)) for row, name in enumerate(rows) if name in columns],
+        errors=[[cell.error for cell in of] for of in cells],
     )  # fmt: skip
 
 
 def _effect_row(
     document: Mapping[str, Any], label: str, on: str, base: Mapping[str, Any], one: Mapping[str, Any]
 ) -> list[Cell]:
-    over = one["candidates"] or {}
     verdict = document["verdict"].get(label, {})
-    return [
-        label, on, base["documents"], base["tokens"], base["perplexity"], Value(one["change"], one["standard_error"]),
-        Value(one["change_over_random"], one["change_over_random_standard_error"]), one["z"],
-        Value(over.get("change_over_random"), over.get("change_over_random_standard_error")), over.get("z"),
-        one["accuracy_change"], _COSTS_MORE[verdict["costs_more"]] if verdict.get("on") == on else "",
-    ]  # fmt: skip
+    costs_more = _COSTS_MORE[verdict["costs_more"]] if verdict.get("on") == on else ""
+    return [label, on, *_measured(base, _effect(one, one["candidates"])), one["accuracy_change"], costs_more]
 
 
 def _polysemantic_table(document: Mapping[str, Any]) -> Table:
@@ -233,38 +246,19 @@ def _polysemantic_table(document: Mapping[str, Any]) -> Table:
 
 def _mask_grids(document: Mapping[str, Any], labels: Sequence[str]) -> list[Grid]:
     """The change over either control, and the smaller z, by set: on every concept's matches, and on every corpus."""
-    effects, concepts, corpora = document["effects"], document["concepts"], document["corpora"]
     names = [name for name in labels if name in document["sets"]] or list(document["sets"])
-    groups: list[tuple[str, Sequence[str], Callable[[str], list[Mapping[str, Any]]]]] = [
-        ("all tokens", corpora, lambda name: [effects[name]["corpora"][one] for one in corpora])
-    ]
-    if concepts:
-        groups.insert(0, ("matches of concepts", concepts, lambda name: [
-            effects[name]["concepts"][one]["match"] for one in concepts
-        ]))  # fmt: skip
-    read: dict[str, Callable[[Mapping[str, Any]], tuple[float | None, float | None]]] = {
-        "change": lambda one: (one["change"], one["standard_error"]),
-        f"over {_SAME_LAYERS}": lambda one: (one["change_over_random"], one["change_over_random_standard_error"]),
-        f"over {_ABOVE}": lambda one: (
-            one["candidates"]["change_over_random"], one["candidates"]["change_over_random_standard_error"]
-        ),
-        "z, the smaller of both": lambda one: (one["z_stricter"], None),
-    }  # fmt: skip
-    wanted = list(read)[1:] if document["draws"] else ["change"]
+    on_matches, on_corpora = {}, {}
+    for name in names:
+        of = document["effects"][name]
+        on_corpora[name] = {corpus: _effect(one, one["candidates"]) for corpus, one in of["corpora"].items()}
+        matches = {concept: one["match"] for concept, one in of["concepts"].items()}
+        on_matches[name] = {concept: _effect(one, one["candidates"]) for concept, one in matches.items()}
     grids = []
-    for where, columns, effects_of in groups:
-        for what in wanted:
-            pairs = [[read[what](one) for one in effects_of(name)] for name in names]
-            values, errors = ([[pair[part] for pair in row] for row in pairs] for part in (0, 1))
-            is_z = what.startswith("z")
-            title = f"{where}: {what}".replace("random neurons", "random")
-            grids.append(_grid(title, names, columns, values, () if is_z else errors, is_z, where))
-    return grids
-
-
-def _is_there(document: Mapping[str, Any], label: str) -> bool:
-    """Whether it is a set that has a neuron; those without polysemantic ones always do."""
-    return bool(document["sets"].get(label, {"neurons": 1})["neurons"])
+    for where, effects in (("matches of concepts", on_matches), ("all tokens", on_corpora)):
+        for what in ("same-layers", "above-threshold", "z") if document["draws"] else ("change",):
+            title = _MAPS[what][0].replace("Change over random neurons", "over random")
+            grids.append(_grid(f"{where}: {title}", effects, what, where))
+    return [grid for grid in grids if grid.columns]
 
 
 def _notes(document: Mapping[str, Any]) -> list[str]:

@@ -23,13 +23,16 @@ from typing import Any
 
 import numpy as np
 
-from neurotally.analysis.masking.masks import random_like
+from neurotally.analysis.overlap import is_member
 from neurotally.profiler.errors import InputError
 
 CONTROLS = ("random", "candidates")
 MIN_OTHERS = 4
 """Others in a layer for each of a set's neurons. Of neurons whose costs are t-distributed with 3 degrees of freedom,
 6 % of random sets then pass as costing more or less at a level of 5 %, and 8 % with half as many others."""
+
+Strata = Sequence[tuple[int, np.ndarray]]
+"""How many neurons to draw, and from which, numbered through the layers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,28 +82,24 @@ def mask_sets(
     sets = [MaskSet("none", "", 0, np.empty((0, 2), np.int64))]
     sets += [MaskSet("specific", name, 0, neurons_n2) for name, neurons_n2 in specific.items()]
     not_drawn: dict[str, dict[str, str]] = {kind: {} for kind in CONTROLS}
-    for index, (name, neurons_n2) in enumerate(specific.items() if draws else ()):
-        if lack := _lack_of_others(neurons_n2, num_neurons):
-            not_drawn["random"][name] = lack
-            continue
-        for draw in range(draws):
-            drawn_n2 = random_like(neurons_n2, num_neurons, _seed(seed, index, draw, 0))
-            sets.append(MaskSet("random", name, draw, drawn_n2))
-    for index, (name, neurons_n2) in enumerate(specific.items() if draws else ()):
-        if isinstance(above, str):
-            not_drawn["candidates"][name] = above
-            continue
-        if lack := _lack_of_candidates(neurons_n2, above[name]):
-            not_drawn["candidates"][name] = lack
-            continue
-        strata, drawn_from = _strata(neurons_n2, above[name])
-        for draw in range(draws):
-            drawn_n2 = _draw(strata, num_neurons, _seed(seed, index, draw, 1))
-            sets.append(MaskSet("candidates", name, draw, drawn_n2, drawn_from))
+    for number, kind in enumerate(CONTROLS):
+        for index, (name, neurons_n2) in enumerate(specific.items() if draws else ()):
+            if kind == "random":
+                found = _others(neurons_n2, num_neurons)
+            else:
+                found = above if isinstance(above, str) else _candidates(neurons_n2, above[name])
+            if isinstance(found, str):
+                not_drawn[kind][name] = found
+                continue
+            strata, drawn_from = found
+            for draw in range(draws):
+                drawn_n2 = _draw(strata, num_neurons, (seed, index, draw, number))
+                sets.append(MaskSet(kind, name, draw, drawn_n2, drawn_from))
     shared_n2 = shared_neurons(list(specific.values())) if with_spared else np.empty((0, 2), np.int64)
     for name, neurons_n2 in specific.items():
-        if len(spared_n2 := _without(neurons_n2, shared_n2)) < len(neurons_n2):
-            sets.append(MaskSet("spared", name, 0, spared_n2))
+        is_shared_n = is_member(neurons_n2, shared_n2)
+        if is_shared_n.any():
+            sets.append(MaskSet("spared", name, 0, neurons_n2[~is_shared_n]))
     return MaskSets(sets, draws, not_drawn)
 
 
@@ -144,12 +143,15 @@ def read_origin(path: Path) -> MaskOrigin:
     """The part of a mask file that `read_mask`, which must have read it before, leaves out."""
     document = json.loads(path.read_text(encoding="utf-8"))
     try:
-        by_corpus = document.get("trigger_documents")
-        hashes = (
-            None if by_corpus is None else frozenset(bytes.fromhex(one) for many in by_corpus.values() for one in many)
+        documents, names, files = (
+            [
+                one
+                for of_corpus in (document[key].values() if document.get(key) is not None else ())
+                for one in of_corpus
+            ]
+            for key in ("trigger_documents", "trigger_names", "trigger_files")
         )
-        names = frozenset(name for many in document.get("trigger_names", {}).values() for name in many)
-        files = frozenset(bytes.fromhex(one) for many in document.get("trigger_files", {}).values() for one in many)
+        hashes, digests = (frozenset(map(bytes.fromhex, of)) for of in (documents, files))
     except (AttributeError, TypeError, ValueError) as error:
         raise InputError(
             f"{path}: 'trigger_documents' and 'trigger_files' must be {{corpus: [SHA-256 in hexadecimal, ...]}}, and "
@@ -157,7 +159,8 @@ def read_origin(path: Path) -> MaskOrigin:
         ) from error
     threshold = document.get("bar")
     return MaskOrigin(
-        hashes, names, files, document.get("document_lines"), "polysemantic" in document,
+        hashes if document.get("trigger_documents") is not None else None, frozenset(names), digests,
+        document.get("document_lines"), "polysemantic" in document,
         threshold if isinstance(threshold, float) else None,
     )  # fmt: skip
 
@@ -170,54 +173,39 @@ def file_digests(file_of_D: Sequence[str], sha256_D32: np.ndarray) -> dict[str, 
     return {name: hashlib.sha256(b"".join(of_file)).digest() for name, of_file in hashes.items()}
 
 
-def _seed(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+def _others(neurons_n2: np.ndarray, num_neurons: int) -> tuple[Strata, str] | str:
+    """Of each layer as many of its others; or why they can't be drawn."""
+    strata = []
+    for layer in np.unique(neurons_n2[:, 0]).tolist():
+        own = neurons_n2[neurons_n2[:, 0] == layer, 1]
+        others = np.setdiff1d(np.arange(num_neurons), own)
+        if len(others) < MIN_OTHERS * len(own):
+            return f"{len(others)} others in layer {layer} for {len(own)} in the set"
+        strata.append((len(own), layer * num_neurons + others))
+    return strata, ""
 
 
-def _lack_of_others(neurons_n2: np.ndarray, num_neurons: int) -> str:
-    """Why random neurons of the same layers can't be drawn; "" where they can."""
-    layers, number_l = np.unique(neurons_n2[:, 0], return_counts=True)
-    for layer, number in zip(layers.tolist(), number_l.tolist(), strict=True):
-        if num_neurons - number < MIN_OTHERS * number:
-            return f"{num_neurons - number} others in layer {layer} for {number} in the set"
-    return ""
-
-
-def _lack_of_candidates(neurons_n2: np.ndarray, above_LF: np.ndarray) -> str:
-    """Why as many neurons above and below the threshold can't be drawn from all layers; "" where they can."""
-    is_above_n = above_LF[tuple(neurons_n2.T)]
-    for half_LF, is_in_n, where in ((above_LF, is_above_n, "above"), (~above_LF, ~is_above_n, "below")):
-        number = np.count_nonzero(is_in_n)
-        if (others := np.count_nonzero(half_LF) - number) < number:
-            return f"{others} others {where} the threshold for {number} in the set"
-    return ""
-
-
-def _strata(neurons_n2: np.ndarray, above_LF: np.ndarray) -> tuple[list[tuple[int, np.ndarray]], str]:
-    """How many to draw of which neurons, numbered through the layers; and whether from "layers" or "all layers"."""
+def _candidates(neurons_n2: np.ndarray, above_LF: np.ndarray) -> tuple[Strata, str] | str:
+    """As many above and below the threshold, from "layers" or "all layers"; or why they can't be drawn."""
     chosen_LF = np.zeros(above_LF.shape, bool)
     chosen_LF[tuple(neurons_n2.T)] = True
     number_LF = np.arange(above_LF.size).reshape(above_LF.shape)
-    halves = [(chosen_LF & half_LF, half_LF) for half_LF in (above_LF, ~above_LF)]
-    by_layer = [
-        (int(np.count_nonzero(own_LF[layer])), number_LF[layer][half_LF[layer]])
-        for own_LF, half_LF in halves
-        for layer in range(len(above_LF))
-    ]
+    by_layer, anywhere = [], []
+    for half_LF, where in ((above_LF, "above"), (~above_LF, "below")):
+        number_L = np.count_nonzero(chosen_LF & half_LF, axis=1).tolist()
+        number = sum(number_L)
+        if (others := np.count_nonzero(half_LF) - number) < number:
+            return f"{others} others {where} the threshold for {number} in the set"
+        by_layer += [(number_L[layer], number_LF[layer][half_LF[layer]]) for layer in range(len(above_LF))]
+        anywhere.append((number, number_LF[half_LF]))
     if all(len(pool) >= 2 * number for number, pool in by_layer):
         return by_layer, "layers"
-    return [(int(np.count_nonzero(own_LF)), number_LF[half_LF]) for own_LF, half_LF in halves], "all layers"
+    return anywhere, "all layers"
 
 
-def _draw(strata: Sequence[tuple[int, np.ndarray]], num_neurons: int, seed: int) -> np.ndarray:
+def _draw(strata: Strata, num_neurons: int, seed: Sequence[int]) -> np.ndarray:
     """So many random ones of each stratum: int64 [n, 2], ascending."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(int(np.random.SeedSequence(seed).generate_state(1)[0]))
     drawn = [generator.choice(pool, number, replace=False) for number, pool in strata]
-    return np.stack(np.divmod(np.sort(np.concatenate(drawn)), num_neurons), axis=1)
-
-
-def _without(neurons_n2: np.ndarray, others_n2: np.ndarray) -> np.ndarray:
-    others = set(map(tuple, others_n2.tolist()))
-    is_kept = np.array([tuple(pair) not in others for pair in neurons_n2.tolist()], bool)
-    kept_n2: np.ndarray = neurons_n2[is_kept]
-    return kept_n2
+    number_n = np.sort(np.concatenate([np.empty(0, np.int64), *drawn]))
+    return np.stack(np.divmod(number_n, num_neurons), axis=1)

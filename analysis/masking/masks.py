@@ -1,4 +1,4 @@
-"""Mask files: named sets of neurons to switch off, and random sets to compare them with.
+"""Mask files: named sets of neurons to switch off.
 
 A mask file is a JSON document with `model` ({"id", "fingerprint"} or null) and `specific`
 ({name: [[layer, neuron], ...]}); what `neurotally lape --out` writes is one. A fingerprint that is there must be
@@ -7,7 +7,6 @@ the model's; where the file has none, only the shape can be checked.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,10 @@ import numpy as np
 from neurotally.profiler.errors import InputError
 
 
-@dataclass(frozen=True, eq=False)
-class Mask:
-    """The neurons to switch off, by name."""
+def read_mask(path: Path, fingerprint: str | None, num_layers: int, num_neurons: int) -> Mapping[str, np.ndarray]:
+    """The sets of a mask file by name, int64 [n, 2] of (layer, neuron), ascending, each once.
 
-    neurons: Mapping[str, np.ndarray]
-    """int64 [n, 2] of (layer, neuron), ascending, each once."""
-
-
-def read_mask(path: Path, fingerprint: str | None, num_layers: int, num_neurons: int) -> Mask:
-    """Read a mask file for a model of `num_layers` layers with `num_neurons` neurons each.
+    `num_layers`, `num_neurons`: of the model, neurons of each layer.
 
     Raises InputError for a file that can't be read, isn't a mask, is of another model, holds a neuron that the
     model lacks, or none at all.
@@ -40,32 +33,19 @@ def read_mask(path: Path, fingerprint: str | None, num_layers: int, num_neurons:
             f"{path} is a mask of another model: {model.get('id')!r} with fingerprint {its_fingerprint!r}, "
             f"expected {fingerprint!r}"
         )
-    neurons = {name: _neurons(path, name, pairs) for name, pairs in document["specific"].items()}
-    for name, neurons_n2 in neurons.items():
-        _check_range(path, name, neurons_n2, num_layers, num_neurons)
+    neurons = {}
+    for name, pairs in document["specific"].items():
+        neurons_n2 = neurons[name] = _neurons(path, name, pairs)
+        beyond_n = (neurons_n2 >= [num_layers, num_neurons]).any(axis=1)
+        if beyond_n.any():
+            layer, neuron = neurons_n2[beyond_n][0].tolist()
+            raise InputError(
+                f"{path}: {name!r} has neuron {neuron} of layer {layer}, but the model has {num_layers} layers of "
+                f"{num_neurons} neurons, counted from 0"
+            )
     if not any(map(len, neurons.values())):
         raise InputError(f"{path} has no neuron in any of its sets: there is nothing to switch off")
-    return Mask(neurons)
-
-
-def random_like(neurons_n2: np.ndarray, num_neurons: int, seed: int) -> np.ndarray:
-    """As many neurons in every layer as in `neurons_n2`, drawn from the layer's others: int64 [n, 2], ascending.
-
-    Raises InputError where a layer has too few others.
-    """
-    generator = np.random.default_rng(seed)
-    drawn = [np.empty((0, 2), np.int64)]
-    for layer in np.unique(neurons_n2[:, 0]):
-        taken = neurons_n2[neurons_n2[:, 0] == layer, 1]
-        others = np.setdiff1d(np.arange(num_neurons), taken)
-        if len(others) < len(taken):
-            raise InputError(
-                f"layer {layer}: {len(taken)} of {num_neurons} neurons are in the set; "
-                "too few others are left to draw as many at random"
-            )
-        chosen = np.sort(generator.choice(others, size=len(taken), replace=False))
-        drawn.append(np.stack([np.full_like(chosen, layer), chosen], axis=1))
-    return np.concatenate(drawn)
+    return neurons
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -91,13 +71,3 @@ def _neurons(path: Path, name: str, pairs: Any) -> np.ndarray:
         if not is_pair or any(type(number) is not int or not 0 <= number < 2**53 for number in pair):
             raise InputError(f"{path}: {name!r}: expected [layer, neuron], two integers from 0, got {pair!r:.60}")
     return np.unique(np.array(pairs, np.int64).reshape(-1, 2), axis=0)
-
-
-def _check_range(path: Path, name: str, neurons_n2: np.ndarray, num_layers: int, num_neurons: int) -> None:
-    beyond = (neurons_n2 >= [num_layers, num_neurons]).any(axis=1)
-    if beyond.any():
-        layer, neuron = neurons_n2[beyond][0].tolist()
-        raise InputError(
-            f"{path}: {name!r} has neuron {neuron} of layer {layer}, but the model has {num_layers} layers of "
-            f"{num_neurons} neurons, counted from 0"
-        )

@@ -7,7 +7,7 @@ with any common colour blindness. Made for 1 to 25 names and 4 to 80 layers; fig
 import io
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,10 @@ from neurotally.analysis.render.numbers import cell_text, digits_of_three
 from neurotally.analysis.result import Chart, Column, Grid, Kind, Panel, Series, Value
 from neurotally.profiler.whole_files import whole_file
 
-SPECIFIC = "#92c5de"
-EXCLUSIVE = "#d95f02"
-INK = "#222222"
-GREY = "#666666"
+_CONTRAST, INK, GREY = "#d95f02", "#222222", "#666666"
 _COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8c6d1f", "#7f7f7f")
 """Okabe and Ito's, told apart with any common colour blindness (their yellow made darker)."""
-_TONES = {"main": "#0072b2", "light": SPECIFIC, "contrast": EXCLUSIVE, "ink": INK, "grey": GREY}
+_TONES = {"main": "#0072b2", "light": "#92c5de", "contrast": _CONTRAST, "ink": INK, "grey": GREY}
 _RAMP = ("#d6e6f4", "#b3d3e8", "#94c4df", "#6aaed6", "#4292c6", "#2070b4", "#0b4f94")
 _MARKERS = ("o", "s", "^", "D")
 _MOST_CELLS = 400
@@ -36,32 +33,39 @@ _MOST_CELLS = 400
 _LONGEST_NAME = 22
 _DPI = 160
 
+Places = Mapping[str, int]
+"""The place of every name in an order, whatever the case: it gives colour and marker, so that figures agree."""
+
 
 def draw(chart: Chart, model: str = "", order: Sequence[str] = ()) -> Figure:
     """A chart as a figure. `model` is named on it; `order`: names that keep their colours in every figure."""
     figure, axes = _panels(chart)
-    look = Look([*order, *(series.corpus for panel in chart.panels if isinstance(panel, Panel)
-                           for series in panel.series if series.corpus)])  # fmt: skip
+    names = [*order, *(series.corpus for panel in chart.panels if isinstance(panel, Panel) for series in panel.series)]
+    places = {name: at for at, name in enumerate(dict.fromkeys(name.casefold() for name in names if name))}
     shown: dict[str, tuple[Series, set[str]]] = {}
     for panel, ax in zip(chart.panels, axes, strict=True):
         if isinstance(panel, Grid):
             _draw_grid(figure, ax, panel)
             continue
-        _draw_series(ax, panel, chart, look)
+        _draw_series(ax, panel, chart, places)
         for series in panel.series:
             if series.label and not panel.empty:
-                shown.setdefault(series.label, (series, set()))[1].add(look.color(series))
+                shown.setdefault(series.label, (series, set()))[1].add(_color(series, places))
     _add_notes(figure, chart)
     plots = [ax for panel, ax in zip(chart.panels, axes, strict=True) if isinstance(panel, Panel)]
     if plots and chart.share_y:
         _y_axis(plots[0], chart)
     if plots:
         figure.supylabel(chart.y_label, fontsize=10, color=INK)
-    handles = [_handle(series, colors, look) for series, colors in shown.values()]
+    handles = [_handle(series, colors, places) for series, colors in shown.values()]
     longest = max((len(label) for label in shown), default=0)
     num_columns = max(1, min(6, int(figure.get_figwidth() * 13 / (longest + 6))))
     title = textwrap.fill(chart.title, int(9 * figure.get_figwidth()))
-    head(figure, handles, f"{title}\n{model}" if model else title, num_columns)
+    legend = figure.legend(handles=handles, title=f"{title}\n{model}" if model else title, title_fontsize=13,
+                           alignment="left", fontsize=9, loc="outside upper left", ncols=num_columns, frameon=False,
+                           borderpad=0.2)  # fmt: skip
+    for text in (legend.get_title(), *legend.get_texts()):
+        text.set(color=INK, parse_math=False)
     return figure
 
 
@@ -78,25 +82,19 @@ def _add_notes(figure: Figure, chart: Chart) -> None:
         figure.supxlabel("\n".join(shown), x=0.01, ha="left", fontsize=9, color=INK, parse_math=False)
 
 
-class Look:
-    """The colour and marker of every name: its place in an order, whatever the case, so that figures agree."""
+def _color(series: Series, places: Places) -> str:
+    """Of a corpus its own; else what the tone says."""
+    if series.corpus:
+        return _COLORS[places[series.corpus.casefold()] % len(_COLORS)]
+    if isinstance(series.tone, str):
+        return _TONES[series.tone]
+    return _RAMP[round(series.tone * (len(_RAMP) - 1))]
 
-    def __init__(self, order: Sequence[str]):
-        """`order`: names; those that come again count once."""
-        self._place = {name: place for place, name in enumerate(dict.fromkeys(name.casefold() for name in order))}
 
-    def color(self, series: Series) -> str:
-        """Of a corpus its own; else what the tone says."""
-        if series.corpus:
-            return line_look(self._place[series.corpus.casefold()])[0]
-        if isinstance(series.tone, str):
-            return _TONES[series.tone]
-        return _RAMP[round(series.tone * (len(_RAMP) - 1))]
-
-    def marker(self, series: Series) -> str:
-        """None while there are as many colours as names."""
-        place = self._place.get(series.corpus.casefold(), 0)
-        return "" if place < len(_COLORS) else line_look(place)[1]
+def _marker(series: Series, places: Places) -> str:
+    """None while there are as many colours as names; 32 names look different."""
+    place = places.get(series.corpus.casefold(), 0)
+    return "" if place < len(_COLORS) else _MARKERS[place // len(_COLORS) % len(_MARKERS)]
 
 
 class _NotebookFigure(Figure):
@@ -133,12 +131,20 @@ def _panels(chart: Chart) -> tuple[Figure, list[Any]]:
     return figure, axes[:number]
 
 
-def _draw_series(ax: Any, panel: Panel, chart: Chart, look: Look) -> None:
+def _draw_series(ax: Any, panel: Panel, chart: Chart, places: Places) -> None:
     """Fill one panel."""
-    clean_panel(ax)
-    name_panel(ax, panel.name, panel.note)
+    ax.tick_params(labelsize=8, color=GREY, labelcolor=INK)
+    ax.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(GREY)
+    room = min(_LONGEST_NAME, int((2.9 - 0.065 * len(panel.note)) / 0.1))  # what the note leaves of 2.9 inches
+    ax.set_title(short_name(panel.name, room), loc="left", fontsize=10, fontweight="bold", color=INK, parse_math=False)
+    ax.set_title(panel.note, loc="right", fontsize=8, color=GREY, parse_math=False)
     if chart.x == "layers":
-        layer_axis(ax, max((len(series.y) for series in panel.series if series.mark != "level"), default=1))
+        num_layers = max((len(series.y) for series in panel.series if series.mark != "level"), default=1)
+        ax.set_xlim(-0.5, num_layers - 0.5)
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     elif chart.x == "amount":
         ax.xaxis.set_major_locator(MaxNLocator(nbins=4))
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -149,7 +155,7 @@ def _draw_series(ax: Any, panel: Panel, chart: Chart, look: Look) -> None:
         return
     below: Any = 0
     for series in panel.series:
-        below = _MARKS[series.mark](ax, series, look, below)
+        below = _draw_mark(ax, series, places, below)
     if not chart.share_y:
         _y_axis(ax, chart)
     if panel.top is not None:
@@ -170,80 +176,49 @@ def _y_axis(ax: Any, chart: Chart) -> None:
         ax.tick_params(which="minor", labelsize=8)
 
 
-def _values(values: Sequence[float | None]) -> np.ndarray:
-    return np.array(values, dtype=np.float64)  # None is NaN
-
-
-def _x(series: Series) -> np.ndarray:
-    return np.arange(len(series.y)) if series.x is None else np.asarray(series.x, dtype=np.float64)
-
-
-def _stairs(ax: Any, series: Series, look: Look, below: Any) -> Any:
-    edges = np.arange(len(series.y) + 1) - 0.5 if series.x is None else series.x
-    is_filled = series.mark == "filled"
-    ax.stairs(_values(series.y), edges, fill=is_filled, color=look.color(series), linewidth=None if is_filled else 1.6,
-              alpha=_alpha(series))  # fmt: skip
+def _draw_mark(ax: Any, series: Series, places: Places, below: Any) -> Any:
+    """Draw one series; what the next bars stand on."""
+    color, alpha, number = _color(series, places), _alpha(series), len(series.y)
+    x = np.arange(number) if series.x is None else np.asarray(series.x, dtype=np.float64)
+    y, low, high = (np.array(values, dtype=np.float64) for values in (series.y, series.low, series.high))  # None is NaN
+    if series.mark in ("steps", "filled"):
+        edges = np.arange(number + 1) - 0.5 if series.x is None else x
+        is_filled = series.mark == "filled"
+        ax.stairs(y, edges, fill=is_filled, color=color, linewidth=None if is_filled else 1.6, alpha=alpha)
+    elif series.mark == "bars":
+        ax.bar(x, np.nan_to_num(y), width=1.0, bottom=below, color=color, linewidth=0, alpha=alpha)
+        return below + np.nan_to_num(y)
+    elif series.mark == "line":
+        if len(low):
+            ax.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
+        ax.plot(x, y, color=color, linewidth=1.5, linestyle="--" if series.is_dashed else "-",
+                marker=_marker(series, places), markersize=3.5, alpha=alpha)  # fmt: skip
+    elif series.mark == "band":
+        ax.fill_between(x, low, y, color=color, alpha=0.35, linewidth=0)
+    elif series.mark == "level":
+        if np.isfinite(y[0]):
+            ax.axhline(y[0], color=color, linewidth=1, linestyle=":")
+    else:
+        style = {"marker": "x", "markersize": 4} if series.mark == "crosses" else {
+            "marker": ".", "markersize": 5, "markeredgewidth": 0}  # fmt: skip
+        if len(low):
+            ax.vlines(x, low, high, color=color, linewidth=1)
+        ax.plot(x, y, linestyle="", color=color, alpha=alpha, **style)
     return below
-
-
-def _bars(ax: Any, series: Series, look: Look, below: Any) -> Any:
-    height = np.nan_to_num(_values(series.y))
-    ax.bar(_x(series), height, width=1.0, bottom=below, color=look.color(series), linewidth=0, alpha=_alpha(series))
-    return below + height
-
-
-def _line(ax: Any, series: Series, look: Look, below: Any) -> Any:
-    color = look.color(series)
-    if len(series.low):
-        ax.fill_between(_x(series), _values(series.low), _values(series.high), color=color, alpha=0.18, linewidth=0)
-    ax.plot(_x(series), _values(series.y), color=color, linewidth=1.5, linestyle="--" if series.is_dashed else "-",
-            marker=look.marker(series), markersize=3.5, alpha=_alpha(series))  # fmt: skip
-    return below
-
-
-def _points(ax: Any, series: Series, look: Look, below: Any) -> Any:
-    style = {"marker": "x", "markersize": 4} if series.mark == "crosses" else {
-        "marker": ".", "markersize": 5, "markeredgewidth": 0}  # fmt: skip
-    color = look.color(series)
-    if len(series.low):
-        ax.vlines(_x(series), _values(series.low), _values(series.high), color=color, linewidth=1)
-    ax.plot(_x(series), _values(series.y), linestyle="", color=color, alpha=_alpha(series), **style)
-    return below
-
-
-def _band(ax: Any, series: Series, look: Look, below: Any) -> Any:
-    ax.fill_between(_x(series), _values(series.low), _values(series.y), color=look.color(series), alpha=0.35,
-                    linewidth=0)  # fmt: skip
-    return below
-
-
-def _level(ax: Any, series: Series, look: Look, below: Any) -> Any:
-    (value,) = series.y
-    if value is not None:
-        ax.axhline(value, color=look.color(series), linewidth=1, linestyle=":")
-    return below
-
-
-_MARKS = {"steps": _stairs, "filled": _stairs, "bars": _bars, "line": _line, "points": _points, "crosses": _points,
-          "band": _band, "level": _level}  # fmt: skip
 
 
 def _alpha(series: Series) -> float | None:
     return 0.4 if series.corpus and series.tone == "light" else None
 
 
-def _handle(series: Series, colors: set[str], look: Look) -> Any:
+def _handle(series: Series, colors: set[str], places: Places) -> Any:
     """What stands for a series in the legend: grey where panels show it in colours of their own."""
     (color,) = colors if len(colors) == 1 else (GREY,)
     if series.mark in ("filled", "bars", "band"):
-        handle: Any = Patch(
-            facecolor=color, alpha=0.35 if series.mark == "band" else _alpha(series), label=series.label
-        )
-    else:
-        style = {"line": "--" if series.is_dashed else "-", "steps": "-", "level": ":"}.get(series.mark, "")
-        marker = {"points": "o", "crosses": "x"}.get(series.mark, look.marker(series) if series.corpus else "")
-        handle = Line2D([], [], color=color, linestyle=style, marker=marker, markersize=3.5, label=series.label)
-    return handle
+        return Patch(facecolor=color, alpha=0.35 if series.mark == "band" else _alpha(series), label=series.label)
+    style = {"line": "--" if series.is_dashed else "-", "steps": "-", "level": ":"}.get(series.mark, "")
+    marker = {"points": "o", "crosses": "x"}.get(series.mark, _marker(series, places))
+    return Line2D([], [], color=color, linestyle=style, marker=marker, markersize=3.5, label=series.label)
 
 
 def _draw_grid(figure: Figure, ax: Any, grid: Grid) -> None:
@@ -265,13 +240,15 @@ def _draw_grid(figure: Figure, ax: Any, grid: Grid) -> None:
                          parse_math=False, **_slant(grid.above, "left"))  # fmt: skip
         above.tick_params(length=0)
         above.spines[:].set_visible(False)
-    if grid.name:
-        ax.set_title(grid.name, fontsize=10, loc="left", color=INK, parse_math=False)
+    ax.set_title(grid.name, fontsize=10, loc="left", color=INK, parse_math=False)
     for row, column in grid.framed:
-        ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=EXCLUSIVE, linewidth=2,
+        ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=_CONTRAST, linewidth=2,
                                clip_on=False, zorder=3))  # fmt: skip
     if grid.scale:
-        color_bar(figure, image, ax, grid.scale)
+        bar = figure.colorbar(image, ax=ax, pad=0.02)
+        bar.set_label(grid.scale, fontsize=9, color=INK)
+        bar.ax.tick_params(labelsize=8)
+        bar.outline.set_visible(False)
 
 
 def _largest(grid: Grid) -> float:
@@ -295,14 +272,6 @@ def _cell_texts(grid: Grid) -> Sequence[Sequence[str]]:
     return texts
 
 
-def head(figure: Figure, handles: Sequence[Any], title: str, num_columns: int) -> None:
-    """The title and the legend, above the panels."""
-    legend = figure.legend(handles=handles, title=title, title_fontsize=13, alignment="left", fontsize=9,
-                           loc="outside upper left", ncols=num_columns, frameon=False, borderpad=0.2)  # fmt: skip
-    for text in (legend.get_title(), *legend.get_texts()):
-        text.set(color=INK, parse_math=False)
-
-
 def label_matrix(axes: Any, rows: Sequence[str], columns: Sequence[str], row_label: str, column_label: str) -> None:
     """Names along both axes of a heat map, and white lines between its cells."""
     axes.set_xticks(range(len(columns)), [short_name(name) for name in columns], fontsize=9, parse_math=False,
@@ -322,41 +291,6 @@ def _slant(names: Sequence[str], side: str) -> dict[str, Any]:
     """Long names along an axis stand aslant, with this side at their place."""
     longest = max(len(short_name(name)) for name in names)
     return {"rotation": 40, "ha": side, "rotation_mode": "anchor"} if longest > 7 else {}
-
-
-def clean_panel(panel: Any) -> None:
-    """The look of every panel: few ticks, a light grid behind, no frame above and to the right."""
-    panel.tick_params(labelsize=8, color=GREY, labelcolor=INK)
-    panel.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-    panel.set_axisbelow(True)
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.spines[["left", "bottom"]].set_color(GREY)
-
-
-def layer_axis(panel: Any, num_layers: int) -> None:
-    """Layers across, half a layer of room at both ends."""
-    panel.set_xlim(-0.5, num_layers - 0.5)
-    panel.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-
-
-def color_bar(figure: Figure, image: Any, axes: Any, label: str, **options: Any) -> None:
-    """What a heat map's colours stand for, beside the axes; `options` are matplotlib's."""
-    bar = figure.colorbar(image, ax=axes, pad=0.02, **options)
-    bar.set_label(label, fontsize=9, color=INK)
-    bar.ax.tick_params(labelsize=8)
-    bar.outline.set_visible(False)
-
-
-def line_look(number: int) -> tuple[str, str]:
-    """Colour and marker of a line: 32 before the first comes again."""
-    return _COLORS[number % len(_COLORS)], _MARKERS[number // len(_COLORS) % len(_MARKERS)]
-
-
-def name_panel(panel: Any, name: str, right: str = "") -> None:
-    """The panel's name to the left, cut to what a few numbers to the right leave of 2.9 inches."""
-    room = min(_LONGEST_NAME, int((2.9 - 0.065 * len(right)) / 0.1))
-    panel.set_title(short_name(name, room), loc="left", fontsize=10, fontweight="bold", color=INK, parse_math=False)
-    panel.set_title(right, loc="right", fontsize=8, color=GREY, parse_math=False)
 
 
 def short_name(name: str, longest: int = _LONGEST_NAME) -> str:

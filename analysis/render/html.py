@@ -1,230 +1,144 @@
-"""Results as HTML: `section` makes what a page shows of one, `result_html` what a notebook does.
+"""Results as HTML: `section` makes what a page shows of one, `result_html` what a notebook does, `page` the page.
 
-A section has parts (facts, notes, tables, matrices, pictures, neurons), each drawn by `parts.html` by its `kind`. Texts
-are plain strings: the template escapes them, and only `inline_svg` makes markup.
+A page asks the network for nothing: styles, script and pictures stand in it, and its Content-Security-Policy forbids
+the rest. Texts of corpora are untrusted: the templates escape all of them, only `inline_svg` makes markup, and the
+policy lets no script run but the page's own, known by its hash.
 """
 
+import base64
+import hashlib
 import io
 import math
 import re
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, NamedTuple
+from contextlib import suppress
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NamedTuple
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from neurotally.analysis.render.numbers import NOTHING, cell_text
-from neurotally.analysis.result import Cell as Given
-from neurotally.analysis.result import Column, Result, Value
-from neurotally.analysis.result import Table as Tabled
+from neurotally.analysis.result import Example, Result, Table, Value
+from neurotally.profiler.visible import visible
 
-_SEARCHED = 20
-"""A table of more rows than this can be searched."""
+_MOST_CHARACTERS = 280
+"""So much text on either side of a place's token: some five lines."""
+_MOST_TOKEN = 120
+_MOST_TOKENS = 8
+"""Named before the places are opened."""
+_PICTURES = {9: "⇥", 10: "⏎", 32: "␣"}
+"""White space in a list of tokens shows."""
 
 _COLOUR = re.compile(r"#([0-9a-f]{6})\b")
 _REFERENCE = re.compile(r"url\(#")
 _HREF = "{http://www.w3.org/1999/xlink}href"
 
 
-class Cell(NamedTuple):
-    """What stands in a table, and what it is sorted by (None: last)."""
-
-    text: str
-    value: float | str | None
-    is_row_head: bool = False
-
-    @property
-    def is_number(self) -> bool:
-        """Numbers stand to the right."""
-        return not isinstance(self.value, str)
-
-
-@dataclass(frozen=True)
-class Facts:
-    """Names and their values."""
-
-    kind: ClassVar[str] = "facts"
-    title: str
-    rows: Sequence[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class Notes:
-    """Remarks, one a line."""
-
-    kind: ClassVar[str] = "notes"
-    lines: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows under a header, sortable; the first column names the row."""
-
-    kind: ClassVar[str] = "table"
-    caption: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    is_folded: bool = False
-    """Shown when asked for."""
-    is_searchable: bool = False
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """A matrix whose cells are coloured by their shade: 0 to 1, or -1 (cold) to 1 (hot); None is blank."""
-
-    kind: ClassVar[str] = "matrix"
-    caption: str
-    corner: str
-    rows: Sequence[str]
-    columns: Sequence[str]
-    texts: Sequence[Sequence[str]]
-    shades: Sequence[Sequence[float | None]]
-    is_signed: bool = False
-    is_folded: bool = False
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An SVG in the page, with what it shows in words."""
-
-    kind: ClassVar[str] = "picture"
-    svg: Markup
-    caption: str
-
-
-@dataclass(frozen=True)
-class Trigger:
-    """One trigger to read: the text before the token, the token, the text after it; or why there is no text."""
-
-    coefficient: str
-    place: str
-    token: str | None
-    before: str = ""
-    after: str = ""
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Neuron:
-    """A neuron's row, and its triggers."""
-
-    anchor: str
-    corpus: str
-    cells: Sequence[Cell]
-    tokens: Sequence[tuple[str, int]]
-    """The tokens of its triggers, and how many of them each is."""
-    triggers: Sequence[Trigger]
-    no_triggers: str = ""
-
-
-@dataclass(frozen=True)
-class Neurons:
-    """Neurons with their triggers, searchable and sortable."""
-
-    kind: ClassVar[str] = "neurons"
-    caption: str
-    header: Sequence[str]
-    corpora: Sequence[str]
-    neurons: Sequence[Neuron]
-
-
-Part = Facts | Notes | Table | Matrix | Picture | Neurons
-
-
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """A part of the page with a heading of its own."""
 
     anchor: str
     title: str
-    lead: str
-    """What the reader sees here, in a sentence or two."""
-    parts: Sequence[Part] = field(default_factory=tuple)
+    html: Markup
 
 
 def section(result: Result) -> Section:
     """A result as a section of a page: findings, pictures, tables, notes."""
-    anchor = result.anchor or result.study
-    parts: list[Part] = [Notes(lines) for lines in (result.warnings, result.findings) if lines]
+    anchor, title = result.anchor or result.study, result.title or result.study
+    pictures = []
     for number, chart in enumerate(chart for chart in result.charts if not chart.is_on_request):
-        svg = inline_svg(result.figure(chart.name), f"{anchor}-{number}", chart.caption or chart.title)
-        parts.append(Picture(svg, chart.caption or chart.title))
-    parts += [_part(table) for table in result.tables if table.rows]
-    parts += [Notes(result.notes)] if result.notes else []
-    return Section(anchor, result.title or result.study, result.lead, parts)
+        caption = chart.caption or chart.title
+        pictures.append((inline_svg(result.figure(chart.name), f"{anchor}-{number}", caption), caption))
+    return Section(anchor, title, _macros().section(result, anchor, title, pictures))
 
 
 def result_html(result: Result) -> str:
     """A result as a notebook shows it: its lead, its tables and notes. Figures are drawn when asked for."""
-    html: str = (
-        environment()
-        .get_template("parts.html")
-        .module.parts(  # type: ignore[attr-defined]
-            section(replace(result, charts=()))
-        )
+    return f"<p>{escape(result.lead)}</p>{_macros().parts(result, result.study)}"
+
+
+def page(title: str, tiles: Sequence[tuple[str, str]], summary: str, sections: Sequence[Section]) -> str:
+    """The page; `tiles`: the names and numbers that it begins with, `summary`: a paragraph below them."""
+    templates = _templates()
+    assert templates.loader is not None
+    style, script = (templates.loader.get_source(templates, name)[0] for name in ("page.css", "page.js"))
+    made_by = "neurotally"
+    with suppress(PackageNotFoundError):
+        made_by += f" {version('neurotally')}"
+    return templates.get_template("page.html").render(
+        title=title,
+        tiles=tiles,
+        summary=summary,
+        sections=sections,
+        style=Markup(style),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        made_by=made_by,
     )
-    return f"<p>{escape(result.lead)}</p>{html}"
 
 
-def environment() -> Environment:
-    """Where the templates are; they escape everything."""
-    return Environment(loader=PackageLoader("neurotally.analysis.render", ""), autoescape=True,
-                       undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+@cache
+def _templates() -> Environment:
+    """They escape everything."""
+    templates = Environment(loader=PackageLoader("neurotally.analysis.render", ""), autoescape=True,
+                            undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    templates.globals |= {"cells": _cells, "most": _most, "readable": _readable, "tokens": _tokens}
+    return templates
 
 
-def _part(table: Tabled) -> Part:
-    if table.look == "facts":
-        return Facts(table.title, [(str(name), str(value)) for name, value in table.rows])
-    if table.look == "rows":
-        header = [column.name for column in table.columns]
-        rows = [
-            [_cell(column, cell)._replace(is_row_head=number == 0)
-             for number, (column, cell) in enumerate(zip(table.columns, row, strict=True))]
-            for row in table.rows
-        ]  # fmt: skip
-        return Table(table.title, header, rows, table.is_long, len(rows) > _SEARCHED)
-    names = [cell_text(table.columns[0], row[0]) for row in table.rows]
-    texts = [[_cell(column, cell).text for column, cell in zip(table.columns[1:], row[1:], strict=True)]
-             for row in table.rows]  # fmt: skip
-    value_RC = np.array([[_plain(cell) for cell in row[1:]] for row in table.rows], np.float64)
-    most = float(np.max(np.abs(value_RC), initial=0, where=np.isfinite(value_RC))) or 1.0
-    return Matrix(table.title, table.columns[0].name, names, [column.name for column in table.columns[1:]], texts,
-                  _shades(value_RC / most), table.look == "signed", table.is_long)  # fmt: skip
+def _macros() -> Any:
+    return _templates().get_template("parts.html").module
 
 
-def _cell(column: Column, cell: Given) -> Cell:
-    value, text = _plain(cell), cell_text(column, cell)
-    if isinstance(value, str):
-        return Cell(text, value)
-    return Cell("–" if text == NOTHING else text.replace("-", "−"), value)
+class _Cell(NamedTuple):
+    """What stands in a table, and what it is sorted by and coloured by (None: last, blank)."""
+
+    text: str
+    value: float | str | None
 
 
-def _plain(cell: Given) -> Any:
-    return cell.value if isinstance(cell, Value) else cell
+def _cells(table: Table) -> list[list[_Cell]]:
+    rows = []
+    for row in table.rows:
+        cells = []
+        for column, cell in zip(table.columns, row, strict=True):
+            value, text = cell.value if isinstance(cell, Value) else cell, cell_text(column, cell)
+            if not isinstance(value, str):
+                value = value if value is not None and math.isfinite(value) else None
+                text = "–" if text == NOTHING else text.replace("-", "−")
+            cells.append(_Cell(text, value))
+        rows.append(cells)
+    return rows
 
 
-def word(text: str) -> Cell:
-    """A cell of text."""
-    return Cell(text, text)
+def _most(rows: Sequence[Sequence[_Cell]]) -> float:
+    """The largest number in a matrix, whatever its sign; 1 where there is none but 0."""
+    values = [cell.value for row in rows for cell in row[1:]]
+    return max((abs(value) for value in values if not isinstance(value, str | None)), default=0) or 1
 
 
-def row_head(text: str) -> Cell:
-    """The cell that names its row."""
-    return Cell(text, text, is_row_head=True)
+def _readable(examples: Sequence[Example]) -> list[Example]:
+    """Places with as much text as is read at a glance, and nothing in it that could turn or hide the rest."""
+    return [
+        Example(
+            visible(place),
+            visible(before if len(before) <= _MOST_CHARACTERS else "…" + before[-_MOST_CHARACTERS:]),
+            visible(token if len(token) <= _MOST_TOKEN else token[:_MOST_TOKEN] + "…"),
+            visible(after.removesuffix("\n") if len(after) <= _MOST_CHARACTERS else after[:_MOST_CHARACTERS] + "…"),
+            reason,
+        )
+        for place, before, token, after, reason in examples
+    ]
 
 
-def real(value: float | None, form: str = ".4f", half: float | None = None) -> Cell:
-    """A cell of a number, and half of its interval; a dash where there is none."""
-    if value is None or not math.isfinite(value):
-        return Cell("–", None)
-    text = format(value, form)
-    if half is not None and math.isfinite(half):
-        text += f" ± {format(half, form.lstrip('+'))}"
-    return Cell(text.replace("-", "−"), value)
+def _tokens(examples: Sequence[Example]) -> list[tuple[str, int]]:
+    """The most frequent tokens, and how often each is there."""
+    tokens = Counter(example.token for example in examples if not example.reason)
+    return [(token.translate(_PICTURES), number) for token, number in tokens.most_common(_MOST_TOKENS)]
 
 
 def inline_svg(figure: Any, anchor: str, label: str) -> Markup:
@@ -264,7 +178,3 @@ def _into_page(element: Any, anchor: str) -> None:
         elif name == "style":
             value = _COLOUR.sub(r"var(--c-\1,#\1)", value)
         element.attrib[name] = _REFERENCE.sub(f"url(#{anchor}-", value)
-
-
-def _shades(share_RC: np.ndarray) -> list[list[float | None]]:
-    return [[round(value, 3) if math.isfinite(value) else None for value in row] for row in share_RC.tolist()]

@@ -13,6 +13,8 @@ def number_text(value: Any, kind: str, digits: int | None = None) -> str:
     """A number as a column of this kind shows it; a dash for None and NaN."""
     if value is None or not math.isfinite(value):
         return NOTHING
+    if kind == "index":
+        return str(value)
     if kind == "count":
         return f"{value:,}"
     if kind == "share":

@@ -1,6 +1,6 @@
-// Sorting and searching. A table's items are its bodies, where it has several, else its rows.
+// Sorting and searching. A table's items are its bodies, each a row and its details, or else its rows.
 "use strict";
-const itemsOf = table => table.tBodies.length > 1 ? [...table.tBodies] : [...table.tBodies[0].rows];
+const itemsOf = table => table.matches(".detailed") ? [...table.tBodies] : [...table.tBodies[0].rows];
 const firstRow = item => item.rows ? item.rows[0] : item;
 
 function valueOf(item, column) {
@@ -9,7 +9,6 @@ function valueOf(item, column) {
 }
 
 function compare(a, b) {
-  if (a === "" || b === "") return 0;
   return typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b));
 }
 
@@ -33,10 +32,10 @@ function textOf(item) {
 
 function find(id) {
   const words = document.querySelector(`[data-find="${id}"]`).value.toLowerCase().split(/\s+/).filter(Boolean);
-  const corpus = document.querySelector(`select[data-corpus="${id}"]`)?.value ?? "";
+  const group = document.querySelector(`select[data-group="${id}"]`)?.value ?? "";
   let shown = 0;
   for (const item of itemsOf(document.getElementById(id))) {
-    const fits = (!corpus || item.dataset.corpus === corpus) && words.every(word => textOf(item).includes(word));
+    const fits = (!group || item.dataset.group === group) && words.every(word => textOf(item).includes(word));
     item.hidden = !fits;
     shown += fits;
   }
@@ -52,6 +51,6 @@ function open(button) {
 
 for (const button of document.querySelectorAll(".sort")) button.addEventListener("click", () => sort(button));
 for (const input of document.querySelectorAll("[data-find]")) input.addEventListener("input", () => find(input.dataset.find));
-for (const select of document.querySelectorAll("select[data-corpus]")) select.addEventListener("change", () => find(select.dataset.corpus));
+for (const select of document.querySelectorAll("select[data-group]")) select.addEventListener("change", () => find(select.dataset.group));
 for (const button of document.querySelectorAll("[data-open]")) button.addEventListener("click", () => open(button));
 for (const form of document.querySelectorAll("form")) form.addEventListener("submit", event => event.preventDefault());

@@ -11,8 +11,7 @@ def result_text(result: Result, full: bool = False) -> str:
     blocks += [table_text(table) for table in result.tables if table.rows and (full or not table.is_long)]
     blocks += [_example_text(example) for example in result.examples]
     notes = [*(f"* {warning}" for warning in result.warnings), *result.notes]
-    if notes:
-        blocks.append("\n".join(notes))
+    blocks += ["\n".join(notes)] if notes else []
     if not full and (hidden := [table.title for table in result.tables if table.rows and table.is_long]):
         blocks.append("with --full: " + "; ".join(hidden))
     return "\n\n".join(blocks)

@@ -7,7 +7,7 @@ from typing import Any
 
 from neurotally.analysis.concat_rows import concat_note, corpus_concat_rows
 from neurotally.analysis.languages.counts import unfinished_corpora
-from neurotally.analysis.result import Cell, Column, Result, Table, Value
+from neurotally.analysis.result import Cell, Column, Result, Table
 from neurotally.profiler import store
 from neurotally.profiler.visible import visible
 
@@ -51,17 +51,13 @@ def corpora(path: Path) -> Result:
     ]  # fmt: skip
     root = store.store_attributes(path).get("versions")
     notes = [f"{name}: unfinished, so not in this report" for name in unfinished_corpora(path)]
-    notes += [
-        f"{name}: {len(of['restarted_units']):,} units ran again after the machine was out of memory"
-        for name, of in found.items()
-        if of.get("restarted_units")
-    ]
-    notes += [
-        concat_note(name, beyond, of["tokens"])
-        for name, of in found.items()
-        if (beyond := corpus_concat_rows(path, name)) is not None
-    ]
-    notes += [f"{name}: made with {_differing(root, of)}" for name, of in found.items() if _differing(root, of)]
+    for name, of in found.items():
+        if restarted := of.get("restarted_units"):
+            notes.append(f"{name}: {len(restarted):,} units ran again after the machine was out of memory")
+        if (beyond := corpus_concat_rows(path, name)) is not None:
+            notes.append(concat_note(name, beyond, of["tokens"]))
+        if differing := _differing(root, of):
+            notes.append(f"{name}: made with {differing}")
     tokens = sum(int(of.get("tokens") or 0) for of in found.values())
     lead = f"{len(found)} corpora of {tokens:,} tokens; each was read once."
     return Result("corpora", {}, lead, tables if found else [], notes=notes, title="Corpora")
@@ -77,11 +73,9 @@ def _facts(title: str, values: Mapping[str, Any]) -> Table:
 def _dates(path: Path) -> dict[str, str]:
     """When the corpora were read."""
     attributes = store.family_attributes(path, "corpora").values()
-    started = [of["started"] for of in attributes if of.get("started")]
-    finished = [of["finished"] for of in attributes if of.get("finished")]
     ends = {
-        "first corpus started, UTC": min(started, default=None),
-        "last corpus finished, UTC": max(finished, default=None),
+        "first corpus started, UTC": min((of["started"] for of in attributes if of.get("started")), default=None),
+        "last corpus finished, UTC": max((of["finished"] for of in attributes if of.get("finished")), default=None),
     }
     return {name: _date(when) for name, when in ends.items() if when}
 
@@ -106,8 +100,7 @@ def _corpus_row(name: str, of: Mapping[str, Any]) -> list[Cell]:
     reasons = ", ".join(f"{number:,} {reason}" for reason, number in skipped.items())
     total = f"{sum(skipped.values()):,}" + (f" ({reasons})" if reasons else "")
     source = ":".join(str(part) for part in (of.get("source"), of.get("selector")) if part) or "–"
-    numbers = [Value(of.get(key)) for key in _NUMBERS]
-    return [name, of.get("documents"), total, *numbers, source, _date(of.get("finished"))]
+    return [name, of.get("documents"), total, *(of.get(key) for key in _NUMBERS), source, _date(of.get("finished"))]
 
 
 def _differing(root: Mapping[str, str] | None, of: Mapping[str, Any]) -> str:

@@ -17,8 +17,7 @@ from neurotally.analysis.keys.triggers import gather_triggers
 from neurotally.analysis.languages.lape import DEFAULT, Rule
 from neurotally.analysis.options import Group, Option, parameters
 from neurotally.analysis.progress import BARS, Progress
-from neurotally.analysis.render.html import Notes, Section, section
-from neurotally.analysis.render.page import page
+from neurotally.analysis.render.html import Section, page, section
 from neurotally.analysis.report.contents import corpora, provenance
 from neurotally.analysis.report.neurons import most_specific, read_chosen
 from neurotally.analysis.report.neurons import neurons as neurons_section
@@ -65,7 +64,7 @@ def report(
     stores.store_attributes(store)
     more, missing = [], ""
     if concepts is not None:
-        more.append(section(concepts_result(read_concepts_document(Path(concepts), store))))
+        more.append(concepts_result(read_concepts_document(Path(concepts), store)))
     with suppress(InputError):  # the section of LAPE says why
         chosen = read_chosen(store, rule)
         found, missing = gather_triggers(store, texts, most_specific(chosen, neurons), triggers, progress)
@@ -74,7 +73,7 @@ def report(
 
 
 def build_report(
-    store: Path, settings: Mapping[str, Any], more: Sequence[Section] = (), notes: Sequence[str] = (),
+    store: Path, settings: Mapping[str, Any], more: Sequence[Result] = (), notes: Sequence[str] = (),
     progress: Progress = BARS,
 ) -> Report:  # fmt: skip
     """The page of a store. `settings` go to all studies that have such a parameter; `more` comes after them."""
@@ -83,17 +82,18 @@ def build_report(
     said: list[str] = []
     asked = list(_asked(store, settings))
     for name, wanted, own in progress.over(asked, "report", "section", len(asked)):
-        result = _result(name, store, {**wanted, **own})
-        if isinstance(result, Result):
-            sections.append(section(result))
-            findings += result.findings[:1]
-            said += [note for note in result.notes if note.startswith(_WITHOUT)]
-        elif result not in said:
-            anchor = "-".join([name, *map(str, own.values())])
-            sections.append(Section(anchor, studies.STUDIES[name].help, "This can't be shown.", [Notes([result])]))
-            said.append(result)
-    contents = (corpora(store), provenance(store))
-    sections += [*more, *(section(content) for content in contents if content.tables)]
+        try:
+            result = _result(name, store, {**wanted, **own})
+        except InputError as error:
+            if str(error) in said:
+                continue
+            said.append(str(error))
+            result = Result(name, {}, "This can't be shown.", notes=[str(error)], title=studies.STUDIES[name].help,
+                            anchor="-".join([name, *map(str, own.values())]))  # fmt: skip
+        sections.append(section(result))
+        findings += result.findings[:1]
+        said += [note for note in result.notes if note.startswith(_WITHOUT)]
+    sections += [section(result) for result in (*more, corpora(store), provenance(store)) if result.tables]
     title = model_name(stores.store_attributes(store).get("model"))
     return Report(page(title, _tiles(store), " ".join(findings), sections), sections, [*said, *notes])
 
@@ -109,18 +109,15 @@ def _asked(store: Path, settings: Mapping[str, Any]) -> Iterator[tuple[str, dict
             yield from ((name, wanted, own) for own in sections)
 
 
-def _result(name: str, store: Path, values: Mapping[str, Any]) -> Result | str:
-    """What a study says, without what it can't do of the wished; or why it says nothing."""
+def _result(name: str, store: Path, values: Mapping[str, Any]) -> Result:
+    """What a study says, without what it can't do of the wished."""
     try:
         return studies.run(name, store, **values)
     except InputError as error:
+        if not _WISHED.keys() & values.keys():
+            raise
         why = str(error)
-    if not _WISHED.keys() & values.keys():
-        return why
-    try:
-        result = studies.run(name, store, **{key: value for key, value in values.items() if key not in _WISHED})
-    except InputError as error:
-        return str(error)
+    result = studies.run(name, store, **{key: value for key, value in values.items() if key not in _WISHED})
     return replace(result, notes=[*result.notes, f"{_WITHOUT}{why}"])
 
 

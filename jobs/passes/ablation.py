@@ -139,7 +139,7 @@ def _read_neurons(path: Path, store_path: Path) -> Neurons:
         model = store.store_attributes(store_path).get("model") or {}
     # No model is so large; its own numbers are checked when it is loaded.
     shape = model.get("num_layers", 2**31), model.get("num_neurons", 2**31)
-    return read_mask(path, model.get("fingerprint"), *shape).neurons
+    return read_mask(path, model.get("fingerprint"), *shape)
 
 
 def _above(path: Path, store_path: Path, names: Iterable[str]) -> Above:
