@@ -11,8 +11,8 @@ import pytest
 from neurotally.analysis.languages.counts import CorpusCounts
 from neurotally.analysis.languages.lape import Rule, Selection
 from neurotally.analysis.languages.lape_study import lape_result
+from neurotally.analysis.parts import Chart, Grid, Panel, Series
 from neurotally.analysis.render.charts import draw, save_figure
-from neurotally.analysis.result import Chart, Grid, Panel, Series
 
 NAMES = ["C#", "C++", "c", "$cuda_1$", "english", "a name that is much longer than its panel", *"ghijklm"]
 

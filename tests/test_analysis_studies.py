@@ -17,9 +17,10 @@ from test_analysis_report import Element, Page
 from neurotally.analysis import options, studies
 from neurotally.analysis.languages.lape import DEFAULT, Rule
 from neurotally.analysis.options import Group, Option, arguments, parameters, signature
+from neurotally.analysis.parts import Chart, Column, Example, Panel, Series, Table, Value
 from neurotally.analysis.render.html import result_html, section
 from neurotally.analysis.render.numbers import cell_text
-from neurotally.analysis.result import Chart, Column, Example, Panel, Result, Series, Table, Value
+from neurotally.analysis.result import Result
 from neurotally.jobs.cli import cli
 from neurotally.profiler import store
 

@@ -26,8 +26,9 @@ from neurotally.analysis.layer_runs import LAYERS
 from neurotally.analysis.masking.mask_sets import file_digests
 from neurotally.analysis.options import Group, OnlyCorpora, Option
 from neurotally.analysis.overlap import pairwise_common, pairwise_jaccard
+from neurotally.analysis.parts import Chart, Column, Panel, Series, Table
 from neurotally.analysis.progress import BARS, Progress
-from neurotally.analysis.result import Chart, Column, Panel, Result, Series, Table, finite, model_key, model_name
+from neurotally.analysis.result import Result, finite, model_key, model_name
 from neurotally.profiler import store as stores
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.windows import file_of

@@ -30,8 +30,9 @@ from neurotally.analysis.keys.tested import UNTESTED, NullTest, left_out_notes, 
 from neurotally.analysis.keys.texts import ANYWHERE, Texts
 from neurotally.analysis.layer_runs import LAYERS, interval, known_mean, layer_runs, run_means
 from neurotally.analysis.options import Group, OnlyCorpora, Option
+from neurotally.analysis.parts import Cell, Chart, Column, Panel, Series, Table, Value
 from neurotally.analysis.progress import BARS, Progress
-from neurotally.analysis.result import Cell, Chart, Column, Panel, Result, Series, Table, Value, finite, model_name
+from neurotally.analysis.result import Result, finite, model_name
 from neurotally.profiler.whole_files import whole_file
 
 PATTERNS_SCHEMA = 1

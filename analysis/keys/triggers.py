@@ -17,8 +17,9 @@ from neurotally.analysis.keys.places import WINDOW_LINES, find_line
 from neurotally.analysis.keys.texts import ANYWHERE, Texts
 from neurotally.analysis.keys.trigger_lists import TriggerLists, corpora_with_triggers, read_triggers
 from neurotally.analysis.options import Group, OnlyCorpora, Option, WindowLines
+from neurotally.analysis.parts import Cell, Column, Example, Table
 from neurotally.analysis.progress import BARS, Progress
-from neurotally.analysis.result import Cell, Column, Example, Result, Table
+from neurotally.analysis.result import Result
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.texts import CorpusTexts, Text, TokenText, read_tokens
 

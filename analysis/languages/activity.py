@@ -20,7 +20,8 @@ from typing import Annotated, Any
 import numpy as np
 
 from neurotally.analysis.options import OnlyCorpora, Option
-from neurotally.analysis.result import Cell, Chart, Column, Panel, Result, Series, Table, model_key, model_name
+from neurotally.analysis.parts import Cell, Chart, Column, Panel, Series, Table
+from neurotally.analysis.result import Result, model_key, model_name
 from neurotally.profiler import store as stores
 from neurotally.profiler.errors import InputError
 

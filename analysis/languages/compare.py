@@ -36,7 +36,8 @@ from neurotally.analysis.languages.lape_study import NO_NEURON, candidates_warni
 from neurotally.analysis.languages.profiles import jaccard_table, neurons_by_layer, overlaps
 from neurotally.analysis.options import Group, OnlyCorpora, Option
 from neurotally.analysis.overlap import jaccard, safe_divide
-from neurotally.analysis.result import Cell, Chart, Column, Mark, Panel, Result, Series, Table, finite, model_name
+from neurotally.analysis.parts import Cell, Chart, Column, Mark, Panel, Series, Table
+from neurotally.analysis.result import Result, finite, model_name
 from neurotally.profiler.errors import InputError
 
 _OF_LAPE = ("model", "layers", "neurons", "tokens", "bar", "candidates", "specific", "exclusive", "left_out")

@@ -35,7 +35,8 @@ from neurotally.analysis.languages.counts import CorpusCounts, GroupCounts, read
 from neurotally.analysis.languages.lape import DEFAULT, Rule, Selection, layer_counts
 from neurotally.analysis.layer_runs import layer_runs
 from neurotally.analysis.options import Group, OnlyCorpora, Option
-from neurotally.analysis.result import Cell, Chart, Column, Panel, Result, Series, Table, Value, model_key, model_name
+from neurotally.analysis.parts import Cell, Chart, Column, Panel, Series, Table, Value
+from neurotally.analysis.result import Result, model_key, model_name
 from neurotally.profiler.errors import InputError
 
 FIGURES = {"error-bars": "With --error-bars: draw each specific neuron's interval."}

@@ -27,7 +27,8 @@ from neurotally.analysis.languages.lape import DEFAULT, Rule, Sets
 from neurotally.analysis.languages.lape_study import NO_NEURON, candidates_warnings, lape_document, set_notes
 from neurotally.analysis.options import Group, OnlyCorpora
 from neurotally.analysis.overlap import pairwise_common, pairwise_jaccard
-from neurotally.analysis.result import Cell, Chart, Column, Grid, Panel, Result, Series, Table, finite, model_name
+from neurotally.analysis.parts import Cell, Chart, Column, Grid, Panel, Series, Table
+from neurotally.analysis.result import Result, finite, model_name
 
 FIGURES = {"overlap": "Draw the overlap of every two corpora."}
 

@@ -26,7 +26,8 @@ from neurotally.analysis.languages.lape import DEFAULT, Rule
 from neurotally.analysis.languages.lape_study import NO_NEURON, candidates_warnings, empty_groups_notes, set_notes
 from neurotally.analysis.languages.stability import Curve, Stability, stability
 from neurotally.analysis.options import Group, OnlyCorpora, Option
-from neurotally.analysis.result import Cell, Chart, Column, Panel, Result, Series, Table, finite, model_key, model_name
+from neurotally.analysis.parts import Cell, Chart, Column, Panel, Series, Table
+from neurotally.analysis.result import Result, finite, model_key, model_name
 
 ENOUGH = 0.9
 """The share of the whole's neurons that counts as enough."""

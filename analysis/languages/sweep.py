@@ -31,8 +31,9 @@ from neurotally.analysis.languages.lape import DEFAULT, Rule, Selection, Sets
 from neurotally.analysis.languages.profiles import neurons_by_layer
 from neurotally.analysis.options import Group, OnlyCorpora, Option
 from neurotally.analysis.overlap import contained, jaccard
+from neurotally.analysis.parts import Chart, Column, Grid, Panel, Series, Table
 from neurotally.analysis.render.numbers import number_text
-from neurotally.analysis.result import Chart, Column, Grid, Panel, Result, Series, Table, finite, model_key, model_name
+from neurotally.analysis.result import Result, finite, model_key, model_name
 from neurotally.profiler.errors import InputError
 
 QUANTILES = (0.9, 0.925, 0.95, 0.975, 0.99)

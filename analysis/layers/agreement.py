@@ -20,7 +20,8 @@ import numpy as np
 from neurotally.analysis.layer_runs import LAYERS, known_mean, layer_runs, run_means
 from neurotally.analysis.options import GroupName
 from neurotally.analysis.overlap import safe_divide
-from neurotally.analysis.result import Cell, Chart, Column, Grid, Panel, Result, Series, Table, finite, model_key
+from neurotally.analysis.parts import Cell, Chart, Column, Grid, Panel, Series, Table
+from neurotally.analysis.result import Result, finite, model_key
 from neurotally.profiler import store as stores
 from neurotally.profiler.errors import InputError
 

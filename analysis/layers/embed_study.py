@@ -6,8 +6,9 @@ from typing import Any
 
 from neurotally.analysis.layers.mexa_study import left_out_notes
 from neurotally.analysis.options import GroupName
+from neurotally.analysis.parts import Column, Table
 from neurotally.analysis.render.numbers import number_text
-from neurotally.analysis.result import Column, Result, Table, model_key
+from neurotally.analysis.result import Result, model_key
 from neurotally.profiler import store as stores
 
 

@@ -13,7 +13,8 @@ import numpy as np
 from neurotally.analysis.layer_runs import LAYERS, known_mean, layer_runs, run_means
 from neurotally.analysis.layers.lens import LensResult, PromptLens, lens_document, rank, read_lens, read_prompt
 from neurotally.analysis.options import GroupName, Option
-from neurotally.analysis.result import Cell, Chart, Column, Grid, Panel, Result, Series, Table, Value
+from neurotally.analysis.parts import Cell, Chart, Column, Grid, Panel, Series, Table, Value
+from neurotally.analysis.result import Result
 from neurotally.profiler import store as stores
 from neurotally.profiler.errors import InputError
 

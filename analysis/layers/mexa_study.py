@@ -33,7 +33,8 @@ from neurotally.analysis.layers.mexa import (
 )
 from neurotally.analysis.options import GroupName, Option
 from neurotally.analysis.overlap import safe_divide
-from neurotally.analysis.result import Chart, Column, Grid, Panel, Result, Series, Table, Value, finite, model_name
+from neurotally.analysis.parts import Chart, Column, Grid, Panel, Series, Table, Value
+from neurotally.analysis.result import Result, finite, model_name
 from neurotally.profiler import store as stores
 from neurotally.profiler.errors import InputError
 

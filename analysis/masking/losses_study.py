@@ -13,8 +13,9 @@ from neurotally.analysis.masking.judgement import MIN_DOCUMENTS
 from neurotally.analysis.masking.losses import FAMILY, Losses, read_losses
 from neurotally.analysis.masking.losses_document import LEVEL, ablation_document, mask_document
 from neurotally.analysis.options import GroupName, Option
+from neurotally.analysis.parts import Cell, Chart, Column, Grid, Table, Value
 from neurotally.analysis.render.numbers import number_text
-from neurotally.analysis.result import Cell, Chart, Column, Grid, Result, Table, Value, model_name
+from neurotally.analysis.result import Result, model_name
 from neurotally.profiler import store as stores
 
 Form = Literal["ablate", "mask"]

@@ -18,8 +18,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import EngFormatter, FormatStrFormatter, MaxNLocator, PercentFormatter
 
+from neurotally.analysis.parts import Chart, Column, Grid, Kind, Panel, Series, Value
 from neurotally.analysis.render.numbers import cell_text, digits_of_three
-from neurotally.analysis.result import Chart, Column, Grid, Kind, Panel, Series, Value
 from neurotally.profiler.whole_files import whole_file
 
 _CONTRAST, INK, GREY = "#d95f02", "#222222", "#666666"

@@ -16,14 +16,17 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from neurotally.analysis.parts import Example, Table, Value
 from neurotally.analysis.render.numbers import NOTHING, cell_text
-from neurotally.analysis.result import Example, Result, Table, Value
 from neurotally.profiler.visible import visible
+
+if TYPE_CHECKING:
+    from neurotally.analysis.result import Result
 
 _MOST_CHARACTERS = 280
 """So much text on either side of a place's token: some five lines."""
@@ -46,7 +49,7 @@ class Section(NamedTuple):
     html: Markup
 
 
-def section(result: Result) -> Section:
+def section(result: "Result") -> Section:
     """A result as a section of a page: findings, pictures, tables, notes."""
     anchor, title = result.anchor or result.study, result.title or result.study
     pictures = []
@@ -56,7 +59,7 @@ def section(result: Result) -> Section:
     return Section(anchor, title, _macros().section(result, anchor, title, pictures))
 
 
-def result_html(result: Result) -> str:
+def result_html(result: "Result") -> str:
     """A result as a notebook shows it: its lead, its tables and notes. Figures are drawn when asked for."""
     return f"<p>{escape(result.lead)}</p>{_macros().parts(result, result.study)}"
 

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from neurotally.analysis.result import Cell, Column, Value
+from neurotally.analysis.parts import Cell, Column, Value
 
 NOTHING = "-"
 """Where there is no number."""

@@ -1,10 +1,15 @@
 """Results as text for a terminal: the lead, each table under its title, the notes."""
 
+from typing import TYPE_CHECKING
+
+from neurotally.analysis.parts import Example, Table
 from neurotally.analysis.render.numbers import cell_text
-from neurotally.analysis.result import Example, Result, Table
+
+if TYPE_CHECKING:
+    from neurotally.analysis.result import Result
 
 
-def result_text(result: Result, full: bool = False) -> str:
+def result_text(result: "Result", full: bool = False) -> str:
     """The whole result; long tables only if `full`, else their titles."""
     blocks = [result.lead]
     blocks += ["\n".join(result.findings)] if result.findings else []

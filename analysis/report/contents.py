@@ -7,7 +7,8 @@ from typing import Any
 
 from neurotally.analysis.concat_rows import concat_note, corpus_concat_rows
 from neurotally.analysis.languages.counts import unfinished_corpora
-from neurotally.analysis.result import Cell, Column, Result, Table
+from neurotally.analysis.parts import Cell, Column, Table
+from neurotally.analysis.result import Result
 from neurotally.profiler import store
 from neurotally.profiler.visible import visible
 

@@ -11,7 +11,8 @@ from neurotally.analysis.keys.triggers import Entry, Place, example
 from neurotally.analysis.languages.counts import CorpusCounts, read_group_counts
 from neurotally.analysis.languages.jackknife import ErrorBars, error_bars
 from neurotally.analysis.languages.lape import Rule, Selection
-from neurotally.analysis.result import Cell, Column, Example, Result, Table, Value
+from neurotally.analysis.parts import Cell, Column, Example, Table, Value
+from neurotally.analysis.result import Result
 from neurotally.profiler.errors import InputError
 
 _COLUMNS = [
