@@ -42,8 +42,8 @@ def study(
     Example:
       neurotally activity llama.store --figure activity.png
 
-    >>> store.activity().frame("corpora")["dead"].sum() >= 0
-    True
+    >>> store.activity().frame("corpora")["corpus"].tolist()
+    ['c++', 'python']
     """
     attributes, committed = stores.store_attributes(store), stores.committed_corpora(store)
     if unknown := [name for name in corpus if name not in committed]:
