@@ -141,16 +141,18 @@ def run_pass(
 
 
 def make_where(
-    model: str, path: Path | str, family: str, name: str, workers: int | None, device: str, dtype: str,
-    address: str | None, trust_remote_code: bool, progress: Progress | None,
-) -> tuple[Where, str]:  # fmt: skip
-    """Where a pass runs, from its function's arguments, and the group STORE/FAMILY/NAME that it makes.
-
-    InputError where `name` can't be a folder's.
-    """
-    check_names([name], "--name")
+    model: str, path: Path | str, workers: int | None, device: str, dtype: str, address: str | None,
+    trust_remote_code: bool, progress: Progress | None, random_init: int | None = None,
+) -> Where:  # fmt: skip
+    """Where a pass runs, from its function's arguments."""
     config = ModelConfig(model, device, dtype, trust_remote_code)
-    return Where(config, Path(path), workers, address, progress or Progress()), f"{family}/{name}"
+    return Where(config, Path(path), workers, address, progress or Progress(), random_init)
+
+
+def make_group(family: str, name: str) -> str:
+    """The group that a pass makes, FAMILY/NAME; InputError where `name` can't be a folder's."""
+    check_names([name], "--name")
+    return f"{family}/{name}"
 
 
 def _list(texts: Texts, where: Where) -> list[CorpusPlan]:

@@ -21,10 +21,9 @@ from neurotally.analysis.languages.lape_study import lape_result
 from neurotally.analysis.languages.rule import Rule
 from neurotally.analysis.render.charts import save_figure
 from neurotally.analysis.result import Result, model_name
+from neurotally.jobs import ablate, profile
 from neurotally.jobs.demo.corpus import gather
 from neurotally.jobs.demo.model import train
-from neurotally.jobs.passes.ablation import ablate
-from neurotally.jobs.passes.neurons import profile
 from neurotally.jobs.progress import Progress
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.whole_files import replace_json

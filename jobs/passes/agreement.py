@@ -14,17 +14,13 @@ position of the context `document`, special tokens too; one longer than a row go
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from neurotally.analysis import studies
-from neurotally.analysis.result import Result
-from neurotally.jobs.plan import CorpusPlan, find_corpora, stored_names
-from neurotally.jobs.progress import Progress
+from neurotally.jobs.plan import CorpusPlan, stored_names
 from neurotally.jobs.reducers import KeptParts, Part, Parts, Plan
-from neurotally.jobs.run import Pass, Texts, make_where, model_identity, run_pass
+from neurotally.jobs.run import Pass, Texts, Where, model_identity, run_pass
 from neurotally.profiler import store
 from neurotally.profiler.agreement import (
     AgreementCounts,
@@ -45,8 +41,6 @@ from neurotally.profiler.texts import check_spans, universal_newlines
 from neurotally.profiler.tokenise import final_status, tokenise
 from neurotally.profiler.worker import TOKEN_BUDGET, Task
 
-MAX_UNIT_BYTES = 2**18
-CONTEXT_SIZES, LINES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000), (1, 5, 10, 20, 50)
 _GROUPS = 10
 _LISTED_SKIPS = 20
 _COUNT_FILL = -1
@@ -177,27 +171,11 @@ class AgreementWorker:
         return counts, len(context_T)
 
 
-def agreement(
-    model: str, store: Path | str, *, corpora: Path | str | None = None,
-    corpus: Mapping[str, str | Path] | None = None, variants: str | Sequence[str] = "all",
-    context_sizes: Sequence[int] = CONTEXT_SIZES, lines: Sequence[int] = LINES, positions: int = 4,
-    max_files: int | None = None, document_tokens: int | None = None, head_bias: bool = False, seed: int = 0,
-    name: str = "agreement", workers: int | None = None, device: str = "auto", dtype: str = "auto",
-    address: str | None = None, trust_remote_code: bool = False, progress: Progress | None = None,
-    max_unit_bytes: int = MAX_UNIT_BYTES,
-) -> Result:  # fmt: skip
-    """How often each layer's own top-1 prediction is the model's; as `neurotally agreement`, with its options.
-
-    `corpora` and `corpus`: as `profile` takes them; `context_sizes`, `lines`: of truncated inputs, in tokens and in
-    lines. Returns the `Result` of `agreement`.
-
-    >>> from neurotally.jobs import agreement
-    >>> done = agreement("model/", "my.store", corpora="sources/", context_sizes=[5], lines=[2])
-    >>> sorted(done.document["corpora"])
-    ['c++', 'python']
-    """
-    where, group = make_where(model, store, "lens", name, workers, device, dtype, address, trust_remote_code,
-                              progress)  # fmt: skip
+def count_agreement(
+    where: Where, group: str, texts: Texts, variants: str | Sequence[str], context_sizes: Sequence[int],
+    lines: Sequence[int], max_unit_bytes: int, **settings: Any,
+) -> None:  # fmt: skip
+    """Bring the store to hold the group. `settings`: the other fields of `AgreementConfig` that no model decides."""
     chosen = parse_variants(variants) if isinstance(variants, str) else variants
 
     def make_pass(facts: ModelFacts, listed: list[CorpusPlan]) -> Pass:
@@ -211,13 +189,10 @@ def agreement(
         config = AgreementConfig(
             contexts=(Context("document"), *fitting, *(Context("lines", size) for size in sorted(set(lines)))),
             variants=tuple(chosen),
-            head_bias=head_bias,
-            positions=positions,
-            seed=seed,
             row_tokens=facts.row_tokens,
             context_tokens=max([facts.row_tokens, *(context.size for context in fitting)]),
             token_budget=TOKEN_BUDGET[facts.device_type],
-            document_tokens=document_tokens,
+            **settings,
         )
         assembly = _Assembly(config, listed, max_unit_bytes, left_out)
         identity = {
@@ -232,8 +207,7 @@ def agreement(
         keep = partial(Parts, assemble=assembly, schema=SCHEMA)
         return Pass(partial(AgreementWorker, config=config), [Plan(group, assembly.tasks, identity, keep)])
 
-    run_pass(where, make_pass, Texts(find_corpora(corpora, corpus), max_files))
-    return studies.run("agreement", where.store, name=name)
+    run_pass(where, make_pass, texts)
 
 
 @dataclass(frozen=True)

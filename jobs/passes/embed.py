@@ -17,24 +17,20 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from neurotally.analysis import studies
-from neurotally.analysis.result import Result
 from neurotally.jobs.plan import CorpusPlan
-from neurotally.jobs.progress import Progress
 from neurotally.jobs.reducers import KeptParts, Part, Parts, Plan
-from neurotally.jobs.run import Pass, make_where, model_identity, run_pass
+from neurotally.jobs.run import Pass, Where, model_identity, run_pass
 from neurotally.profiler import store
 from neurotally.profiler.batches import TokenRows, lay_out
 from neurotally.profiler.embedding import BOS_RULES, Embeddings, embed_rows
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.memory import halving
 from neurotally.profiler.model import LoadedModel, ModelFacts
-from neurotally.profiler.parallel import ParallelTexts, read_parallel
+from neurotally.profiler.parallel import ParallelTexts
 from neurotally.profiler.worker import TOKEN_BUDGET
 
 _NONE = 2**32 - 1
@@ -47,8 +43,6 @@ SCHEMA: Mapping[str, store.ArraySpec] = {
     "special": store.ArraySpec("uint32", ("text",), _NONE),
     "id": store.ArraySpec("string", ("id",), ""),
 }
-TASK_TEXTS = 64
-"""At 8B size a text's embeddings are 1 MB."""
 _TASK_CHARACTERS = 2**16
 _POOLED_BYTES = 2**28
 """What the float64 copy of a layer's states may take."""
@@ -187,27 +181,9 @@ class _Assembly:
         return found
 
 
-def embed(
-    model: str, store: Path | str, *, parallel: Path | str | ParallelTexts, limit: int | None = None,
-    common: bool = False, field: Sequence[str] = (), bos: str = "counted", name: str = "parallel",
-    workers: int | None = None, device: str = "auto", dtype: str = "auto", address: str | None = None,
-    trust_remote_code: bool = False, progress: Progress | None = None, task_texts: int = TASK_TEXTS,
-) -> Result:  # fmt: skip
-    """Embed a parallel corpus at every layer; as `neurotally embed`, with its options.
-
-    `parallel`: a folder or archive as the command takes it (then `limit`, `common` and `field` choose from it), or what
-    `read_parallel` gives. Returns the `Result` of `embed`. Raises InputError (also where no id is left),
-    JobError, or Interrupted.
-
-    >>> from neurotally.jobs import embed
-    >>> done = embed("model/", "my.store", parallel="snippets/", limit=3)
-    >>> done.document["languages"], done.document["ids"]
-    (['C', 'Python'], 3)
-    """
+def embed_parallel(where: Where, group: str, texts: ParallelTexts, bos: str, task_texts: int) -> None:
+    """Bring the store to hold the group; InputError where no id is left."""
     assert bos in BOS_RULES, bos
-    where, group = make_where(model, store, "embeddings", name, workers, device, dtype, address, trust_remote_code,
-                              progress)  # fmt: skip
-    texts = parallel if isinstance(parallel, ParallelTexts) else read_parallel(Path(parallel), limit, common, field)
     distinct = list(dict.fromkeys(text for by_id in texts.texts.values() for text in by_id.values()))
 
     def make_pass(facts: ModelFacts, _: Sequence[CorpusPlan]) -> Pass:
@@ -226,7 +202,6 @@ def embed(
         return Pass(partial(Embedder, bos=bos, token_budget=token_budget), [plan])
 
     run_pass(where, make_pass)
-    return studies.run("embed", where.store, name=name)
 
 
 def _cut(texts: Sequence[str], task_texts: int) -> list[TextTask]:

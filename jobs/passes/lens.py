@@ -40,13 +40,11 @@ from typing import Any
 
 import numpy as np
 
-from neurotally.analysis import studies
 from neurotally.analysis.layers.lens import find_prompt
-from neurotally.analysis.result import Result
 from neurotally.jobs.plan import CorpusPlan
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.reducers import KeptParts, Part, Parts, Plan
-from neurotally.jobs.run import Pass, make_where, model_identity, run_pass
+from neurotally.jobs.run import Pass, Where, model_identity, run_pass
 from neurotally.profiler import store
 from neurotally.profiler.batches import lay_out
 from neurotally.profiler.errors import InputError
@@ -54,15 +52,14 @@ from neurotally.profiler.lens import TOP, Lens
 from neurotally.profiler.lens_reading import DrawColumns, DrawSums, Readings, SetColumns, read_layers
 from neurotally.profiler.memory import halving
 from neurotally.profiler.model import LoadedModel, ModelFacts
-from neurotally.profiler.parallel import ParallelTexts, read_parallel
+from neurotally.profiler.parallel import ParallelTexts
 from neurotally.profiler.prompts import PromptTokens, build_prompt, read_few_shot, tokenise_prompts
 from neurotally.profiler.texts import load_tokenizer
-from neurotally.profiler.token_sets import DRAWS, TokenSet, TokenSets, find_token_sets, read_keywords, read_words
+from neurotally.profiler.token_sets import TokenSet, TokenSets, find_token_sets
 from neurotally.profiler.worker import TOKEN_BUDGET
 
 COUNTED, TOO_LONG, NO_TARGET = range(3)
 STATUS = ("counted", "longer than the context", "no target token")
-TASK_PROMPTS = 25
 _OF_SNIPPETS, _OF_POSITIONS = "_draws_of_snippets", "_draws_of_positions"
 """float64 [L, S, D] in a task's part: each draw's mass, summed over the means of snippets, and over positions."""
 _VOCABULARY = "_vocabulary"
@@ -251,41 +248,22 @@ class LensWorker:
         return by_set
 
 
-def lens(
-    model: str, store: Path | str, *, parallel: Path | str | ParallelTexts, few_shot: Path | str, pairs: str = "all",
-    limit: int | None = 100, keywords: Path | str | Mapping[str, Sequence[str]] | None = None,
-    english: Path | str | Sequence[str] | None = None, draws: int = DRAWS, seed: int = 0, paper: bool = False,
-    prompt: str | None = None, sets: Sequence[str] = (), name: str = "translation", workers: int | None = None,
-    device: str = "auto", dtype: str = "auto", address: str | None = None, trust_remote_code: bool = False,
-    progress: Progress | None = None, task_prompts: int = TASK_PROMPTS,
-) -> Result:  # fmt: skip
-    """Read every layer with the model's own norm and head over few-shot translation; as `neurotally lens`.
-
-    `parallel`: as `embed` takes it; `few_shot`: a folder of LANGUAGE_fewshot.txt; `keywords`: a folder of .json files,
-    or words by language; `english`: a file of words, or the words. `prompt`: one that is to be drawn; refused before
-    anything is run where there will be no such prompt. `sets`: those of tokens to show. Returns the `Result` of `lens`.
-
-    >>> from neurotally.jobs import lens
-    >>> done = lens("model/", "my.store", parallel="snippets/", few_shot="prompts/", limit=2)
-    >>> sorted(done.document["pairs"])
-    ['C-Python', 'Python-C']
-    """
-    where, group = make_where(model, store, "lens", name, workers, device, dtype, address, trust_remote_code,
-                              progress)  # fmt: skip
-    of = parallel if isinstance(parallel, ParallelTexts) else read_parallel(Path(parallel), limit)
-    words = read_keywords(Path(keywords)) if isinstance(keywords, Path | str) else keywords or {}
-    plain = read_words(Path(english)) if isinstance(english, Path | str) else english
+def read_translation(
+    where: Where, group: str, of: ParallelTexts, few_shot: Path, pairs: str, words: Mapping[str, Sequence[str]],
+    english: Sequence[str] | None, draws: int, seed: int, paper: bool, prompt: str | None, task_prompts: int,
+) -> None:  # fmt: skip
+    """Bring the store to hold the group; InputError, before anything is run, where it won't have `prompt`."""
     chosen = directed_pairs(pairs, of.languages)
     if prompt is not None:
         names = ["-".join(pair) for pair in chosen for _ in of.ids]
         find_prompt(prompt, names, [*of.ids] * len(chosen), group)
-    shots = _few_shot_lines(Path(few_shot), chosen)
+    shots = _few_shot_lines(few_shot, chosen)
 
     def make_pass(facts: ModelFacts, _: Sequence[CorpusPlan]) -> Pass:
         tokenizer = load_tokenizer(where.store, where.model.spec, where.model.trust_remote_code)
         languages = sorted({language for pair in chosen for language in pair})
         texts = [of.texts[language][id_] for language in languages for id_ in of.ids]
-        token_sets = find_token_sets(tokenizer, words, plain, texts, draws, seed)
+        token_sets = find_token_sets(tokenizer, words, english, texts, draws, seed)
         _warn_of_sets(token_sets, where.progress)
         token_budget = TOKEN_BUDGET[facts.device_type]
         set_ids, draw_ids = tuple(one.ids for one in token_sets.sets), tuple(one.draws_Dm for one in token_sets.sets)
@@ -316,7 +294,6 @@ def lens(
         return Pass(partial(LensWorker, config=config), [plan])
 
     run_pass(where, make_pass)
-    return studies.run("lens", where.store, name=name, sets=sets, prompt=prompt)
 
 
 def _warn_of_sets(sets: TokenSets, progress: Progress) -> None:

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from neurotally.jobs.door import TASK_TEXTS
 from neurotally.jobs.engines import Outcome
-from neurotally.jobs.passes.embed import SCHEMA, TASK_TEXTS, _Assembly, _cut
+from neurotally.jobs.passes.embed import SCHEMA, _Assembly, _cut
 from neurotally.jobs.reducers import Part, Parts, Plan
 from neurotally.profiler import store
 from neurotally.profiler.parallel import ParallelTexts
