@@ -108,10 +108,10 @@ def bench(csv_file: Path | None, out: Path | None, as_json: bool, **what: Any) -
     Example:
       neurotally bench --shape llama-34m
     """
-    from neurotally.jobs.bench.measure import BenchRequest, append_csv, bench_table
+    from neurotally.jobs.bench.measure import append_csv, bench_table
     from neurotally.jobs.bench.measure import bench as measure
 
-    document = measure(BenchRequest(**what), on_terminal=sys.stderr.isatty())
+    document = measure(**what, on_terminal=sys.stderr.isatty())
     if csv_file is not None:
         append_csv(document, csv_file)
     show(document, bench_table(document), as_json, out)

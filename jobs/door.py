@@ -361,12 +361,14 @@ def agreement(
     from neurotally.jobs.passes.agreement import count_agreement
     from neurotally.jobs.plan import find_corpora
     from neurotally.jobs.run import Texts, make_group, make_where
+    from neurotally.profiler.agreement import parse_variants
 
     where = make_where(model, store, workers, device, dtype, address, trust_remote_code, progress)
     group = make_group("lens", name)
+    chosen = parse_variants(variants) if isinstance(variants, str) else variants
     texts = Texts(find_corpora(corpora, corpus), max_files)
     count_agreement(
-        where, group, texts, variants, sizes, numbers, max_unit_bytes, head_bias=head_bias, positions=positions,
+        where, group, texts, chosen, sizes, numbers, max_unit_bytes, head_bias=head_bias, positions=positions,
         seed=seed, document_tokens=document_tokens,
     )  # fmt: skip
     return studies.run("agreement", where.store, name=name)

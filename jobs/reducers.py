@@ -68,6 +68,8 @@ class Reducer(ABC):
     def __init__(self, path: Path, plan: Plan):
         """Go on with what a former run left of the same plan. InputError where it left another's, or it is damaged."""
         self.plan = plan
+        self._done: set[str] = set()
+        """Keys of the tasks that are in."""
         self._store = path
         self._folder = store.run_folder(path, plan.group)
         with self._begin_again_hint():
@@ -86,14 +88,14 @@ class Reducer(ABC):
             self._resume()
 
     @property
-    @abstractmethod
     def todo(self) -> list[Task]:
         """The tasks that aren't in yet, in order."""
+        return [task for task in self.plan.tasks if task.key not in self._done]
 
     @property
-    @abstractmethod
     def num_done(self) -> int:
         """Tasks that are in."""
+        return len(self._done)
 
     @property
     def is_complete(self) -> bool:
@@ -183,22 +185,11 @@ class Fold(Reducer):
 
     def __init__(self, path: Path, plan: Plan, make_sums: Callable[[], Sums]):
         self._sums = make_sums()
-        self._num_done = 0
         self._saved = -1
         self._early: dict[str, Result] = {}
         self._is_whole = True
         """False while a result is being added: an exception there leaves sums that must not be saved."""
         super().__init__(path, plan)
-
-    @property
-    def todo(self) -> list[Task]:
-        """The tasks that aren't in yet, in order."""
-        return list(self.plan.tasks[self._num_done :])
-
-    @property
-    def num_done(self) -> int:
-        """Tasks that are in."""
-        return self._num_done
 
     def progress(self) -> dict[str, Any]:
         """The group's entry in `neurotally status --json`."""
@@ -212,17 +203,17 @@ class Fold(Reducer):
     def take(self, outcome: Outcome) -> None:
         """Add a result, or hold it until those before it are in."""
         self._early[outcome.key] = outcome.result
-        while not self.is_complete and (key := self.plan.tasks[self._num_done].key) in self._early:
+        while not self.is_complete and (key := self.plan.tasks[self.num_done].key) in self._early:
             self._is_whole = False
-            self._sums.add(self._num_done, self._early.pop(key))
-            self._num_done += 1
+            self._sums.add(self.num_done, self._early.pop(key))
+            self._done.add(key)
             self._is_whole = True
 
     def save(self) -> None:
         """Save sums and notes together in a new folder and make it the one that counts."""
-        if self._num_done in (0, self._saved) or not self._is_whole:
+        if self.num_done in (0, self._saved) or not self._is_whole:
             return
-        target = self._folder / f"checkpoint-{self._num_done}"
+        target = self._folder / f"checkpoint-{self.num_done}"
         fresh = target.with_name(f"{target.name}.partial")
         for left_behind in (fresh, target):  # of a run that died here
             shutil.rmtree(left_behind, ignore_errors=True)
@@ -230,7 +221,7 @@ class Fold(Reducer):
         sync_tree(fresh)
         fresh.rename(target)
         replace_json(self._folder / "current.json", {"folder": target.name, **self._sums.noted()})
-        self._saved = self._num_done
+        self._saved = self.num_done
         for other in self._folder.glob("checkpoint-*"):
             if other != target:
                 shutil.rmtree(other)
@@ -266,7 +257,8 @@ class Fold(Reducer):
             if arrays[name].shape != values.shape:
                 raise InputError(f"{checkpoint / name} has shape {arrays[name].shape}, expected {values.shape}")
         self._sums.load(arrays, noted, done, checkpoint)
-        self._num_done = self._saved = done
+        self._done = {task.key for task in self.plan.tasks[:done]}
+        self._saved = done
 
 
 _RESTARTS = "_restarts"
@@ -334,16 +326,6 @@ class Parts(Reducer):
         self._schema = schema
         self._tokens, self._model_s = 0, 0.0
         super().__init__(path, plan)
-
-    @property
-    def todo(self) -> list[Task]:
-        """The tasks that aren't in yet, in order."""
-        return [task for task in self.plan.tasks if task.key not in self._done]
-
-    @property
-    def num_done(self) -> int:
-        """Tasks that are in."""
-        return len(self._done)
 
     def progress(self) -> dict[str, Any]:
         """The group's entry in `neurotally status --json`."""

@@ -124,8 +124,8 @@ def run_pass(
             untrained = Path(model.spec)
         engine = make_engine(model, where.workers, where.store / store.RUN_FOLDER / "ray", where.address)
         try:
-            with where.progress.loading(where.model.spec):
-                facts = _named(where, engine.start())
+            where.progress.note(f"loading {where.model.spec} …")
+            facts = _named(where, engine.start())
             if facts != known:
                 made = prepare(facts)
             if todo := _todo(where.store, made):

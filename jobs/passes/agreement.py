@@ -13,7 +13,7 @@ position of the context `document`, special tokens too; one longer than a row go
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +27,6 @@ from neurotally.profiler.agreement import (
     Context,
     Place,
     choose_places,
-    parse_variants,
     read_first_tokens,
 )  # fmt: skip
 from neurotally.profiler.batches import lay_out
@@ -111,10 +110,7 @@ class AgreementWorker:
 
     def compute(self, task: Task, prepared: CutDocuments) -> Part:
         """Run the model over whole documents and over the truncated inputs."""
-        (counts, tokens), restarts = halving(
-            self._config.token_budget, lambda budget: self._count(prepared, budget),
-            "a single row doesn't fit in memory",
-        )  # fmt: skip
+        (counts, tokens), restarts = halving(self._config.token_budget, lambda budget: self._count(prepared, budget))
         arrays = {
             "agreed": counts.agreed_CAL,
             "gold": counts.gold_CAL,
@@ -172,11 +168,10 @@ class AgreementWorker:
 
 
 def count_agreement(
-    where: Where, group: str, texts: Texts, variants: str | Sequence[str], context_sizes: Sequence[int],
+    where: Where, group: str, texts: Texts, variants: Sequence[str], context_sizes: Sequence[int],
     lines: Sequence[int], max_unit_bytes: int, **settings: Any,
 ) -> None:  # fmt: skip
     """Bring the store to hold the group. `settings`: the other fields of `AgreementConfig` that no model decides."""
-    chosen = parse_variants(variants) if isinstance(variants, str) else variants
 
     def make_pass(facts: ModelFacts, listed: list[CorpusPlan]) -> Pass:
         sizes = [Context("tokens", size) for size in sorted(set(context_sizes))]
@@ -188,42 +183,13 @@ def count_agreement(
             )
         config = AgreementConfig(
             contexts=(Context("document"), *fitting, *(Context("lines", size) for size in sorted(set(lines)))),
-            variants=tuple(chosen),
+            variants=tuple(variants),
             row_tokens=facts.row_tokens,
             context_tokens=max([facts.row_tokens, *(context.size for context in fitting)]),
             token_budget=TOKEN_BUDGET[facts.device_type],
             **settings,
         )
-        assembly = _Assembly(config, listed, max_unit_bytes, left_out)
-        identity = {
-            **model_identity(facts),
-            **assembly.settings,
-            "attention": facts.attention,
-            "contexts": [context.label for context in config.contexts],
-            "token_budget": config.token_budget,
-            "document_tokens": config.document_tokens,
-            "corpora": {plan.name: plan.identity for plan in listed},
-        }
-        keep = partial(Parts, assemble=assembly, schema=SCHEMA)
-        return Pass(partial(AgreementWorker, config=config), [Plan(group, assembly.tasks, identity, keep)])
-
-    run_pass(where, make_pass, texts)
-
-
-@dataclass(frozen=True)
-class _Assembly:
-    """Puts the parts of a pass together."""
-
-    config: AgreementConfig
-    corpora: Sequence[CorpusPlan]
-    max_unit_bytes: int
-    left_out: Sequence[str]
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Those that readers want to know."""
-        config = self.config
-        return {
+        told = {
             "variants": list(config.variants),
             "head_bias": config.head_bias,
             "positions": config.positions,
@@ -231,31 +197,44 @@ class _Assembly:
             "row_tokens": config.row_tokens,
             "context_tokens": config.context_tokens,
         }
-
-    @cached_property
-    def tasks(self) -> list[Task]:
-        """The units of all corpora, in order."""
-        return [plan.task(unit) for plan in self.corpora for unit in plan.units(self.max_unit_bytes, _GROUPS)]
-
-    def __call__(self, parts: KeptParts) -> tuple[dict[str, np.ndarray | store.Blocks], dict[str, Any]]:
-        """The group's arrays and attributes."""
-        summed: dict[str, list[np.ndarray]] = {
-            name: _summed(parts.each(name), self.tasks) for name in (*_BY_LAYER_NAMES, *_BY_CONTEXT_NAMES)
+        tasks = [plan.task(unit) for plan in listed for unit in plan.units(max_unit_bytes, _GROUPS)]
+        identity = {
+            **model_identity(facts),
+            **told,
+            "attention": facts.attention,
+            "contexts": [context.label for context in config.contexts],
+            "token_budget": config.token_budget,
+            "document_tokens": config.document_tokens,
+            "corpora": {plan.name: plan.identity for plan in listed},
         }
-        arrays: dict[str, np.ndarray | store.Blocks] = {name: np.stack(by_corpus) for name, by_corpus in summed.items()}
-        if not any(positions.any() for positions in summed["positions"]):
-            raise InputError("no document of any corpus has a token")
-        contexts = self.config.contexts
-        arrays["corpus"] = np.array([plan.name for plan in self.corpora], object)
-        arrays["variant"] = np.array(self.config.variants, object)
-        arrays["context_kind"] = np.array([context.kind for context in contexts], object)
-        arrays["context_size"] = np.array([context.size for context in contexts], np.uint32)
-        status, described, first = parts.joined("status"), {}, 0
-        for plan in self.corpora:
-            end = first + len(plan.manifest.names)
-            described[plan.name] = _describe(plan, status[first:end])
-            first = end
-        return arrays, {**self.settings, "corpora": described, "left_out": list(self.left_out)}
+        assemble = partial(_assemble, config, listed, tasks, {**told, "left_out": left_out})
+        keep = partial(Parts, assemble=assemble, schema=SCHEMA)
+        return Pass(partial(AgreementWorker, config=config), [Plan(group, tasks, identity, keep)])
+
+    run_pass(where, make_pass, texts)
+
+
+def _assemble(
+    config: AgreementConfig, corpora: Sequence[CorpusPlan], tasks: Sequence[Task], told: Mapping[str, Any],
+    parts: KeptParts,
+) -> tuple[dict[str, np.ndarray | store.Blocks], dict[str, Any]]:  # fmt: skip
+    """The group's arrays and attributes."""
+    summed = {name: _summed(parts.each(name), tasks) for name in (*_BY_LAYER_NAMES, *_BY_CONTEXT_NAMES)}
+    if not any(positions.any() for positions in summed["positions"]):
+        raise InputError("no document of any corpus has a token")
+    arrays: dict[str, np.ndarray | store.Blocks] = {
+        **{name: np.stack(by_corpus) for name, by_corpus in summed.items()},
+        "corpus": np.array([plan.name for plan in corpora], object),
+        "variant": np.array(config.variants, object),
+        "context_kind": np.array([context.kind for context in config.contexts], object),
+        "context_size": np.array([context.size for context in config.contexts], np.uint32),
+    }
+    status, described, first = parts.joined("status"), {}, 0
+    for plan in corpora:
+        end = first + len(plan.manifest.names)
+        described[plan.name] = _describe(plan, status[first:end])
+        first = end
+    return arrays, {**told, "corpora": described}
 
 
 def _summed(values: Iterable[np.ndarray], tasks: Sequence[Task]) -> list[np.ndarray]:

@@ -127,58 +127,54 @@ class Embedder:
         )
 
 
-@dataclass(frozen=True)
-class _Assembly:
-    """Puts the parts of a pass together. N distinct texts."""
+def _assemble(
+    parallel: ParallelTexts, distinct: Sequence[str], bos: str, max_tokens: int, parts: KeptParts
+) -> tuple[dict[str, np.ndarray | store.Blocks], dict[str, Any]]:
+    """The group's arrays and attributes. N distinct texts."""
+    fits_N, tokens_N, special_N = (parts.joined(name) for name in ("fits", "tokens", "special"))
+    number = {text: number for number, text in enumerate(distinct)}
+    texts = parallel.texts
+    number_CI = np.array([[number[text] for text in by_id.values()] for by_id in texts.values()])
+    left_out = _left_out(parallel, max_tokens, number_CI, fits_N, tokens_N)
+    keep_I = fits_N[number_CI].all(axis=0)
+    if not keep_I.any():
+        first = left_out[0]
+        raise InputError(
+            f"no id is left: none has a text in every language that can be embedded; {first['id']!r} of "
+            f"{first['language']!r}: {first['reason']}"
+        )
+    used, text_CI = np.unique(number_CI[:, keep_I], return_inverse=True)
+    sha256 = [hashlib.sha256(distinct[number].encode()).digest() for number in used]
+    arrays = {
+        "weighted": _by_layer(parts, "weighted", used),
+        "last": _by_layer(parts, "last", used),
+        "text": text_CI.reshape(len(texts), -1).astype(np.uint32),
+        "hash": np.frombuffer(b"".join(sha256), np.uint8).reshape(-1, 32),
+        "tokens": tokens_N[used],
+        "special": special_N[used],
+        "id": np.array(parallel.ids, dtype=object)[keep_I],
+    }
+    described = {
+        "languages": list(parallel.languages),
+        "bos": bos,
+        "left_out": left_out,
+        "missing": list(parallel.left_out),
+    }
+    return arrays, described
 
-    parallel: ParallelTexts
-    distinct: Sequence[str]
-    bos: str
-    max_tokens: int
 
-    def __call__(self, parts: KeptParts) -> tuple[dict[str, np.ndarray | store.Blocks], dict[str, Any]]:
-        """The group's arrays and attributes."""
-        fits_N, tokens_N, special_N = (parts.joined(name) for name in ("fits", "tokens", "special"))
-        number = {text: number for number, text in enumerate(self.distinct)}
-        texts = self.parallel.texts
-        number_CI = np.array([[number[text] for text in by_id.values()] for by_id in texts.values()])
-        left_out = self._left_out(number_CI, fits_N, tokens_N)
-        keep_I = fits_N[number_CI].all(axis=0)
-        if not keep_I.any():
-            first = left_out[0]
-            raise InputError(
-                f"no id is left: none has a text in every language that can be embedded; {first['id']!r} of "
-                f"{first['language']!r}: {first['reason']}"
-            )
-        used, text_CI = np.unique(number_CI[:, keep_I], return_inverse=True)
-        sha256 = [hashlib.sha256(self.distinct[number].encode()).digest() for number in used]
-        arrays = {
-            "weighted": _by_layer(parts, "weighted", used),
-            "last": _by_layer(parts, "last", used),
-            "text": text_CI.reshape(len(texts), -1).astype(np.uint32),
-            "hash": np.frombuffer(b"".join(sha256), np.uint8).reshape(-1, 32),
-            "tokens": tokens_N[used],
-            "special": special_N[used],
-            "id": np.array(self.parallel.ids, dtype=object)[keep_I],
-        }
-        described = {
-            "languages": list(self.parallel.languages),
-            "bos": self.bos,
-            "left_out": left_out,
-            "missing": list(self.parallel.left_out),
-        }
-        return arrays, described
-
-    def _left_out(self, number_CI: np.ndarray, fits_N: np.ndarray, tokens_N: np.ndarray) -> list[dict[str, str]]:
-        """Each id left out, once, with the first language whose text is at fault."""
-        found = []
-        for i in np.flatnonzero(~fits_N[number_CI].all(axis=0)):
-            c = int(np.argmin(fits_N[number_CI[:, i]]))
-            tokens = int(tokens_N[number_CI[c, i]])
-            too_long = f"{tokens:,} tokens, more than the model's context of {self.max_tokens:,}"
-            reason = too_long if tokens > self.max_tokens else "no token that counts"
-            found.append({"id": self.parallel.ids[i], "language": self.parallel.languages[c], "reason": reason})
-        return found
+def _left_out(
+    parallel: ParallelTexts, max_tokens: int, number_CI: np.ndarray, fits_N: np.ndarray, tokens_N: np.ndarray
+) -> list[dict[str, str]]:
+    """Each id left out, once, with the first language whose text is at fault."""
+    found = []
+    for i in np.flatnonzero(~fits_N[number_CI].all(axis=0)):
+        c = int(np.argmin(fits_N[number_CI[:, i]]))
+        tokens = int(tokens_N[number_CI[c, i]])
+        too_long = f"{tokens:,} tokens, more than the model's context of {max_tokens:,}"
+        reason = too_long if tokens > max_tokens else "no token that counts"
+        found.append({"id": parallel.ids[i], "language": parallel.languages[c], "reason": reason})
+    return found
 
 
 def embed_parallel(where: Where, group: str, texts: ParallelTexts, bos: str, task_texts: int) -> None:
@@ -196,8 +192,8 @@ def embed_parallel(where: Where, group: str, texts: ParallelTexts, bos: str, tas
             "texts": texts.sha256,
             "token_budget": token_budget,
         }
-        assembly = _Assembly(texts, distinct, bos, facts.max_row_tokens)
-        keep = partial(Parts, assemble=assembly, schema=SCHEMA)
+        assemble = partial(_assemble, texts, distinct, bos, facts.max_row_tokens)
+        keep = partial(Parts, assemble=assemble, schema=SCHEMA)
         plan = Plan(group, _cut(distinct, task_texts), identity, keep, "batch")
         return Pass(partial(Embedder, bos=bos, token_budget=token_budget), [plan])
 

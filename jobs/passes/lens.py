@@ -69,31 +69,25 @@ _GOLD_MEANS = ("gold_probability", "gold_rank", "gold_top", "gold_probability_to
 _SET_MEANS = ("mass", "mass_top", "rank_top", "hit")
 _BY_DRAW = ("pair", "layer", "set", "draw")
 SCHEMA: Mapping[str, store.ArraySpec] = {
+    **dict.fromkeys(("prompt_source", "prompt_target"), store.ArraySpec("uint16", ("prompt",), 2**16 - 1)),
+    **dict.fromkeys(("prompt_tokens", "prompt_positions"), store.ArraySpec("uint32", ("prompt",), _NONE)),
     "prompt_id": store.ArraySpec("string", ("prompt",), ""),
-    "prompt_source": store.ArraySpec("uint16", ("prompt",), 2**16 - 1),
-    "prompt_target": store.ArraySpec("uint16", ("prompt",), 2**16 - 1),
     "prompt_status": store.ArraySpec("uint8", ("prompt",), 255),
-    "prompt_tokens": store.ArraySpec("uint32", ("prompt",), _NONE),
-    "prompt_positions": store.ArraySpec("uint32", ("prompt",), _NONE),
     **{f"prompt_{name}": store.ArraySpec("float32", _PROMPT_LAYER, np.nan) for name in _GOLD_MEANS},
     **{f"prompt_{name}": store.ArraySpec("float32", _PROMPT_SET, np.nan) for name in _SET_MEANS},
     **{f"control_{name}": store.ArraySpec("float32", _PROMPT_SET, np.nan) for name in _SET_MEANS},
-    "position_prompt": store.ArraySpec("uint32", ("position",), _NONE),
-    "gold_index": store.ArraySpec("uint32", ("position",), _NONE),
-    "gold_id": store.ArraySpec("uint32", ("position",), _NONE),
-    "input_id": store.ArraySpec("uint32", ("position",), _NONE),
+    **dict.fromkeys(
+        ("position_prompt", "gold_index", "gold_id", "input_id"), store.ArraySpec("uint32", ("position",), _NONE)
+    ),
     "top_id": store.ArraySpec("uint32", ("position", "layer", "rank"), _NONE),
     "top_probability": store.ArraySpec("float32", ("position", "layer", "rank"), np.nan),
     "gold_probability": store.ArraySpec("float32", ("position", "layer"), np.nan),
     "gold_rank": store.ArraySpec("uint32", ("position", "layer"), _NONE),
     "mass": store.ArraySpec("float32", ("position", "layer", "set"), np.nan),
-    "language": store.ArraySpec("string", ("language",), ""),
-    "set": store.ArraySpec("string", ("set",), ""),
-    "token": store.ArraySpec("string", ("token",), ""),
+    **{name: store.ArraySpec("string", (name,), "") for name in ("language", "set", "token")},
     "member_set": store.ArraySpec("uint16", ("member",), 2**16 - 1),
     "member_token": store.ArraySpec("uint32", ("member",), _NONE),
-    "draw_mass": store.ArraySpec("float64", _BY_DRAW, np.nan),
-    "draw_mass_pooled": store.ArraySpec("float64", _BY_DRAW, np.nan),
+    **dict.fromkeys(("draw_mass", "draw_mass_pooled"), store.ArraySpec("float64", _BY_DRAW, np.nan)),
     "draw_token": store.ArraySpec("uint32", ("draw", "member"), _NONE),
 }
 
@@ -163,9 +157,7 @@ class LensWorker:
         """Run the model over a task's prompts; those that can't be read have no positions."""
         status = np.array([self._status(prompt) for prompt in prompts], np.uint8)
         read, restarts = halving(
-            self._config.token_budget,
-            lambda budget: self._read(prompts, status == COUNTED, budget),
-            "a single row doesn't fit in memory",
+            self._config.token_budget, lambda budget: self._read(prompts, status == COUNTED, budget)
         )
         arrays: dict[str, np.ndarray] = {
             "prompt_status": status,
@@ -207,7 +199,7 @@ class LensWorker:
         order_N = np.lexsort((gold_T[token_N], prompt_T[token_N]))
         token_N = token_N[order_N]
         prompt_N, index_N = prompt_T[token_N], gold_T[token_N]
-        read = _joined(readings, order_N, self._shape)
+        read = self._joined(readings, order_N)
         gold_id = [prompts[number].ids[index] for number, index in zip(prompt_N, index_N, strict=True)]
         return {
             "prompt_positions": np.bincount(prompt_N, minlength=len(prompts)).astype(np.uint32),
@@ -223,9 +215,20 @@ class LensWorker:
             **self._draw_means(draws, np.bincount(prompt_N, minlength=len(prompts))),
         }
 
-    @property
-    def _shape(self) -> tuple[int, int, int]:
-        return self._model.facts.num_layers, min(TOP, self._lens.vocabulary), len(self._config.set_ids)
+    def _joined(self, readings: Sequence[Readings], order_N: np.ndarray) -> Readings:
+        if readings:
+            tables = [
+                np.concatenate([getattr(one, name) for one in readings])[order_N]
+                for name in Readings.__dataclass_fields__
+            ]
+            return Readings(*tables)
+        layers, sets = (0, self._model.facts.num_layers), len(self._config.set_ids)
+        top = min(TOP, self._lens.vocabulary)
+        return Readings(
+            np.empty((*layers, top), np.uint32), np.empty((*layers, top), np.float32), np.empty(layers, np.float32),
+            np.empty(layers, np.uint32), np.empty((*layers, sets), np.float32), np.empty((*layers, sets), np.float32),
+            np.empty((*layers, sets), np.uint8),
+        )  # fmt: skip
 
     def _draw_means(self, draws: DrawSums, positions_P: np.ndarray) -> dict[str, np.ndarray]:
         """The mean over draws by prompt, and sums over the task's prompts by draw."""
@@ -288,8 +291,8 @@ def read_translation(
             )
             del identity["draws"], identity["seed"]
             identity["tokens_of_sets"] = older["tokens_of_sets"]
-        assembly = _Assembly(of.ids, chosen, token_sets, paper, facts.max_row_tokens)
-        keep = partial(Parts, assemble=assembly, schema=SCHEMA)
+        assemble = partial(_assemble, of.ids, chosen, token_sets, paper, facts.max_row_tokens)
+        keep = partial(Parts, assemble=assemble, schema=SCHEMA)
         plan = Plan(group, list(_tasks(of, chosen, task_prompts)), identity, keep, "task")
         return Pass(partial(LensWorker, config=config), [plan])
 
@@ -348,54 +351,46 @@ def _tasks(of: ParallelTexts, pairs: Sequence[tuple[str, str]], task_prompts: in
                              tuple(of.texts[target][id_] for id_ in some))  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Assembly:
-    """Puts the parts of a pass together."""
-
-    ids: Sequence[str]
-    pairs: Sequence[tuple[str, str]]
-    sets: TokenSets
-    paper: bool
-    max_tokens: int
-
-    def __call__(self, parts: KeptParts) -> tuple[dict[str, np.ndarray | store.Blocks], dict[str, Any]]:
-        """The group's arrays and attributes."""
-        ids, pairs, sets = self.ids, self.pairs, self.sets
-        status_P, tokens_P, positions_P = (
-            parts.joined(name) for name in ("prompt_status", "prompt_tokens", "prompt_positions")
+def _assemble(
+    ids: Sequence[str], pairs: Sequence[tuple[str, str]], sets: TokenSets, paper: bool, max_tokens: int,
+    parts: KeptParts,
+) -> tuple[dict[str, np.ndarray | store.Blocks], dict[str, Any]]:  # fmt: skip
+    """The group's arrays and attributes."""
+    status_P, tokens_P, positions_P = (
+        parts.joined(name) for name in ("prompt_status", "prompt_tokens", "prompt_positions")
+    )
+    if not (status_P == COUNTED).any():
+        raise InputError(
+            f"no prompt can be read: {_reasons(status_P)}; the shortest has {tokens_P.min()} tokens, the model's "
+            f"context {max_tokens}"
         )
-        if not (status_P == COUNTED).any():
-            raise InputError(
-                f"no prompt can be read: {_reasons(status_P)}; the shortest has {tokens_P.min()} tokens, the model's "
-                f"context {self.max_tokens}"
-            )
-        lengths = {"prompt": len(status_P), "position": int(positions_P.sum())}
-        languages = sorted({name for pair in pairs for name in pair})
-        number = {language: place for place, language in enumerate(languages)}
-        of_parts = [name for name in SCHEMA if name in parts.names]
-        arrays = {name: parts.blocks(name, lengths[SCHEMA[name].dimensions[0]]) for name in of_parts} | {
-            "prompt_id": _strings(list(ids) * len(pairs)),
-            "prompt_source": np.repeat(np.array([number[source] for source, _ in pairs], np.uint16), len(ids)),
-            "prompt_target": np.repeat(np.array([number[target] for _, target in pairs], np.uint16), len(ids)),
-            "position_prompt": np.repeat(np.arange(len(ids) * len(pairs), dtype=np.uint32), positions_P),
-            "language": _strings(languages),
-            "set": _strings(sets.names),
-            "token": _strings(sets.spelling),
-            "member_set": np.repeat(np.arange(len(sets.sets), dtype=np.uint16), [len(one.ids) for one in sets.sets]),
-            "member_token": _joined_ids([one.ids for one in sets.sets]),
-            "draw_token": _draw_tokens(sets),
-            **_draws_of_pairs(parts, positions_P.reshape(len(pairs), -1)),
-        }
-        attributes = {
-            "pairs": [list(pair) for pair in pairs],
-            "sets": {one.name: _described(one) for one in sets.sets},
-            "empty_sets": dict(sets.empty),
-            "draws": sets.draws,
-            "vocabulary": int(parts.joined(_VOCABULARY)[0]),
-            "paper": self.paper,
-            "skipped": _skipped(status_P, ids, pairs),
-        }
-        return arrays, attributes
+    lengths = {"prompt": len(status_P), "position": int(positions_P.sum())}
+    languages = sorted({name for pair in pairs for name in pair})
+    number = {language: place for place, language in enumerate(languages)}
+    of_parts = [name for name in SCHEMA if name in parts.names]
+    arrays = {name: parts.blocks(name, lengths[SCHEMA[name].dimensions[0]]) for name in of_parts} | {
+        "prompt_id": np.array([*ids] * len(pairs), object),
+        "prompt_source": np.repeat(np.array([number[source] for source, _ in pairs], np.uint16), len(ids)),
+        "prompt_target": np.repeat(np.array([number[target] for _, target in pairs], np.uint16), len(ids)),
+        "position_prompt": np.repeat(np.arange(len(ids) * len(pairs), dtype=np.uint32), positions_P),
+        "language": np.array(languages, object),
+        "set": np.array(sets.names, object),
+        "token": np.array(sets.spelling, object),
+        "member_set": np.repeat(np.arange(len(sets.sets), dtype=np.uint16), [len(one.ids) for one in sets.sets]),
+        "member_token": np.concatenate([np.empty(0, np.uint32), *(one.ids for one in sets.sets)]),
+        "draw_token": _draw_tokens(sets),
+        **_draws_of_pairs(parts, positions_P.reshape(len(pairs), -1)),
+    }
+    attributes = {
+        "pairs": [list(pair) for pair in pairs],
+        "sets": {one.name: _described(one) for one in sets.sets},
+        "empty_sets": dict(sets.empty),
+        "draws": sets.draws,
+        "vocabulary": int(parts.joined(_VOCABULARY)[0]),
+        "paper": paper,
+        "skipped": _skipped(status_P, ids, pairs),
+    }
+    return arrays, attributes
 
 
 def _described(one: TokenSet) -> dict[str, Any]:
@@ -447,20 +442,6 @@ def _reasons(status_P: np.ndarray) -> str:
     return ", ".join(f"{int((status_P == code).sum())} {STATUS[code]}" for code in np.unique(status_P).tolist())
 
 
-def _joined(readings: Sequence[Readings], order_N: np.ndarray, shape: tuple[int, int, int]) -> Readings:
-    if readings:
-        tables = [
-            np.concatenate([getattr(one, name) for one in readings])[order_N] for name in Readings.__dataclass_fields__
-        ]
-        return Readings(*tables)
-    layers, top, sets = shape
-    return Readings(
-        np.empty((0, layers, top), np.uint32), np.empty((0, layers, top), np.float32),
-        np.empty((0, layers), np.float32), np.empty((0, layers), np.uint32), np.empty((0, layers, sets), np.float32),
-        np.empty((0, layers, sets), np.float32), np.empty((0, layers, sets), np.uint8),
-    )  # fmt: skip
-
-
 def _means(read: Readings, prompt_N: np.ndarray, num_prompts: int) -> dict[str, np.ndarray]:
     is_top_NL = read.gold_rank_NL <= TOP
     by_gold = (
@@ -480,13 +461,3 @@ def _means_by(values: np.ndarray, prompt_N: np.ndarray, num_prompts: int) -> np.
     count = np.bincount(prompt_N, minlength=num_prompts).reshape(-1, *[1] * (values.ndim - 1))
     mean: np.ndarray = np.divide(sums, count, out=np.full_like(sums, np.nan), where=count > 0).astype(np.float32)
     return mean
-
-
-def _strings(values: Sequence[str]) -> np.ndarray:
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array
-
-
-def _joined_ids(ids: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate([np.empty(0, np.int64), *ids]).astype(np.uint32)

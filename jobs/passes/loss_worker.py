@@ -94,11 +94,7 @@ class LossWorker:
 
     def compute(self, task: Task, prepared: ClassifiedTexts) -> Part:
         """Run every set over a prepared unit."""
-        sums, restarts = halving(
-            self._config.token_budget,
-            lambda budget: self._sums(task, prepared, budget),
-            "a single row doesn't fit in memory",
-        )
+        sums, restarts = halving(self._config.token_budget, lambda budget: self._sums(task, prepared, budget))
         arrays = {
             **sums,
             "has_concept": prepared.has_concept_nS,
