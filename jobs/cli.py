@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from neurotally.jobs.commands.options import COUNT, JSON_FLAG, OUT, OUTPUT, PATH, STORE
+from neurotally.jobs.commands.options import COUNT, JSON_FLAG, OUT, OUTPUT, PATH, STORE, by_name
 from neurotally.jobs.commands.output import show
 from neurotally.jobs.commands.results import WithResults
 from neurotally.jobs.interrupts import Interrupted, stop
@@ -50,8 +50,7 @@ def demo(folder: Path, workers: int, as_json: bool) -> None:
     from neurotally.jobs.demo.run import demo as run_demo
     from neurotally.jobs.progress import Progress
 
-    result = run_demo(folder, workers, Progress())
-    show(result.to_json(), result.text(), as_json)
+    show(*run_demo(folder, workers, Progress()), as_json)
 
 
 @cli.command(short_help="How far a store is")
@@ -72,8 +71,8 @@ def status(store: Path, as_json: bool) -> None:
 
 @cli.command(name="import", short_help="A store of published counts")
 @STORE
-@click.argument("files", nargs=-1, required=True, metavar="NAME=FILE...")
-def import_(store: Path, files: tuple[str, ...]) -> None:
+@click.argument("files", nargs=-1, required=True, callback=by_name, metavar="NAME=FILE...")
+def import_(store: Path, files: dict[str, str]) -> None:
     """Make a store of published counts: torch files with {"n": int, "over_zero": int [layers, neurons]}.
 
     \b

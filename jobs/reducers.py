@@ -31,7 +31,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from neurotally.jobs.engines import Outcome, Result, Task
+from neurotally.jobs.engines import Outcome, Task
 from neurotally.jobs.plan import changed_document
 from neurotally.profiler import store
 from neurotally.profiler.differences import first_difference
@@ -186,7 +186,7 @@ class Fold(Reducer):
     def __init__(self, path: Path, plan: Plan, make_sums: Callable[[], Sums]):
         self._sums = make_sums()
         self._saved = -1
-        self._early: dict[str, Result] = {}
+        self._early: dict[str, Any] = {}
         self._is_whole = True
         """False while a result is being added: an exception there leaves sums that must not be saved."""
         super().__init__(path, plan)

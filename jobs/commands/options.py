@@ -62,12 +62,12 @@ def _free_store(_context: click.Context, _parameter: click.Parameter, path: Path
 
 
 def by_name(_context: click.Context, parameter: click.Parameter, texts: Sequence[str]) -> dict[str, str]:
-    """NAME=SOURCE texts as a dictionary."""
+    """NAME=SOURCE texts, or what else the parameter's metavar says, as a dictionary."""
     found: dict[str, str] = {}
     for text in texts:
         name, equals, source = text.partition("=")
         if not equals or not source:
-            raise InputError(f"{parameter.opts[0]} {text!r}: expected NAME=SOURCE")
+            raise InputError(f"{parameter.opts[0]} {text!r}: expected {parameter.metavar}")
         if name in found:
             raise InputError(f"corpus {name!r} is named twice")
         found[name] = source

@@ -11,7 +11,6 @@ drawn from the seed: on one machine, with as many threads, the same text gives t
 import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,19 +48,11 @@ _MAX_GRADIENT = 1.0
 _IGNORED = -100
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What `train` did."""
-
-    num_parameters: int
-    losses: list[float]
-    """Training loss of every step, in nats a token."""
-
-
-def train(train_dir: Path, model_dir: Path, steps: int = STEPS, seed: int = 0, progress: bool = True) -> Trained:
+def train(train_dir: Path, model_dir: Path, steps: int = STEPS, seed: int = 0, progress: bool = True) -> list[float]:
     """Train tokenizer and model on the text below `train_dir`, and save them as `model_dir`, on the CPU.
 
-    `model_dir` must not exist: it appears whole, or not at all. Raises InputError where there is no text.
+    `model_dir` must not exist: it appears whole, or not at all. Raises InputError where there is no text. Returns the
+    training loss of every step, in nats a token.
     """
     if model_dir.exists():
         raise InputError(f"{model_dir} exists already; name a new folder, or remove it")
@@ -79,7 +70,7 @@ def train(train_dir: Path, model_dir: Path, steps: int = STEPS, seed: int = 0, p
         model.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
     unfinished.rename(model_dir)
-    return Trained(model.num_parameters(), losses)
+    return losses
 
 
 def train_tokenizer(texts: Iterable[str], progress: bool = True) -> Any:

@@ -141,14 +141,14 @@ class AgreementWorker:
         cut = [(document, place) for document, places in enumerate(prepared.places) for place in places]
         rows = [*documents, *(documents[document][place.first : place.end] for document, place in cut)]
         total = sum(map(len, documents))
-        lengths = [place.end - place.first for _, place in cut]
+        lengths = np.array([place.end - place.first for _, place in cut], np.int64)
         # Of each token of the rows: its context, the token that comes next (-1: none), and whether it is read.
-        context_T = np.concatenate([np.zeros(total, np.int64), np.repeat([place.context for _, place in cut], lengths)
-                                    .astype(np.int64)]) if cut else np.zeros(total, np.int64)  # fmt: skip
+        context_of_cut = np.array([place.context for _, place in cut], np.int64)
+        context_T = np.concatenate([np.zeros(total, np.int64), np.repeat(context_of_cut, lengths)])
         gold_T = np.full(len(context_T), -1, np.int64)
         gold_T[:total] = [token for ids in documents for token in _next_in_row(ids, config.row_tokens)]
         at_T = np.arange(len(context_T)) < total
-        last = total + np.cumsum(np.array(lengths, np.int64)) - 1
+        last = total + np.cumsum(lengths) - 1
         at_T[last] = True
         gold_T[last] = [documents[document][place.end] for document, place in cut]
         reads_ffn = any("ffn" in variant for variant in config.variants)

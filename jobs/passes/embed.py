@@ -26,7 +26,7 @@ from neurotally.jobs.reducers import KeptParts, Part, Parts, Plan
 from neurotally.jobs.run import Pass, Where, model_identity, run_pass
 from neurotally.profiler import store
 from neurotally.profiler.batches import TokenRows, lay_out
-from neurotally.profiler.embedding import BOS_RULES, Embeddings, embed_rows
+from neurotally.profiler.embedding import BOS_RULES, embed_rows
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.memory import halving
 from neurotally.profiler.model import LoadedModel, ModelFacts
@@ -104,7 +104,12 @@ class Embedder:
 
     def compute(self, task: TextTask, prepared: Tokenised) -> Part:
         """Run the model over a task's texts; those that can't be embedded have NaN."""
-        embeddings, restarts = self._embeddings(prepared.rows)
+        counted, attention_budget = self._bos == "counted", self._model.facts.attention_budget
+        embeddings, restarts = halving(
+            self._token_budget,
+            lambda budget: embed_rows(self._model, prepared.rows, counted, budget, attention_budget),
+            "a single text doesn't fit in memory",
+        )
         arrays = {
             "weighted": _spread(embeddings.weighted_NLD, prepared.fits_n),
             "last": _spread(embeddings.last_NLD, prepared.fits_n),
@@ -116,15 +121,6 @@ class Embedder:
 
     def _uncounted(self, ids: Sequence[int]) -> int:
         return int(self._bos != "counted" and bool(ids) and ids[0] in self._model.special_ids)
-
-    def _embeddings(self, rows: TokenRows) -> tuple[Embeddings, int]:
-        """Out of memory begins the task again with half the token budget, a row at least."""
-        counted = self._bos == "counted"
-        return halving(
-            self._token_budget,
-            lambda budget: embed_rows(self._model, rows, counted, budget, self._model.facts.attention_budget),
-            "a single text doesn't fit in memory",
-        )
 
 
 def _assemble(
