@@ -114,12 +114,10 @@ class InProcessEngine:
         self._queue: deque[tuple[Task, Future[tuple[Any, float]]]] = deque()
 
     def start(self) -> ModelFacts:
-        """Load the model."""
         self._model = self._model_config.load()
         return self._model.facts
 
     def configure(self, make_runner: MakeRunner) -> None:
-        """Fix the pass."""
         self._runner = make_runner(self._model)
 
     def has_room(self) -> bool:

@@ -27,10 +27,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from neurotally.jobs.corpus_sums import CorpusSums
 from neurotally.jobs.engines import Outcome, Task
 from neurotally.jobs.plan import changed_document
 from neurotally.profiler import store
@@ -155,35 +156,10 @@ def refuse_other(path: Path, plan: Plan, theirs: Mapping[str, Any], unfinished: 
     raise InputError(f"{plan.group} of {path} is another one: {difference}; {plan.otherwise}{begin_again}")
 
 
-class Sums(Protocol):
-    """What the results of tasks add up to."""
-
-    def add(self, index: int, result: Any) -> None:
-        """Add the result of the next task."""
-
-    def ready(self, task: Any) -> Any:
-        """A task as it is handed out: it may be told what cannot enter the sums any more."""
-
-    def arrays(self) -> store.Arrays:
-        """All that a checkpoint, and the group, hold."""
-
-    def load(self, arrays: store.Arrays, noted: Mapping[str, Any], num_done: int, checkpoint: Path) -> None:
-        """The inverse of `arrays` and `noted`; InputError where they can't be those of so many tasks."""
-
-    def noted(self) -> dict[str, Any]:
-        """What `status` shows, and what the arrays don't hold; JSON-ready, noted twice beside them."""
-
-    def attributes(self) -> dict[str, Any]:
-        """What a reader of the group wants to know first."""
-
-    def keep_texts(self, folder: Path) -> None:
-        """Add to the written group, from the source, what the sums don't hold, if asked for."""
-
-
 class Fold(Reducer):
     """Adds results in the order of the tasks, and saves the sums now and then."""
 
-    def __init__(self, path: Path, plan: Plan, make_sums: Callable[[], Sums]):
+    def __init__(self, path: Path, plan: Plan, make_sums: Callable[[], CorpusSums]):
         self._sums = make_sums()
         self._saved = -1
         self._early: dict[str, Any] = {}
@@ -192,13 +168,11 @@ class Fold(Reducer):
         super().__init__(path, plan)
 
     def progress(self) -> dict[str, Any]:
-        """The group's entry in `neurotally status --json`."""
         return self._sums.noted()
 
     def ready(self, task: Task) -> Task:
-        """See `Sums.ready`."""
-        ready: Task = self._sums.ready(task)
-        return ready
+        """See `CorpusSums.ready`."""
+        return self._sums.ready(task)
 
     def take(self, outcome: Outcome) -> None:
         """Add a result, or hold it until those before it are in."""
@@ -303,15 +277,13 @@ class KeptParts:
             except _UNREADABLE as error:
                 raise InputError(f"{file} is damaged; the same command makes it again") from error
 
-    def joined(self, name: str, axis: int = 0) -> np.ndarray:
-        """One small array of all parts, along `axis`."""
-        return np.concatenate(list(self.each(name)), axis)
+    def joined(self, name: str) -> np.ndarray:
+        """One small array of all parts, along its first axis."""
+        return np.concatenate(list(self.each(name)))
 
-    def blocks(self, name: str, length: int, axis: int = 0) -> store.Blocks:
-        """A large one, `length` along `axis`, to be written part by part."""
-        shape = list(next(self.each(name)).shape)
-        shape[axis] = length
-        return store.Blocks(tuple(shape), axis, self.each(name))
+    def blocks(self, name: str, length: int) -> store.Blocks:
+        """A large one, `length` along its first axis, to be written part by part."""
+        return store.Blocks((length, *next(self.each(name)).shape[1:]), 0, self.each(name))
 
 
 Assemble = Callable[[KeptParts], tuple[dict[str, np.ndarray | store.Blocks], dict[str, Any]]]
@@ -328,7 +300,6 @@ class Parts(Reducer):
         super().__init__(path, plan)
 
     def progress(self) -> dict[str, Any]:
-        """The group's entry in `neurotally status --json`."""
         return {"done": False, "tasks": len(self.plan.tasks), "tasks_done": self.num_done}
 
     def take(self, outcome: Outcome) -> None:

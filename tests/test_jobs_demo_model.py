@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bench.heldout import heldout_loss
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neurotally.jobs.demo import model as demo_model
-from neurotally.jobs.demo.model import ROW_TOKENS, VOCABULARY, heldout_loss, train
+from neurotally.jobs.demo.model import ROW_TOKENS, VOCABULARY, train
 from neurotally.profiler.errors import InputError
 
 STEPS = 12

@@ -86,14 +86,9 @@ def bench(
 
 def bench_table(document: dict[str, Any]) -> str:
     """The same for people."""
+    tokens = document["rows"] * document["row_tokens"]
     rows = [
-        [
-            name,
-            1e3 * seconds,
-            document.get(f"ratio_{name}"),
-            document.get(f"ratio_{name}_se"),
-            document["rows"] * document["row_tokens"] / seconds,
-        ]
+        [name, 1e3 * seconds, document.get(f"ratio_{name}"), document.get(f"ratio_{name}_se"), tokens / seconds]
         for name, seconds in document["seconds"].items()
     ]
     head = ["variant", "ms a batch", "ratio to bare", "± se", "tokens/s"]
@@ -161,8 +156,7 @@ def _time(run: Callable[[], object], device_type: str) -> float:
 
 def _median_ratio(times: list[float], bare: list[float]) -> tuple[float, float]:
     ratios = [ours / theirs for ours, theirs in zip(times, bare, strict=True)]
-    spread = statistics.stdev(ratios) if len(ratios) > 1 else float("nan")
-    return statistics.median(ratios), 1.2533 * spread / len(ratios) ** 0.5
+    return statistics.median(ratios), 1.2533 * statistics.stdev(ratios) / len(ratios) ** 0.5
 
 
 def _random_batch(model: LoadedModel, rows: int, row_tokens: int) -> Batch:

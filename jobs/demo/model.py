@@ -95,24 +95,6 @@ def train_tokenizer(texts: Iterable[str], progress: bool = True) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, clean_up_tokenization_spaces=False)
 
 
-def heldout_loss(
-    model_dir: Path, heldout_dir: Path, rows_per_language: int = 64, progress: bool = True
-) -> dict[str, float]:
-    """Mean loss in nats a token, by language, over a fixed sample of rows of the text below `heldout_dir`."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
-    losses = {}
-    texts = _read_texts(heldout_dir)
-    for language, documents in tqdm(texts.items(), desc="held-out loss", unit="language", disable=not progress):
-        rows = _cut_rows(tokenizer, documents)
-        order = np.random.default_rng(0).permutation(len(rows))[:rows_per_language]
-        with torch.inference_mode():
-            losses[language] = _loss(model, [rows[index] for index in order]).item()
-    return losses
-
-
 def _read_texts(folder: Path) -> dict[str, list[str]]:
     """The text of every file, by language and in the order of their paths."""
     texts = {}

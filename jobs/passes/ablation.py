@@ -93,6 +93,4 @@ def _choosers(path: Path, store_path: Path) -> Choosers:
         return Choosers(
             origin.trigger_documents, origin.trigger_names, origin.trigger_files, origin.document_lines, are_named=True
         )
-    if not (store_path / "zarr.json").exists():
-        return Choosers(frozenset(), frozenset(), frozenset(), None, are_named=False)
     return profiled_documents(store_path)

@@ -12,7 +12,7 @@ position of the context `document`, special tokens too; one longer than a row go
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -43,6 +43,8 @@ from neurotally.profiler.worker import TOKEN_BUDGET, Task
 _GROUPS = 10
 _LISTED_SKIPS = 20
 _COUNT_FILL = -1
+_TOLD = ("variants", "head_bias", "positions", "seed", "row_tokens", "context_tokens")
+"""Settings that readers want to know."""
 _BY_LAYER_NAMES, _BY_CONTEXT_NAMES = ("agreed", "gold"), ("model_gold", "positions", "gold_positions")
 _BY_LAYER, _BY_CONTEXT = ("corpus", "context", "variant", "layer"), ("corpus", "context")
 SCHEMA: Mapping[str, store.ArraySpec] = {
@@ -189,24 +191,16 @@ def count_agreement(
             token_budget=TOKEN_BUDGET[facts.device_type],
             **settings,
         )
-        told = {
-            "variants": list(config.variants),
-            "head_bias": config.head_bias,
-            "positions": config.positions,
-            "seed": config.seed,
-            "row_tokens": config.row_tokens,
-            "context_tokens": config.context_tokens,
-        }
         tasks = [plan.task(unit) for plan in listed for unit in plan.units(max_unit_bytes, _GROUPS)]
         identity = {
             **model_identity(facts),
-            **told,
-            "attention": facts.attention,
+            **asdict(config),
+            "variants": list(config.variants),
             "contexts": [context.label for context in config.contexts],
-            "token_budget": config.token_budget,
-            "document_tokens": config.document_tokens,
+            "attention": facts.attention,
             "corpora": {plan.name: plan.identity for plan in listed},
         }
+        told = {name: identity[name] for name in _TOLD}
         assemble = partial(_assemble, config, listed, tasks, {**told, "left_out": left_out})
         keep = partial(Parts, assemble=assemble, schema=SCHEMA)
         return Pass(partial(AgreementWorker, config=config), [Plan(group, tasks, identity, keep)])

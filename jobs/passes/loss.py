@@ -25,10 +25,9 @@ import numpy as np
 
 from neurotally.analysis.masking.mask_sets import MaskSets, mask_sets
 from neurotally.analysis.masking.masks import read_mask
-from neurotally.jobs.passes.held_out import Choosers, UsedDocument, find_used, refuse_or_leave_out
+from neurotally.jobs.passes.held_out import Choosers, find_used
 from neurotally.jobs.passes.loss_worker import LossConfig, LossWorker
 from neurotally.jobs.plan import CorpusPlan, stored_names
-from neurotally.jobs.progress import Progress
 from neurotally.jobs.reducers import KeptParts, Parts, Plan
 from neurotally.jobs.run import Pass, Texts, Where, model_identity, run_pass
 from neurotally.profiler import store
@@ -100,7 +99,7 @@ def measure_losses(
 
     def make_pass(facts: ModelFacts, listed: list[CorpusPlan]) -> Pass:
         made = chosen.sets(facts, evaluation.draws)
-        used = _used(listed, chosen.choosers, evaluation, where.progress)
+        used = find_used(listed, chosen.choosers, evaluation.leave_out_used, evaluation.force, where.progress.note)
         row_tokens = (store.store_attributes(where.store).get("config") or {}).get("row_tokens") or facts.row_tokens
         distinct = {one.neurons_n2.tobytes(): one.neurons_n2 for one in made.sets}
         config = LossConfig(
@@ -132,19 +131,6 @@ def measure_losses(
 def class_names(concepts: Sequence[str]) -> list[str]:
     """The names of the classes, in the order of the arrays."""
     return ["all", *(f"{name}/{kind}" for name in concepts for kind in ("match", "line"))]
-
-
-def _used(
-    listed: Sequence[CorpusPlan], choosers: Choosers, evaluation: Evaluation, progress: Progress
-) -> list[UsedDocument]:
-    """The documents that chose the neurons, told; InputError where they may not be evaluated on."""
-    used = find_used(listed, choosers)
-    if not evaluation.force:
-        refuse_or_leave_out(listed, used, choosers, evaluation.leave_out_used)
-    if used:
-        kept = "evaluated on all the same" if evaluation.force else "left out"
-        progress.note(f"{len(used)} documents chose the neurons and are {kept}: {used[0].corpus}: {used[0].name} …")
-    return used
 
 
 def _identity(

@@ -13,7 +13,7 @@ from typing import Any
 from neurotally.jobs.corpus_sums import CorpusSums
 from neurotally.jobs.plan import CorpusPlan
 from neurotally.jobs.reducers import Fold, Plan
-from neurotally.jobs.run import Pass, RunReport, Texts, Where, run_pass
+from neurotally.jobs.run import Pass, RunReport, Texts, Where, model_identity, run_pass
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model import ModelFacts
 from neurotally.profiler.worker import TOKEN_BUDGET, PassConfig
@@ -39,8 +39,7 @@ def profile_neurons(
         return Pass(config.make_runner, [_plan(one, config, facts) for one in listed])
 
     def identity(facts: ModelFacts) -> dict[str, Any]:
-        of_model = {"dtype": facts.dtype, "device_type": facts.device_type, "attention": facts.attention}
-        return {**of_model, **make_config(facts).to_json()}
+        return {**model_identity(facts), "attention": facts.attention, **make_config(facts).to_json()}
 
     return _document(run_pass(where, make_pass, texts, identity, checkpoint_every_s))
 
