@@ -28,8 +28,9 @@ from neurotally.jobs.commands.options import (
     as_parameters,
     by_name,
 )  # fmt: skip
-from neurotally.jobs.commands.output import finish, show
+from neurotally.jobs.commands.output import show
 from neurotally.profiler.errors import InputError
+from neurotally.profiler.visible import visible
 
 
 class PassCommand(NamedTuple):
@@ -119,12 +120,18 @@ def _command(
         if values.get("prompt") is not None and figure is None:
             raise InputError("--prompt: expected --figure FILE.png with it")
         result = run(**values)
-        if isinstance(result, Result):
-            finish(result, as_json, out, full, figures)
-        else:
+        if not isinstance(result, Result):
             from neurotally.jobs.passes.neurons import profile_text
 
-            show(result, profile_text(result, values["store"]), as_json)
+            return show(result, profile_text(result, values["store"]), as_json)
+        for warning in result.warnings:
+            click.echo(visible(f"warning: {warning}"), err=True)
+        for chart, path in figures.items():
+            if path is not None:
+                from neurotally.analysis.render.charts import save_figure
+
+                save_figure(result.figure(chart), path)
+        show(result.document, "" if as_json else result.text(full), as_json, out)
 
     figures = [
         click.Option([f"--{chart}-figure", _figure_name(chart)], type=PICTURE, metavar="FILE.png", help=text)

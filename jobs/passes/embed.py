@@ -94,10 +94,10 @@ class Embedder:
         )["input_ids"]  # fmt: skip
         special_ids = self._model.special_ids
         special_n = np.array([sum(token in special_ids for token in row) for row in ids], np.uint32)
-        counted_n = np.array([len(row) - self._uncounted(row) for row in ids])
+        skips_bos_n = np.array([self._bos != "counted" and bool(row) and row[0] in special_ids for row in ids])
         tokens_n = np.array([len(row) for row in ids], np.uint32)
         longest = self._model.facts.max_row_tokens
-        fits_n = (tokens_n <= longest) & (counted_n > 0)
+        fits_n = (tokens_n <= longest) & (tokens_n > skips_bos_n)
         fitting = [row for row, fits in zip(ids, fits_n, strict=True) if fits]
         rows = lay_out(list(enumerate(fitting)), special_ids, "documents", longest)
         return Tokenised(rows, fits_n, tokens_n, special_n)
@@ -118,9 +118,6 @@ class Embedder:
             "special": prepared.special_n,
         }
         return Part(arrays, len(prepared.rows.ids_N), restarts)
-
-    def _uncounted(self, ids: Sequence[int]) -> int:
-        return int(self._bos != "counted" and bool(ids) and ids[0] in self._model.special_ids)
 
 
 def _assemble(

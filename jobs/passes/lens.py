@@ -332,9 +332,8 @@ def _made_before_draws(path: Path, group: str) -> Mapping[str, Any] | None:
 
 
 def _few_shot_lines(folder: Path, pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
-    lines = {
-        language: read_few_shot(folder, language) for language in sorted({name for pair in pairs for name in pair})
-    }
+    languages = sorted({name for pair in pairs for name in pair})
+    lines = {language: read_few_shot(folder, language) for language in languages}
     for source, target in pairs:
         if len(lines[source]) != len(lines[target]):
             raise InputError(
