@@ -170,7 +170,7 @@ class Fold(Reducer):
     def progress(self) -> dict[str, Any]:
         return self._sums.noted()
 
-    def ready(self, task: Task) -> Task:
+    def ready(self, task: Any) -> Task:
         """See `CorpusSums.ready`."""
         return self._sums.ready(task)
 
