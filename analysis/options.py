@@ -25,13 +25,15 @@ class Option:
     min: int | None = None
     """Of a whole number."""
     share: bool = False
-    """A number above 0, at most 1."""
+    """A number above 0, or from `min` on where this is 0, at most 1."""
     names: tuple[str, ...] = ()
     """The option's names, if not the parameter's with dashes."""
     suffixes: tuple[str, ...] = ()
     """Of a file that is written."""
     is_argument: bool = False
     """On the command line by its place."""
+    max: int | None = 2**31 - 1
+    """Of a whole number."""
 
 
 @dataclass(frozen=True)

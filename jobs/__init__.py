@@ -8,16 +8,9 @@ PyTorch is imported when one of them is asked for.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from neurotally.jobs.passes.ablation import ablate, mask
-    from neurotally.jobs.passes.agreement import agreement
-    from neurotally.jobs.passes.embed import embed
-    from neurotally.jobs.passes.lens import lens
-    from neurotally.jobs.passes.neurons import profile
+    from neurotally.jobs.door import ablate, agreement, embed, lens, mask, profile
 
 __all__ = ["ablate", "agreement", "embed", "lens", "mask", "profile"]
-
-_FILES = {"ablate": "ablation", "mask": "ablation", "profile": "neurons"}
-"""Of `jobs/passes`, where it has another name than the function."""
 
 
 def __getattr__(name: str) -> Any:
@@ -25,4 +18,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.passes.{_FILES.get(name, name)}"), name)
+    return getattr(import_module(f"{__name__}.door"), name)

@@ -13,30 +13,15 @@ from typing import Any
 
 import click
 
-from neurotally.jobs.commands.layers import LAYER_COMMANDS
-from neurotally.jobs.commands.masking import MASKING_COMMANDS
-from neurotally.jobs.commands.options import (
-    CORPORA,
-    CORPUS,
-    COUNT,
-    JSON_FLAG,
-    MODEL,
-    OUT,
-    OUTPUT,
-    PATH,
-    STORE,
-    WRITTEN_STORE,
-    document_options,
-    run_options,
-)  # fmt: skip
+from neurotally.jobs.commands.options import COUNT, JSON_FLAG, OUT, OUTPUT, PATH, STORE, by_name
 from neurotally.jobs.commands.output import show
-from neurotally.jobs.commands.studies import WithStudies
+from neurotally.jobs.commands.results import WithResults
 from neurotally.jobs.interrupts import Interrupted, stop
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.visible import visible
 
 
-@click.group(cls=WithStudies, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=WithResults, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="neurotally")
 def cli() -> None:
     """What the feed-forward neurons of code language models do.
@@ -65,61 +50,7 @@ def demo(folder: Path, workers: int, as_json: bool) -> None:
     from neurotally.jobs.demo.run import demo as run_demo
     from neurotally.jobs.progress import Progress
 
-    result = run_demo(folder, workers, Progress())
-    show(result.to_json(), result.text(), as_json)
-
-
-@cli.command(short_help="What every neuron does on your corpora")
-@MODEL
-@WRITTEN_STORE
-@CORPORA
-@CORPUS
-@document_options
-@click.option("--row-tokens", type=COUNT, metavar="T", help="Default: min(2048, the model's original context).")
-@click.option(
-    "--layout",
-    type=click.Choice(["documents", "concat"]),
-    default="documents",
-    show_default=True,
-    help="documents: each in rows of its own. concat: run together within a unit of work and cut every T tokens; "
-    "unlike in the papers each unit starts afresh and keeps its shorter last row (`status` says how many).",
-)
-@click.option("--triggers", type=click.IntRange(0, 1024), metavar="K", default=32, show_default=True,
-              help="Keep the K places where a neuron's coefficient is largest, one a document.")  # fmt: skip
-@click.option(
-    "--groups",
-    type=click.IntRange(1, 65535),
-    metavar="G",
-    default=10,
-    show_default=True,
-    help="Groups of units; every count is kept by group.",
-)
-@click.option(
-    "--keep-texts", is_flag=True, help="Keep the texts in the store too, whole and compressed; for `triggers`."
-)
-@click.option("--window-lines", type=COUNT, metavar="N", help="Documents are windows of N lines, without overlap.")
-@click.option(
-    "--random-init",
-    type=click.IntRange(0, 2**32 - 1),
-    metavar="SEED",
-    help="Profile the architecture with fresh weights instead: for `patterns --null`.",
-)
-@run_options
-@JSON_FLAG
-def profile(model: str, store: Path, as_json: bool, **options: Any) -> None:
-    """Run MODEL over corpora and keep, for every feed-forward neuron, what it does.
-
-    The same command goes on where it stopped. A further corpus is added; what is there is left alone.
-
-    \b
-    Example:
-      neurotally profile codellama/CodeLlama-7b-hf llama.store --corpora sources/ --max-files 50000
-    """
-    from neurotally.jobs.passes.neurons import profile as run
-    from neurotally.jobs.passes.neurons import profile_text
-
-    document = run(model, store, **options)
-    show(document, profile_text(document, store), as_json)
+    show(*run_demo(folder, workers, Progress()), as_json)
 
 
 @cli.command(short_help="How far a store is")
@@ -140,8 +71,8 @@ def status(store: Path, as_json: bool) -> None:
 
 @cli.command(name="import", short_help="A store of published counts")
 @STORE
-@click.argument("files", nargs=-1, required=True, metavar="NAME=FILE...")
-def import_(store: Path, files: tuple[str, ...]) -> None:
+@click.argument("files", nargs=-1, required=True, callback=by_name, metavar="NAME=FILE...")
+def import_(store: Path, files: dict[str, str]) -> None:
     """Make a store of published counts: torch files with {"n": int, "over_zero": int [layers, neurons]}.
 
     \b
@@ -154,7 +85,7 @@ def import_(store: Path, files: tuple[str, ...]) -> None:
         click.echo(f"{visible(name)}: {tokens:,} tokens, {layers} layers x {neurons} neurons")
 
 
-@click.command(short_help="What the statistics cost in time")
+@cli.command(short_help="What the statistics cost in time")
 @click.argument("model", required=False)
 @click.option(
     "--shape", metavar="NAME|FILE", help="A known shape such as llama-3.1-8b, or a config.json; random weights."
@@ -169,28 +100,20 @@ def import_(store: Path, files: tuple[str, ...]) -> None:
 @click.option("--csv", "csv_file", type=OUTPUT, metavar="FILE", help="Add a row per variant to a table.")
 @OUT
 @JSON_FLAG
-def bench(
-    model: str | None, shape: str | None, layers: int | None, rows: int | None, row_tokens: int | None, dtype: str,
-    device: str, rounds: int, csv_file: Path | None, out: Path | None, as_json: bool,
-) -> None:  # fmt: skip
+def bench(csv_file: Path | None, out: Path | None, as_json: bool, **what: Any) -> None:
     """Measure what the statistics cost, as a ratio to the same model's bare forward pass.
 
     \b
     Example:
       neurotally bench --shape llama-34m
     """
-    from neurotally.jobs.bench.measure import BenchRequest, append_csv, bench_table
+    from neurotally.jobs.bench.measure import append_csv, bench_table
     from neurotally.jobs.bench.measure import bench as measure
 
-    request = BenchRequest(model, shape, layers, rows, row_tokens, dtype, device, rounds)
-    document = measure(request, on_terminal=sys.stderr.isatty())
+    document = measure(**what, on_terminal=sys.stderr.isatty())
     if csv_file is not None:
         append_csv(document, csv_file)
     show(document, bench_table(document), as_json, out)
-
-
-for command in (*MASKING_COMMANDS, *LAYER_COMMANDS, bench):
-    cli.add_command(command)
 
 
 def main() -> None:

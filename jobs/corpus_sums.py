@@ -22,7 +22,7 @@ _LISTED_SKIPS = 1000
 
 
 class CorpusSums:
-    """The `Sums` of one corpus. Units are added in order: those from 0 to `_num_done` - 1 are in."""
+    """The sums of one corpus, for `Fold`. Units are added in order: those from 0 to `_num_done` - 1 are in."""
 
     def __init__(self, plan: CorpusPlan, units: Sequence[Unit], config: PassConfig, num_layers: int, num_neurons: int):
         self._plan = plan
@@ -68,11 +68,12 @@ class CorpusSums:
         return task if threshold_LF is None else replace(task, threshold_LF=threshold_LF.copy())
 
     def arrays(self) -> store.Arrays:
-        """What the store's arrays hold."""
+        """What the store's arrays hold, and those of a checkpoint."""
         return {**self._own, **self._neurons.arrays(), **self._of_the_plan}
 
     def noted(self) -> dict[str, Any]:
-        """The corpus's entry in `neurotally status --json`, and which units began again."""
+        """The corpus's entry in `neurotally status --json`, and which units began again; noted twice beside a
+        checkpoint's arrays."""
         done = self._documents_done
         return {
             "units": len(self._units),

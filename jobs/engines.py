@@ -52,24 +52,13 @@ class Task(Protocol):
         """How long it takes beside the others: bytes or characters of its text."""
 
 
-class Result(Protocol):
-    """What a task leaves behind, whatever else it holds."""
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that the model read."""
-
-    @property
-    def restarts(self) -> int:
-        """How often the device ran out of memory and the task began again with half the token budget."""
-
-
 class Outcome(NamedTuple):
     """A finished task."""
 
     key: str
     result: Any
-    """A Result."""
+    """What the pass makes of it; has `tokens`, the number that the model read, and `restarts`: how often the device ran
+    out of memory and the task began again with half the token budget."""
     prepare_s: float
     """Seconds of reading and tokenising, beside the model."""
     model_s: float
@@ -83,7 +72,7 @@ class Runner(Protocol):
         """Read and tokenise; runs in a thread beside `compute`."""
 
     def compute(self, task: Any, prepared: Any) -> Any:
-        """Run the model over what was prepared: a Result."""
+        """Run the model over what was prepared: the `result` of an Outcome."""
 
 
 MakeRunner = Callable[[LoadedModel], Runner]
@@ -125,12 +114,10 @@ class InProcessEngine:
         self._queue: deque[tuple[Task, Future[tuple[Any, float]]]] = deque()
 
     def start(self) -> ModelFacts:
-        """Load the model."""
         self._model = self._model_config.load()
         return self._model.facts
 
     def configure(self, make_runner: MakeRunner) -> None:
-        """Fix the pass."""
         self._runner = make_runner(self._model)
 
     def has_room(self) -> bool:

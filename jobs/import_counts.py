@@ -7,7 +7,7 @@ with `weights_only`, so that it can run nothing.
 import hashlib
 import pickle
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +22,14 @@ from neurotally.profiler.errors import InputError, first_line
 _EXPECTED = "expected a torch file of {'n': int, 'over_zero': int [layers, neurons]}"
 
 
-def import_counts(path: Path, named_files: Sequence[str]) -> dict[str, tuple[int, int, int]]:
-    """Add each NAME=FILE to the store as a corpus of one group. Returns (tokens, layers, neurons) by name."""
-    files = {}
-    for text in named_files:
-        name, equals, file = text.partition("=")
-        if not equals:
-            raise InputError(f"{text!r}: expected NAME=FILE")
-        if name in files:
-            raise InputError(f"corpus {name!r} is named twice")
-        files[name] = Path(file)
+def import_counts(path: Path, files: Mapping[str, Path | str]) -> dict[str, tuple[int, int, int]]:
+    """Add each file to the store as a corpus of one group. Returns (tokens, layers, neurons) by name."""
     check_names(list(files))
-    counts = {name: _read_counts(file) for name, file in files.items()}
+    counts = {name: _read_counts(Path(file)) for name, file in files.items()}
     with writer_lock(path):
         _open(path, list(files), {tuple(active.shape) for _, active in counts.values()})
         for name, (tokens, active_LF) in counts.items():
-            _write(path, name, files[name], tokens, active_LF)
+            _write(path, name, Path(files[name]), tokens, active_LF)
     return {name: (tokens, *active_LF.shape) for name, (tokens, active_LF) in counts.items()}  # type: ignore[misc]
 
 

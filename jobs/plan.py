@@ -6,7 +6,7 @@ the first difference; program versions are only warned about.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -95,16 +95,11 @@ def find_corpora(folder: Path | str | None, named: Mapping[str, str | Path] | No
 
 
 def list_corpus(
-    name: str,
-    source_text: str,
-    max_files: int | None,
-    store: Path,
-    on_record: Callable[[], object] = lambda: None,
-    window_lines: int | None = None,
+    name: str, source_text: str, max_files: int | None, store: Path, window_lines: int | None = None
 ) -> CorpusPlan:
     """List one corpus; a dataset is first streamed to a file beside the store's working state."""
     if source_text.startswith("hf:"):
-        source = spool_dataset(source_text, spool_file(store, source_text, max_files), max_files, on_record)
+        source = spool_dataset(source_text, spool_file(store, source_text, max_files), max_files)
     else:
         source = parse_source(source_text)
     source = replace(source, window_lines=window_lines)

@@ -56,12 +56,6 @@ class Progress:
         if not self._quiet:
             auto.tqdm.write(visible(text), file=sys.stderr)
 
-    @contextlib.contextmanager
-    def loading(self, model: str) -> Iterator[None]:
-        """While workers start and load the model."""
-        self.note(f"loading {model} …")
-        yield
-
     def over(self, items: Iterable[_T], description: str, what: str, total: int) -> Iterator[_T]:
         """The items, `total` of them: each is done when the next one is asked for."""
         with self._measured(description, total, 0, unit=what, leave=False) as advance:

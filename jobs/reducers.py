@@ -27,11 +27,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from neurotally.jobs.engines import Outcome, Result, Task
+from neurotally.jobs.corpus_sums import CorpusSums
+from neurotally.jobs.engines import Outcome, Task
 from neurotally.jobs.plan import changed_document
 from neurotally.profiler import store
 from neurotally.profiler.differences import first_difference
@@ -68,6 +69,8 @@ class Reducer(ABC):
     def __init__(self, path: Path, plan: Plan):
         """Go on with what a former run left of the same plan. InputError where it left another's, or it is damaged."""
         self.plan = plan
+        self._done: set[str] = set()
+        """Keys of the tasks that are in."""
         self._store = path
         self._folder = store.run_folder(path, plan.group)
         with self._begin_again_hint():
@@ -86,14 +89,14 @@ class Reducer(ABC):
             self._resume()
 
     @property
-    @abstractmethod
     def todo(self) -> list[Task]:
         """The tasks that aren't in yet, in order."""
+        return [task for task in self.plan.tasks if task.key not in self._done]
 
     @property
-    @abstractmethod
     def num_done(self) -> int:
         """Tasks that are in."""
+        return len(self._done)
 
     @property
     def is_complete(self) -> bool:
@@ -153,76 +156,38 @@ def refuse_other(path: Path, plan: Plan, theirs: Mapping[str, Any], unfinished: 
     raise InputError(f"{plan.group} of {path} is another one: {difference}; {plan.otherwise}{begin_again}")
 
 
-class Sums(Protocol):
-    """What the results of tasks add up to."""
-
-    def add(self, index: int, result: Any) -> None:
-        """Add the result of the next task."""
-
-    def ready(self, task: Any) -> Any:
-        """A task as it is handed out: it may be told what cannot enter the sums any more."""
-
-    def arrays(self) -> store.Arrays:
-        """All that a checkpoint, and the group, hold."""
-
-    def load(self, arrays: store.Arrays, noted: Mapping[str, Any], num_done: int, checkpoint: Path) -> None:
-        """The inverse of `arrays` and `noted`; InputError where they can't be those of so many tasks."""
-
-    def noted(self) -> dict[str, Any]:
-        """What `status` shows, and what the arrays don't hold; JSON-ready, noted twice beside them."""
-
-    def attributes(self) -> dict[str, Any]:
-        """What a reader of the group wants to know first."""
-
-    def keep_texts(self, folder: Path) -> None:
-        """Add to the written group, from the source, what the sums don't hold, if asked for."""
-
-
 class Fold(Reducer):
     """Adds results in the order of the tasks, and saves the sums now and then."""
 
-    def __init__(self, path: Path, plan: Plan, make_sums: Callable[[], Sums]):
+    def __init__(self, path: Path, plan: Plan, make_sums: Callable[[], CorpusSums]):
         self._sums = make_sums()
-        self._num_done = 0
         self._saved = -1
-        self._early: dict[str, Result] = {}
+        self._early: dict[str, Any] = {}
         self._is_whole = True
         """False while a result is being added: an exception there leaves sums that must not be saved."""
         super().__init__(path, plan)
 
-    @property
-    def todo(self) -> list[Task]:
-        """The tasks that aren't in yet, in order."""
-        return list(self.plan.tasks[self._num_done :])
-
-    @property
-    def num_done(self) -> int:
-        """Tasks that are in."""
-        return self._num_done
-
     def progress(self) -> dict[str, Any]:
-        """The group's entry in `neurotally status --json`."""
         return self._sums.noted()
 
-    def ready(self, task: Task) -> Task:
-        """See `Sums.ready`."""
-        ready: Task = self._sums.ready(task)
-        return ready
+    def ready(self, task: Any) -> Task:
+        """See `CorpusSums.ready`."""
+        return self._sums.ready(task)
 
     def take(self, outcome: Outcome) -> None:
         """Add a result, or hold it until those before it are in."""
         self._early[outcome.key] = outcome.result
-        while not self.is_complete and (key := self.plan.tasks[self._num_done].key) in self._early:
+        while not self.is_complete and (key := self.plan.tasks[self.num_done].key) in self._early:
             self._is_whole = False
-            self._sums.add(self._num_done, self._early.pop(key))
-            self._num_done += 1
+            self._sums.add(self.num_done, self._early.pop(key))
+            self._done.add(key)
             self._is_whole = True
 
     def save(self) -> None:
         """Save sums and notes together in a new folder and make it the one that counts."""
-        if self._num_done in (0, self._saved) or not self._is_whole:
+        if self.num_done in (0, self._saved) or not self._is_whole:
             return
-        target = self._folder / f"checkpoint-{self._num_done}"
+        target = self._folder / f"checkpoint-{self.num_done}"
         fresh = target.with_name(f"{target.name}.partial")
         for left_behind in (fresh, target):  # of a run that died here
             shutil.rmtree(left_behind, ignore_errors=True)
@@ -230,7 +195,7 @@ class Fold(Reducer):
         sync_tree(fresh)
         fresh.rename(target)
         replace_json(self._folder / "current.json", {"folder": target.name, **self._sums.noted()})
-        self._saved = self._num_done
+        self._saved = self.num_done
         for other in self._folder.glob("checkpoint-*"):
             if other != target:
                 shutil.rmtree(other)
@@ -266,7 +231,8 @@ class Fold(Reducer):
             if arrays[name].shape != values.shape:
                 raise InputError(f"{checkpoint / name} has shape {arrays[name].shape}, expected {values.shape}")
         self._sums.load(arrays, noted, done, checkpoint)
-        self._num_done = self._saved = done
+        self._done = {task.key for task in self.plan.tasks[:done]}
+        self._saved = done
 
 
 _RESTARTS = "_restarts"
@@ -311,15 +277,13 @@ class KeptParts:
             except _UNREADABLE as error:
                 raise InputError(f"{file} is damaged; the same command makes it again") from error
 
-    def joined(self, name: str, axis: int = 0) -> np.ndarray:
-        """One small array of all parts, along `axis`."""
-        return np.concatenate(list(self.each(name)), axis)
+    def joined(self, name: str) -> np.ndarray:
+        """One small array of all parts, along its first axis."""
+        return np.concatenate(list(self.each(name)))
 
-    def blocks(self, name: str, length: int, axis: int = 0) -> store.Blocks:
-        """A large one, `length` along `axis`, to be written part by part."""
-        shape = list(next(self.each(name)).shape)
-        shape[axis] = length
-        return store.Blocks(tuple(shape), axis, self.each(name))
+    def blocks(self, name: str, length: int) -> store.Blocks:
+        """A large one, `length` along its first axis, to be written part by part."""
+        return store.Blocks((length, *next(self.each(name)).shape[1:]), 0, self.each(name))
 
 
 Assemble = Callable[[KeptParts], tuple[dict[str, np.ndarray | store.Blocks], dict[str, Any]]]
@@ -335,18 +299,7 @@ class Parts(Reducer):
         self._tokens, self._model_s = 0, 0.0
         super().__init__(path, plan)
 
-    @property
-    def todo(self) -> list[Task]:
-        """The tasks that aren't in yet, in order."""
-        return [task for task in self.plan.tasks if task.key not in self._done]
-
-    @property
-    def num_done(self) -> int:
-        """Tasks that are in."""
-        return len(self._done)
-
     def progress(self) -> dict[str, Any]:
-        """The group's entry in `neurotally status --json`."""
         return {"done": False, "tasks": len(self.plan.tasks), "tasks_done": self.num_done}
 
     def take(self, outcome: Outcome) -> None:

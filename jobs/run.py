@@ -25,8 +25,6 @@ from neurotally.profiler import store
 from neurotally.profiler.corpus import check_names
 from neurotally.profiler.model import ModelFacts
 
-CHECKPOINT_EVERY_S = 60.0
-
 
 @dataclass(frozen=True)
 class Where:
@@ -94,7 +92,7 @@ def run_pass(
     make_pass: MakePass,
     texts: Texts | None = None,
     config: Config | None = None,
-    checkpoint_every_s: float = CHECKPOINT_EVERY_S,
+    checkpoint_every_s: float = 60.0,
 ) -> RunReport:
     """Bring the store to hold all groups of a pass; what is there already is left alone.
 
@@ -118,14 +116,13 @@ def run_pass(
             made = prepare(known)
             if not _todo(where.store, made):
                 return report
-        model, untrained = where.model, None
+        model = where.model
         if where.random_init is not None:
             model = untrained_model(where.model, where.random_init, where.store / store.RUN_FOLDER)
-            untrained = Path(model.spec)
         engine = make_engine(model, where.workers, where.store / store.RUN_FOLDER / "ray", where.address)
         try:
-            with where.progress.loading(where.model.spec):
-                facts = _named(where, engine.start())
+            where.progress.note(f"loading {where.model.spec} …")
+            facts = _named(where, engine.start())
             if facts != known:
                 made = prepare(facts)
             if todo := _todo(where.store, made):
@@ -135,34 +132,36 @@ def run_pass(
                 _Loop(where, engine, facts.device, reducers, report, checkpoint_every_s).run()
         finally:
             engine.close()
-        if untrained is not None:
-            shutil.rmtree(untrained)
+        if where.random_init is not None:
+            shutil.rmtree(model.spec)
         return report
 
 
 def make_where(
-    model: str, path: Path | str, family: str, name: str, workers: int | None, device: str, dtype: str,
-    address: str | None, trust_remote_code: bool, progress: Progress | None,
-) -> tuple[Where, str]:  # fmt: skip
-    """Where a pass runs, from its function's arguments, and the group STORE/FAMILY/NAME that it makes.
-
-    InputError where `name` can't be a folder's.
-    """
-    check_names([name], "--name")
+    model: str, path: Path | str, workers: int | None, device: str, dtype: str, address: str | None,
+    trust_remote_code: bool, progress: Progress | None, random_init: int | None = None,
+) -> Where:  # fmt: skip
+    """Where a pass runs, from its function's arguments."""
     config = ModelConfig(model, device, dtype, trust_remote_code)
-    return Where(config, Path(path), workers, address, progress or Progress()), f"{family}/{name}"
+    return Where(config, Path(path), workers, address, progress or Progress(), random_init)
+
+
+def make_group(family: str, name: str) -> str:
+    """The group that a pass makes, FAMILY/NAME; InputError where `name` can't be a folder's."""
+    check_names([name], "--name")
+    return f"{family}/{name}"
 
 
 def _list(texts: Texts, where: Where) -> list[CorpusPlan]:
     number = len(texts.sources)
     return [
-        list_corpus(name, source, texts.max_files, where.store, window_lines=texts.window_lines)
+        list_corpus(name, source, texts.max_files, where.store, texts.window_lines)
         for name, source in where.progress.over(texts.sources.items(), "listing", "corpus", number)
     ]
 
 
 def model_identity(facts: ModelFacts) -> dict[str, Any]:
-    """What of the way a model runs decides the bits of a pass beside the neuron pass."""
+    """What of the way a model runs decides the bits of every pass."""
     return {"dtype": facts.dtype, "device_type": facts.device_type}
 
 
@@ -184,85 +183,81 @@ def _todo(path: Path, made: Pass) -> list[Plan]:
     return [plan for plan in made.plans if plan.group not in committed]
 
 
+@dataclass
 class _Loop:
     """Hands out tasks, takes in results, saves and commits."""
 
-    def __init__(
-        self, where: Where, engine: Engine, device: str, reducers: list[Reducer], report: RunReport,
-        checkpoint_every_s: float,
-    ):  # fmt: skip
-        self._store = where.store
-        self._progress = where.progress
-        self._engine = engine
-        self._device = device
-        self._reducers = reducers
-        self._report = report
-        self._every_s = checkpoint_every_s
-        self._waiting: deque[tuple[Reducer, Task]] = deque(
-            (reducer, task) for reducer in reducers for task in reducer.todo
-        )
+    where: Where
+    engine: Engine
+    device: str
+    reducers: list[Reducer]
+    report: RunReport
+    checkpoint_every_s: float
+
+    def __post_init__(self) -> None:
+        self._waiting = deque((reducer, task) for reducer in self.reducers for task in reducer.todo)
         self._running: dict[str, tuple[Reducer, Task]] = {}
         self._num_early = 0
         """Results that a reducer holds until those before them are in."""
         self._saved_at = time.monotonic()
         self._started_at = time.time()
-        self._stop = StopRequest(self._progress.note)
+        self._stop = StopRequest(self.where.progress.note)
 
     def run(self) -> None:
         """Run to the end. Raises Interrupted after saving, if a signal asked for it."""
         start = time.perf_counter()
-        with self._progress.running(self._reducers, self._store) as took, self._stop.listening():
+        with self.where.progress.running(self.reducers, self.where.store) as took, self._stop.listening():
             try:
                 self._publish_complete()  # what a former run finished but didn't commit
                 while self._waiting or self._running:
                     self._hand_out()
-                    outcome = self._engine.next_result(timeout_s=0.5)
+                    outcome = self.engine.next_result(timeout_s=0.5)
                     if outcome is not None:
                         self._take(outcome, took)
                         self._publish_complete()
-                    if time.monotonic() - self._saved_at >= self._every_s:
+                    if time.monotonic() - self._saved_at >= self.checkpoint_every_s:
                         self._save()
                     self._stop.check()
             finally:
                 self._save()
-                self._report.wall_s = time.perf_counter() - start
+                self.report.wall_s = time.perf_counter() - start
 
     def _hand_out(self) -> None:
         """At most 2 x workers results may wait for an earlier one: no task further ahead than that is begun."""
-        ahead = 2 * self._engine.num_workers + 1
-        while self._waiting and len(self._running) + self._num_early < ahead and self._engine.has_room():
+        ahead = 2 * self.engine.num_workers + 1
+        while self._waiting and len(self._running) + self._num_early < ahead and self.engine.has_room():
             reducer, task = self._waiting.popleft()
             self._running[task.key] = reducer, task
-            self._engine.submit(reducer.ready(task))
+            self.engine.submit(reducer.ready(task))
 
     def _take(self, outcome: Outcome, took: Took) -> None:
         reducer, task = self._running.pop(outcome.key)
         before = reducer.num_done
         reducer.take(outcome)
         self._num_early += 1 - (reducer.num_done - before)
-        self._report.tokens += outcome.result.tokens
-        self._report.model_s += outcome.model_s
-        self._report.prepare_s += outcome.prepare_s
+        self.report.tokens += outcome.result.tokens
+        self.report.model_s += outcome.model_s
+        self.report.prepare_s += outcome.prepare_s
         took(reducer, task, outcome.result.tokens)
 
     def _publish_complete(self) -> None:
         start = time.perf_counter()
-        for reducer in [reducer for reducer in self._reducers if reducer.is_complete]:
+        for reducer in [reducer for reducer in self.reducers if reducer.is_complete]:
             facts = {
                 "versions": versions(),
-                "device": self._device,
+                "device": self.device,
                 "started": self._started_at,
                 "finished": time.time(),
-                "workers": self._engine.num_workers,
+                "workers": self.engine.num_workers,
             }
-            self._report.groups[reducer.plan.group] = reducer.publish(facts)
-            self._reducers.remove(reducer)
-        self._report.write_s += time.perf_counter() - start
+            self.report.groups[reducer.plan.group] = reducer.publish(facts)
+            self.reducers.remove(reducer)
+        self.report.write_s += time.perf_counter() - start
 
     def _save(self) -> None:
         """Save what goes on; a group may be complete where committing it failed."""
         start = time.perf_counter()
-        for reducer in self._reducers:
+        for reducer in self.reducers:
             reducer.save()
         self._saved_at = time.monotonic()
-        self._report.write_s += time.perf_counter() - start
+        self.report.write_s += time.perf_counter() - start

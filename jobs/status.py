@@ -27,7 +27,12 @@ def status(path: Path) -> dict[str, Any]:
     is_running = _is_locked(run / "lock")
     live = (read_json(run / "progress.json") if is_running else None) or {}
     committed = store.committed_groups(path) if is_begun else []
-    unfinished = {group: folder for group, folder in _unfinished_folders(run) if group not in committed}
+    begun = {f"{folder.parent.name}/{folder.name}": folder for folder in sorted(run.glob("*/*/"))}
+    unfinished = {
+        group: folder
+        for group, folder in begun.items()
+        if group not in committed and folder.parent.name not in ("import", "spool")
+    }
     groups = {group: _unfinished(group, folder) for group, folder in unfinished.items()}
     groups |= {group: entry for group, entry in live.get("groups", {}).items() if group not in committed}
     groups |= {group: {"done": True} for group in committed}
@@ -75,12 +80,6 @@ def status_text(document: dict[str, Any]) -> str:
         left = "" if document["seconds_left"] is None else f", {time_left(document['seconds_left'])}"
         lines.append(f"  {document['tokens_per_s']:,.0f} tokens/s{left}")
     return "\n".join(lines)
-
-
-def _unfinished_folders(run: Path) -> list[tuple[str, Path]]:
-    """The groups that have begun and aren't committed, with the folders of their working state."""
-    folders = (folder for folder in sorted(run.glob("*/*/")) if folder.parent.name not in ("import", "spool"))
-    return [(f"{folder.parent.name}/{folder.name}", folder) for folder in folders]
 
 
 def _unfinished(group: str, folder: Path) -> dict[str, Any]:

@@ -8,7 +8,9 @@ import torch
 T = TypeVar("T")
 
 
-def halving(token_budget: int, compute: Callable[[int], T], failure: str) -> tuple[T, int]:
+def halving(
+    token_budget: int, compute: Callable[[int], T], failure: str = "a single row doesn't fit in memory"
+) -> tuple[T, int]:
     """What `compute` gives for the token budget, halved until it fits, and how often it was halved.
 
     `compute` begins from nothing each time, so that nothing is counted twice. Raises MemoryError(`failure`) where a

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neurotally.analysis.layers.agreement import agreement_document
 from neurotally.jobs import agreement
-from neurotally.jobs.commands.layers import agreement as agreement_command
+from neurotally.jobs.commands.results import pass_command
 from neurotally.jobs.progress import Progress
 from neurotally.profiler import store
 from neurotally.profiler.agreement import VARIANTS, Context, choose_places, parse_variants
@@ -226,7 +226,7 @@ def test_the_command_prints_one_document_and_draws(make_corpora: Any, tmp_path: 
         str(folder), str(tmp_path / "s"), "--corpora", str(corpora), "--device", "cpu", "--context-sizes", "1,10",
         "--lines", "2", "--json", "--figure", str(tmp_path / "a.png"), "--context-figure", str(tmp_path / "c.png"),
     ]  # fmt: skip
-    result = CliRunner().invoke(agreement_command, arguments)
+    result = CliRunner().invoke(pass_command("agreement"), arguments)
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
     assert document == json.loads(json.dumps(agreement_document(tmp_path / "s", "agreement")))
@@ -252,7 +252,7 @@ def test_the_command_prints_one_document_and_draws(make_corpora: Any, tmp_path: 
     ids=["sizes", "lines", "variants", "name", "no corpus"],
 )
 def test_options_that_make_no_sense_are_named(options: list[str], message: str, tmp_path: Path) -> None:
-    result = CliRunner().invoke(agreement_command, ["model", str(tmp_path / "s"), *options])
+    result = CliRunner().invoke(pass_command("agreement"), ["model", str(tmp_path / "s"), *options])
     assert isinstance(result.exception, InputError)
     assert message in str(result.exception)
     assert parse_variants("residual-norm, ffn-raw") == ["ffn-raw", "residual-norm"]

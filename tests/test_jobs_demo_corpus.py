@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from neurotally.jobs.demo import corpus as demo_corpus
-from neurotally.jobs.demo.corpus import Gathered, Root, gather, installed_roots
+from neurotally.jobs.demo.corpus import LanguageSize, Root, gather, installed_roots
 from neurotally.profiler.errors import InputError
 
 SIDES = ("train", "heldout", "evaluation")
@@ -25,7 +25,7 @@ def source(seed: int, num_lines: int = 40, template: str = "value_{} = compute({
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Gathered]:
+def installed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, LanguageSize]]:
     target = tmp_path_factory.mktemp("installed") / "corpus"
     return target, gather(target, progress=False)
 
@@ -56,12 +56,12 @@ def names_in(target: Path, language: str = "python") -> set[str]:
 
 
 @pytest.mark.slow
-def test_this_machine_has_four_languages_at_least(installed: tuple[Path, Gathered]) -> None:
+def test_this_machine_has_four_languages_at_least(installed: tuple[Path, dict[str, LanguageSize]]) -> None:
     target, gathered = installed
-    assert {"python", "python-stubs", "c++", "english"} <= gathered.languages.keys()
+    assert {"python", "python-stubs", "c++", "english"} <= gathered.keys()
     for side in SIDES:
-        assert sorted(path.name for path in (target / side).iterdir()) == list(gathered.languages)
-    for language, size in gathered.languages.items():
+        assert sorted(path.name for path in (target / side).iterdir()) == list(gathered)
+    for language, size in gathered.items():
         for side, files, num_bytes in (
             ("train", size.train_files, size.train_bytes),
             ("heldout", size.heldout_files, size.heldout_bytes),
@@ -73,16 +73,16 @@ def test_this_machine_has_four_languages_at_least(installed: tuple[Path, Gathere
         assert demo_corpus.MIN_HELDOUT_BYTES <= size.heldout_bytes < demo_corpus.HELDOUT_BYTES + 16_000
 
 
-def test_text_is_whole_lines_of_utf8(installed: tuple[Path, Gathered]) -> None:
+def test_text_is_whole_lines_of_utf8(installed: tuple[Path, dict[str, LanguageSize]]) -> None:
     for name, content in contents(installed[0]).items():
         content.decode()
         assert demo_corpus.MIN_FILE_BYTES <= len(content) <= demo_corpus.MAX_TRAIN_FILE_BYTES, name
 
 
 @pytest.mark.slow
-def test_no_text_is_on_two_sides(installed: tuple[Path, Gathered]) -> None:
+def test_no_text_is_on_two_sides(installed: tuple[Path, dict[str, LanguageSize]]) -> None:
     target, gathered = installed
-    for language in gathered.languages:
+    for language in gathered:
         seen: set[bytes] = set()
         digests: list[bytes] = []
         for side in SIDES:
@@ -96,7 +96,7 @@ def test_no_text_is_on_two_sides(installed: tuple[Path, Gathered]) -> None:
         assert len(names_in(target, language)) == len(digests)
 
 
-def test_no_folder_swamps_a_language(installed: tuple[Path, Gathered]) -> None:
+def test_no_folder_swamps_a_language(installed: tuple[Path, dict[str, LanguageSize]]) -> None:
     parents = [name.rpartition("/")[0] for name in contents(installed[0] / "train" / "c++")]
     assert max(map(parents.count, set(parents))) <= demo_corpus.MAX_FILES_PER_FOLDER
     assert len(set(parents)) >= 20
@@ -188,8 +188,7 @@ CPP = "#include <vector>\nnamespace a {\n"
 )  # fmt: skip
 def test_language_of_a_file(small: Path, tmp_path: Path, name: str, text: str, language: str | None) -> None:
     write(small / name, text)
-    gathered = gather(tmp_path / "corpus", [Root("site-packages", small)], progress=False)
-    sizes = {**gathered.languages, **gathered.too_small}
+    sizes = gather(tmp_path / "corpus", [Root("site-packages", small)], progress=False)
     found = {
         language for language, size in sizes.items() if size.train_bytes + size.heldout_bytes + size.evaluation_bytes
     }
@@ -203,7 +202,7 @@ def test_metadata_gives_its_description_only(small: Path, tmp_path: Path) -> Non
     assert [text.decode() for text in found.values()] == [PROSE]
 
 
-def test_topics_of_the_language_reference_are_english(installed: tuple[Path, Gathered]) -> None:
+def test_topics_of_the_language_reference_are_english(installed: tuple[Path, dict[str, LanguageSize]]) -> None:
     assert any(name.startswith("stdlib/pydoc_data/topics/") for name in names_in(installed[0], "english"))
 
 

@@ -12,9 +12,9 @@ from test_analysis_mexa import double_loop
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neurotally.analysis import studies
+from neurotally.jobs import embed
 from neurotally.jobs.engines import JobError
 from neurotally.jobs.passes import embed as embedding
-from neurotally.jobs.passes.embed import embed
 from neurotally.jobs.progress import Progress
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError

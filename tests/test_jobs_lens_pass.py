@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from neurotally.analysis import studies
 from neurotally.analysis.layers.lens import lens_document, read_lens, read_prompt
 from neurotally.jobs import lens
-from neurotally.jobs.commands.layers import lens as lens_command
+from neurotally.jobs.commands.results import pass_command
 from neurotally.jobs.demo import model as demo_model
 from neurotally.jobs.passes.lens import STATUS, directed_pairs
 from neurotally.jobs.progress import Progress
@@ -278,11 +278,13 @@ def test_the_command_prints_one_document_and_draws(trained: Path, done: Path, da
         str(data / "keywords"), "--english", str(data / "words.txt"), "--json", "--device", "cpu",
     ]  # fmt: skip
     runner = CliRunner()
-    whole = runner.invoke(lens_command, [*arguments, "--figure", str(tmp_path / "curves.png")])
+    whole = runner.invoke(pass_command("lens"), [*arguments, "--figure", str(tmp_path / "curves.png")])
     assert whole.exit_code == 0, whole.output
     document = json.loads(whole.stdout)
     assert set(document["pairs"]) == {f"{a}-{b}" for a in LANGUAGES for b in LANGUAGES if a != b}
-    one = runner.invoke(lens_command, [*arguments, "--prompt", "C-Python/3", "--figure", str(tmp_path / "one.png")])
+    one = runner.invoke(
+        pass_command("lens"), [*arguments, "--prompt", "C-Python/3", "--figure", str(tmp_path / "one.png")]
+    )
     assert one.exit_code == 0, one.output
     assert all((tmp_path / name).stat().st_size > 20_000 for name in ("curves.png", "one.png"))
     with pytest.raises(InputError, match=r"C-C#/0 to Python-C#/7"):
@@ -297,7 +299,7 @@ def test_a_prompt_that_is_not_there_is_named_before_the_pass(data: Path, tmp_pat
     arguments = ["no-model", str(tmp_path / "s"), "--parallel", str(data / "parallel"), "--few-shot",
                  str(data / "few"), "--figure", str(tmp_path / "one.png"), "--prompt", prompt]  # fmt: skip
     with pytest.raises(InputError, match=r"lens/translation has prompts 0 to 47, C-C#/0 to Python-C#/7"):
-        CliRunner().invoke(lens_command, arguments, catch_exceptions=False)
+        CliRunner().invoke(pass_command("lens"), arguments, catch_exceptions=False)
     assert not (tmp_path / "s").exists()
 
 

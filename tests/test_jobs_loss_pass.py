@@ -18,7 +18,7 @@ from neurotally import jobs
 from neurotally.analysis.keys.places import read_concepts
 from neurotally.analysis.masking.losses import read_losses
 from neurotally.jobs import profile
-from neurotally.jobs.commands import masking as loss_commands
+from neurotally.jobs.commands.results import pass_command
 from neurotally.jobs.interrupts import Interrupted
 from neurotally.jobs.progress import Progress, Took
 from neurotally.jobs.reducers import Reducer
@@ -232,7 +232,7 @@ def test_twelve_masks_on_twelve_corpora(
         str(corpora),
         "--draws",
     ]
-    loss_commands.ablate.main([*arguments, "1", "--json"], standalone_mode=False)
+    pass_command("ablate").main([*arguments, "1", "--json"], standalone_mode=False)
     document = json.loads(capsys.readouterr().out)
     assert document["corpora"] == names
     assert np.array(document["change"], float).shape == np.array(document["random"], float).shape == (12, 12)
@@ -370,9 +370,9 @@ def test_bad_masks_are_refused_in_one_line(
     neurons = write_mask(profiled / "m.json", specific, **more)
     where = profiled / ("store" if has_store else "new")
     arguments = [str(model_folder), str(where), "--neurons", str(neurons), "--corpora", str(profiled / "heldout")]
-    for command in (loss_commands.mask, loss_commands.ablate):
+    for command in ("mask", "ablate"):
         with pytest.raises(InputError, match=message) as error:
-            command.main(arguments, standalone_mode=False)
+            pass_command(command).main(arguments, standalone_mode=False)
         assert "\n" not in str(error.value)
 
 
@@ -382,7 +382,7 @@ def test_a_regular_expression_that_does_not_compile(profiled: Path, model_folder
     arguments = [str(model_folder), str(profiled / "store"), "--neurons", str(neurons), "--regex",
                  str(profiled / "bad.toml"), "--corpora", str(profiled / "heldout")]  # fmt: skip
     with pytest.raises(InputError, match="doesn't compile"):
-        loss_commands.mask.main(arguments, standalone_mode=False)
+        pass_command("mask").main(arguments, standalone_mode=False)
     with pytest.raises(InputError, match="doesn't compile"):
         read_concepts(profiled / "bad.toml")
 

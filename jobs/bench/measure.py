@@ -20,8 +20,6 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,7 @@ from transformers.activations import ACT2FN
 
 from neurotally.jobs.bench.models import flops_per_token, random_model
 from neurotally.jobs.bench.variants import Variant, variants_of
+from neurotally.jobs.store_writer import versions
 from neurotally.kernels.tally import TOKEN, LayerTally, tally_layer
 from neurotally.profiler.batches import Batch
 from neurotally.profiler.errors import InputError
@@ -43,67 +42,53 @@ from neurotally.profiler.whole_files import whole_file
 _DEFAULT_BATCH = {"cpu": (8, 512), "cuda": (16, 2048)}
 _COPY_BYTES = 2**28
 _MATRIX = {"cpu": 1024, "cuda": 8192}
+_VERSIONED = ("torch", "transformers", "triton")
 _ACTIVATIONS = ("silu", "relu", "relu2", "gelu", "gelu_pytorch_tanh")
 """By transformers' names: those whose kernels are measured alone."""
 
 
-@dataclass(frozen=True)
-class BenchRequest:
-    """What to measure."""
+def bench(
+    model: str | None = None, shape: str | None = None, layers: int | None = None, rows: int | None = None,
+    row_tokens: int | None = None, dtype: str = "bfloat16", device: str = "auto", rounds: int = 30,
+    on_terminal: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure; returns the document of `bench --json`.
 
-    model: str | None = None
-    """A hub id or folder; or else"""
-    shape: str | None = None
-    """a name of SHAPES or a config.json."""
-    layers: int | None = None
-    """Cut the shape to so many."""
-    rows: int | None = None
-    row_tokens: int | None = None
-    dtype: str = "bfloat16"
-    device: str = "auto"
-    rounds: int = 30
-
-
-def bench(request: BenchRequest, on_terminal: bool = True) -> dict[str, Any]:
-    """Measure; returns the document of `bench --json`."""
-    model, shape = _load(request)
-    rows, row_tokens = _batch_shape(request, model)
-    batch = _random_batch(model, rows, row_tokens)
-    variants = variants_of(model, batch)
-    seconds = _run_rounds(variants, request.rounds, model.facts.device_type, on_terminal)
+    `model`: a hub id or folder; or else `shape`: a name of SHAPES or a config.json, cut to so many `layers`.
+    """
+    loaded, name = _load(model, shape, layers, dtype, device)
+    rows, row_tokens = _batch_shape(rows, row_tokens, loaded)
+    batch = _random_batch(loaded, rows, row_tokens)
+    variants = variants_of(loaded, batch)
+    seconds = _run_rounds(variants, rounds, loaded.facts.device_type, on_terminal)
     document: dict[str, Any] = {
-        "device": device_name(model.facts.device_type),
-        "threads": torch.get_num_threads() if model.facts.device_type == "cpu" else None,
-        "shape": shape,
-        "dtype": model.facts.dtype,
-        "attention": model.facts.attention,
+        "device": device_name(loaded.facts.device_type),
+        "threads": torch.get_num_threads() if loaded.facts.device_type == "cpu" else None,
+        "shape": name,
+        "dtype": loaded.facts.dtype,
+        "attention": loaded.facts.attention,
         "rows": rows,
         "row_tokens": row_tokens,
-        "rounds": request.rounds,
-        "seconds": {name: statistics.median(times) for name, times in seconds.items()},
+        "rounds": rounds,
+        "seconds": {variant: statistics.median(times) for variant, times in seconds.items()},
         "tokens_per_s": rows * row_tokens / statistics.median(seconds["full"]),
-        "versions": _versions(),
+        "versions": {package: number for package, number in versions().items() if package in _VERSIONED},
         "commit": _commit(),
     }
-    for name, times in seconds.items():
-        if name != "bare":
-            document[f"ratio_{name}"], document[f"ratio_{name}_se"] = _median_ratio(times, seconds["bare"])
-    document |= _kernels_alone(model, rows, row_tokens)
-    if model.facts.device_type == "cuda":
-        document["mfu"] = flops_per_token(model, row_tokens) * document["tokens_per_s"] / _matrix_rate(model)
+    for variant, times in seconds.items():
+        if variant != "bare":
+            document[f"ratio_{variant}"], document[f"ratio_{variant}_se"] = _median_ratio(times, seconds["bare"])
+    document |= _kernels_alone(loaded, rows, row_tokens)
+    if loaded.facts.device_type == "cuda":
+        document["mfu"] = flops_per_token(loaded, row_tokens) * document["tokens_per_s"] / _matrix_rate(loaded)
     return document
 
 
 def bench_table(document: dict[str, Any]) -> str:
     """The same for people."""
+    tokens = document["rows"] * document["row_tokens"]
     rows = [
-        [
-            name,
-            1e3 * seconds,
-            document.get(f"ratio_{name}"),
-            document.get(f"ratio_{name}_se"),
-            document["rows"] * document["row_tokens"] / seconds,
-        ]
+        [name, 1e3 * seconds, document.get(f"ratio_{name}"), document.get(f"ratio_{name}_se"), tokens / seconds]
         for name, seconds in document["seconds"].items()
     ]
     head = ["variant", "ms a batch", "ratio to bare", "± se", "tokens/s"]
@@ -171,8 +156,7 @@ def _time(run: Callable[[], object], device_type: str) -> float:
 
 def _median_ratio(times: list[float], bare: list[float]) -> tuple[float, float]:
     ratios = [ours / theirs for ours, theirs in zip(times, bare, strict=True)]
-    spread = statistics.stdev(ratios) if len(ratios) > 1 else float("nan")
-    return statistics.median(ratios), 1.2533 * spread / len(ratios) ** 0.5
+    return statistics.median(ratios), 1.2533 * statistics.stdev(ratios) / len(ratios) ** 0.5
 
 
 def _random_batch(model: LoadedModel, rows: int, row_tokens: int) -> Batch:
@@ -242,33 +226,21 @@ def _median_time(run: Callable[[], object], device_type: str, repeats: int = 15)
     return statistics.median(_time(run, device_type) for _ in range(repeats))
 
 
-def _load(request: BenchRequest) -> tuple[LoadedModel, str]:
-    if (request.model is None) == (request.shape is None):
-        raise InputError("bench: name a MODEL or a --shape, one of them")
-    if request.model is not None:
-        if request.layers is not None:
+def _load(model: str | None, shape: str | None, layers: int | None, dtype: str, device: str) -> tuple[LoadedModel, str]:
+    if model is not None and shape is None:
+        if layers is not None:
             raise InputError("--layers cuts a --shape; a MODEL is measured whole")
-        return load_model(request.model, request.device, request.dtype), request.model
-    assert request.shape is not None
-    return random_model(request.shape, request.layers, request.dtype, resolve_device(request.device))
+        return load_model(model, device, dtype), model
+    if shape is None or model is not None:
+        raise InputError("bench: name a MODEL or a --shape, one of them")
+    return random_model(shape, layers, dtype, resolve_device(device))
 
 
-def _batch_shape(request: BenchRequest, model: LoadedModel) -> tuple[int, int]:
-    rows, row_tokens = _DEFAULT_BATCH[model.facts.device_type]
-    rows, row_tokens = request.rows or rows, request.row_tokens or min(row_tokens, model.facts.max_row_tokens)
-    if row_tokens > model.facts.max_row_tokens:
-        raise InputError(f"--row-tokens {row_tokens}: the model takes at most {model.facts.max_row_tokens}")
-    return rows, row_tokens
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in ("torch", "transformers", "triton"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+def _batch_shape(rows: int | None, row_tokens: int | None, model: LoadedModel) -> tuple[int, int]:
+    most, default = model.facts.max_row_tokens, _DEFAULT_BATCH[model.facts.device_type]
+    if row_tokens is not None and row_tokens > most:
+        raise InputError(f"--row-tokens {row_tokens}: the model takes at most {most}")
+    return rows or default[0], row_tokens or min(default[1], most)
 
 
 def _commit() -> str | None:

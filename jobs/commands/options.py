@@ -62,12 +62,12 @@ def _free_store(_context: click.Context, _parameter: click.Parameter, path: Path
 
 
 def by_name(_context: click.Context, parameter: click.Parameter, texts: Sequence[str]) -> dict[str, str]:
-    """NAME=SOURCE texts as a dictionary."""
+    """NAME=SOURCE texts, or what else the parameter's metavar says, as a dictionary."""
     found: dict[str, str] = {}
     for text in texts:
         name, equals, source = text.partition("=")
         if not equals or not source:
-            raise InputError(f"{parameter.opts[0]} {text!r}: expected NAME=SOURCE")
+            raise InputError(f"{parameter.opts[0]} {text!r}: expected {parameter.metavar}")
         if name in found:
             raise InputError(f"corpus {name!r} is named twice")
         found[name] = source
@@ -78,22 +78,8 @@ PATH = click.Path(path_type=Path)
 OUTPUT = OutputFile()
 PICTURE = OutputFile(".png", ".pdf", ".svg")
 COUNT = click.IntRange(min=1, max=2**31 - 1)
-MODEL = click.argument("model", metavar="MODEL[@REVISION]")
 STORE = click.argument("store", type=PATH)
 WRITTEN_STORE = click.argument("store", type=PATH, callback=_free_store)
-CORPORA = click.option("--corpora", type=PATH, metavar="DIR", help="A folder with one subfolder per corpus.")
-CORPUS = click.option(
-    "--corpus",
-    "--corpus-source",
-    "corpus",
-    multiple=True,
-    callback=by_name,
-    metavar="NAME=SOURCE",
-    help="SOURCE: DIR, DIR::GLOB, FILE.jsonl[::COLUMN], FILE.parquet[::COLUMN] or hf:NAME[/CONFIG][::COLUMN].",
-)
-ONLY_CORPUS = click.option(
-    "--corpus", multiple=True, metavar="NAME", help="Only this corpus of the store; as often as you like."
-)
 JSON_FLAG = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 OUT = click.option("--out", type=OUTPUT, metavar="FILE.json", help="Write the JSON document there.")
 FULL = click.option("--full", is_flag=True, help="Print the long tables, too.")
@@ -102,46 +88,11 @@ FIGURE = click.option("--figure", type=PICTURE, metavar="FILE.png", help="Draw i
 Command = Callable[..., None]
 
 
-def _together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """A decorator that adds options; each is an argument of its own."""
+def as_parameters(*options: Callable[[Command], Command]) -> list[click.Parameter]:
+    """What these decorators give a command."""
 
-    def decorate(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
+    def command() -> None: ...
 
-    return decorate
-
-
-run_options = _together(
-    click.option("--workers", type=COUNT, help="Default: one per GPU, else 1. More than one run as Ray actors."),
-    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
-    click.option(
-        "--dtype",
-        type=click.Choice(["auto", "bfloat16", "float32"]),
-        default="auto",
-        show_default=True,
-        help="auto: the checkpoint's on a GPU, float32 on the CPU.",
-    ),
-    click.option(
-        "--address", metavar="RAY", help="Join the Ray cluster at this address (its nodes see the same files)."
-    ),
-    click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model. Only if you trust it."),
-)
-"""How the model is run."""
-
-document_options = _together(
-    click.option(
-        "--max-files",
-        type=COUNT,
-        metavar="N",
-        help="The first N documents of each corpus: of a folder in hash order, of records in theirs.",
-    ),
-    click.option("--document-tokens", type=COUNT, metavar="N", help="Keep the first N tokens of each document."),
-)
-"""How much of each corpus is read."""
-
-
-def name_option(default: str) -> Callable[[Command], Command]:
-    """--name, of what a pass leaves in the store."""
-    return click.option("--name", default=default, show_default=True, help="What to call the result in the store.")
+    for option in reversed(options):
+        command = option(command)
+    return click.command()(command).params

@@ -5,9 +5,9 @@ from typing import Any
 
 import click
 
-from neurotally.jobs.commands.options import JSON_FLAG, OUTPUT, PATH
+from neurotally.jobs.commands.options import JSON_FLAG, OUTPUT, STORE, as_parameters
 from neurotally.jobs.commands.output import show
-from neurotally.jobs.commands.studies import click_parameters, command_help
+from neurotally.jobs.commands.results import click_parameters, command_help
 from neurotally.profiler.whole_files import write_whole
 
 
@@ -28,8 +28,7 @@ def report_command() -> click.Command:
         document = {"file": str(target), "bytes": size, "sections": sections, "notes": list(made.notes)}
         show(document, "\n".join([text, *made.notes]), as_json)
 
-    own: list[click.Parameter] = click.command()(JSON_FLAG(run)).params
     help_of_out = "Default: STORE's name with .html, in this folder."
-    out = click.Option(["--out"], type=OUTPUT, metavar="FILE.html", help=help_of_out)
-    params = [click.Argument(["store"], type=PATH), out, *click_parameters(report), *own]
+    out = click.option("--out", type=OUTPUT, metavar="FILE.html", help=help_of_out)
+    params = [*as_parameters(STORE, out), *click_parameters(report), *as_parameters(JSON_FLAG)]
     return click.Command("report", callback=run, params=params, help=command_help(report.__doc__))

@@ -23,7 +23,7 @@ import sys
 import sysconfig
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -80,18 +80,8 @@ class LanguageSize:
         )
 
 
-@dataclass(frozen=True)
-class Gathered:
-    """What `gather` laid out."""
-
-    languages: dict[str, LanguageSize] = field(default_factory=dict)
-    """By name, in name order."""
-    too_small: dict[str, LanguageSize] = field(default_factory=dict)
-    """Languages left out, for want of text."""
-
-
-def gather(target: Path, roots: Sequence[Root] | None = None, progress: bool = True) -> Gathered:
-    """Lay out a corpus at `target`, which must not exist: it appears whole, or not at all.
+def gather(target: Path, roots: Sequence[Root] | None = None, progress: bool = True) -> dict[str, LanguageSize]:
+    """Lay out a corpus at `target`, which must not exist: it appears whole, or not at all; its languages by name.
 
     Takes from `roots`, else from this interpreter's own folders. Raises InputError where there is text enough
     for fewer than four languages.
@@ -104,18 +94,15 @@ def gather(target: Path, roots: Sequence[Root] | None = None, progress: bool = T
     found = {}
     for language in tqdm(sorted(_LANGUAGES), desc="gathering source", unit="language", disable=not progress):
         found[language] = _lay_out(unfinished, language, candidates[language])
-    gathered = Gathered(
-        {language: size for language, size in found.items() if size.is_enough},
-        {language: size for language, size in found.items() if not size.is_enough},
-    )
-    for language in gathered.too_small:
+    gathered = {language: size for language, size in found.items() if size.is_enough}
+    for language in found.keys() - gathered.keys():
         for side in (_TRAIN, _HELDOUT, _EVALUATION):
             shutil.rmtree(unfinished / side.name / language, ignore_errors=True)
-    if len(gathered.languages) < MIN_LANGUAGES:
+    if len(gathered) < MIN_LANGUAGES:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise InputError(
             f"expected source in {MIN_LANGUAGES} languages among the installed packages, found enough of "
-            f"{', '.join(gathered.languages) or 'none'}; run the demo in the environment neurotally is installed in"
+            f"{', '.join(gathered) or 'none'}; run the demo in the environment neurotally is installed in"
         )
     unfinished.rename(target)
     return gathered

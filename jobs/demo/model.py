@@ -11,7 +11,6 @@ drawn from the seed: on one machine, with as many threads, the same text gives t
 import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,19 +48,11 @@ _MAX_GRADIENT = 1.0
 _IGNORED = -100
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What `train` did."""
-
-    num_parameters: int
-    losses: list[float]
-    """Training loss of every step, in nats a token."""
-
-
-def train(train_dir: Path, model_dir: Path, steps: int = STEPS, seed: int = 0, progress: bool = True) -> Trained:
+def train(train_dir: Path, model_dir: Path, steps: int = STEPS, seed: int = 0, progress: bool = True) -> list[float]:
     """Train tokenizer and model on the text below `train_dir`, and save them as `model_dir`, on the CPU.
 
-    `model_dir` must not exist: it appears whole, or not at all. Raises InputError where there is no text.
+    `model_dir` must not exist: it appears whole, or not at all. Raises InputError where there is no text. Returns the
+    training loss of every step, in nats a token.
     """
     if model_dir.exists():
         raise InputError(f"{model_dir} exists already; name a new folder, or remove it")
@@ -79,7 +70,7 @@ def train(train_dir: Path, model_dir: Path, steps: int = STEPS, seed: int = 0, p
         model.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
     unfinished.rename(model_dir)
-    return Trained(model.num_parameters(), losses)
+    return losses
 
 
 def train_tokenizer(texts: Iterable[str], progress: bool = True) -> Any:
@@ -102,24 +93,6 @@ def train_tokenizer(texts: Iterable[str], progress: bool = True) -> Any:
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=bos
     )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, clean_up_tokenization_spaces=False)
-
-
-def heldout_loss(
-    model_dir: Path, heldout_dir: Path, rows_per_language: int = 64, progress: bool = True
-) -> dict[str, float]:
-    """Mean loss in nats a token, by language, over a fixed sample of rows of the text below `heldout_dir`."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
-    losses = {}
-    texts = _read_texts(heldout_dir)
-    for language, documents in tqdm(texts.items(), desc="held-out loss", unit="language", disable=not progress):
-        rows = _cut_rows(tokenizer, documents)
-        order = np.random.default_rng(0).permutation(len(rows))[:rows_per_language]
-        with torch.inference_mode():
-            losses[language] = _loss(model, [rows[index] for index in order]).item()
-    return losses
 
 
 def _read_texts(folder: Path) -> dict[str, list[str]]:

@@ -11,19 +11,17 @@ Every step that has left its result is skipped, so the same command goes on wher
 on `heldout` and judged on `evaluation`: the same files for both would flatter them.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from neurotally.analysis.languages.counts import read_counts
-from neurotally.analysis.languages.lape import Rule, Selection
+from neurotally.analysis.languages.lape import Rule
 from neurotally.analysis.languages.lape_study import lape_result
 from neurotally.analysis.render.charts import save_figure
-from neurotally.analysis.result import Result, model_name
+from neurotally.analysis.result import model_name
+from neurotally.jobs import ablate, profile
 from neurotally.jobs.demo.corpus import gather
 from neurotally.jobs.demo.model import train
-from neurotally.jobs.passes.ablation import ablate
-from neurotally.jobs.passes.neurons import profile
 from neurotally.jobs.progress import Progress
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.whole_files import replace_json
@@ -38,35 +36,8 @@ RANDOM_DRAWS = 5
 """Of each of two kinds; `ablate`'s own number would take half as long again."""
 
 
-@dataclass(frozen=True)
-class DemoResult:
-    """What the demo found."""
-
-    folder: Path
-    selection: Selection
-    neurons: Result
-    """Of `lape`."""
-    ablation: Result
-
-    def text(self) -> str:
-        """For people: both tables, where everything lies and what to type next."""
-        store = self.folder / "store"
-        return (
-            f"{self.neurons}\n\n{self.ablation}\n\n"
-            f"Pictures:  {self.folder / 'layers.png'}, {self.folder / 'ablation.png'}\n"
-            f"Store:     {store}, to open with xarray.open_zarr({str(store)!r}, group='corpora/python')\n"
-            f"Next:      neurotally lape {store} --select top\n"
-            f"           neurotally losses {store} --full\n"
-            f"           neurotally profile MODEL my.store --corpora FOLDER    # your model, your code"
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """As a plain dictionary."""
-        return {"folder": str(self.folder), "ablation": self.ablation.document}
-
-
-def demo(folder: Path, workers: int, progress: Progress) -> DemoResult:
-    """Run what is still to do in `folder`, and read what is there."""
+def demo(folder: Path, workers: int, progress: Progress) -> tuple[dict[str, Any], str]:
+    """Run what is still to do in `folder`, and read what is there: the document of `demo --json`, and it for people."""
     _refuse_other_folder(folder)
     if not (folder / "corpus").exists():
         progress.note("1/5 gathering source code on this machine …")
@@ -81,25 +52,28 @@ def demo(folder: Path, workers: int, progress: Progress) -> DemoResult:
         device="cpu", dtype="float32",
     )  # fmt: skip
     progress.note("4/5 finding each language's neurons, switching them off …")
-    counts = read_counts(folder / "store")
-    selection = RULE.choose(counts)
-    neurons = lape_result(counts, selection).of(model_name(counts.model), counts.corpora)
+    store = folder / "store"
+    counts = read_counts(store)
+    neurons = lape_result(counts, RULE.choose(counts)).of(model_name(counts.model), counts.corpora)
     replace_json(folder / "lape.json", neurons.document)
-    ablation = _ablation(folder, progress)
+    ablation = ablate(
+        str(folder / "model"), store, corpora=folder / "corpus" / "evaluation", per_corpus=RULE.per_corpus,
+        quantile=RULE.quantile, draws=RANDOM_DRAWS, max_files=EVALUATION_FILES, document_tokens=EVALUATION_FILE_TOKENS,
+        progress=progress, device="cpu", dtype="float32",
+    )  # fmt: skip
+    replace_json(folder / "ablation.json", ablation.document)
     progress.note("5/5 drawing …")
     save_figure(neurons.figure(), folder / "layers.png")
     save_figure(ablation.figure(), folder / "ablation.png")
-    return DemoResult(folder, selection, neurons, ablation)
-
-
-def _ablation(folder: Path, progress: Progress) -> Result:
-    result = ablate(
-        str(folder / "model"), folder / "store", corpora=folder / "corpus" / "evaluation",
-        per_corpus=RULE.per_corpus, quantile=RULE.quantile, draws=RANDOM_DRAWS, max_files=EVALUATION_FILES,
-        document_tokens=EVALUATION_FILE_TOKENS, progress=progress, device="cpu", dtype="float32",
-    )  # fmt: skip
-    replace_json(folder / "ablation.json", result.document)
-    return result
+    text = (
+        f"{neurons}\n\n{ablation}\n\n"
+        f"Pictures:  {folder / 'layers.png'}, {folder / 'ablation.png'}\n"
+        f"Store:     {store}, to open with xarray.open_zarr({str(store)!r}, group='corpora/python')\n"
+        f"Next:      neurotally lape {store} --select top\n"
+        f"           neurotally losses {store} --full\n"
+        f"           neurotally profile MODEL my.store --corpora FOLDER    # your model, your code"
+    )
+    return {"folder": str(folder), "ablation": ablation.document}, text
 
 
 def _refuse_other_folder(folder: Path) -> None:

@@ -1,145 +1,73 @@
 """`neurotally ablate` and `neurotally mask`: which neurons, controls and texts the loss pass gets."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from re import Pattern
 from typing import Any
 
 import numpy as np
 
-from neurotally.analysis import studies
 from neurotally.analysis.keys.places import read_concepts
 from neurotally.analysis.languages.counts import read_counts
 from neurotally.analysis.languages.lape import Rule, threshold_of
-from neurotally.analysis.masking.mask_sets import MaskSets, above_threshold, mask_sets, read_origin
+from neurotally.analysis.masking.mask_sets import above_threshold, read_origin
 from neurotally.analysis.masking.masks import read_mask
-from neurotally.analysis.result import Result
 from neurotally.jobs.passes.held_out import Choosers, profiled_documents
-from neurotally.jobs.passes.loss import MAX_UNIT_BYTES, Evaluation, measure_losses
+from neurotally.jobs.passes.loss import Above, Chosen, Evaluation, measure_losses
 from neurotally.jobs.plan import find_corpora
-from neurotally.jobs.progress import Progress
-from neurotally.jobs.run import Texts, make_where
+from neurotally.jobs.run import Where
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.model import ModelFacts
-
-Neurons = Mapping[str, np.ndarray]
-"""Sets by name: int64 [n, 2] of (layer, neuron)."""
-Above = Mapping[str, np.ndarray] | str
-"""As `mask_sets` takes it."""
-DRAWS = 8
-"""At a level of 5 % a set must cost more than the draws' mean by 2.5 of their standard deviations: by 5.0 with three,
-by 2.1 with twenty draws, for 0.4 and 2.4 times the model's runs."""
 
 
-def ablate(
-    model: str, store: Path | str, *, corpora: Path | str, neurons: Path | str | None = None,
-    corpus: Sequence[str] = (), per_corpus: int = 400, quantile: float = 0.95, how: str = "activation",
-    draws: int = DRAWS, max_files: int | None = None, document_tokens: int | None = None,
-    leave_out_used: bool = False, force: bool = False, name: str = "ablate", workers: int | None = None,
-    device: str = "auto", dtype: str = "auto", address: str | None = None, trust_remote_code: bool = False,
-    progress: Progress | None = None, max_unit_bytes: int = MAX_UNIT_BYTES,
-) -> Result:  # fmt: skip
-    """What switching off each corpus's neurons costs every corpus; as `neurotally ablate`, with its options.
-
-    LAPE's choice from the store's counts (`corpus`: compare only these), or the sets of a mask file `neurons`, on
-    the held-out files of the folder `corpora`. Only names that both have are taken; the others are told. Returns the
-    `Result` of `ablate`.
-
-    >>> from neurotally.jobs import ablate
-    >>> done = ablate("model/", "my.store", corpora="heldout/", per_corpus=3, quantile=0.5, draws=2)
-    >>> [len(row) for row in done.document["change"]]
-    [2, 2]
-    """
-    where, group = make_where(model, store, "loss", name, workers, device, dtype, address, trust_remote_code,
-                              progress)  # fmt: skip
-    if corpus and neurons is not None:
-        raise InputError("--corpus says which of the store's corpora LAPE compares; with --neurons the file says it")
-    if neurons is None:
-        rule = Rule(quantile, "balanced", per_corpus)
-        counts = read_counts(where.store, corpus)
-        selection = rule.choose(counts)
-        specific: Neurons = selection.specific
-        rate_CLF = dict(zip(counts.corpora, counts.active_CLF / counts.tokens_C[:, None, None], strict=True))
-        above: Above = above_threshold(rate_CLF, selection.bar, specific)
-        described = {**rule.as_json(), "bar": selection.bar, "compared": list(counts.corpora)}
-        choosers = profiled_documents(where.store)
-    else:
-        file = Path(neurons)
-        specific = _read_neurons(file, where.store)
-        above = _above(file, where.store, specific)
-        described = {"neurons_from": file.name}
-        choosers = _choosers(file, where.store)
-    sources = find_corpora(corpora)
-    names = [one for one in specific if one in sources]
+def ablate_corpora(
+    where: Where, group: str, neurons: Path | str | None, corpus: Sequence[str], rule: Rule, folder: Path | str,
+    evaluation: Evaluation,
+) -> None:  # fmt: skip
+    """What LAPE chooses by `rule` from the store's counts, or a mask file's sets, on the corpora of the same names."""
+    chosen = _chosen_by_lape(where.store, corpus, rule) if neurons is None else _chosen_by_file(Path(neurons), where)
+    sources = find_corpora(folder)
+    names = [one for one in chosen.neurons if one in sources]
     if not names:
-        raise InputError(f"{corpora} has none of the corpora {', '.join(specific)}; it has {', '.join(sources)}")
-    if lacking := [one for one in specific if one not in sources]:
-        where.progress.note(f"{corpora} has no {', '.join(lacking)}: their neurons are left alone")
-    if others := [one for one in sources if one not in specific]:
-        where.progress.note(f"{corpora}: {', '.join(others)} left out: no neurons are known for them")
-    wanted = {one: specific[one] for one in names}
-
-    def make_sets(facts: ModelFacts) -> MaskSets:
-        if neurons is not None:
-            read_mask(Path(neurons), facts.fingerprint, facts.num_layers, facts.num_neurons)
-        return mask_sets(wanted, facts.num_neurons, draws, above)
-
-    evaluation = Evaluation(
-        make_sets, choosers, how, document_tokens=document_tokens, force=force, leave_out_used=leave_out_used,
-        described=described,
-    )  # fmt: skip
-    texts = Texts({one: sources[one] for one in names}, max_files)
-    measure_losses(where, group, texts, evaluation, max_unit_bytes)
-    return studies.run("losses", where.store, name=name, form="ablate")
+        raise InputError(f"{folder} has none of the corpora {', '.join(chosen.neurons)}; it has {', '.join(sources)}")
+    if lacking := [one for one in chosen.neurons if one not in sources]:
+        where.progress.note(f"{folder} has no {', '.join(lacking)}: their neurons are left alone")
+    if others := [one for one in sources if one not in chosen.neurons]:
+        where.progress.note(f"{folder}: {', '.join(others)} left out: no neurons are known for them")
+    chosen = replace(chosen, neurons={one: chosen.neurons[one] for one in names})
+    measure_losses(where, group, {one: sources[one] for one in names}, evaluation, chosen)
 
 
-def mask(
-    model: str, store: Path | str, *, neurons: Path | str, corpora: Path | str,
-    regex: Path | str | Mapping[str, Pattern[str]] | None = None, how: str = "activation", draws: int = DRAWS,
-    max_files: int | None = None, document_tokens: int | None = None, leave_out_used: bool = False,
-    force: bool = False, name: str = "mask", workers: int | None = None, device: str = "auto", dtype: str = "auto",
-    address: str | None = None, trust_remote_code: bool = False, progress: Progress | None = None,
-    max_unit_bytes: int = MAX_UNIT_BYTES,
-) -> Result:  # fmt: skip
-    """What switching off the named sets of a mask file costs; as `neurotally mask`, with its options.
-
-    `corpora`: a folder of held-out files, one subfolder per corpus; `regex`: the file of the concepts' expressions, or
-    the compiled expressions by name, whose matches are measured apart. Returns the `Result` of `mask`.
-
-    >>> from neurotally.jobs import mask
-    >>> done = mask("model/", "my.store", neurons="neurons.json", corpora="heldout/", draws=2)
-    >>> sorted(done.document["sets"])
-    ['loops']
-    """
-    where, group = make_where(model, store, "loss", name, workers, device, dtype, address, trust_remote_code,
-                              progress)  # fmt: skip
-    file = Path(neurons)
+def mask_sets_of_file(
+    where: Where, group: str, file: Path, regex: Path | str | Mapping[str, Pattern[str]] | None, folder: Path | str,
+    evaluation: Evaluation,
+) -> None:  # fmt: skip
+    """The sets of a mask file, on every corpus; the matches of the expressions of `regex` are measured apart."""
     concepts = read_concepts(Path(regex)) if isinstance(regex, Path | str) else regex or {}
-    specific = _read_neurons(file, where.store)
-    above = _above(file, where.store, specific)
-    with_spared = read_origin(file).has_polysemantic
-
-    def make_sets(facts: ModelFacts) -> MaskSets:
-        read_mask(file, facts.fingerprint, facts.num_layers, facts.num_neurons)
-        return mask_sets(specific, facts.num_neurons, draws, above, with_spared)
-
-    evaluation = Evaluation(
-        make_sets, _choosers(file, where.store), how, concepts, document_tokens, force, leave_out_used,
-        {"neurons_from": file.name},
-    )  # fmt: skip
-    measure_losses(where, group, Texts(find_corpora(corpora), max_files), evaluation, max_unit_bytes)
-    return studies.run("losses", where.store, name=name, form="mask")
+    chosen = replace(_chosen_by_file(file, where), with_spared=read_origin(file).has_polysemantic)
+    measure_losses(where, group, find_corpora(folder), evaluation, chosen, concepts)
 
 
-def _read_neurons(path: Path, store_path: Path) -> Neurons:
+def _chosen_by_lape(path: Path, corpus: Sequence[str], rule: Rule) -> Chosen:
+    counts = read_counts(path, corpus)
+    selection = rule.choose(counts)
+    rate_CLF = dict(zip(counts.corpora, counts.active_CLF / counts.tokens_C[:, None, None], strict=True))
+    above = above_threshold(rate_CLF, selection.bar, selection.specific)
+    described = {**rule.as_json(), "bar": selection.bar, "compared": list(counts.corpora)}
+    return Chosen(selection.specific, above, profiled_documents(path), described)
+
+
+def _chosen_by_file(file: Path, where: Where) -> Chosen:
     """The sets of a mask file, checked against the store's model where there is one: before the model is loaded."""
     model: dict[str, Any] = {}
-    if (store_path / "zarr.json").exists():
-        model = store.store_attributes(store_path).get("model") or {}
+    if (where.store / "zarr.json").exists():
+        model = store.store_attributes(where.store).get("model") or {}
     # No model is so large; its own numbers are checked when it is loaded.
     shape = model.get("num_layers", 2**31), model.get("num_neurons", 2**31)
-    return read_mask(path, model.get("fingerprint"), *shape)
+    neurons = read_mask(file, model.get("fingerprint"), *shape)
+    above = _above(file, where.store, neurons)
+    return Chosen(neurons, above, _choosers(file, where.store), {"neurons_from": file.name}, file)
 
 
 def _above(path: Path, store_path: Path, names: Iterable[str]) -> Above:
@@ -164,6 +92,4 @@ def _choosers(path: Path, store_path: Path) -> Choosers:
         return Choosers(
             origin.trigger_documents, origin.trigger_names, origin.trigger_files, origin.document_lines, are_named=True
         )
-    if not (store_path / "zarr.json").exists():
-        return Choosers(frozenset(), frozenset(), frozenset(), None, are_named=False)
     return profiled_documents(store_path)

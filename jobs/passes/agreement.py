@@ -12,26 +12,21 @@ position of the context `document`, special tokens too; one longer than a row go
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
-from pathlib import Path
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from neurotally.analysis import studies
-from neurotally.analysis.result import Result
-from neurotally.jobs.plan import CorpusPlan, find_corpora, stored_names
-from neurotally.jobs.progress import Progress
+from neurotally.jobs.plan import CorpusPlan, stored_names
 from neurotally.jobs.reducers import KeptParts, Part, Parts, Plan
-from neurotally.jobs.run import Pass, Texts, make_where, model_identity, run_pass
+from neurotally.jobs.run import Pass, Texts, Where, model_identity, run_pass
 from neurotally.profiler import store
 from neurotally.profiler.agreement import (
     AgreementCounts,
     Context,
     Place,
     choose_places,
-    parse_variants,
     read_first_tokens,
 )  # fmt: skip
 from neurotally.profiler.batches import lay_out
@@ -45,11 +40,11 @@ from neurotally.profiler.texts import check_spans, universal_newlines
 from neurotally.profiler.tokenise import final_status, tokenise
 from neurotally.profiler.worker import TOKEN_BUDGET, Task
 
-MAX_UNIT_BYTES = 2**18
-CONTEXT_SIZES, LINES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000), (1, 5, 10, 20, 50)
 _GROUPS = 10
 _LISTED_SKIPS = 20
 _COUNT_FILL = -1
+_TOLD = ("variants", "head_bias", "positions", "seed", "row_tokens", "context_tokens")
+"""Settings that readers want to know."""
 _BY_LAYER_NAMES, _BY_CONTEXT_NAMES = ("agreed", "gold"), ("model_gold", "positions", "gold_positions")
 _BY_LAYER, _BY_CONTEXT = ("corpus", "context", "variant", "layer"), ("corpus", "context")
 SCHEMA: Mapping[str, store.ArraySpec] = {
@@ -117,10 +112,7 @@ class AgreementWorker:
 
     def compute(self, task: Task, prepared: CutDocuments) -> Part:
         """Run the model over whole documents and over the truncated inputs."""
-        (counts, tokens), restarts = halving(
-            self._config.token_budget, lambda budget: self._count(prepared, budget),
-            "a single row doesn't fit in memory",
-        )  # fmt: skip
+        (counts, tokens), restarts = halving(self._config.token_budget, lambda budget: self._count(prepared, budget))
         arrays = {
             "agreed": counts.agreed_CAL,
             "gold": counts.gold_CAL,
@@ -151,14 +143,14 @@ class AgreementWorker:
         cut = [(document, place) for document, places in enumerate(prepared.places) for place in places]
         rows = [*documents, *(documents[document][place.first : place.end] for document, place in cut)]
         total = sum(map(len, documents))
-        lengths = [place.end - place.first for _, place in cut]
+        lengths = np.array([place.end - place.first for _, place in cut], np.int64)
         # Of each token of the rows: its context, the token that comes next (-1: none), and whether it is read.
-        context_T = np.concatenate([np.zeros(total, np.int64), np.repeat([place.context for _, place in cut], lengths)
-                                    .astype(np.int64)]) if cut else np.zeros(total, np.int64)  # fmt: skip
+        context_of_cut = np.array([place.context for _, place in cut], np.int64)
+        context_T = np.concatenate([np.zeros(total, np.int64), np.repeat(context_of_cut, lengths)])
         gold_T = np.full(len(context_T), -1, np.int64)
         gold_T[:total] = [token for ids in documents for token in _next_in_row(ids, config.row_tokens)]
         at_T = np.arange(len(context_T)) < total
-        last = total + np.cumsum(np.array(lengths, np.int64)) - 1
+        last = total + np.cumsum(lengths) - 1
         at_T[last] = True
         gold_T[last] = [documents[document][place.end] for document, place in cut]
         reads_ffn = any("ffn" in variant for variant in config.variants)
@@ -177,28 +169,11 @@ class AgreementWorker:
         return counts, len(context_T)
 
 
-def agreement(
-    model: str, store: Path | str, *, corpora: Path | str | None = None,
-    corpus: Mapping[str, str | Path] | None = None, variants: str | Sequence[str] = "all",
-    context_sizes: Sequence[int] = CONTEXT_SIZES, lines: Sequence[int] = LINES, positions: int = 4,
-    max_files: int | None = None, document_tokens: int | None = None, head_bias: bool = False, seed: int = 0,
-    name: str = "agreement", workers: int | None = None, device: str = "auto", dtype: str = "auto",
-    address: str | None = None, trust_remote_code: bool = False, progress: Progress | None = None,
-    max_unit_bytes: int = MAX_UNIT_BYTES,
-) -> Result:  # fmt: skip
-    """How often each layer's own top-1 prediction is the model's; as `neurotally agreement`, with its options.
-
-    `corpora` and `corpus`: as `profile` takes them; `context_sizes`, `lines`: of truncated inputs, in tokens and in
-    lines. Returns the `Result` of `agreement`.
-
-    >>> from neurotally.jobs import agreement
-    >>> done = agreement("model/", "my.store", corpora="sources/", context_sizes=[5], lines=[2])
-    >>> sorted(done.document["corpora"])
-    ['c++', 'python']
-    """
-    where, group = make_where(model, store, "lens", name, workers, device, dtype, address, trust_remote_code,
-                              progress)  # fmt: skip
-    chosen = parse_variants(variants) if isinstance(variants, str) else variants
+def count_agreement(
+    where: Where, group: str, texts: Texts, variants: Sequence[str], context_sizes: Sequence[int],
+    lines: Sequence[int], max_unit_bytes: int, **settings: Any,
+) -> None:  # fmt: skip
+    """Bring the store to hold the group. `settings`: the other fields of `AgreementConfig` that no model decides."""
 
     def make_pass(facts: ModelFacts, listed: list[CorpusPlan]) -> Pass:
         sizes = [Context("tokens", size) for size in sorted(set(context_sizes))]
@@ -210,78 +185,50 @@ def agreement(
             )
         config = AgreementConfig(
             contexts=(Context("document"), *fitting, *(Context("lines", size) for size in sorted(set(lines)))),
-            variants=tuple(chosen),
-            head_bias=head_bias,
-            positions=positions,
-            seed=seed,
+            variants=tuple(variants),
             row_tokens=facts.row_tokens,
             context_tokens=max([facts.row_tokens, *(context.size for context in fitting)]),
             token_budget=TOKEN_BUDGET[facts.device_type],
-            document_tokens=document_tokens,
+            **settings,
         )
-        assembly = _Assembly(config, listed, max_unit_bytes, left_out)
+        tasks = [plan.task(unit) for plan in listed for unit in plan.units(max_unit_bytes, _GROUPS)]
         identity = {
             **model_identity(facts),
-            **assembly.settings,
-            "attention": facts.attention,
+            **asdict(config),
+            "variants": list(config.variants),
             "contexts": [context.label for context in config.contexts],
-            "token_budget": config.token_budget,
-            "document_tokens": config.document_tokens,
+            "attention": facts.attention,
             "corpora": {plan.name: plan.identity for plan in listed},
         }
-        keep = partial(Parts, assemble=assembly, schema=SCHEMA)
-        return Pass(partial(AgreementWorker, config=config), [Plan(group, assembly.tasks, identity, keep)])
+        told = {name: identity[name] for name in _TOLD}
+        assemble = partial(_assemble, config, listed, tasks, {**told, "left_out": left_out})
+        keep = partial(Parts, assemble=assemble, schema=SCHEMA)
+        return Pass(partial(AgreementWorker, config=config), [Plan(group, tasks, identity, keep)])
 
-    run_pass(where, make_pass, Texts(find_corpora(corpora, corpus), max_files))
-    return studies.run("agreement", where.store, name=name)
+    run_pass(where, make_pass, texts)
 
 
-@dataclass(frozen=True)
-class _Assembly:
-    """Puts the parts of a pass together."""
-
-    config: AgreementConfig
-    corpora: Sequence[CorpusPlan]
-    max_unit_bytes: int
-    left_out: Sequence[str]
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Those that readers want to know."""
-        config = self.config
-        return {
-            "variants": list(config.variants),
-            "head_bias": config.head_bias,
-            "positions": config.positions,
-            "seed": config.seed,
-            "row_tokens": config.row_tokens,
-            "context_tokens": config.context_tokens,
-        }
-
-    @cached_property
-    def tasks(self) -> list[Task]:
-        """The units of all corpora, in order."""
-        return [plan.task(unit) for plan in self.corpora for unit in plan.units(self.max_unit_bytes, _GROUPS)]
-
-    def __call__(self, parts: KeptParts) -> tuple[dict[str, np.ndarray | store.Blocks], dict[str, Any]]:
-        """The group's arrays and attributes."""
-        summed: dict[str, list[np.ndarray]] = {
-            name: _summed(parts.each(name), self.tasks) for name in (*_BY_LAYER_NAMES, *_BY_CONTEXT_NAMES)
-        }
-        arrays: dict[str, np.ndarray | store.Blocks] = {name: np.stack(by_corpus) for name, by_corpus in summed.items()}
-        if not any(positions.any() for positions in summed["positions"]):
-            raise InputError("no document of any corpus has a token")
-        contexts = self.config.contexts
-        arrays["corpus"] = np.array([plan.name for plan in self.corpora], object)
-        arrays["variant"] = np.array(self.config.variants, object)
-        arrays["context_kind"] = np.array([context.kind for context in contexts], object)
-        arrays["context_size"] = np.array([context.size for context in contexts], np.uint32)
-        status, described, first = parts.joined("status"), {}, 0
-        for plan in self.corpora:
-            end = first + len(plan.manifest.names)
-            described[plan.name] = _describe(plan, status[first:end])
-            first = end
-        return arrays, {**self.settings, "corpora": described, "left_out": list(self.left_out)}
+def _assemble(
+    config: AgreementConfig, corpora: Sequence[CorpusPlan], tasks: Sequence[Task], told: Mapping[str, Any],
+    parts: KeptParts,
+) -> tuple[dict[str, np.ndarray | store.Blocks], dict[str, Any]]:  # fmt: skip
+    """The group's arrays and attributes."""
+    summed = {name: _summed(parts.each(name), tasks) for name in (*_BY_LAYER_NAMES, *_BY_CONTEXT_NAMES)}
+    if not any(positions.any() for positions in summed["positions"]):
+        raise InputError("no document of any corpus has a token")
+    arrays: dict[str, np.ndarray | store.Blocks] = {
+        **{name: np.stack(by_corpus) for name, by_corpus in summed.items()},
+        "corpus": np.array([plan.name for plan in corpora], object),
+        "variant": np.array(config.variants, object),
+        "context_kind": np.array([context.kind for context in config.contexts], object),
+        "context_size": np.array([context.size for context in config.contexts], np.uint32),
+    }
+    status, described, first = parts.joined("status"), {}, 0
+    for plan in corpora:
+        end = first + len(plan.manifest.names)
+        described[plan.name] = _describe(plan, status[first:end])
+        first = end
+    return arrays, {**told, "corpora": described}
 
 
 def _summed(values: Iterable[np.ndarray], tasks: Sequence[Task]) -> list[np.ndarray]:

@@ -17,24 +17,20 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from neurotally.analysis import studies
-from neurotally.analysis.result import Result
 from neurotally.jobs.plan import CorpusPlan
-from neurotally.jobs.progress import Progress
 from neurotally.jobs.reducers import KeptParts, Part, Parts, Plan
-from neurotally.jobs.run import Pass, make_where, model_identity, run_pass
+from neurotally.jobs.run import Pass, Where, model_identity, run_pass
 from neurotally.profiler import store
 from neurotally.profiler.batches import TokenRows, lay_out
-from neurotally.profiler.embedding import BOS_RULES, Embeddings, embed_rows
+from neurotally.profiler.embedding import BOS_RULES, embed_rows
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.memory import halving
 from neurotally.profiler.model import LoadedModel, ModelFacts
-from neurotally.profiler.parallel import ParallelTexts, read_parallel
+from neurotally.profiler.parallel import ParallelTexts
 from neurotally.profiler.worker import TOKEN_BUDGET
 
 _NONE = 2**32 - 1
@@ -47,8 +43,6 @@ SCHEMA: Mapping[str, store.ArraySpec] = {
     "special": store.ArraySpec("uint32", ("text",), _NONE),
     "id": store.ArraySpec("string", ("id",), ""),
 }
-TASK_TEXTS = 64
-"""At 8B size a text's embeddings are 1 MB."""
 _TASK_CHARACTERS = 2**16
 _POOLED_BYTES = 2**28
 """What the float64 copy of a layer's states may take."""
@@ -100,17 +94,22 @@ class Embedder:
         )["input_ids"]  # fmt: skip
         special_ids = self._model.special_ids
         special_n = np.array([sum(token in special_ids for token in row) for row in ids], np.uint32)
-        counted_n = np.array([len(row) - self._uncounted(row) for row in ids])
+        skips_bos_n = np.array([self._bos != "counted" and bool(row) and row[0] in special_ids for row in ids])
         tokens_n = np.array([len(row) for row in ids], np.uint32)
         longest = self._model.facts.max_row_tokens
-        fits_n = (tokens_n <= longest) & (counted_n > 0)
+        fits_n = (tokens_n <= longest) & (tokens_n > skips_bos_n)
         fitting = [row for row, fits in zip(ids, fits_n, strict=True) if fits]
         rows = lay_out(list(enumerate(fitting)), special_ids, "documents", longest)
         return Tokenised(rows, fits_n, tokens_n, special_n)
 
     def compute(self, task: TextTask, prepared: Tokenised) -> Part:
         """Run the model over a task's texts; those that can't be embedded have NaN."""
-        embeddings, restarts = self._embeddings(prepared.rows)
+        counted, attention_budget = self._bos == "counted", self._model.facts.attention_budget
+        embeddings, restarts = halving(
+            self._token_budget,
+            lambda budget: embed_rows(self._model, prepared.rows, counted, budget, attention_budget),
+            "a single text doesn't fit in memory",
+        )
         arrays = {
             "weighted": _spread(embeddings.weighted_NLD, prepared.fits_n),
             "last": _spread(embeddings.last_NLD, prepared.fits_n),
@@ -120,94 +119,60 @@ class Embedder:
         }
         return Part(arrays, len(prepared.rows.ids_N), restarts)
 
-    def _uncounted(self, ids: Sequence[int]) -> int:
-        return int(self._bos != "counted" and bool(ids) and ids[0] in self._model.special_ids)
 
-    def _embeddings(self, rows: TokenRows) -> tuple[Embeddings, int]:
-        """Out of memory begins the task again with half the token budget, a row at least."""
-        counted = self._bos == "counted"
-        return halving(
-            self._token_budget,
-            lambda budget: embed_rows(self._model, rows, counted, budget, self._model.facts.attention_budget),
-            "a single text doesn't fit in memory",
+def _assemble(
+    parallel: ParallelTexts, distinct: Sequence[str], bos: str, max_tokens: int, parts: KeptParts
+) -> tuple[dict[str, np.ndarray | store.Blocks], dict[str, Any]]:
+    """The group's arrays and attributes. N distinct texts."""
+    fits_N, tokens_N, special_N = (parts.joined(name) for name in ("fits", "tokens", "special"))
+    number = {text: number for number, text in enumerate(distinct)}
+    texts = parallel.texts
+    number_CI = np.array([[number[text] for text in by_id.values()] for by_id in texts.values()])
+    left_out = _left_out(parallel, max_tokens, number_CI, fits_N, tokens_N)
+    keep_I = fits_N[number_CI].all(axis=0)
+    if not keep_I.any():
+        first = left_out[0]
+        raise InputError(
+            f"no id is left: none has a text in every language that can be embedded; {first['id']!r} of "
+            f"{first['language']!r}: {first['reason']}"
         )
+    used, text_CI = np.unique(number_CI[:, keep_I], return_inverse=True)
+    sha256 = [hashlib.sha256(distinct[number].encode()).digest() for number in used]
+    arrays = {
+        "weighted": _by_layer(parts, "weighted", used),
+        "last": _by_layer(parts, "last", used),
+        "text": text_CI.reshape(len(texts), -1).astype(np.uint32),
+        "hash": np.frombuffer(b"".join(sha256), np.uint8).reshape(-1, 32),
+        "tokens": tokens_N[used],
+        "special": special_N[used],
+        "id": np.array(parallel.ids, dtype=object)[keep_I],
+    }
+    described = {
+        "languages": list(parallel.languages),
+        "bos": bos,
+        "left_out": left_out,
+        "missing": list(parallel.left_out),
+    }
+    return arrays, described
 
 
-@dataclass(frozen=True)
-class _Assembly:
-    """Puts the parts of a pass together. N distinct texts."""
-
-    parallel: ParallelTexts
-    distinct: Sequence[str]
-    bos: str
-    max_tokens: int
-
-    def __call__(self, parts: KeptParts) -> tuple[dict[str, np.ndarray | store.Blocks], dict[str, Any]]:
-        """The group's arrays and attributes."""
-        fits_N, tokens_N, special_N = (parts.joined(name) for name in ("fits", "tokens", "special"))
-        number = {text: number for number, text in enumerate(self.distinct)}
-        texts = self.parallel.texts
-        number_CI = np.array([[number[text] for text in by_id.values()] for by_id in texts.values()])
-        left_out = self._left_out(number_CI, fits_N, tokens_N)
-        keep_I = fits_N[number_CI].all(axis=0)
-        if not keep_I.any():
-            first = left_out[0]
-            raise InputError(
-                f"no id is left: none has a text in every language that can be embedded; {first['id']!r} of "
-                f"{first['language']!r}: {first['reason']}"
-            )
-        used, text_CI = np.unique(number_CI[:, keep_I], return_inverse=True)
-        sha256 = [hashlib.sha256(self.distinct[number].encode()).digest() for number in used]
-        arrays = {
-            "weighted": _by_layer(parts, "weighted", used),
-            "last": _by_layer(parts, "last", used),
-            "text": text_CI.reshape(len(texts), -1).astype(np.uint32),
-            "hash": np.frombuffer(b"".join(sha256), np.uint8).reshape(-1, 32),
-            "tokens": tokens_N[used],
-            "special": special_N[used],
-            "id": np.array(self.parallel.ids, dtype=object)[keep_I],
-        }
-        described = {
-            "languages": list(self.parallel.languages),
-            "bos": self.bos,
-            "left_out": left_out,
-            "missing": list(self.parallel.left_out),
-        }
-        return arrays, described
-
-    def _left_out(self, number_CI: np.ndarray, fits_N: np.ndarray, tokens_N: np.ndarray) -> list[dict[str, str]]:
-        """Each id left out, once, with the first language whose text is at fault."""
-        found = []
-        for i in np.flatnonzero(~fits_N[number_CI].all(axis=0)):
-            c = int(np.argmin(fits_N[number_CI[:, i]]))
-            tokens = int(tokens_N[number_CI[c, i]])
-            too_long = f"{tokens:,} tokens, more than the model's context of {self.max_tokens:,}"
-            reason = too_long if tokens > self.max_tokens else "no token that counts"
-            found.append({"id": self.parallel.ids[i], "language": self.parallel.languages[c], "reason": reason})
-        return found
+def _left_out(
+    parallel: ParallelTexts, max_tokens: int, number_CI: np.ndarray, fits_N: np.ndarray, tokens_N: np.ndarray
+) -> list[dict[str, str]]:
+    """Each id left out, once, with the first language whose text is at fault."""
+    found = []
+    for i in np.flatnonzero(~fits_N[number_CI].all(axis=0)):
+        c = int(np.argmin(fits_N[number_CI[:, i]]))
+        tokens = int(tokens_N[number_CI[c, i]])
+        too_long = f"{tokens:,} tokens, more than the model's context of {max_tokens:,}"
+        reason = too_long if tokens > max_tokens else "no token that counts"
+        found.append({"id": parallel.ids[i], "language": parallel.languages[c], "reason": reason})
+    return found
 
 
-def embed(
-    model: str, store: Path | str, *, parallel: Path | str | ParallelTexts, limit: int | None = None,
-    common: bool = False, field: Sequence[str] = (), bos: str = "counted", name: str = "parallel",
-    workers: int | None = None, device: str = "auto", dtype: str = "auto", address: str | None = None,
-    trust_remote_code: bool = False, progress: Progress | None = None, task_texts: int = TASK_TEXTS,
-) -> Result:  # fmt: skip
-    """Embed a parallel corpus at every layer; as `neurotally embed`, with its options.
-
-    `parallel`: a folder or archive as the command takes it (then `limit`, `common` and `field` choose from it), or what
-    `read_parallel` gives. Returns the `Result` of `embed`. Raises InputError (also where no id is left),
-    JobError, or Interrupted.
-
-    >>> from neurotally.jobs import embed
-    >>> done = embed("model/", "my.store", parallel="snippets/", limit=3)
-    >>> done.document["languages"], done.document["ids"]
-    (['C', 'Python'], 3)
-    """
+def embed_parallel(where: Where, group: str, texts: ParallelTexts, bos: str, task_texts: int) -> None:
+    """Bring the store to hold the group; InputError where no id is left."""
     assert bos in BOS_RULES, bos
-    where, group = make_where(model, store, "embeddings", name, workers, device, dtype, address, trust_remote_code,
-                              progress)  # fmt: skip
-    texts = parallel if isinstance(parallel, ParallelTexts) else read_parallel(Path(parallel), limit, common, field)
     distinct = list(dict.fromkeys(text for by_id in texts.texts.values() for text in by_id.values()))
 
     def make_pass(facts: ModelFacts, _: Sequence[CorpusPlan]) -> Pass:
@@ -220,13 +185,12 @@ def embed(
             "texts": texts.sha256,
             "token_budget": token_budget,
         }
-        assembly = _Assembly(texts, distinct, bos, facts.max_row_tokens)
-        keep = partial(Parts, assemble=assembly, schema=SCHEMA)
+        assemble = partial(_assemble, texts, distinct, bos, facts.max_row_tokens)
+        keep = partial(Parts, assemble=assemble, schema=SCHEMA)
         plan = Plan(group, _cut(distinct, task_texts), identity, keep, "batch")
         return Pass(partial(Embedder, bos=bos, token_budget=token_budget), [plan])
 
     run_pass(where, make_pass)
-    return studies.run("embed", where.store, name=name)
 
 
 def _cut(texts: Sequence[str], task_texts: int) -> list[TextTask]:

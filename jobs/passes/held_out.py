@@ -9,9 +9,10 @@ Where documents are windows of lines, a file counts if one of its windows, and i
 file whose window did.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,12 +49,14 @@ class UsedDocument:
 
 
 def profiled_documents(path: Path) -> Choosers:
-    """All documents that the store's corpora were counted over."""
+    """All documents that the store's corpora, if there is a store, were counted over."""
     hashes: set[bytes] = set()
     names: set[str] = set()
     files: set[bytes] = set()
-    window_lines = _window_lines(path)
-    for corpus in store.committed_corpora(path):
+    is_store = (path / "zarr.json").exists()
+    config: Mapping[str, Any] = (store.store_attributes(path).get("config") or {}) if is_store else {}
+    window_lines: int | None = config.get("window_lines")
+    for corpus in store.committed_corpora(path) if is_store else ():
         names_D = ["document_hash", "document_status", "document_name"]
         arrays = store.read_found(path, f"corpora/{corpus}", names_D)
         if "document_hash" not in arrays:  # imported counts
@@ -68,27 +71,16 @@ def profiled_documents(path: Path) -> Choosers:
     return Choosers(frozenset(hashes), frozenset(names), frozenset(files), window_lines, are_named=False)
 
 
-def _window_lines(path: Path) -> int | None:
-    """How many lines a document of the store has at most; None where they are whole files or there is no store."""
-    if not (path / "zarr.json").exists():
-        return None
-    lines: int | None = (store.store_attributes(path).get("config") or {}).get("window_lines")
-    return lines
+def find_used(
+    plans: Sequence[CorpusPlan], choosers: Choosers, leave_out_named: bool, force: bool, note: Callable[[str], object]
+) -> list[UsedDocument]:
+    """The documents among those to evaluate on that chose the neurons, of which `note` tells. Reads every one of them.
 
-
-def find_used(plans: Sequence[CorpusPlan], choosers: Choosers) -> list[UsedDocument]:
-    """The documents among those to evaluate on that chose the neurons. Reads every one of them."""
-    if not choosers.sha256:
-        return []
-    windowed = choosers.window_lines is not None
-    return [used for plan in plans for used in (_used_files if windowed else _used_documents)(plan, choosers)]
-
-
-def refuse_or_leave_out(
-    plans: Sequence[CorpusPlan], used: Sequence[UsedDocument], choosers: Choosers, leave_out_named: bool = False
-) -> None:
-    """Raise InputError if `used` may not be evaluated on, or if nothing is left of a corpus without them."""
-    if used and choosers.are_named and not leave_out_named:
+    Raises InputError, but not with `force`, if they may not be evaluated on, or nothing is left of a corpus.
+    """
+    find = _used_documents if choosers.window_lines is None else _used_files
+    used = [one for plan in plans for one in find(plan, choosers)] if choosers.sha256 else []
+    if used and choosers.are_named and not leave_out_named and not force:
         raise InputError(
             f"{used[0].name} of {used[0].corpus!r} is one of {len(used)} documents whose triggers chose the neurons; "
             "--leave-out-used evaluates on the others, --force on all"
@@ -96,8 +88,12 @@ def refuse_or_leave_out(
     how = "chose the neurons by their triggers" if choosers.are_named else "were profiled, and so chose the neurons"
     for plan in plans:
         number = sum(document.corpus == plan.name for document in used)
-        if number == len(plan.manifest.names):
+        if number == len(plan.manifest.names) and not force:
             raise InputError(f"all {number} documents of {plan.name!r} {how}; evaluate on others, or use --force")
+    if used:
+        kept = "evaluated on all the same" if force else "left out"
+        note(f"{len(used)} documents chose the neurons and are {kept}: {used[0].corpus}: {used[0].name} …")
+    return used
 
 
 def _used_documents(plan: CorpusPlan, choosers: Choosers) -> list[UsedDocument]:

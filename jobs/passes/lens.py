@@ -40,13 +40,11 @@ from typing import Any
 
 import numpy as np
 
-from neurotally.analysis import studies
 from neurotally.analysis.layers.lens import find_prompt
-from neurotally.analysis.result import Result
 from neurotally.jobs.plan import CorpusPlan
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.reducers import KeptParts, Part, Parts, Plan
-from neurotally.jobs.run import Pass, make_where, model_identity, run_pass
+from neurotally.jobs.run import Pass, Where, model_identity, run_pass
 from neurotally.profiler import store
 from neurotally.profiler.batches import lay_out
 from neurotally.profiler.errors import InputError
@@ -54,15 +52,14 @@ from neurotally.profiler.lens import TOP, Lens
 from neurotally.profiler.lens_reading import DrawColumns, DrawSums, Readings, SetColumns, read_layers
 from neurotally.profiler.memory import halving
 from neurotally.profiler.model import LoadedModel, ModelFacts
-from neurotally.profiler.parallel import ParallelTexts, read_parallel
+from neurotally.profiler.parallel import ParallelTexts
 from neurotally.profiler.prompts import PromptTokens, build_prompt, read_few_shot, tokenise_prompts
 from neurotally.profiler.texts import load_tokenizer
-from neurotally.profiler.token_sets import DRAWS, TokenSet, TokenSets, find_token_sets, read_keywords, read_words
+from neurotally.profiler.token_sets import TokenSet, TokenSets, find_token_sets
 from neurotally.profiler.worker import TOKEN_BUDGET
 
 COUNTED, TOO_LONG, NO_TARGET = range(3)
 STATUS = ("counted", "longer than the context", "no target token")
-TASK_PROMPTS = 25
 _OF_SNIPPETS, _OF_POSITIONS = "_draws_of_snippets", "_draws_of_positions"
 """float64 [L, S, D] in a task's part: each draw's mass, summed over the means of snippets, and over positions."""
 _VOCABULARY = "_vocabulary"
@@ -72,31 +69,25 @@ _GOLD_MEANS = ("gold_probability", "gold_rank", "gold_top", "gold_probability_to
 _SET_MEANS = ("mass", "mass_top", "rank_top", "hit")
 _BY_DRAW = ("pair", "layer", "set", "draw")
 SCHEMA: Mapping[str, store.ArraySpec] = {
+    **dict.fromkeys(("prompt_source", "prompt_target"), store.ArraySpec("uint16", ("prompt",), 2**16 - 1)),
+    **dict.fromkeys(("prompt_tokens", "prompt_positions"), store.ArraySpec("uint32", ("prompt",), _NONE)),
     "prompt_id": store.ArraySpec("string", ("prompt",), ""),
-    "prompt_source": store.ArraySpec("uint16", ("prompt",), 2**16 - 1),
-    "prompt_target": store.ArraySpec("uint16", ("prompt",), 2**16 - 1),
     "prompt_status": store.ArraySpec("uint8", ("prompt",), 255),
-    "prompt_tokens": store.ArraySpec("uint32", ("prompt",), _NONE),
-    "prompt_positions": store.ArraySpec("uint32", ("prompt",), _NONE),
     **{f"prompt_{name}": store.ArraySpec("float32", _PROMPT_LAYER, np.nan) for name in _GOLD_MEANS},
     **{f"prompt_{name}": store.ArraySpec("float32", _PROMPT_SET, np.nan) for name in _SET_MEANS},
     **{f"control_{name}": store.ArraySpec("float32", _PROMPT_SET, np.nan) for name in _SET_MEANS},
-    "position_prompt": store.ArraySpec("uint32", ("position",), _NONE),
-    "gold_index": store.ArraySpec("uint32", ("position",), _NONE),
-    "gold_id": store.ArraySpec("uint32", ("position",), _NONE),
-    "input_id": store.ArraySpec("uint32", ("position",), _NONE),
+    **dict.fromkeys(
+        ("position_prompt", "gold_index", "gold_id", "input_id"), store.ArraySpec("uint32", ("position",), _NONE)
+    ),
     "top_id": store.ArraySpec("uint32", ("position", "layer", "rank"), _NONE),
     "top_probability": store.ArraySpec("float32", ("position", "layer", "rank"), np.nan),
     "gold_probability": store.ArraySpec("float32", ("position", "layer"), np.nan),
     "gold_rank": store.ArraySpec("uint32", ("position", "layer"), _NONE),
     "mass": store.ArraySpec("float32", ("position", "layer", "set"), np.nan),
-    "language": store.ArraySpec("string", ("language",), ""),
-    "set": store.ArraySpec("string", ("set",), ""),
-    "token": store.ArraySpec("string", ("token",), ""),
+    **{name: store.ArraySpec("string", (name,), "") for name in ("language", "set", "token")},
     "member_set": store.ArraySpec("uint16", ("member",), 2**16 - 1),
     "member_token": store.ArraySpec("uint32", ("member",), _NONE),
-    "draw_mass": store.ArraySpec("float64", _BY_DRAW, np.nan),
-    "draw_mass_pooled": store.ArraySpec("float64", _BY_DRAW, np.nan),
+    **dict.fromkeys(("draw_mass", "draw_mass_pooled"), store.ArraySpec("float64", _BY_DRAW, np.nan)),
     "draw_token": store.ArraySpec("uint32", ("draw", "member"), _NONE),
 }
 
@@ -166,9 +157,7 @@ class LensWorker:
         """Run the model over a task's prompts; those that can't be read have no positions."""
         status = np.array([self._status(prompt) for prompt in prompts], np.uint8)
         read, restarts = halving(
-            self._config.token_budget,
-            lambda budget: self._read(prompts, status == COUNTED, budget),
-            "a single row doesn't fit in memory",
+            self._config.token_budget, lambda budget: self._read(prompts, status == COUNTED, budget)
         )
         arrays: dict[str, np.ndarray] = {
             "prompt_status": status,
@@ -210,7 +199,7 @@ class LensWorker:
         order_N = np.lexsort((gold_T[token_N], prompt_T[token_N]))
         token_N = token_N[order_N]
         prompt_N, index_N = prompt_T[token_N], gold_T[token_N]
-        read = _joined(readings, order_N, self._shape)
+        read = self._joined(readings, order_N)
         gold_id = [prompts[number].ids[index] for number, index in zip(prompt_N, index_N, strict=True)]
         return {
             "prompt_positions": np.bincount(prompt_N, minlength=len(prompts)).astype(np.uint32),
@@ -226,9 +215,20 @@ class LensWorker:
             **self._draw_means(draws, np.bincount(prompt_N, minlength=len(prompts))),
         }
 
-    @property
-    def _shape(self) -> tuple[int, int, int]:
-        return self._model.facts.num_layers, min(TOP, self._lens.vocabulary), len(self._config.set_ids)
+    def _joined(self, readings: Sequence[Readings], order_N: np.ndarray) -> Readings:
+        if readings:
+            tables = [
+                np.concatenate([getattr(one, name) for one in readings])[order_N]
+                for name in Readings.__dataclass_fields__
+            ]
+            return Readings(*tables)
+        layers, sets = (0, self._model.facts.num_layers), len(self._config.set_ids)
+        top = min(TOP, self._lens.vocabulary)
+        return Readings(
+            np.empty((*layers, top), np.uint32), np.empty((*layers, top), np.float32), np.empty(layers, np.float32),
+            np.empty(layers, np.uint32), np.empty((*layers, sets), np.float32), np.empty((*layers, sets), np.float32),
+            np.empty((*layers, sets), np.uint8),
+        )  # fmt: skip
 
     def _draw_means(self, draws: DrawSums, positions_P: np.ndarray) -> dict[str, np.ndarray]:
         """The mean over draws by prompt, and sums over the task's prompts by draw."""
@@ -251,41 +251,22 @@ class LensWorker:
         return by_set
 
 
-def lens(
-    model: str, store: Path | str, *, parallel: Path | str | ParallelTexts, few_shot: Path | str, pairs: str = "all",
-    limit: int | None = 100, keywords: Path | str | Mapping[str, Sequence[str]] | None = None,
-    english: Path | str | Sequence[str] | None = None, draws: int = DRAWS, seed: int = 0, paper: bool = False,
-    prompt: str | None = None, sets: Sequence[str] = (), name: str = "translation", workers: int | None = None,
-    device: str = "auto", dtype: str = "auto", address: str | None = None, trust_remote_code: bool = False,
-    progress: Progress | None = None, task_prompts: int = TASK_PROMPTS,
-) -> Result:  # fmt: skip
-    """Read every layer with the model's own norm and head over few-shot translation; as `neurotally lens`.
-
-    `parallel`: as `embed` takes it; `few_shot`: a folder of LANGUAGE_fewshot.txt; `keywords`: a folder of .json files,
-    or words by language; `english`: a file of words, or the words. `prompt`: one that is to be drawn; refused before
-    anything is run where there will be no such prompt. `sets`: those of tokens to show. Returns the `Result` of `lens`.
-
-    >>> from neurotally.jobs import lens
-    >>> done = lens("model/", "my.store", parallel="snippets/", few_shot="prompts/", limit=2)
-    >>> sorted(done.document["pairs"])
-    ['C-Python', 'Python-C']
-    """
-    where, group = make_where(model, store, "lens", name, workers, device, dtype, address, trust_remote_code,
-                              progress)  # fmt: skip
-    of = parallel if isinstance(parallel, ParallelTexts) else read_parallel(Path(parallel), limit)
-    words = read_keywords(Path(keywords)) if isinstance(keywords, Path | str) else keywords or {}
-    plain = read_words(Path(english)) if isinstance(english, Path | str) else english
+def read_translation(
+    where: Where, group: str, of: ParallelTexts, few_shot: Path, pairs: str, words: Mapping[str, Sequence[str]],
+    english: Sequence[str] | None, draws: int, seed: int, paper: bool, prompt: str | None, task_prompts: int,
+) -> None:  # fmt: skip
+    """Bring the store to hold the group; InputError, before anything is run, where it won't have `prompt`."""
     chosen = directed_pairs(pairs, of.languages)
     if prompt is not None:
         names = ["-".join(pair) for pair in chosen for _ in of.ids]
         find_prompt(prompt, names, [*of.ids] * len(chosen), group)
-    shots = _few_shot_lines(Path(few_shot), chosen)
+    shots = _few_shot_lines(few_shot, chosen)
 
     def make_pass(facts: ModelFacts, _: Sequence[CorpusPlan]) -> Pass:
         tokenizer = load_tokenizer(where.store, where.model.spec, where.model.trust_remote_code)
         languages = sorted({language for pair in chosen for language in pair})
         texts = [of.texts[language][id_] for language in languages for id_ in of.ids]
-        token_sets = find_token_sets(tokenizer, words, plain, texts, draws, seed)
+        token_sets = find_token_sets(tokenizer, words, english, texts, draws, seed)
         _warn_of_sets(token_sets, where.progress)
         token_budget = TOKEN_BUDGET[facts.device_type]
         set_ids, draw_ids = tuple(one.ids for one in token_sets.sets), tuple(one.draws_Dm for one in token_sets.sets)
@@ -310,13 +291,12 @@ def lens(
             )
             del identity["draws"], identity["seed"]
             identity["tokens_of_sets"] = older["tokens_of_sets"]
-        assembly = _Assembly(of.ids, chosen, token_sets, paper, facts.max_row_tokens)
-        keep = partial(Parts, assemble=assembly, schema=SCHEMA)
+        assemble = partial(_assemble, of.ids, chosen, token_sets, paper, facts.max_row_tokens)
+        keep = partial(Parts, assemble=assemble, schema=SCHEMA)
         plan = Plan(group, list(_tasks(of, chosen, task_prompts)), identity, keep, "task")
         return Pass(partial(LensWorker, config=config), [plan])
 
     run_pass(where, make_pass)
-    return studies.run("lens", where.store, name=name, sets=sets, prompt=prompt)
 
 
 def _warn_of_sets(sets: TokenSets, progress: Progress) -> None:
@@ -352,9 +332,8 @@ def _made_before_draws(path: Path, group: str) -> Mapping[str, Any] | None:
 
 
 def _few_shot_lines(folder: Path, pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
-    lines = {
-        language: read_few_shot(folder, language) for language in sorted({name for pair in pairs for name in pair})
-    }
+    languages = sorted({name for pair in pairs for name in pair})
+    lines = {language: read_few_shot(folder, language) for language in languages}
     for source, target in pairs:
         if len(lines[source]) != len(lines[target]):
             raise InputError(
@@ -371,54 +350,46 @@ def _tasks(of: ParallelTexts, pairs: Sequence[tuple[str, str]], task_prompts: in
                              tuple(of.texts[target][id_] for id_ in some))  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Assembly:
-    """Puts the parts of a pass together."""
-
-    ids: Sequence[str]
-    pairs: Sequence[tuple[str, str]]
-    sets: TokenSets
-    paper: bool
-    max_tokens: int
-
-    def __call__(self, parts: KeptParts) -> tuple[dict[str, np.ndarray | store.Blocks], dict[str, Any]]:
-        """The group's arrays and attributes."""
-        ids, pairs, sets = self.ids, self.pairs, self.sets
-        status_P, tokens_P, positions_P = (
-            parts.joined(name) for name in ("prompt_status", "prompt_tokens", "prompt_positions")
+def _assemble(
+    ids: Sequence[str], pairs: Sequence[tuple[str, str]], sets: TokenSets, paper: bool, max_tokens: int,
+    parts: KeptParts,
+) -> tuple[dict[str, np.ndarray | store.Blocks], dict[str, Any]]:  # fmt: skip
+    """The group's arrays and attributes."""
+    status_P, tokens_P, positions_P = (
+        parts.joined(name) for name in ("prompt_status", "prompt_tokens", "prompt_positions")
+    )
+    if not (status_P == COUNTED).any():
+        raise InputError(
+            f"no prompt can be read: {_reasons(status_P)}; the shortest has {tokens_P.min()} tokens, the model's "
+            f"context {max_tokens}"
         )
-        if not (status_P == COUNTED).any():
-            raise InputError(
-                f"no prompt can be read: {_reasons(status_P)}; the shortest has {tokens_P.min()} tokens, the model's "
-                f"context {self.max_tokens}"
-            )
-        lengths = {"prompt": len(status_P), "position": int(positions_P.sum())}
-        languages = sorted({name for pair in pairs for name in pair})
-        number = {language: place for place, language in enumerate(languages)}
-        of_parts = [name for name in SCHEMA if name in parts.names]
-        arrays = {name: parts.blocks(name, lengths[SCHEMA[name].dimensions[0]]) for name in of_parts} | {
-            "prompt_id": _strings(list(ids) * len(pairs)),
-            "prompt_source": np.repeat(np.array([number[source] for source, _ in pairs], np.uint16), len(ids)),
-            "prompt_target": np.repeat(np.array([number[target] for _, target in pairs], np.uint16), len(ids)),
-            "position_prompt": np.repeat(np.arange(len(ids) * len(pairs), dtype=np.uint32), positions_P),
-            "language": _strings(languages),
-            "set": _strings(sets.names),
-            "token": _strings(sets.spelling),
-            "member_set": np.repeat(np.arange(len(sets.sets), dtype=np.uint16), [len(one.ids) for one in sets.sets]),
-            "member_token": _joined_ids([one.ids for one in sets.sets]),
-            "draw_token": _draw_tokens(sets),
-            **_draws_of_pairs(parts, positions_P.reshape(len(pairs), -1)),
-        }
-        attributes = {
-            "pairs": [list(pair) for pair in pairs],
-            "sets": {one.name: _described(one) for one in sets.sets},
-            "empty_sets": dict(sets.empty),
-            "draws": sets.draws,
-            "vocabulary": int(parts.joined(_VOCABULARY)[0]),
-            "paper": self.paper,
-            "skipped": _skipped(status_P, ids, pairs),
-        }
-        return arrays, attributes
+    lengths = {"prompt": len(status_P), "position": int(positions_P.sum())}
+    languages = sorted({name for pair in pairs for name in pair})
+    number = {language: place for place, language in enumerate(languages)}
+    of_parts = [name for name in SCHEMA if name in parts.names]
+    arrays = {name: parts.blocks(name, lengths[SCHEMA[name].dimensions[0]]) for name in of_parts} | {
+        "prompt_id": np.array([*ids] * len(pairs), object),
+        "prompt_source": np.repeat(np.array([number[source] for source, _ in pairs], np.uint16), len(ids)),
+        "prompt_target": np.repeat(np.array([number[target] for _, target in pairs], np.uint16), len(ids)),
+        "position_prompt": np.repeat(np.arange(len(ids) * len(pairs), dtype=np.uint32), positions_P),
+        "language": np.array(languages, object),
+        "set": np.array(sets.names, object),
+        "token": np.array(sets.spelling, object),
+        "member_set": np.repeat(np.arange(len(sets.sets), dtype=np.uint16), [len(one.ids) for one in sets.sets]),
+        "member_token": np.concatenate([np.empty(0, np.uint32), *(one.ids for one in sets.sets)]),
+        "draw_token": _draw_tokens(sets),
+        **_draws_of_pairs(parts, positions_P.reshape(len(pairs), -1)),
+    }
+    attributes = {
+        "pairs": [list(pair) for pair in pairs],
+        "sets": {one.name: _described(one) for one in sets.sets},
+        "empty_sets": dict(sets.empty),
+        "draws": sets.draws,
+        "vocabulary": int(parts.joined(_VOCABULARY)[0]),
+        "paper": paper,
+        "skipped": _skipped(status_P, ids, pairs),
+    }
+    return arrays, attributes
 
 
 def _described(one: TokenSet) -> dict[str, Any]:
@@ -470,20 +441,6 @@ def _reasons(status_P: np.ndarray) -> str:
     return ", ".join(f"{int((status_P == code).sum())} {STATUS[code]}" for code in np.unique(status_P).tolist())
 
 
-def _joined(readings: Sequence[Readings], order_N: np.ndarray, shape: tuple[int, int, int]) -> Readings:
-    if readings:
-        tables = [
-            np.concatenate([getattr(one, name) for one in readings])[order_N] for name in Readings.__dataclass_fields__
-        ]
-        return Readings(*tables)
-    layers, top, sets = shape
-    return Readings(
-        np.empty((0, layers, top), np.uint32), np.empty((0, layers, top), np.float32),
-        np.empty((0, layers), np.float32), np.empty((0, layers), np.uint32), np.empty((0, layers, sets), np.float32),
-        np.empty((0, layers, sets), np.float32), np.empty((0, layers, sets), np.uint8),
-    )  # fmt: skip
-
-
 def _means(read: Readings, prompt_N: np.ndarray, num_prompts: int) -> dict[str, np.ndarray]:
     is_top_NL = read.gold_rank_NL <= TOP
     by_gold = (
@@ -503,13 +460,3 @@ def _means_by(values: np.ndarray, prompt_N: np.ndarray, num_prompts: int) -> np.
     count = np.bincount(prompt_N, minlength=num_prompts).reshape(-1, *[1] * (values.ndim - 1))
     mean: np.ndarray = np.divide(sums, count, out=np.full_like(sums, np.nan), where=count > 0).astype(np.float32)
     return mean
-
-
-def _strings(values: Sequence[str]) -> np.ndarray:
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array
-
-
-def _joined_ids(ids: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate([np.empty(0, np.int64), *ids]).astype(np.uint32)

@@ -13,17 +13,19 @@ classes of a concept are what is left of "all" in the documents where `has_conce
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from re import Pattern
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from neurotally.analysis.masking.mask_sets import MaskSet, MaskSets
-from neurotally.jobs.passes.held_out import Choosers, UsedDocument, find_used, refuse_or_leave_out
+from neurotally.analysis.masking.mask_sets import MaskSets, mask_sets
+from neurotally.analysis.masking.masks import read_mask
+from neurotally.jobs.passes.held_out import Choosers, find_used
 from neurotally.jobs.passes.loss_worker import LossConfig, LossWorker
 from neurotally.jobs.plan import CorpusPlan, stored_names
 from neurotally.jobs.reducers import KeptParts, Parts, Plan
@@ -31,11 +33,10 @@ from neurotally.jobs.run import Pass, Texts, Where, model_identity, run_pass
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model import ModelFacts
-from neurotally.profiler.worker import TOKEN_BUDGET, Task
+from neurotally.profiler.worker import TOKEN_BUDGET
 
-MAX_UNIT_BYTES = 2**16
-"""A unit is run once for every set: kept small, so that little is lost when a run stops."""
-
+Above = Mapping[str, np.ndarray] | str
+"""As `mask_sets` takes it."""
 _SET, _DOCUMENT, _CLASS = ("set",), ("document",), ("class",)
 SCHEMA: Mapping[str, store.ArraySpec] = {
     "nats": store.ArraySpec("float64", (*_SET, *_DOCUMENT, *_CLASS), np.nan),
@@ -56,32 +57,75 @@ _BY_SET = ("nats", "hits")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a loss pass switches off, and what it measures that on."""
+    """How neurons are judged."""
 
-    make_sets: Callable[[ModelFacts], MaskSets]
-    choosers: Choosers
-    how: str = "activation"
-    concepts: Mapping[str, Pattern[str]] = field(default_factory=dict)
-    document_tokens: int | None = None
-    force: bool = False
+    how: str
+    draws: int
+    max_files: int | None
+    document_tokens: int | None
+    leave_out_used: bool
+    """Leave out documents that chose the neurons, too, where a mask file names them; else they are refused."""
+    force: bool
     """Keep documents that chose the neurons."""
-    leave_out_used: bool = False
-    """Leave them out, too, where a mask file names them; else they are refused."""
-    described: Mapping[str, Any] = field(default_factory=dict)
-    """Further attributes of the group: how the neurons were chosen."""
+    max_unit_bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """The neurons that are judged."""
+
+    neurons: Mapping[str, np.ndarray]
+    """Sets by name: int64 [n, 2] of (layer, neuron)."""
+    above: Above
+    choosers: Choosers
+    described: Mapping[str, Any]
+    """Attributes of the group: how they were chosen."""
+    file: Path | None = None
+    """The mask file that they are from."""
+    with_spared: bool = False
+
+    def sets(self, facts: ModelFacts, draws: int) -> MaskSets:
+        """Them and what they are compared with; InputError where the mask file isn't of this model."""
+        if self.file is not None:
+            read_mask(self.file, facts.fingerprint, facts.num_layers, facts.num_neurons)
+        return mask_sets(self.neurons, facts.num_neurons, draws, self.above, self.with_spared)
 
 
 def measure_losses(
-    where: Where, group: str, texts: Texts, evaluation: Evaluation, max_unit_bytes: int = MAX_UNIT_BYTES
-) -> None:
+    where: Where, group: str, sources: Mapping[str, str], evaluation: Evaluation, chosen: Chosen,
+    concepts: Mapping[str, Pattern[str]] = MappingProxyType({}),
+) -> None:  # fmt: skip
     """Bring the store to hold the pass's group. Raises as `run_pass` does."""
 
     def make_pass(facts: ModelFacts, listed: list[CorpusPlan]) -> Pass:
-        losses = _make_losses(evaluation, facts, listed, where, max_unit_bytes)
-        plan = Plan(group, losses.tasks, losses.identity, partial(Parts, assemble=losses.assemble, schema=SCHEMA))
-        return Pass(partial(LossWorker, config=losses.config), [plan])
+        made = chosen.sets(facts, evaluation.draws)
+        used = find_used(listed, chosen.choosers, evaluation.leave_out_used, evaluation.force, where.progress.note)
+        row_tokens = (store.store_attributes(where.store).get("config") or {}).get("row_tokens") or facts.row_tokens
+        distinct = {one.neurons_n2.tobytes(): one.neurons_n2 for one in made.sets}
+        config = LossConfig(
+            row_tokens=row_tokens,
+            document_tokens=evaluation.document_tokens,
+            token_budget=max(TOKEN_BUDGET[facts.device_type], row_tokens),
+            how=evaluation.how,
+            neurons=tuple(distinct.values()),
+            concepts=concepts,
+            mean_LF=_means(where.store, [plan.name for plan in listed]) if evaluation.how == "mean" else {},
+            left_out=frozenset() if evaluation.force else frozenset(one.sha256 for one in used),
+        )
+        tasks = [plan.task(unit) for plan in listed for unit in plan.units(evaluation.max_unit_bytes, 1)]
+        described = {
+            "used_documents": [[one.corpus, one.name] for one in used],
+            "forced": evaluation.force,
+            "described": dict(chosen.described),
+        }
+        identity = _identity(facts, listed, made, config, evaluation.max_unit_bytes)
+        assemble = partial(_assemble, listed, made, facts.num_layers, list(concepts), described)
+        return Pass(
+            partial(LossWorker, config=config),
+            [Plan(group, tasks, identity, partial(Parts, assemble=assemble, schema=SCHEMA))],
+        )
 
-    run_pass(where, make_pass, texts)
+    run_pass(where, make_pass, Texts(sources, evaluation.max_files))
 
 
 def class_names(concepts: Sequence[str]) -> list[str]:
@@ -89,110 +133,58 @@ def class_names(concepts: Sequence[str]) -> list[str]:
     return ["all", *(f"{name}/{kind}" for name in concepts for kind in ("match", "line"))]
 
 
-@dataclass(frozen=True, eq=False)
-class _Losses:
-    """A pass as it will run."""
-
-    evaluation: Evaluation
-    max_unit_bytes: int
-    facts: ModelFacts
-    corpora: list[CorpusPlan]
-    made: MaskSets
-    used: list[UsedDocument]
-    config: LossConfig
-    which_S: list[int]
-    """Of each set its place among the distinct ones."""
-
-    @property
-    def sets(self) -> list[MaskSet]:
-        """All that is switched off in turn."""
-        return self.made.sets
-
-    @cached_property
-    def tasks(self) -> list[Task]:
-        """The units of all corpora, in order."""
-        return [plan.task(unit) for plan in self.corpora for unit in plan.units(self.max_unit_bytes, 1)]
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """All that decides a bit of the result."""
-        config = self.config
-        digest = _digest([(one.kind, one.of, one.draw, one.neurons_n2) for one in self.sets])
-        return {
-            **model_identity(self.facts),
-            "corpora": {plan.name: plan.identity for plan in self.corpora},
-            "sets": [f"{one.kind} {one.of} {one.draw}".strip() for one in self.sets],
-            "neurons": digest,
-            "how": config.how,
-            "means": _digest(sorted(config.mean_LF.items())) if config.mean_LF else None,
-            "concepts": [[name, pattern.pattern] for name, pattern in config.concepts.items()],
-            "left_out": _digest([sorted(one.hex() for one in config.left_out)]),
-            "row_tokens": config.row_tokens,
-            "document_tokens": config.document_tokens,
-            "token_budget": config.token_budget,
-            "max_unit_bytes": self.max_unit_bytes,
-            "attention": self.facts.attention,
-        }
-
-    def assemble(self, parts: KeptParts) -> tuple[dict[str, np.ndarray | store.Blocks], dict[str, Any]]:
-        """The group's arrays and attributes."""
-        arrays: dict[str, np.ndarray | store.Blocks] = {}
-        num_documents = sum(len(plan.manifest.names) for plan in self.corpora)
-        for name in parts.names:
-            if name in _BY_SET:
-                by_set = (values_SnX[self.which_S] for values_SnX in parts.each(name))
-                shape = (len(self.which_S), num_documents, len(class_names(list(self.config.concepts))))
-                arrays[name] = store.Blocks(shape, 1, by_set)
-            elif name in SCHEMA:
-                arrays[name] = parts.joined(name)
-        number_S = [len(one.neurons_n2) for one in self.sets]
-        number_C = [len(plan.manifest.names) for plan in self.corpora]
-        arrays |= {
-            "document_name": np.concatenate([stored_names(plan.manifest) for plan in self.corpora]),
-            "document_corpus": np.repeat(np.arange(len(self.corpora)), number_C),
-            "mask_set": np.repeat(np.arange(len(self.sets)), number_S),
-            "mask_neuron": np.concatenate([one.neurons_n2 for one in self.sets]),
-        }
-        return arrays, {
-            "corpora": [plan.name for plan in self.corpora],
-            "sets": [one.to_json(self.facts.num_layers) for one in self.sets],
-            "draws": self.made.draws,
-            "not_drawn": {kind: dict(reasons) for kind, reasons in self.made.not_drawn.items()},
-            "concepts": list(self.config.concepts),
-            "classes": class_names(list(self.config.concepts)),
-            "used_documents": [[one.corpus, one.name] for one in self.used],
-            "forced": self.evaluation.force,
-            "described": dict(self.evaluation.described),
-        }
+def _identity(
+    facts: ModelFacts, listed: Sequence[CorpusPlan], made: MaskSets, config: LossConfig, max_unit_bytes: int
+) -> dict[str, Any]:
+    """All that decides a bit of the result."""
+    return {
+        **model_identity(facts),
+        "corpora": {plan.name: plan.identity for plan in listed},
+        "sets": [f"{one.kind} {one.of} {one.draw}".strip() for one in made.sets],
+        "neurons": _digest([(one.kind, one.of, one.draw, one.neurons_n2) for one in made.sets]),
+        "how": config.how,
+        "means": _digest(sorted(config.mean_LF.items())) if config.mean_LF else None,
+        "concepts": [[name, pattern.pattern] for name, pattern in config.concepts.items()],
+        "left_out": _digest([sorted(one.hex() for one in config.left_out)]),
+        "row_tokens": config.row_tokens,
+        "document_tokens": config.document_tokens,
+        "token_budget": config.token_budget,
+        "max_unit_bytes": max_unit_bytes,
+        "attention": facts.attention,
+    }
 
 
-def _make_losses(
-    evaluation: Evaluation, facts: ModelFacts, listed: list[CorpusPlan], where: Where, max_unit_bytes: int
-) -> _Losses:
-    made = evaluation.make_sets(facts)
-    used = find_used(listed, evaluation.choosers)
-    if not evaluation.force:
-        refuse_or_leave_out(listed, used, evaluation.choosers, evaluation.leave_out_used)
-    if used:
-        kept = "evaluated on all the same" if evaluation.force else "left out"
-        where.progress.note(
-            f"{len(used)} documents chose the neurons and are {kept}: {used[0].corpus}: {used[0].name} …"
-        )
-    distinct = {one.neurons_n2.tobytes(): one.neurons_n2 for one in made.sets}
-    keys = list(distinct)
-    row_tokens = (store.store_attributes(where.store).get("config") or {}).get("row_tokens") or facts.row_tokens
-    config = LossConfig(
-        row_tokens=row_tokens,
-        document_tokens=evaluation.document_tokens,
-        token_budget=max(TOKEN_BUDGET[facts.device_type], row_tokens),
-        how=evaluation.how,
-        neurons=tuple(distinct.values()),
-        concepts=evaluation.concepts,
-        mean_LF=_means(where.store, [plan.name for plan in listed]) if evaluation.how == "mean" else {},
-        left_out=frozenset() if evaluation.force else frozenset(one.sha256 for one in used),
-    )
+def _assemble(
+    listed: Sequence[CorpusPlan], made: MaskSets, num_layers: int, concepts: list[str], described: dict[str, Any],
+    parts: KeptParts,
+) -> tuple[dict[str, np.ndarray | store.Blocks], dict[str, Any]]:  # fmt: skip
+    """The group's arrays and attributes."""
+    keys = list(dict.fromkeys(one.neurons_n2.tobytes() for one in made.sets))
     which_S = [keys.index(one.neurons_n2.tobytes()) for one in made.sets]
-    return _Losses(evaluation, max_unit_bytes, facts, listed, made, used, config, which_S)
+    arrays: dict[str, np.ndarray | store.Blocks] = {}
+    number_C = [len(plan.manifest.names) for plan in listed]
+    classes = class_names(concepts)
+    for name in parts.names:
+        if name in _BY_SET:
+            by_set = (values_SnX[which_S] for values_SnX in parts.each(name))
+            arrays[name] = store.Blocks((len(which_S), sum(number_C), len(classes)), 1, by_set)
+        elif name in SCHEMA:
+            arrays[name] = parts.joined(name)
+    arrays |= {
+        "document_name": np.concatenate([stored_names(plan.manifest) for plan in listed]),
+        "document_corpus": np.repeat(np.arange(len(listed)), number_C),
+        "mask_set": np.repeat(np.arange(len(made.sets)), [len(one.neurons_n2) for one in made.sets]),
+        "mask_neuron": np.concatenate([one.neurons_n2 for one in made.sets]),
+    }
+    return arrays, {
+        "corpora": [plan.name for plan in listed],
+        "sets": [one.to_json(num_layers) for one in made.sets],
+        "draws": made.draws,
+        "not_drawn": {kind: dict(reasons) for kind, reasons in made.not_drawn.items()},
+        "concepts": concepts,
+        "classes": classes,
+        **described,
+    }
 
 
 def _means(path: Path, corpora: Sequence[str]) -> dict[str, np.ndarray]:

@@ -5,12 +5,13 @@ A pure function of (config, unit), like `profiler.worker`: the composition of ba
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from re import Pattern
 
 import numpy as np
 
 from neurotally.jobs.reducers import Part
-from neurotally.profiler.batches import Batch, TokenRows, lay_out, rectangles
+from neurotally.profiler.batches import TokenRows, lay_out, rectangles
 from neurotally.profiler.corpus import read_documents
 from neurotally.profiler.interventions import switched_off
 from neurotally.profiler.loss import LossReader
@@ -94,11 +95,7 @@ class LossWorker:
 
     def compute(self, task: Task, prepared: ClassifiedTexts) -> Part:
         """Run every set over a prepared unit."""
-        sums, restarts = halving(
-            self._config.token_budget,
-            lambda budget: self._sums(task, prepared, budget),
-            "a single row doesn't fit in memory",
-        )
+        sums, restarts = halving(self._config.token_budget, lambda budget: self._sums(task, prepared, budget))
         arrays = {
             **sums,
             "has_concept": prepared.has_concept_nS,
@@ -119,10 +116,12 @@ class LossWorker:
             for index, neurons in enumerate(self._by_layer):
                 with switched_off(self._model, neurons, how, mean_LF):
                     losses = self._reader.read(batch)
-                at = _Places(task.first, prepared, batch, losses.row_N, losses.column_N)
-                nats_SnX[index] += at.sums(losses.nats_N)
-                hits_SnX[index] += at.sums(losses.is_hit_N).astype(np.int64)
-            scored_nX += at.sums(np.ones(len(losses.row_N))).astype(np.int64)
+                document_N = batch.document_BT[losses.row_N, losses.column_N] - task.first
+                place_N = prepared.start_n[document_N] + batch.position_BT[losses.row_N, losses.column_N]
+                sums = partial(_sums_by, document_N, prepared.class_NX[place_N], num_documents)
+                nats_SnX[index] += sums(losses.nats_N)
+                hits_SnX[index] += sums(losses.is_hit_N).astype(np.int64)
+            scored_nX += sums(np.ones(len(losses.row_N))).astype(np.int64)
         return {"nats": nats_SnX, "hits": hits_SnX, "scored": scored_nX}
 
     def _classes(self, text: str | None, tokens: TokenIds, name: str) -> np.ndarray:
@@ -132,24 +131,11 @@ class LossWorker:
         return classify(text, tokens.span_T2, self._config.concepts, name)
 
 
-class _Places:
-    """Where the scored tokens of a batch belong: to which document, and to which classes."""
-
-    def __init__(self, first: int, prepared: ClassifiedTexts, batch: Batch, row_N: np.ndarray, column_N: np.ndarray):
-        self._document_N = batch.document_BT[row_N, column_N] - first
-        place_N = prepared.start_n[self._document_N] + batch.position_BT[row_N, column_N]
-        self._class_NX = prepared.class_NX[place_N]
-        self._num_documents = len(prepared.tokens_n)
-
-    def sums(self, value_N: np.ndarray) -> np.ndarray:
-        """float64 [n, X]: summed by document and class."""
-        return np.stack(
-            [
-                np.bincount(self._document_N[in_class_N], value_N[in_class_N], self._num_documents)
-                for in_class_N in self._class_NX.T
-            ],
-            axis=1,
-        )
+def _sums_by(document_N: np.ndarray, class_NX: np.ndarray, num_documents: int, value_N: np.ndarray) -> np.ndarray:
+    """float64 [n, X]: summed by document and class."""
+    return np.stack(
+        [np.bincount(document_N[in_class_N], value_N[in_class_N], num_documents) for in_class_N in class_NX.T], axis=1
+    )
 
 
 def by_layer(neurons_n2: np.ndarray) -> dict[int, list[int]]:

@@ -11,71 +11,35 @@ from pathlib import Path
 from typing import Any
 
 from neurotally.jobs.corpus_sums import CorpusSums
-from neurotally.jobs.engines import ModelConfig
-from neurotally.jobs.plan import CorpusPlan, find_corpora
-from neurotally.jobs.progress import Progress
+from neurotally.jobs.plan import CorpusPlan
 from neurotally.jobs.reducers import Fold, Plan
-from neurotally.jobs.run import CHECKPOINT_EVERY_S, Pass, RunReport, Texts, Where, run_pass
+from neurotally.jobs.run import Pass, RunReport, Texts, Where, model_identity, run_pass
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model import ModelFacts
 from neurotally.profiler.worker import TOKEN_BUDGET, PassConfig
 
-MAX_UNIT_BYTES = 2 * 2**20
 _SHOWN_SKIPS = 5
 
 
-def profile(
-    model: str, store: Path | str, *, corpora: Path | str | None = None,
-    corpus: Mapping[str, str | Path] | None = None, max_files: int | None = None, row_tokens: int | None = None,
-    document_tokens: int | None = None, layout: str = "documents", triggers: int = 32, groups: int = 10,
-    keep_texts: bool = False, window_lines: int | None = None, random_init: int | None = None,
-    workers: int | None = None, device: str = "auto", dtype: str = "auto", address: str | None = None,
-    trust_remote_code: bool = False, progress: Progress | None = None, max_unit_bytes: int = MAX_UNIT_BYTES,
-    token_budget: int | None = None, checkpoint_every_s: float = CHECKPOINT_EVERY_S,
+def profile_neurons(
+    where: Where, texts: Texts, row_tokens: int | None, token_budget: int | None, checkpoint_every_s: float,
+    **settings: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """Run a model over corpora and keep in `store` what every neuron does; as `neurotally profile`, with its options.
-
-    `corpora`: a folder of one subfolder per corpus; `corpus`: name and SOURCE of further ones. What is there already is
-    left alone. Returns what was done: `corpora` (attributes of those added by this run), `tokens`, seconds, `warnings`.
-    Raises InputError (nothing lost), JobError, or Interrupted.
-
-    >>> from neurotally.jobs import profile
-    >>> done = profile("model/", "my.store", corpora="sources/", triggers=8)
-    >>> sorted(done["corpora"])
-    ['c++', 'python']
-    """
-    if window_lines is not None and layout != "documents":
-        raise InputError("--window-lines needs --layout documents: each window is a row of its own")
-    texts = Texts(find_corpora(corpora, corpus), max_files, window_lines)
-    where = Where(
-        ModelConfig(model, device, dtype, trust_remote_code), Path(store), workers, address, progress or Progress(),
-        random_init,
-    )  # fmt: skip
+    """Bring the store to hold the corpora; what was done. `settings`: the other fields of `PassConfig`."""
 
     def make_config(facts: ModelFacts) -> PassConfig:
         row = row_tokens or facts.row_tokens
         if row > facts.max_row_tokens:
             raise InputError(f"--row-tokens {row}: {facts.id} takes rows of at most {facts.max_row_tokens} tokens")
-        return PassConfig(
-            layout=layout,
-            row_tokens=row,
-            document_tokens=document_tokens,
-            token_budget=max(token_budget or TOKEN_BUDGET[facts.device_type], row),
-            max_unit_bytes=max_unit_bytes,
-            groups=groups,
-            triggers=triggers,
-            window_lines=window_lines,
-            keep_texts=keep_texts,
-            kernels=facts.kernels,
-        )
+        budget = max(token_budget or TOKEN_BUDGET[facts.device_type], row)
+        return PassConfig(row_tokens=row, token_budget=budget, kernels=facts.kernels, **settings)
 
     def make_pass(facts: ModelFacts, listed: list[CorpusPlan]) -> Pass:
         config = make_config(facts)
         return Pass(config.make_runner, [_plan(one, config, facts) for one in listed])
 
     def identity(facts: ModelFacts) -> dict[str, Any]:
-        of_model = {"dtype": facts.dtype, "device_type": facts.device_type, "attention": facts.attention}
-        return {**of_model, **make_config(facts).to_json()}
+        return {**model_identity(facts), "attention": facts.attention, **make_config(facts).to_json()}
 
     return _document(run_pass(where, make_pass, texts, identity, checkpoint_every_s))
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from neurotally.jobs.door import TASK_TEXTS
 from neurotally.jobs.engines import Outcome
-from neurotally.jobs.passes.embed import SCHEMA, TASK_TEXTS, _Assembly, _cut
+from neurotally.jobs.passes.embed import SCHEMA, _assemble, _cut
 from neurotally.jobs.reducers import Part, Parts, Plan
 from neurotally.profiler import store
 from neurotally.profiler.parallel import ParallelTexts
@@ -36,7 +37,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
         store.create_store(path, {"model": None})
-        keep = partial(Parts, assemble=_Assembly(texts, distinct, "counted", 2048), schema=SCHEMA)
+        keep = partial(Parts, assemble=partial(_assemble, texts, distinct, "counted", 2048), schema=SCHEMA)
         reducer = keep(path, Plan("embeddings/all", _cut(distinct, TASK_TEXTS), {}, keep))
         rng = np.random.default_rng(0)
         for task in reducer.plan.tasks:

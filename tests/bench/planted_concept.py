@@ -23,8 +23,9 @@ from typing import Any
 
 import click
 import numpy as np
+from heldout import heldout_loss
 
-from neurotally.jobs.demo.model import heldout_loss, train
+from neurotally.jobs.demo.model import train
 
 LANGUAGES = ("go", "java", "python")
 PLANTED_SHARE = 0.03

@@ -27,7 +27,7 @@ import psutil
 
 PRELOADED = (
     "torch", "transformers", "pyarrow.parquet", "zarr", "scipy.stats", "matplotlib.figure", "pygments.lexers", "jinja2",
-    "neurotally.jobs.cli", "neurotally.jobs.passes.neurons", "neurotally.jobs.passes.embed",
+    "neurotally.jobs.cli", "neurotally.jobs.door", "neurotally.jobs.passes.neurons", "neurotally.jobs.passes.embed",
     "neurotally.jobs.passes.lens", "neurotally.jobs.passes.ablation", "neurotally.jobs.passes.agreement",
     "neurotally.analysis.keys.triggers", "neurotally.analysis.report.page", "neurotally.analysis.render.charts",
     "neurotally.analysis.keys.patterns_study", "neurotally.analysis.languages.lape_study",

@@ -15,11 +15,11 @@ from conftest import make_tokenizer, save_llama
 CORPORA = ("c", "go", "python")
 PASSES = ("embed", "lens", "ablate", "agreement")
 SMALL_TASKS: Settings = {
-    "neurotally.jobs.passes.neurons:profile": {"max_unit_bytes": 4000, "checkpoint_every_s": 0.0},
-    "neurotally.jobs.passes.embed:embed": {"task_texts": 2},
-    "neurotally.jobs.passes.lens:lens": {"task_prompts": 2},
-    "neurotally.jobs.passes.ablation:ablate": {"max_unit_bytes": 2000},
-    "neurotally.jobs.passes.agreement:agreement": {"max_unit_bytes": 2000},
+    "neurotally.jobs.door:profile": {"max_unit_bytes": 4000, "checkpoint_every_s": 0.0},
+    "neurotally.jobs.door:embed": {"task_texts": 2},
+    "neurotally.jobs.door:lens": {"task_prompts": 2},
+    "neurotally.jobs.door:ablate": {"max_unit_bytes": 2000},
+    "neurotally.jobs.door:agreement": {"max_unit_bytes": 2000},
 }
 """Many units, tasks and checkpoints of little text."""
 _LENGTHS = (1, 2, 5, 20, 55)

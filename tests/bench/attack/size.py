@@ -54,7 +54,7 @@ def attack(arguments: argparse.Namespace, folder: Path) -> Findings:
             "profile", material.model, folder / f"store-{number}", "--corpora", corpus.parent, "--row-tokens", 64,
             "--triggers", 4, "--workers", 2, "--document-tokens", arguments.document_tokens, "--json",
         ]  # fmt: skip
-        settings = {"neurotally.jobs.passes.neurons:profile": {"checkpoint_every_s": arguments.checkpoint_every}}
+        settings = {"neurotally.jobs.door:profile": {"checkpoint_every_s": arguments.checkpoint_every}}
         launch = start(command, folder / "log", settings, fresh=True)
         peak, status_s, seen = _watch(launch, folder / f"store-{number}", folder, arguments.stop_after, findings)
         outcome = launch.finish(120.0)
