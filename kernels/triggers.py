@@ -8,16 +8,14 @@ The lists are kept on the device: by `tally.cpp` on the CPU, by `triton_triggers
 neither is there.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from neurotally.kernels.compiled import Library, Offer, library
-from neurotally.kernels.tally import RowMaxima, has_triton
-
-_COMPACT_ABOVE = 8
-"""A layer's buffer is cut back to its K best when it holds this many candidates a list entry."""
+from neurotally.kernels.compiled import Offer, library
+from neurotally.kernels.tally import RowMaxima, kernels_for
 
 
 class Triggers(NamedTuple):
@@ -34,137 +32,93 @@ class Triggers(NamedTuple):
 
 
 class LayerTriggers:
-    """The best candidates of one layer so far.
+    """The best candidates of one layer so far: K entries a neuron, on its device, changed in place.
 
     `bar_F` (float32), if given, holds for each neuron the K-th value of documents that all come before those
     seen here: a candidate must exceed it. The merged list is the same without it; the result is smaller.
     """
 
     def __init__(self, num_neurons: int, num_triggers: int, device: torch.device | str, bar_F: Tensor | None):
+        shape = (num_neurons, num_triggers)
         bar_F = torch.zeros(num_neurons, device=device) if bar_F is None else bar_F.to(device, torch.float32)
-        self._lists = _lists_for(num_triggers, bar_F)
-
-    def add(self, maxima: RowMaxima, document_BT: Tensor, position_BT: Tensor) -> None:
-        """Offer a batch's row maxima; the two tables tell which document and position each cell is."""
-        self._lists.add(maxima, document_BT, position_BT)
-
-    def best(self) -> Triggers:
-        """The K best of each neuron among all that was offered."""
-        return self._lists.best()
-
-
-def _lists_for(num_triggers: int, bar_F: Tensor) -> "_Lists | _Buffer":
-    if bar_F.device.type == "cpu" and (compiled := library()) is not None:
-        return _CompiledLists(compiled, num_triggers, bar_F)
-    if bar_F.device.type == "cuda" and has_triton(bar_F.device):
-        return _TritonLists(num_triggers, bar_F)
-    return _Buffer(num_triggers, bar_F)
-
-
-class _Lists:
-    """K entries a neuron, on the device of `bar_F`, changed in place."""
-
-    def __init__(self, num_triggers: int, bar_F: Tensor):
-        shape, device = (len(bar_F), num_triggers), bar_F.device
         self._bar_F = bar_F.contiguous()
         self._value_FK = torch.zeros(shape, device=device)
         self._document_FK = torch.full(shape, -1, dtype=torch.int32, device=device)
         self._position_FK = torch.full(shape, -1, dtype=torch.int32, device=device)
+        self._offer = _offer_for(self._bar_F.device)
 
     def add(self, maxima: RowMaxima, document_BT: Tensor, position_BT: Tensor) -> None:
+        """Offer a batch's row maxima; the two tables tell which document and position each cell is."""
         if maxima.value_BF.shape != (len(document_BT), len(self._bar_F)) or document_BT.shape != position_BT.shape:
             raise ValueError(
                 f"expected row maxima [B, F] with B = {len(document_BT)} (documents) and F = {len(self._bar_F)}, "
                 f"got {list(maxima.value_BF.shape)}"
             )
-        offered = (
+        self._offer(
             maxima.value_BF.float().contiguous(),
             *(x.to(torch.int32).contiguous() for x in (maxima.position_BF, document_BT, position_BT)),
+            self._bar_F,
+            self._value_FK,
+            self._document_FK,
+            self._position_FK,
         )
-        self._offer(offered, (self._bar_F, self._value_FK, self._document_FK, self._position_FK))
-
-    def _offer(self, offered: tuple[Tensor, ...], held: tuple[Tensor, ...]) -> None:
-        raise NotImplementedError
 
     def best(self) -> Triggers:
+        """The K best of each neuron among all that was offered."""
         neuron_N, rank_N = (self._value_FK > 0).nonzero(as_tuple=True)
-        return Triggers(
-            neuron_N,
-            self._value_FK[neuron_N, rank_N],
-            self._document_FK[neuron_N, rank_N].long(),
-            self._position_FK[neuron_N, rank_N].long(),
+        held = (table_FK[neuron_N, rank_N] for table_FK in (self._value_FK, self._document_FK, self._position_FK))
+        value_N, document_N, position_N = held
+        return top_triggers(
+            [Triggers(neuron_N, value_N, document_N.long(), position_N.long())], self._value_FK.shape[1]
         )
 
 
-class _CompiledLists(_Lists):
-    """Always in order: an entering candidate moves the worse ones down, in `tally.cpp`."""
-
-    def __init__(self, compiled: Library, num_triggers: int, bar_F: Tensor):
-        super().__init__(num_triggers, bar_F)
-        self._compiled = compiled
-
-    def _offer(self, offered: tuple[Tensor, ...], held: tuple[Tensor, ...]) -> None:
-        shape = (*offered[2].shape, *self._value_FK.shape)
-        self._compiled.offer(Offer(*shape, *(x.data_ptr() for x in offered + held), torch.get_num_threads()))
-
-
-class _TritonLists(_Lists):
-    """In no order until they are read, by the kernel of `triton_triggers.py`."""
-
-    def _offer(self, offered: tuple[Tensor, ...], held: tuple[Tensor, ...]) -> None:
+def _offer_for(device: torch.device) -> Callable[..., None]:
+    """What lets candidates into the lists [F, K]; its arguments are those of `offer_plainly`."""
+    kernels = kernels_for(device, torch.float32)
+    if kernels == "compiled":
+        return _offer_compiled
+    if kernels == "triton":
         from neurotally.kernels import triton_triggers
 
-        triton_triggers.offer(*offered, *held)
-
-    def best(self) -> Triggers:
-        return top_triggers([super().best()], self._value_FK.shape[1])
+        return triton_triggers.offer
+    return offer_plainly
 
 
-class _Buffer:
-    """Candidates in the order they came, cut back to the K best of each neuron when they are many."""
+def _offer_compiled(*tensors: Tensor) -> None:
+    """By `tally.cpp`: always in order, an entering candidate moves the worse ones down."""
+    compiled = library()
+    assert compiled is not None
+    document_BT, value_FK = tensors[2], tensors[5]
+    pointers = (x.data_ptr() for x in tensors)
+    compiled.offer(Offer(*document_BT.shape, *value_FK.shape, *pointers, torch.get_num_threads()))
 
-    def __init__(self, num_triggers: int, bar_F: Tensor):
-        self._num_triggers = num_triggers
-        self._bar_F = bar_F
-        self._kth_F = torch.zeros_like(bar_F)
-        self._limit = _COMPACT_ABOVE * num_triggers * len(bar_F)
-        self._held: list[Triggers] = []
-        self._num_held = 0
 
-    def add(self, maxima: RowMaxima, document_BT: Tensor, position_BT: Tensor) -> None:
-        # An equal value may come from an earlier document (rows are sorted by length): >= against our own list.
-        enters_BF = (maxima.value_BF > self._bar_F) & (maxima.value_BF >= self._kth_F)
-        row_N, neuron_N = enters_BF.nonzero(as_tuple=True)
-        column_N = maxima.position_BF[row_N, neuron_N].long()
-        self._held.append(
-            Triggers(
-                neuron_N,
-                maxima.value_BF[row_N, neuron_N],
-                document_BT[row_N, column_N].long(),
-                position_BT[row_N, column_N].long(),
-            )
-        )
-        self._num_held += len(neuron_N)
-        if self._num_held > self._limit:
-            best = self.best()
-            is_last_N = _rank_within(best.neuron_N) == self._num_triggers - 1
-            self._kth_F[best.neuron_N[is_last_N]] = best.value_N[is_last_N]
-
-    def best(self) -> Triggers:
-        self._held = [top_triggers(self._held, self._num_triggers)] if self._held else []
-        self._num_held = len(self._held[0].neuron_N) if self._held else 0
-        if self._held:
-            return self._held[0]
-        none = torch.empty(0, dtype=torch.int64, device=self._bar_F.device)
-        return Triggers(none, none.float(), none, none)
+def offer_plainly(
+    value_BF: Tensor, column_BF: Tensor, document_BT: Tensor, position_BT: Tensor,
+    bar_F: Tensor, value_FK: Tensor, document_FK: Tensor, position_FK: Tensor,
+) -> None:  # fmt: skip
+    """In PyTorch: what may enter and the lists that it may enter are sorted together. Always in order."""
+    # An equal value may come from an earlier document (rows are sorted by length).
+    may_enter_BF = (value_BF > bar_F) & (value_BF >= value_FK[:, -1])
+    row_N, neuron_N = may_enter_BF.nonzero(as_tuple=True)
+    column_N = column_BF[row_N, neuron_N]
+    new = Triggers(neuron_N, value_BF[row_N, neuron_N], document_BT[row_N, column_N], position_BT[row_N, column_N])
+    tables = (value_FK, document_FK, position_FK)
+    changed_n, num_triggers = neuron_N.unique(), value_FK.shape[1]
+    held = Triggers(changed_n.repeat_interleave(num_triggers), *(table_FK[changed_n].flatten() for table_FK in tables))
+    best_neuron_N, *best = top_triggers([held, new], num_triggers)
+    rank_N = _rank_within(best_neuron_N)
+    for table_FK, best_N in zip(tables, best, strict=True):
+        table_FK[best_neuron_N, rank_N] = best_N
 
 
 def top_triggers(parts: list[Triggers], num_triggers: int) -> Triggers:
-    """The `num_triggers` best of each neuron over all parts, one a document."""
+    """The `num_triggers` best of each neuron over all parts, one a document; unused entries (-1) are one document's."""
     every = Triggers(*(torch.cat(column) for column in zip(*parts, strict=True)))
     order = torch.argsort(every.position_N, stable=True)
     order = order[torch.argsort(every.value_N[order], descending=True, stable=True)]
-    place_N = every.neuron_N * (every.document_N.max() + 1 if len(every.document_N) else 1) + every.document_N
+    place_N = every.neuron_N * (every.document_N.max() + 2 if len(every.document_N) else 1) + every.document_N
     order = order[torch.argsort(place_N[order], stable=True)]
     one_a_document = _take(every, order[_is_first(place_N[order])])
     order = torch.argsort(one_a_document.value_N, descending=True, stable=True)

@@ -35,7 +35,7 @@ def path(name: str) -> Iterator[None]:
         pytest.skip("no C++ compiler here")
     with pytest.MonkeyPatch.context() as patch:
         if name == "reference":
-            patch.setattr(kernels, "library", lambda: None)
+            patch.setattr(kernels, "kernels_for", lambda *_: "plain")
         yield
 
 
@@ -55,18 +55,16 @@ def offer(triggers: LayerTriggers, rows: list) -> None:
     bar=st.one_of(st.none(), st.lists(st.sampled_from(VALUES[:4]), min_size=3, max_size=3)),
     sizes=st.lists(st.integers(1, 20), max_size=8),
     random=st.randoms(use_true_random=False),
-    compact_above=st.sampled_from([1, 8]),
 )
 @settings(max_examples=200, deadline=None)
 @pytest.mark.slow
 def test_any_order_and_split_gives_the_sorted_list(
-    kernel_path: str, rows: list, num_triggers: int, bar: Any, sizes: list[int], random: Any, compact_above: int
+    kernel_path: str, rows: list, num_triggers: int, bar: Any, sizes: list[int], random: Any
 ) -> None:
     bar_F = None if bar is None else torch.tensor(bar)
     offered = list(rows)
     random.shuffle(offered)
-    with path(kernel_path), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "_COMPACT_ABOVE", compact_above)
+    with path(kernel_path):
         triggers = LayerTriggers(NUM_NEURONS, num_triggers, "cpu", bar_F)
         while offered:
             size = sizes.pop() if sizes else len(offered)
