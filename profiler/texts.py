@@ -11,7 +11,6 @@ form feeds and Unicode's other separators are ordinary characters. Characters, l
 lines and columns from 1; a tab is one character.
 """
 
-import hashlib
 import itertools
 import os
 import re
@@ -28,7 +27,15 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from neurotally.profiler import store
 from neurotally.profiler.corpus import read_documents, source_at
-from neurotally.profiler.documents import MAX_DOCUMENT_BYTES, Document, Source, Status
+from neurotally.profiler.documents import (
+    CHANGED,
+    MAX_DOCUMENT_BYTES,
+    UNREADABLE,
+    Document,
+    Source,
+    Status,
+    text_document,
+)
 from neurotally.profiler.errors import InputError, first_line
 from neurotally.profiler.tokenise import tokenise
 from neurotally.profiler.windows import first_line_of
@@ -91,11 +98,6 @@ class CorpusTexts:
     is_source_given: bool = True
     """Whether the caller named the source; else the store did."""
 
-    @property
-    def num_documents(self) -> int:
-        """Documents of the corpus, skipped ones too."""
-        return len(self.names)
-
     def read(self, numbers: Sequence[int]) -> Iterator[Text]:
         """The texts of the documents `numbers` (ascending), each verified."""
         if self._kept_array is None:
@@ -121,19 +123,19 @@ class CorpusTexts:
                 end = first + array.chunks[0]
                 held = store.read_slice(array, slice(first, end))
             text = str(held[number - first])
-            yield Document(text or None, Status.COUNTED if text else Status.CHANGED, _sha256(text))
+            yield text_document(text.encode()) if text else CHANGED
 
     def _from_source(self, numbers: Sequence[int]) -> Iterator[Document]:
         source = self.source
         if source is None or not numbers:
-            yield from (Document(None, Status.UNREADABLE, bytes(32)) for _ in numbers)
+            yield from (UNREADABLE for _ in numbers)
         elif source.kind == "folder":
             yield from read_documents(source, self._names_of(source, numbers), self.sizes_D[numbers].tolist(), 0)
         else:  # records lie one behind the other
             first, end, wanted = numbers[0], numbers[-1] + 1, set(numbers)
             sizes, offset = self.sizes_D[first:end].tolist(), int(self.sizes_D[:first].sum())
             documents = read_documents(source, self.names[first:end], sizes, offset)
-            records = itertools.chain(documents, itertools.repeat(Document(None, Status.CHANGED, bytes(32))))
+            records = itertools.chain(documents, itertools.repeat(CHANGED))
             yield from (record for number, record in zip(range(first, end), records, strict=False) if number in wanted)
 
     def _names_of(self, source: Source, numbers: Sequence[int]) -> list[str]:
@@ -259,10 +261,6 @@ def _documents_a_chunk(sizes_D: np.ndarray) -> int:
 
 def _unescaped(name: str) -> str:
     return os.fsdecode(re.sub(rb"\\x([89a-f][0-9a-f])", lambda match: bytes.fromhex(match[1].decode()), name.encode()))
-
-
-def _sha256(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()
 
 
 def _from_pretrained(model_id: str, revision: str | None, trust_remote_code: bool) -> Any:

@@ -18,6 +18,8 @@ from sorted_triggers import as_list, sorted_triggers
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from neurotally.kernels import tally as kernels
+from neurotally.kernels.activations import activation_name
 from neurotally.kernels.tally import PAD, REPEAT, SPECIAL, TOKEN, LayerTally, RowMaxima, Statistics, tally_reference
 from neurotally.kernels.triggers import LayerTriggers
 
@@ -27,7 +29,7 @@ if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":
 pytest.importorskip("triton", reason="Triton isn't installed")
 
 from neurotally.kernels import triton_tally, triton_triggers  # noqa: E402
-from neurotally.kernels.triton_tally import Tiling, activation_name  # noqa: E402
+from neurotally.kernels.triton_tally import Tiling  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:numpy", "ignore::RuntimeWarning:triton")  # NaN, inf
 DEVICE = "cuda" if ON_GPU else "cpu"
@@ -88,8 +90,11 @@ def run(
         # The interpreter takes its time by the program and the tile, not by the element.
         block_neurons = 1 << (pre_BTF.shape[2] - 1).bit_length()
         tiling = Tiling(512, 256, block_neurons, 16, block_neurons)
-    with torch.no_grad(), poisoned():
-        h_BTF, maxima = triton_tally.tally(act, pre_BTF, up_BTF, kind_BT, into, statistics, tiling)
+    with torch.no_grad(), poisoned(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "kernels_for", lambda *_: "triton")
+        if tiling is not None:
+            patch.setattr(triton_tally, "_tiling", lambda *_: tiling)
+        h_BTF, maxima = kernels.tally_layer(act, pre_BTF, up_BTF, kind_BT, into, statistics)
     return h_BTF, into, maxima
 
 
