@@ -14,7 +14,6 @@ lines and columns from 1; a tab is one character.
 import itertools
 import os
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,7 +22,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec
 
 from neurotally.profiler import store
 from neurotally.profiler.corpus import read_documents, source_at
@@ -239,18 +237,15 @@ def keep_texts(group: Path, source: Source, names: Sequence[str], arrays: store.
     chunk = _documents_a_chunk(sizes_D)
     texts = CorpusTexts(group, "", names, sizes_D, arrays["document_hash"], arrays["document_status"],
                         arrays["document_tokens"], source.window_lines, None, source)  # fmt: skip
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # see `store.write_arrays`
-        array = zarr.open_group(str(group), mode="r+", zarr_format=3).create_array(
-            KEPT, shape=(len(names),), dtype="string", chunks=(chunk,), fill_value="", dimension_names=("document",),
-            compressors=[BloscCodec(cname="zstd", clevel=5, typesize=1), Crc32cCodec()],
-            config={"write_empty_chunks": True}, overwrite=True,
-        )  # fmt: skip
+
+    def chunks() -> Iterator[np.ndarray]:
         for first in range(0, len(names), chunk):
             held = np.full(min(chunk, len(names) - first), "", object)
             for found in texts.read((first + np.flatnonzero(counted_D[first : first + chunk])).tolist()):
                 held[found.number - first] = found.text or ""
-            array[first : first + len(held)] = held
+            yield held
+
+    store.add_array(group, KEPT, store.Blocks((len(names),), 0, chunks()), (chunk,))
 
 
 def _documents_a_chunk(sizes_D: np.ndarray) -> int:
