@@ -57,16 +57,10 @@ class Computed(NamedTuple):
 
 
 class Projection(NamedTuple):
-    """What a matrix product gives, or `width` of its columns where gate and up are one product."""
+    """What a matrix product gives, or some of its columns, from the first on, where gate and up are one product."""
 
     module: nn.Module
     first: int
-    width: int
-
-    def bias(self) -> Tensor | None:
-        """A copy of what it adds, [F]; None where it adds nothing."""
-        bias = parameter_of(self.module, "bias")
-        return None if bias is None else bias[self.first : self.first + self.width]
 
 
 @dataclass(eq=False)
@@ -82,16 +76,12 @@ class HookPoint:
     gated: bool
     keys: Projection | None
     """What the activation is given (gate or fc1); None where that is no matrix product as it is."""
-    up: Projection | None
-    """What the activation is multiplied by; None in a plain network, and where it is no matrix product as it is."""
     down: nn.Module
     """What reads the coefficients."""
     width: int
     """Its neurons, F."""
     device: torch.device
     """Where it computes; its weights may lie elsewhere meanwhile."""
-    reach: Literal["all"] = "all"
-    """Which tokens come by."""
     interventions: list[Intervention] = field(default_factory=list)
     """In the order in which they were entered."""
     touched_n: Tensor = field(init=False)
@@ -113,8 +103,10 @@ class HookPoint:
                 f"{self}: the activation isn't given a matrix product as it is, so its bias can't be told; switch "
                 "neurons off in another way"
             )
-        bias_F = self.keys.bias()
-        return torch.zeros(self.width, device=self.device) if bias_F is None else bias_F
+        bias = parameter_of(self.keys.module, "bias")
+        if bias is None:
+            return torch.zeros(self.width, device=self.device)
+        return bias[self.keys.first : self.keys.first + self.width]
 
     def index(self, neurons: Sequence[int]) -> Tensor:
         """int64: these neurons' numbers, where the network computes. InputError where it has no such neuron."""
@@ -150,13 +142,11 @@ class HookPoint:
     def install(self) -> None:
         """Stand in for the activation module."""
         self.stand_in.training = self.activation.training
-        parent, attribute = self.place
-        setattr(parent, attribute, self.stand_in)
+        setattr(*self.place, self.stand_in)
 
     def take_out(self) -> None:
         """Put the activation module back."""
-        parent, attribute = self.place
-        setattr(parent, attribute, self.activation)
+        setattr(*self.place, self.activation)
 
     def _at(self, stage: Stage) -> list[Intervention]:
         return [one for one in self.interventions if one.stage == stage]

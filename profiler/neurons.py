@@ -26,28 +26,19 @@ class NeuronRecorder:
     """
 
     def __init__(
-        self,
-        num_neurons: int,
-        devices: list[torch.device],
-        num_triggers: int,
-        bar_LF: np.ndarray | None = None,
+        self, num_neurons: int, devices: list[torch.device], num_triggers: int, bar_LF: np.ndarray | None = None
     ):
         self.tallies = [LayerTally.empty(num_neurons, device) for device in devices]
-        self._triggers: list[LayerTriggers] | None = None
-        if num_triggers:
-            self._triggers = [
-                LayerTriggers(
-                    num_neurons,
-                    num_triggers,
-                    device,
-                    None if bar_LF is None else torch.from_numpy(bar_LF[layer]),
-                )
-                for layer, device in enumerate(devices)
-            ]
+        bars = [None] * len(devices) if bar_LF is None else [torch.from_numpy(bar_F) for bar_F in bar_LF]
+        self._triggers = [
+            LayerTriggers(num_neurons, num_triggers, device, bar_F)
+            for device, bar_F in zip(devices, bars, strict=True)
+            if num_triggers
+        ]
 
     def offer(self, layer: int, maxima: RowMaxima, document_BT: Tensor, position_BT: Tensor) -> None:
         """Offer the row maxima of one layer as triggers."""
-        if self._triggers is not None:
+        if self._triggers:
             self._triggers[layer].add(maxima, document_BT, position_BT)
 
     def result(self) -> "UnitNeurons":
@@ -56,7 +47,7 @@ class NeuronRecorder:
         def stacked(name: str) -> np.ndarray:
             return np.stack([tally[name].cpu().numpy() for tally in self.tallies])
 
-        best = [layer.best() for layer in self._triggers or []]
+        best = [layer.best() for layer in self._triggers]
         num_neurons = len(self.tallies[0]["active"])
 
         def triggers(name: str, dtype: type) -> np.ndarray:

@@ -3,8 +3,8 @@
 A decoder layer has one activation module: act in `down(act(gate(x)) · up(x))` or in `fc2(act(fc1(x)))`. It is found by
 its class wherever the layer keeps it (OPT has no module for the network at all). What it is given tells the keys, as
 the matrix product, or the part of one, whose memory it is. Its result is marked, and the mark goes on from op to op:
-to a product with a tensor of the same shape, which makes the network gated and tells `up`, and to the weight matrix
-that reads it, the down projection.
+to a product with a tensor of the same shape, which makes the network gated, and to the weight matrix that reads it, the
+down projection.
 """
 
 from collections.abc import Callable, Iterator
@@ -53,7 +53,6 @@ class _Watcher(nn.Module):
         self.matrices = tuple(weight_matrices(block))
         self.products: list[tuple[nn.Module, Tensor]] = []
         self.keys: Projection | None = None
-        self.up: Projection | None = None
         self.found_down: tuple[nn.Module, ...] = ()
         """One at most; in a tuple, since it is no part of this module."""
         self.gated: bool | None = None
@@ -63,16 +62,15 @@ class _Watcher(nn.Module):
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Within this context it stands in the activation's place."""
-        parent, attribute = self.place
         with ExitStack() as hooks:
             for module in self.matrices:
                 hooks.enter_context(module.register_forward_hook(self._keep_product))
                 hooks.enter_context(module.register_forward_pre_hook(self._look_at_input))
-            setattr(parent, attribute, self)
+            setattr(*self.place, self)
             try:
                 yield
             finally:
-                setattr(parent, attribute, self.act)
+                setattr(*self.place, self.act)
 
     def forward(self, pre_BTF: Tensor) -> Tensor:
         self.width, self.device = pre_BTF.shape[-1], pre_BTF.device
@@ -88,7 +86,6 @@ class _Watcher(nn.Module):
         is_product = func in PRODUCTS and len(operands) == 2 and operands[0].shape == operands[1].shape
         if self.gated is None and is_product:
             self.gated = True
-            self.up = self._projection(operands[isinstance(operands[0], _Marked)])
             return self._marked(result)
         self.gated = bool(self.gated)
         return result
@@ -104,7 +101,7 @@ class _Watcher(nn.Module):
             )
         return HookPoint(
             layer=self.layer, name=self.name, activation=self.act, place=self.place, gated=self.gated, keys=self.keys,
-            up=self.up, down=self.found_down[0], width=self.width, device=self.device,
+            down=self.found_down[0], width=self.width, device=self.device,
         )  # fmt: skip
 
     def _marked(self, tensor: Tensor) -> Tensor:
@@ -127,7 +124,7 @@ class _Watcher(nn.Module):
         for module, output in reversed(self.products):
             if output.untyped_storage().data_ptr() == values_BTF.untyped_storage().data_ptr():
                 first = int(values_BTF.storage_offset()) - int(output.storage_offset())
-                return Projection(module, first, values_BTF.shape[-1])
+                return Projection(module, first)
         return None
 
 
