@@ -4,6 +4,7 @@ On a GPU the host's tables are copied from pinned memory on a stream of their ow
 never waits for the device. On the CPU a batch's arrays are used as they are.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -29,14 +30,11 @@ def staged(
 ) -> Iterator[StagedBatch]:
     """Each batch in turn: its ids on `input_device`, its tables on each of `devices`."""
     stager = _Stager(input_device, devices)
-    before: StagedBatch | None = None
-    for batch in batches:
-        after = stager.stage(batch)
-        if before is not None:
-            yield stager.hand_over(before)
-        before = after
-    if before is not None:
-        yield stager.hand_over(before)
+    # The next one is staged when a pair is asked for, before the one in front of it is handed over.
+    ahead = itertools.chain(map(stager.stage, batches), [None])
+    for batch, _ in itertools.pairwise(ahead):
+        assert batch is not None
+        yield stager.hand_over(batch)
 
 
 class _Stager:
