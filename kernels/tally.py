@@ -102,7 +102,9 @@ def tally_layer(
     if activation_BTF is not None:
         is_alike = activation_BTF.dtype == pre_BTF.dtype and activation_BTF.shape == pre_BTF.shape
         if kernels == "plain" or not is_alike:
-            return tally_plainly(activation_BTF, pre_BTF, up_BTF, kind_BT, tally, statistics)
+            coefficient_BTF = activation_BTF if up_BTF is None else activation_BTF * up_BTF
+            maxima = tally_reference(pre_BTF, activation_BTF, coefficient_BTF, kind_BT, tally, statistics)
+            return coefficient_BTF, maxima
         activation_BTF = activation_BTF.contiguous()
     pre_BTF = _with_unit_stride(pre_BTF)
     up_BTF = None if up_BTF is None else _with_unit_stride(up_BTF)
@@ -124,15 +126,6 @@ def kernels_for(device: torch.device, dtype: torch.dtype) -> str:
     if dtype in _COMPILED_DTYPES and device.type == "cuda" and has_triton(device):
         return "triton"
     return "plain"
-
-
-def tally_plainly(
-    activation_BTF: Tensor, pre_BTF: Tensor, up_BTF: Tensor | None, kind_BT: Tensor, tally: LayerTally,
-    statistics: Statistics,
-) -> tuple[Tensor, RowMaxima]:  # fmt: skip
-    """`tally_layer` in plain PyTorch, of an activation that is computed already."""
-    coefficient_BTF = activation_BTF if up_BTF is None else activation_BTF * up_BTF
-    return coefficient_BTF, tally_reference(pre_BTF, activation_BTF, coefficient_BTF, kind_BT, tally, statistics)
 
 
 def tally_reference(

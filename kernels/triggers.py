@@ -105,7 +105,7 @@ def offer_plainly(
     column_N = column_BF[row_N, neuron_N]
     new = Triggers(neuron_N, value_BF[row_N, neuron_N], document_BT[row_N, column_N], position_BT[row_N, column_N])
     tables = (value_FK, document_FK, position_FK)
-    changed_n, num_triggers = neuron_N.unique(), value_FK.shape[1]
+    changed_n, num_triggers = torch.unique(neuron_N), value_FK.shape[1]
     held = Triggers(changed_n.repeat_interleave(num_triggers), *(table_FK[changed_n].flatten() for table_FK in tables))
     best_neuron_N, *best = top_triggers([held, new], num_triggers)
     rank_N = _rank_within(best_neuron_N)

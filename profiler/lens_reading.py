@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from neurotally.profiler.lens import TOP, Lens, Vectors, cache_parts, top_tokens
+from neurotally.profiler.staging import DeviceTables
 
 
 @dataclass(frozen=True)
@@ -39,21 +40,7 @@ class Readings:
     """uint8."""
 
 
-class _Tables:
-    """Tables on the host, copied once to each device that asks for them."""
-
-    def __init__(self, *tables: np.ndarray):
-        self._host = tables
-        self._on: dict[torch.device, tuple[Tensor, ...]] = {}
-
-    def on(self, device: torch.device) -> tuple[Tensor, ...]:
-        """The tables, in their order."""
-        if device not in self._on:
-            self._on[device] = tuple(torch.from_numpy(table).to(device) for table in self._host)
-        return self._on[device]
-
-
-class SetColumns(_Tables):
+class SetColumns(DeviceTables):
     """Token sets as columns: tokens that are in any set [U], float32 members [U, S], bool members [V, S]."""
 
     def __init__(self, sets: Sequence[np.ndarray], vocabulary: int):
@@ -64,7 +51,7 @@ class SetColumns(_Tables):
         super().__init__(used_U, member_VS[used_U].astype(np.float32), member_VS)
 
 
-class DrawColumns(_Tables):
+class DrawColumns(DeviceTables):
     """The draws of all sets as columns: D of each set, a set's side by side. R columns, U tokens in any of them."""
 
     def __init__(self, draws: Sequence[np.ndarray], vocabulary: int):
@@ -93,17 +80,12 @@ class DrawColumns(_Tables):
             return mass_RN.t(), mass_top_NR, rank_top_NR.float(), (rank_top_NR <= TOP).float()
 
 
-@dataclass(frozen=True)
 class DrawSums:
     """Sums over the positions of each of P prompts: float64 [P, L, 4, R] (mass, mass_top, rank_top, hit)."""
 
-    columns: DrawColumns
-    sum_PL4R: np.ndarray
-
-    @classmethod
-    def zeros(cls, columns: DrawColumns, num_prompts: int, num_layers: int) -> "DrawSums":
-        """Nothing read yet."""
-        return cls(columns, np.zeros((num_prompts, num_layers, 4, columns.number)))
+    def __init__(self, columns: DrawColumns, num_prompts: int, num_layers: int):
+        self.columns = columns
+        self.sum_PL4R = np.zeros((num_prompts, num_layers, 4, columns.number))
 
 
 def read_layers(

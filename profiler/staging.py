@@ -25,6 +25,20 @@ class StagedBatch:
     """By device: kind_BT, document_BT, position_BT, as in `Batch`."""
 
 
+class DeviceTables:
+    """Tables on the host, copied once to each device that asks for them."""
+
+    def __init__(self, *tables: np.ndarray):
+        self._host = tables
+        self._on: dict[torch.device, tuple[Tensor, ...]] = {}
+
+    def on(self, device: torch.device) -> tuple[Tensor, ...]:
+        """The tables, in their order."""
+        if device not in self._on:
+            self._on[device] = tuple(torch.from_numpy(table).to(device) for table in self._host)
+        return self._on[device]
+
+
 def staged(
     batches: Iterable[Batch], input_device: torch.device, devices: Sequence[torch.device]
 ) -> Iterator[StagedBatch]:

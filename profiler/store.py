@@ -253,17 +253,13 @@ def family_attributes(store: Path, family: str) -> dict[str, dict[str, Any]]:
         if group.startswith(prefix) and group.count("/") == 1
     }
     for name, attributes in found.items() if family == "corpora" else ():
-        _check_types(f"{store}: corpus {name!r}", attributes)
+        for key, kind in _CORPUS_ATTRIBUTES.items():
+            if key in attributes and not isinstance(attributes[key], kind):
+                raise InputError(
+                    f"{store}: corpus {name!r} has {key} {attributes[key]!r}, expected {kind.__name__}: a zarr.json "
+                    "was changed; restore the store from a copy"
+                )
     return found
-
-
-def _check_types(whose: str, attributes: Mapping[str, Any]) -> None:
-    for key, kind in _CORPUS_ATTRIBUTES.items():
-        if key in attributes and not isinstance(attributes[key], kind):
-            raise InputError(
-                f"{whose} has {key} {attributes[key]!r}, expected {kind.__name__}: a zarr.json was changed; "
-                "restore the store from a copy"
-            )
 
 
 def run_folder(store: Path, group: str) -> Path:

@@ -65,8 +65,8 @@ def _write(path: Path, records: Any, max_files: int | None, on_record: Callable[
 
     def counted() -> Iterator[str | None]:
         for text in itertools.islice(records, max_files):
-            yield text if isinstance(text, str) else None
             on_record()
+            yield text if isinstance(text, str) else None
 
     texts = counted()
     schema = pa.schema([("text", pa.large_string())])

@@ -146,7 +146,15 @@ class Worker:
         Out of memory begins the unit again from nothing with half the token budget: sums are added layer by
         layer, so half a batch must never stay counted.
         """
-        neurons, restarts = self._neurons(prepared.rows, task.threshold_LF)
+        facts = self.model.facts
+
+        def tally(budget: int) -> UnitNeurons:
+            recorder = NeuronRecorder(facts.num_neurons, self.model.devices, self.config.triggers, task.threshold_LF)
+            NeuronReader(self.model, recorder).tally(rectangles(prepared.rows, budget, facts.attention_budget))
+            return recorder.result()
+
+        failure = f"a single row of {self.config.row_tokens} tokens doesn't fit in memory; lower --row-tokens"
+        neurons, restarts = halving(self.config.token_budget, tally, failure)
         return UnitResult(
             neurons=neurons,
             tokens=len(prepared.rows.ids_N),
@@ -156,14 +164,3 @@ class Worker:
             document_tokens_n=prepared.document_tokens_n,
             restarts=restarts,
         )
-
-    def _neurons(self, rows: TokenRows, bar_LF: np.ndarray | None) -> tuple[UnitNeurons, int]:
-        facts = self.model.facts
-
-        def tally(budget: int) -> UnitNeurons:
-            recorder = NeuronRecorder(facts.num_neurons, self.model.devices, self.config.triggers, bar_LF)
-            NeuronReader(self.model, recorder).tally(rectangles(rows, budget, facts.attention_budget))
-            return recorder.result()
-
-        failure = f"a single row of {self.config.row_tokens} tokens doesn't fit in memory; lower --row-tokens"
-        return halving(self.config.token_budget, tally, failure)

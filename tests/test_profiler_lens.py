@@ -137,7 +137,7 @@ def test_rectangles_and_chunks_read_what_a_lone_forward_reads(
     members = np.arange(17, 200)
     lens = Lens(loaded(family, tokenizer))
     bare = tiny(family)
-    draws = DrawSums.zeros(DrawColumns([members[None]], 600), len(documents), 2)
+    draws = DrawSums(DrawColumns([members[None]], 600), len(documents), 2)
     expected_PL = np.zeros((len(documents), 2))
     seen = 0
     for found in lens.rectangles(rows, at_N, 256):
