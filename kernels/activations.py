@@ -116,13 +116,10 @@ def activation_table(act: nn.Module, dtype: torch.dtype, is_contiguous: bool) ->
         # A thousand tiny calls: a team of threads would meet at a thousand barriers, 8 ms each on a busy machine.
         with cpu_threads(1), torch.inference_mode():
             table = _make_table(act, dtype, is_contiguous)
-        tables[key] = None if table is None else _shared(table)
+        if table is not None:  # the first of this content: one for a model's layers, so that it stays in the cache
+            table = _tables_by_content.setdefault(hashlib.sha256(table.numpy().tobytes()).digest(), table)
+        tables[key] = table
     return tables[key]
-
-
-def _shared(table_N: Tensor) -> Tensor:
-    """The first table of this content: one for a model's layers, so that it stays in the cache."""
-    return _tables_by_content.setdefault(hashlib.sha256(table_N.numpy().tobytes()).digest(), table_N)
 
 
 def _make_table(act: nn.Module, dtype: torch.dtype, is_contiguous: bool) -> Tensor | None:

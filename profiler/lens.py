@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from neurotally.profiler.batches import Batch, TokenRows, rectangles
+from neurotally.profiler.batches import TokenRows, rectangles
 from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.head import head_logits, of_many_rows
 from neurotally.profiler.model import LoadedModel
@@ -131,7 +131,7 @@ class Lens:
             token_BT = np.searchsorted(rows.document_N, batch.document_BT) + batch.position_BT
             at_BT = at_N[token_BT] & (batch.kind_BT != 0)
             if at_BT.any():
-                yield Positions(batch, torch.from_numpy(at_BT), token_BT[at_BT])
+                yield Positions(torch.from_numpy(batch.ids_BT), torch.from_numpy(at_BT), token_BT[at_BT])
 
     def _verify(self, ids_BT: Tensor) -> None:
         """Raise UnsupportedModelError where the last layer's lens isn't the model's own output."""
@@ -152,16 +152,11 @@ class Lens:
 class Positions:
     """A rectangle and n chosen positions in it."""
 
-    batch: Batch
+    ids_BT: Tensor
     at_BT: Tensor
     """bool."""
     token_n: np.ndarray
     """int64: which token of the rows each position is, in the order of `Vectors`."""
-
-    @property
-    def ids_BT(self) -> Tensor:
-        """The rectangle's ids."""
-        return torch.from_numpy(self.batch.ids_BT)
 
 
 def top_tokens(logits_NV: Tensor, k: int) -> Tensor:

@@ -22,20 +22,16 @@ from neurotally.profiler.staging import DeviceTables
 
 @dataclass(frozen=True)
 class Readings:
-    """N positions, L layers, the K = 10 first tokens, S token sets."""
+    """N positions, L layers, the K = 10 first tokens, S token sets. Probabilities and masses are float32."""
 
     top_id_NLK: np.ndarray
     """uint32; larger logit first, then smaller id."""
     top_probability_NLK: np.ndarray
-    """float32."""
     gold_probability_NL: np.ndarray
-    """float32."""
     gold_rank_NL: np.ndarray
     """uint32."""
     mass_NLS: np.ndarray
-    """float32."""
     mass_top_NLS: np.ndarray
-    """float32."""
     rank_top_NLS: np.ndarray
     """uint8."""
 

@@ -135,14 +135,14 @@ class CorpusNeurons:
 
 @dataclass(frozen=True)
 class TriggerTable:
-    """The K best triggers of N neurons, best first, in the total order of `neurotally.kernels.triggers`."""
+    """The K best triggers of N neurons, best first, in the total order of `neurotally.kernels.triggers`.
+
+    Where unused 0, 2^32-1 and 2^32-1: float32, uint32, uint32.
+    """
 
     value_NK: np.ndarray
-    """float32; 0 where unused."""
     document_NK: np.ndarray
-    """uint32; 2^32-1 where unused."""
     position_NK: np.ndarray
-    """uint32; 2^32-1 where unused."""
 
     @classmethod
     def empty(cls, num_neurons: int, num_triggers: int) -> "TriggerTable":

@@ -89,8 +89,7 @@ def read_inside(folder: Path, name: str, limit: int) -> bytes:
 def sync_tree(folder: Path) -> None:
     """Force all files below `folder` to the disk."""
     with ThreadPoolExecutor(_SYNCS_AT_ONCE) as pool:  # a file system writes several in one go
-        for _ in pool.map(_sync_file, [path for path in folder.rglob("*") if path.is_file()]):
-            pass
+        list(pool.map(_sync_file, [path for path in folder.rglob("*") if path.is_file()]))
 
 
 def _sync_file(path: Path) -> None:

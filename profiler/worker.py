@@ -54,13 +54,6 @@ class PassConfig:
         """As a plain dictionary."""
         return asdict(self) | {"keep_texts": self.keep_texts or None}  # stores made before have no such key
 
-    def make_runner(self, model: LoadedModel) -> "Worker":
-        """The neuron pass on a loaded model. InputError where it would compute with other kernels than the rest."""
-        if model.facts.kernels != self.kernels:
-            here = f"a worker on {platform.node()} computes with the {model.facts.kernels} kernels"
-            raise InputError(f"{here}, the others with the {self.kernels} ones; {KERNEL_HINTS[self.kernels]}")
-        return Worker(model, self)
-
 
 @dataclass(frozen=True)
 class Task:
@@ -119,9 +112,12 @@ class UnitResult:
 
 
 class Worker:
-    """A loaded model and the config of the pass."""
+    """A loaded model and the config of the pass. InputError where it would compute with other kernels than the rest."""
 
     def __init__(self, model: LoadedModel, config: PassConfig):
+        if model.facts.kernels != config.kernels:
+            here = f"a worker on {platform.node()} computes with the {model.facts.kernels} kernels"
+            raise InputError(f"{here}, the others with the {config.kernels} ones; {KERNEL_HINTS[config.kernels]}")
         self.model = model
         self.config = config
 

@@ -18,7 +18,7 @@ from neurotally.jobs.reducers import Fold, Plan
 from neurotally.jobs.run import CHECKPOINT_EVERY_S, Pass, RunReport, Texts, Where, run_pass
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model import ModelFacts
-from neurotally.profiler.worker import TOKEN_BUDGET, PassConfig
+from neurotally.profiler.worker import TOKEN_BUDGET, PassConfig, Worker
 
 MAX_UNIT_BYTES = 2 * 2**20
 _SHOWN_SKIPS = 5
@@ -71,7 +71,7 @@ def profile(
 
     def make_pass(facts: ModelFacts, listed: list[CorpusPlan]) -> Pass:
         config = make_config(facts)
-        return Pass(config.make_runner, [_plan(one, config, facts) for one in listed])
+        return Pass(partial(Worker, config=config), [_plan(one, config, facts) for one in listed])
 
     def identity(facts: ModelFacts) -> dict[str, Any]:
         of_model = {"dtype": facts.dtype, "device_type": facts.device_type, "attention": facts.attention}
