@@ -263,13 +263,9 @@ def _parquet_group(source: Source, record: int) -> tuple[int, int]:
     import pyarrow.parquet as pq
 
     metadata = pq.read_metadata(source.path)
-    start = 0
-    for group in range(metadata.num_row_groups):
-        rows = metadata.row_group(group).num_rows
-        if record < start + rows:
-            return start, group
-        start += rows
-    return start, metadata.num_row_groups
+    ends = np.cumsum([metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)], dtype=np.int64)
+    group = int(np.searchsorted(ends, record, side="right"))
+    return int(ends[group - 1]) if group else 0, group
 
 
 def _parquet_batches(source: Source, first_group: int) -> Iterator[Any]:

@@ -56,13 +56,6 @@ class Computed(NamedTuple):
     coefficient_BTF: Tensor
 
 
-class Projection(NamedTuple):
-    """What a matrix product gives, or some of its columns, from the first on, where gate and up are one product."""
-
-    module: nn.Module
-    first: int
-
-
 @dataclass(eq=False)
 class HookPoint:
     """One feed-forward network: its parts, and the interventions and the reader at its neurons."""
@@ -74,8 +67,9 @@ class HookPoint:
     place: tuple[nn.Module, str]
     """The module that has the activation, and under which name."""
     gated: bool
-    keys: Projection | None
-    """What the activation is given (gate or fc1); None where that is no matrix product as it is."""
+    keys: tuple[nn.Module, int] | None
+    """The matrix whose product the activation is given (gate or fc1), and the first of its columns, since gate and up
+    may be one product; None where it is given no product as it is."""
     down: nn.Module
     """What reads the coefficients."""
     width: int
@@ -103,10 +97,9 @@ class HookPoint:
                 f"{self}: the activation isn't given a matrix product as it is, so its bias can't be told; switch "
                 "neurons off in another way"
             )
-        bias = parameter_of(self.keys.module, "bias")
-        if bias is None:
-            return torch.zeros(self.width, device=self.device)
-        return bias[self.keys.first : self.keys.first + self.width]
+        matrix, first = self.keys
+        bias = parameter_of(matrix, "bias")
+        return torch.zeros(self.width, device=self.device) if bias is None else bias[first : first + self.width]
 
     def index(self, neurons: Sequence[int]) -> Tensor:
         """int64: these neurons' numbers, where the network computes. InputError where it has no such neuron."""

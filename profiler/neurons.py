@@ -156,7 +156,7 @@ class TriggerTable:
 
     def insert(self, neuron_N: np.ndarray, value_N: np.ndarray, document_N: np.ndarray, position_N: np.ndarray) -> None:
         """Insert triggers of documents that the table has none of, sorted by neuron and best first within it."""
-        starts = np.flatnonzero(np.r_[True, neuron_N[1:] != neuron_N[:-1]]) if len(neuron_N) else np.empty(0, int)
+        starts = np.flatnonzero(np.diff(neuron_N, prepend=-1))
         counts = np.diff(np.r_[starts, len(neuron_N)])
         # One round takes the best of every neuron, the next the second best, and so on: at most K rounds, and
         # few neurons in the later ones. An inserted trigger moves the worse ones one place down.
@@ -173,7 +173,6 @@ class TriggerTable:
             new = (value[enters], document[enters], position_N[index][enters])
             for table, entry in zip((self.value_NK, self.document_NK, self.position_NK), new, strict=True):
                 held = table[rows]
-                moved = np.concatenate([held[:, :1], held[:, :-1]], axis=1)
-                updated = np.where(goes_before, moved, held)
+                updated = np.where(goes_before, np.roll(held, 1, axis=1), held)
                 updated[np.arange(len(rows)), at] = entry
                 table[rows] = updated

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from neurotally.profiler.decoder import find_experts, is_activation, weight_matrices
 from neurotally.profiler.errors import UnsupportedModelError
-from neurotally.profiler.hook_points import PRODUCTS, HookPoint, Projection
+from neurotally.profiler.hook_points import PRODUCTS, HookPoint
 
 
 def find_hook_points(decoder: nn.Module, blocks: nn.ModuleList, run: Callable[[], object]) -> list[HookPoint]:
@@ -52,7 +52,7 @@ class _Watcher(nn.Module):
         self.act = getattr(parent, attribute)
         self.matrices = tuple(weight_matrices(block))
         self.products: list[tuple[nn.Module, Tensor]] = []
-        self.keys: Projection | None = None
+        self.keys: tuple[nn.Module, int] | None = None
         self.found_down: tuple[nn.Module, ...] = ()
         """One at most; in a tuple, since it is no part of this module."""
         self.gated: bool | None = None
@@ -74,7 +74,7 @@ class _Watcher(nn.Module):
 
     def forward(self, pre_BTF: Tensor) -> Tensor:
         self.width, self.device = pre_BTF.shape[-1], pre_BTF.device
-        self.keys = self._projection(pre_BTF)
+        self.keys = self._product(pre_BTF)
         return self._marked(self.act(pre_BTF))
 
     def follow(self, func: Any, operands: list[Tensor], result: Tensor) -> Tensor:
@@ -119,12 +119,11 @@ class _Watcher(nn.Module):
             self.gated = bool(self.gated)
             self.products.clear()
 
-    def _projection(self, values_BTF: Tensor) -> Projection | None:
-        """The product whose memory a tensor is: all of its columns, or a run of them."""
+    def _product(self, values_BTF: Tensor) -> tuple[nn.Module, int] | None:
+        """The matrix in whose product's memory a tensor is, and the first of its columns there."""
         for module, output in reversed(self.products):
             if output.untyped_storage().data_ptr() == values_BTF.untyped_storage().data_ptr():
-                first = int(values_BTF.storage_offset()) - int(output.storage_offset())
-                return Projection(module, first)
+                return module, int(values_BTF.storage_offset()) - int(output.storage_offset())
         return None
 
 

@@ -98,12 +98,10 @@ class CorpusTexts:
 
     def read(self, numbers: Sequence[int]) -> Iterator[Text]:
         """The texts of the documents `numbers` (ascending), each verified."""
-        if self._kept_array is None:
-            for number, document in zip(numbers, self._from_source(numbers), strict=True):
-                yield self._verified(number, document)
-            return
-        for number, document in zip(numbers, self._kept(self._kept_array, numbers), strict=True):
-            if document.text is None and self.source is not None:
+        kept = self._kept_array
+        documents = self._from_source(numbers) if kept is None else self._kept(kept, numbers)
+        for number, document in zip(numbers, documents, strict=True):
+            if document.text is None and kept is not None and self.source is not None:
                 document = next(self._from_source([number]))
             yield self._verified(number, document)
 
