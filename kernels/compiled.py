@@ -71,7 +71,6 @@ class Library:
     """The compiled loop, ready to call."""
 
     def __init__(self, path: Path):
-        self.path = path
         self._library = ctypes.CDLL(str(path))
         for function, structure in ((self._library.neurotally_tally, Job), (self._library.neurotally_offer, Offer)):
             function.argtypes = [ctypes.POINTER(structure)]
@@ -103,8 +102,8 @@ class Library:
             self._library.neurotally_use_openmp(*functions)
 
 
-def build() -> Library:
-    """Compile the loop unless it is in the cache, and load it.
+def build() -> Path:
+    """Compile the library unless it is in the cache, and return its path once it can be loaded.
 
     Takes about three seconds the first time on a machine. Raises BuildError with the reason where it can't be built.
     """
@@ -112,7 +111,9 @@ def build() -> Library:
     reasons = []
     for flags in _FLAG_SETS:
         try:
-            return Library(_compile(compiler, flags))
+            path = _compile(compiler, flags)
+            Library(path)
+            return path
         except subprocess.CalledProcessError as error:
             lines = error.stderr.strip().splitlines() or [f"exit status {error.returncode}"]
             reasons.append(next((line for line in lines if "error" in line), lines[-1]))
@@ -125,7 +126,7 @@ def build() -> Library:
 def library() -> Library | None:
     """The compiled loop, built if need be; None, after one warning, where it can't be had."""
     try:
-        return build()
+        return Library(build())
     except BuildError as error:
         _log.warning("neurotally: the CPU kernels run in plain PyTorch, which is slower: %s", error)
         return None

@@ -36,15 +36,15 @@ def test_builds_once_and_again_after_a_change(cache: Path, tmp_path: Path, monke
     wrapper.write_text(f'#!/bin/sh\ncase "$*" in *tally.cpp*) echo x >> {log};; esac\nexec {CXX} "$@"\n')
     wrapper.chmod(0o755)
     monkeypatch.setenv("CXX", str(wrapper))
-    first = compiled.build().path
+    first = compiled.build()
     assert first.parent == cache
-    assert compiled.build().path == first
+    assert compiled.build() == first
     assert log.read_text() == "x\n"
 
     edited = tmp_path / "tally.cpp"
     edited.write_text(compiled.SOURCE.read_text() + "\n// edited\n")
     monkeypatch.setattr(compiled, "SOURCE", edited)
-    assert compiled.build().path != first
+    assert compiled.build() != first
     assert log.read_text() == "x\nx\n"
     assert sorted(path.suffix for path in cache.iterdir()) == [".so", ".so"]
 
@@ -52,7 +52,7 @@ def test_builds_once_and_again_after_a_change(cache: Path, tmp_path: Path, monke
 @needs_compiler
 @pytest.mark.slow
 def test_two_processes_may_build_at_once(cache: Path) -> None:
-    code = "from neurotally.kernels import compiled; print(compiled.build().path); assert compiled.library()"
+    code = "from neurotally.kernels import compiled; print(compiled.build()); assert compiled.library()"
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     outputs = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
@@ -60,7 +60,7 @@ def test_two_processes_may_build_at_once(cache: Path) -> None:
     assert len(list(cache.iterdir())) == 1
 
 
-USES = "from neurotally.kernels import compiled; print(compiled.build().path); assert compiled.library()"
+USES = "from neurotally.kernels import compiled; print(compiled.build()); assert compiled.library()"
 
 
 @needs_compiler
@@ -148,7 +148,7 @@ def test_every_set_of_flags_gives_the_same_bits(
     results = []
     for flags in compiled._FLAG_SETS:
         monkeypatch.setattr(compiled, "_FLAG_SETS", (flags,))
-        library = compiled.build()
+        library = compiled.Library(compiled.build())
         monkeypatch.setattr(tally, "library", lambda library=library: library)
         into = LayerTally.empty(123)
         h_BTF, maxima = tally.tally_layer(torch.nn.SiLU(), gate_BTF, up_BTF, kind_BT, into)
