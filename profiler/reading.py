@@ -12,6 +12,7 @@ from neurotally.profiler.errors import InputError
 from neurotally.profiler.hook_points import HookPoint, reading
 from neurotally.profiler.hooked_model import HookedModel, hooked
 from neurotally.profiler.model import LoadedModel
+from neurotally.profiler.tokenise import tokenise
 
 if TYPE_CHECKING:
     import pandas
@@ -79,5 +80,4 @@ def _ids(text: str | Sequence[int], tokenizer: Any) -> list[int]:
         return [int(one) for one in text]
     if tokenizer is None:
         raise InputError("text needs a tokenizer: give tokenizer=, token ids, or a model from load_model")
-    ids: list[int] = tokenizer(text)["input_ids"]
-    return ids
+    return tokenise(tokenizer, [text])[0].ids_T

@@ -32,23 +32,18 @@ _NAME = re.compile(r"(?s)(.*)#L(\d+)-(\d+)")
 
 def cut_windows(root: Path, files: Manifest, num_lines: int) -> Manifest:
     """Cut a folder's files into windows; reads every file. Those with the content of an earlier one are repeats."""
-    names: list[str] = []
-    sizes: list[int] = []
-    is_repeat: list[bool] = []
+    windows: list[tuple[str, int, bool]] = []
     seen: set[bytes] = set()
     for name, size in zip(files.names, files.sizes.tolist(), strict=True):
         if size > MAX_DOCUMENT_BYTES:
-            names.append(f"{name}#L1-1")
-            sizes.append(size)
-            is_repeat.append(False)
+            windows.append((f"{name}#L1-1", size, False))
             continue
         for first, last, window in _windows(_read(root, name) or b"", num_lines):
-            names.append(f"{name}#L{first}-{last}")
-            sizes.append(len(window))
             digest = hashlib.sha256(window).digest()
-            is_repeat.append(digest in seen)
+            windows.append((f"{name}#L{first}-{last}", len(window), digest in seen))
             seen.add(digest)
-    return Manifest(names, np.array(sizes, np.uint64), np.array(is_repeat, bool))
+    names, sizes, is_repeat = zip(*windows, strict=True)
+    return Manifest(list(names), np.array(sizes, np.uint64), np.array(is_repeat, bool))
 
 
 def read_windows(root: Path, names: Sequence[str], sizes: Sequence[int]) -> Iterator[Document]:
