@@ -93,7 +93,7 @@ def tally_layer(
     """
     _check_shapes(pre_BTF, up_BTF, kind_BT, tally)
     kernels = _kernels_for_these(pre_BTF, up_BTF)
-    table, formula = None, None
+    table, formula = None, None  # what the kernels compute the activation by; without either the module itself runs
     if kernels == "compiled" and pre_BTF.dtype.itemsize == 2 and pre_BTF.stride(-1) == 1:
         table = activation_table(act, pre_BTF.dtype, pre_BTF.is_contiguous())
     elif kernels == "triton":
@@ -213,7 +213,7 @@ def _tally_compiled(
     tally: LayerTally,
     statistics: Statistics,
 ) -> tuple[Tensor, RowMaxima]:
-    """The same by `tally.cpp`, of an activation that is computed already, or of a table to look it up in."""
+    """`tally_layer` by `tally.cpp`, of an activation that is computed already, or of a table to look it up in."""
     compiled = library()
     assert compiled is not None
     if activation_BTF is None or (up_BTF is not None and _share_memory(activation_BTF, pre_BTF, up_BTF)):

@@ -78,8 +78,9 @@ class AgreementCounts:
         self.positions_C += np.bincount(context_N, minlength=contexts)
         self.gold_positions_C += np.bincount(context_N[gold_N >= 0], minlength=contexts)
         self.model_gold_C += np.bincount(context_N[read.model_N == gold_N], minlength=contexts)
+        is_of_CN = np.equal.outer(np.arange(contexts), context_N).astype(np.float64)
         for counts_CAL, token_N in ((self.agreed_CAL, read.model_N), (self.gold_CAL, gold_N)):
-            np.add.at(counts_CAL, context_N, np.moveaxis(read.layers_ALN == token_N, -1, 0))
+            counts_CAL += np.tensordot(is_of_CN, read.layers_ALN == token_N, (1, 2)).astype(np.int64)
 
 
 @dataclass(frozen=True)
