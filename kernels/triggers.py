@@ -65,11 +65,16 @@ class LayerTriggers:
 
     def best(self) -> Triggers:
         """The K best of each neuron among all that was offered."""
-        neuron_N, rank_N = (self._value_FK > 0).nonzero(as_tuple=True)
-        held = (table_FK[neuron_N, rank_N] for table_FK in (self._value_FK, self._document_FK, self._position_FK))
-        value_N, document_N, position_N = held
-        return top_triggers(
-            [Triggers(neuron_N, value_N, document_N.long(), position_N.long())], self._value_FK.shape[1]
+        lists = [self._value_FK, self._document_FK, self._position_FK]
+        if self._offer is not _offer_compiled:  # whose lists are in order
+            lists = _ordered(_ordered(lists, by=1), by=0, descending=True)
+        value_FK, document_FK, position_FK = lists
+        neuron_N, rank_N = (value_FK > 0).nonzero(as_tuple=True)
+        return Triggers(
+            neuron_N,
+            value_FK[neuron_N, rank_N],
+            document_FK[neuron_N, rank_N].long(),
+            position_FK[neuron_N, rank_N].long(),
         )
 
 
@@ -98,48 +103,26 @@ def offer_plainly(
     value_BF: Tensor, column_BF: Tensor, document_BT: Tensor, position_BT: Tensor,
     bar_F: Tensor, value_FK: Tensor, document_FK: Tensor, position_FK: Tensor,
 ) -> None:  # fmt: skip
-    """In PyTorch: what may enter and the lists that it may enter are sorted together. Always in order."""
+    """In PyTorch: lists and candidates are sorted together, where one may enter. Always in order."""
     # An equal value may come from an earlier document (rows are sorted by length).
-    may_enter_BF = (value_BF > bar_F) & (value_BF >= value_FK[:, -1])
-    row_N, neuron_N = may_enter_BF.nonzero(as_tuple=True)
-    column_N = column_BF[row_N, neuron_N]
-    new = Triggers(neuron_N, value_BF[row_N, neuron_N], document_BT[row_N, column_N], position_BT[row_N, column_N])
+    changes_F = ((value_BF > bar_F) & (value_BF >= value_FK[:, -1])).any(0)
+    column_BF = column_BF.long()
+    offered = (
+        torch.where(value_BF > bar_F, value_BF, 0.0),
+        document_BT.gather(1, column_BF),
+        position_BT.gather(1, column_BF),
+    )
     tables = (value_FK, document_FK, position_FK)
-    changed_n, num_triggers = torch.unique(neuron_N), value_FK.shape[1]
-    held = Triggers(changed_n.repeat_interleave(num_triggers), *(table_FK[changed_n].flatten() for table_FK in tables))
-    best_neuron_N, *best = top_triggers([held, new], num_triggers)
-    rank_N = _rank_within(best_neuron_N)
-    for table_FK, best_N in zip(tables, best, strict=True):
-        table_FK[best_neuron_N, rank_N] = best_N
+    lists = [torch.cat([held_FK, new_BF.T], dim=1)[changes_F] for held_FK, new_BF in zip(tables, offered, strict=True)]
+    for by, descending in ((2, False), (0, True), (1, False)):
+        lists = _ordered(lists, by, descending)
+    # A document's best comes first now; the others are none.
+    lists[0][:, 1:].masked_fill_(lists[1][:, 1:] == lists[1][:, :-1], 0.0)
+    for table_FK, best in zip(tables, _ordered(lists, by=0, descending=True), strict=True):
+        table_FK[changes_F] = best[:, : table_FK.shape[1]]
 
 
-def top_triggers(parts: list[Triggers], num_triggers: int) -> Triggers:
-    """The `num_triggers` best of each neuron over all parts, one a document; unused entries (-1) are one document's."""
-    every = Triggers(*(torch.cat(column) for column in zip(*parts, strict=True)))
-    order = torch.argsort(every.position_N, stable=True)
-    order = order[torch.argsort(every.value_N[order], descending=True, stable=True)]
-    place_N = every.neuron_N * (every.document_N.max() + 2 if len(every.document_N) else 1) + every.document_N
-    order = order[torch.argsort(place_N[order], stable=True)]
-    one_a_document = _take(every, order[_is_first(place_N[order])])
-    order = torch.argsort(one_a_document.value_N, descending=True, stable=True)
-    order = order[torch.argsort(one_a_document.neuron_N[order], stable=True)]
-    ranked = _take(one_a_document, order)
-    return _take(ranked, (_rank_within(ranked.neuron_N) < num_triggers).nonzero()[:, 0])
-
-
-def _take(triggers: Triggers, index_N: Tensor) -> Triggers:
-    return Triggers(*(column[index_N] for column in triggers))
-
-
-def _is_first(sorted_N: Tensor) -> Tensor:
-    """Whether each element of a sorted tensor differs from the one before."""
-    first_N = torch.ones_like(sorted_N, dtype=torch.bool)
-    first_N[1:] = sorted_N[1:] != sorted_N[:-1]
-    return first_N
-
-
-def _rank_within(sorted_N: Tensor) -> Tensor:
-    """The place of each element of a sorted tensor among its equals, from 0."""
-    index_N = torch.arange(len(sorted_N), device=sorted_N.device)
-    start_N = torch.where(_is_first(sorted_N), index_N, 0).cummax(0).values if len(sorted_N) else index_N
-    return index_N - start_N
+def _ordered(lists: list[Tensor], by: int, descending: bool = False) -> list[Tensor]:
+    """Value, document and position of each neuron's entries, sorted by one of them; equals stay as they are."""
+    order = lists[by].argsort(dim=1, descending=descending, stable=True)
+    return [column.gather(1, order) for column in lists]

@@ -13,7 +13,7 @@ from sorted_triggers import as_list, sorted_triggers
 from neurotally.kernels import triggers as kernels
 from neurotally.kernels.compiled import library
 from neurotally.kernels.tally import RowMaxima
-from neurotally.kernels.triggers import LayerTriggers, top_triggers
+from neurotally.kernels.triggers import LayerTriggers
 
 NUM_NEURONS = 3
 PATHS = ("compiled", "reference")
@@ -125,14 +125,3 @@ def test_row_maxima_of_another_shape_are_refused() -> None:
         LayerTriggers(5, 2, "cpu", None).add(
             RowMaxima(torch.ones(2, 4), torch.zeros(2, 4, dtype=torch.int32)), torch.zeros(2, 8), torch.zeros(2, 8)
         )
-
-
-def test_merging_lists_is_like_offering_all_to_one() -> None:
-    rows = [(document, 0, [(1.0 + document % 3, 2)] * 3) for document in range(30)]
-    with path("compiled"):
-        whole, *parts = (LayerTriggers(NUM_NEURONS, 4, "cpu", None) for _ in range(4))
-        offer(whole, rows)
-        for index, part in enumerate(parts):
-            offer(part, rows[index::3])
-        merged = top_triggers([part.best() for part in parts], 4)
-    assert as_list(merged) == as_list(whole.best()) == sorted_triggers(rows, 4, [0.0] * 3)
