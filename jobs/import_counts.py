@@ -77,4 +77,4 @@ def _write(path: Path, name: str, file: Path, tokens: int, active_LF: np.ndarray
         "documents": 0,
     }
     store.write_arrays(fresh, {"tokens": np.array([tokens], np.uint64), "active": active_LF[None]}, attributes)
-    store.publish_corpus(path, name, fresh)
+    store.publish(path, f"corpora/{name}", fresh)

@@ -1,4 +1,4 @@
-"""Activations on the CPU: the same bits for any number of threads, and as tables.
+"""Activations on the CPU: the same bits for any number of threads, and as tables. And the GPU kernels' names of them.
 
 A 16-bit dtype has 65,536 elements, so act(x) can be looked up.
 
@@ -7,10 +7,12 @@ alone, to the bit: PyTorch's vectorised and scalar loops differ for some activat
 -5.0625 gives -0 in one and -1.5e-7 in the other), and which of them an element gets depends on its place.
 """
 
+import functools
 import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -31,6 +33,19 @@ _SCALAR_WIDTH_ELSEWHERE = 15
 _Tables = dict[tuple[torch.dtype, bool], Tensor | None]
 _tables_by_module: WeakKeyDictionary[nn.Module, _Tables] = WeakKeyDictionary()
 _tables_by_content: dict[bytes, Tensor] = {}
+_GELUS = {"none": "gelu", "tanh": "gelu_tanh"}
+_TORCH_ACTIVATIONS: dict[type[nn.Module], str] = {nn.SiLU: "silu", nn.ReLU: "relu"}
+
+
+@contextmanager
+def cpu_threads(number: int) -> Iterator[None]:
+    """Within this context PyTorch computes in so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def activate(act: nn.Module, x: Tensor) -> Tensor:
@@ -48,7 +63,7 @@ def activate(act: nn.Module, x: Tensor) -> Tensor:
     elif _is_in_rows(x):
         runs, step = x.flatten(0, -2), 1
     else:
-        with _one_thread():
+        with cpu_threads(1):
             return act(x)  # type: ignore[no-any-return]
     parts = num_threads
     if x.numel() < num_threads * _GRAIN:  # most activations leave some of them idle
@@ -59,7 +74,7 @@ def activate(act: nn.Module, x: Tensor) -> Tensor:
         return act(x)  # type: ignore[no-any-return]
     if step == 1 and len(runs) - whole == 1:  # a single row would be contiguous, and take another loop
         whole -= parts
-    with _one_thread():
+    with cpu_threads(1):
         end = act(runs[max(whole, 0) :])
     return torch.cat([act(runs[:whole]), end]).view(x.shape) if whole > 0 else end.view(x.shape)
 
@@ -70,14 +85,21 @@ def _is_in_rows(x: Tensor) -> bool:
     return x.stride(-1) == 1 and list(x.stride()[:-1]) == row_strides
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)
+def activation_name(act: nn.Module) -> str | None:
+    """Which of the Triton kernels' activations a module of PyTorch's or Transformers' is; None for any other."""
+    kind = type(act)
+    if isinstance(act, nn.GELU) and kind is nn.GELU:
+        return _GELUS.get(act.approximate)
+    if kind in _TORCH_ACTIVATIONS:
+        return _TORCH_ACTIVATIONS[kind]
+    if kind.__module__ != "transformers.activations":
+        return None
+    inner: Any = getattr(act, "act", None)
+    if isinstance(inner, functools.partial) and inner.func is nn.functional.gelu and not inner.args:
+        return _GELUS.get(inner.keywords.get("approximate", "none"))
+    if kind.__name__ == "GELUActivation":
+        return "gelu" if inner is nn.functional.gelu else None  # else its formula, op by op
+    return {"SiLUActivation": "silu", "ReLUSquaredActivation": "relu2"}.get(kind.__name__)
 
 
 def activation_table(act: nn.Module, dtype: torch.dtype, is_contiguous: bool) -> Tensor | None:
@@ -92,15 +114,12 @@ def activation_table(act: nn.Module, dtype: torch.dtype, is_contiguous: bool) ->
     key = (dtype, is_contiguous)
     if key not in tables:
         # A thousand tiny calls: a team of threads would meet at a thousand barriers, 8 ms each on a busy machine.
-        with _one_thread(), torch.inference_mode():
+        with cpu_threads(1), torch.inference_mode():
             table = _make_table(act, dtype, is_contiguous)
-        tables[key] = None if table is None else _shared(table)
+        if table is not None:  # the first of this content: one for a model's layers, so that it stays in the cache
+            table = _tables_by_content.setdefault(hashlib.sha256(table.numpy().tobytes()).digest(), table)
+        tables[key] = table
     return tables[key]
-
-
-def _shared(table_N: Tensor) -> Tensor:
-    """The first table of this content: one for a model's layers, so that it stays in the cache."""
-    return _tables_by_content.setdefault(hashlib.sha256(table_N.numpy().tobytes()).digest(), table_N)
 
 
 def _make_table(act: nn.Module, dtype: torch.dtype, is_contiguous: bool) -> Tensor | None:

@@ -4,7 +4,7 @@ The library is kept in `$XDG_CACHE_HOME/neurotally` (`~/.cache/neurotally`) unde
 source, the flags, and what the compiler says of itself and of this CPU; so an upgrade, another machine on the
 same home directory or an edit gets a library of its own. The name ends in a hash of the library, so that one that was
 cut off is built again and never loaded; nor is one that another user could have written. Where there is no such folder
-the library is built for this process alone. A driver calls `build` before it starts workers.
+the library is built for this process alone. A driver calls `library` before it starts workers.
 
 Where there is no compiler, or it fails, one warning says why and the callers go on in plain PyTorch.
 """
@@ -103,18 +103,30 @@ class Library:
 
 
 def build() -> Path:
-    """Compile the library unless it is in the cache, and return its path.
+    """Compile the library unless it is in the cache, and return its path once it can be loaded.
 
     Takes about three seconds the first time on a machine. Raises BuildError with the reason where it can't be built.
     """
-    return _build()[0]
+    compiler = _find_compiler()
+    reasons = []
+    for flags in _FLAG_SETS:
+        try:
+            path = _compile(compiler, flags)
+            Library(path)
+            return path
+        except subprocess.CalledProcessError as error:
+            lines = error.stderr.strip().splitlines() or [f"exit status {error.returncode}"]
+            reasons.append(next((line for line in lines if "error" in line), lines[-1]))
+        except OSError as error:
+            reasons.append(str(error))
+    raise BuildError(f"{' '.join(compiler)} could not build {SOURCE.name}: {reasons[0]}")
 
 
 @functools.cache
 def library() -> Library | None:
     """The compiled loop, built if need be; None, after one warning, where it can't be had."""
     try:
-        return _build()[1]
+        return Library(build())
     except BuildError as error:
         _log.warning("neurotally: the CPU kernels run in plain PyTorch, which is slower: %s", error)
         return None
@@ -149,21 +161,6 @@ def _is_sound(library_file: Path) -> bool:
 
 def _digest(library_file: Path) -> str:
     return hashlib.sha256(library_file.read_bytes()).hexdigest()[:24]
-
-
-def _build() -> tuple[Path, Library]:
-    compiler = _find_compiler()
-    reasons = []
-    for flags in _FLAG_SETS:
-        try:
-            path = _compile(compiler, flags)
-            return path, Library(path)
-        except subprocess.CalledProcessError as error:
-            lines = error.stderr.strip().splitlines() or [f"exit status {error.returncode}"]
-            reasons.append(next((line for line in lines if "error" in line), lines[-1]))
-        except OSError as error:
-            reasons.append(str(error))
-    raise BuildError(f"{' '.join(compiler)} could not build {SOURCE.name}: {reasons[0]}")
 
 
 def _find_compiler() -> list[str]:

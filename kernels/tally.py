@@ -29,13 +29,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from neurotally.kernels.activations import activate, activation_table
-from neurotally.kernels.compiled import Job, Library, library
+from neurotally.kernels.activations import activate, activation_name, activation_table
+from neurotally.kernels.compiled import Job, library
 from neurotally.kernels.statistics import STATISTICS
 
 PAD, TOKEN, SPECIAL, REPEAT = 0, 1, 2, 3
 
-_MAXIMA_DTYPES = (torch.float32, torch.int32)
 _COMPILED_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _OLDEST_GPU = (8, 0)
 """Compute capability that Triton compiles for."""
@@ -93,14 +92,28 @@ def tally_layer(
     two halves of one tensor.
     """
     _check_shapes(pre_BTF, up_BTF, kind_BT, tally)
-    given = (pre_BTF,) if up_BTF is None else (pre_BTF, up_BTF)
-    if (compiled := _compiled_for(*given)) is not None:
-        return _tally_compiled(compiled, act, pre_BTF, up_BTF, kind_BT, tally, statistics)
-    if _is_for_triton(*given):
-        from neurotally.kernels import triton_tally
+    kernels = _kernels_for_these(pre_BTF, up_BTF)
+    table, formula = None, None  # what the kernels compute the activation by; without either the module itself runs
+    if kernels == "compiled" and pre_BTF.dtype.itemsize == 2 and pre_BTF.stride(-1) == 1:
+        table = activation_table(act, pre_BTF.dtype, pre_BTF.is_contiguous())
+    elif kernels == "triton":
+        formula = activation_name(act)
+    activation_BTF = activate(act, pre_BTF) if table is None and formula is None else None
+    if activation_BTF is not None:
+        is_alike = activation_BTF.dtype == pre_BTF.dtype and activation_BTF.shape == pre_BTF.shape
+        if kernels == "plain" or not is_alike:
+            coefficient_BTF = activation_BTF if up_BTF is None else activation_BTF * up_BTF
+            maxima = tally_reference(pre_BTF, activation_BTF, coefficient_BTF, kind_BT, tally, statistics)
+            return coefficient_BTF, maxima
+        activation_BTF = activation_BTF.contiguous()
+    pre_BTF = _with_unit_stride(pre_BTF)
+    up_BTF = None if up_BTF is None else _with_unit_stride(up_BTF)
+    kind_BT = kind_BT.to(torch.uint8).contiguous()
+    if kernels == "compiled":
+        return _tally_compiled(table, activation_BTF, pre_BTF, up_BTF, kind_BT, tally, statistics)
+    from neurotally.kernels import triton_tally
 
-        return triton_tally.tally(act, pre_BTF, up_BTF, kind_BT, tally, statistics)
-    return tally_plainly(activate(act, pre_BTF), pre_BTF, up_BTF, kind_BT, tally, statistics)
+    return triton_tally.tally(formula or "given", activation_BTF, pre_BTF, up_BTF, kind_BT, tally, statistics)
 
 
 def kernels_for(device: torch.device, dtype: torch.dtype) -> str:
@@ -113,15 +126,6 @@ def kernels_for(device: torch.device, dtype: torch.dtype) -> str:
     if dtype in _COMPILED_DTYPES and device.type == "cuda" and has_triton(device):
         return "triton"
     return "plain"
-
-
-def tally_plainly(
-    activation_BTF: Tensor, pre_BTF: Tensor, up_BTF: Tensor | None, kind_BT: Tensor, tally: LayerTally,
-    statistics: Statistics,
-) -> tuple[Tensor, RowMaxima]:  # fmt: skip
-    """`tally_layer` in plain PyTorch, of an activation that is computed already."""
-    coefficient_BTF = activation_BTF if up_BTF is None else activation_BTF * up_BTF
-    return coefficient_BTF, tally_reference(pre_BTF, activation_BTF, coefficient_BTF, kind_BT, tally, statistics)
 
 
 def tally_reference(
@@ -177,21 +181,12 @@ def _check_shapes(pre_BTF: Tensor, up_BTF: Tensor | None, kind_BT: Tensor, tally
         raise ValueError(f"expected gate and up of one shape, got {list(pre_BTF.shape)} and {list(up_BTF.shape)}")
 
 
-def _compiled_for(*tensors: Tensor) -> Library | None:
-    """The compiled loop, where these tensors are for it."""
-    return library() if tensors[0].device.type == "cpu" and _are_for_kernels(*tensors) else None
-
-
-def _is_for_triton(*tensors: Tensor) -> bool:
-    return tensors[0].device.type == "cuda" and _are_for_kernels(*tensors) and has_triton(tensors[0].device)
-
-
-def _are_for_kernels(*tensors: Tensor) -> bool:
-    """On one device, of one dtype that the kernels read, and no gradient is wanted."""
-    device, dtype = tensors[0].device, tensors[0].dtype
-    if any(x.device != device or x.dtype != dtype for x in tensors) or dtype not in _COMPILED_DTYPES:
-        return False
-    return not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
+def _kernels_for_these(pre_BTF: Tensor, up_BTF: Tensor | None) -> str:
+    """See `kernels_for`; plain ones, too, where not all is on one device and of one dtype, or a gradient is wanted."""
+    given = [pre_BTF] if up_BTF is None else [pre_BTF, up_BTF]
+    are_alike = all(x.device == pre_BTF.device and x.dtype == pre_BTF.dtype for x in given)
+    wants_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in given)
+    return kernels_for(pre_BTF.device, pre_BTF.dtype) if are_alike and not wants_gradient else "plain"
 
 
 @functools.cache
@@ -210,32 +205,22 @@ def has_triton(device: torch.device) -> bool:
 
 
 def _tally_compiled(
-    compiled: Library,
-    act: nn.Module,
+    table: Tensor | None,
+    activation_BTF: Tensor | None,
     pre_BTF: Tensor,
     up_BTF: Tensor | None,
     kind_BT: Tensor,
     tally: LayerTally,
     statistics: Statistics,
 ) -> tuple[Tensor, RowMaxima]:
-    """The same by `tally.cpp`. Without a table the module itself runs first."""
-    dtype = pre_BTF.dtype
-    table, activation_BTF = None, None
-    if dtype.itemsize == 2 and pre_BTF.stride(-1) == 1:
-        table = activation_table(act, dtype, pre_BTF.is_contiguous())
-    if table is None:
-        activation_BTF = activate(act, pre_BTF)
-        if activation_BTF.dtype != dtype or activation_BTF.shape != pre_BTF.shape:
-            return tally_plainly(activation_BTF, pre_BTF, up_BTF, kind_BT, tally, statistics)
-        activation_BTF = activation_BTF.contiguous()
-    pre_BTF = _with_unit_stride(pre_BTF)
-    up_BTF = None if up_BTF is None else _with_unit_stride(up_BTF)
-    kind_BT = kind_BT.to(torch.uint8).contiguous()
+    """`tally_layer` by `tally.cpp`, of an activation that is computed already, or of a table to look it up in."""
+    compiled = library()
+    assert compiled is not None
     if activation_BTF is None or (up_BTF is not None and _share_memory(activation_BTF, pre_BTF, up_BTF)):
-        coefficient_BTF = torch.empty(pre_BTF.shape, dtype=dtype)
+        coefficient_BTF = torch.empty(pre_BTF.shape, dtype=pre_BTF.dtype)
     else:  # The module's result is ours to overwrite.
         coefficient_BTF = activation_BTF
-    maxima = RowMaxima(*(pre_BTF.new_empty((len(pre_BTF), pre_BTF.shape[2]), dtype=kind) for kind in _MAXIMA_DTYPES))
+    maxima = no_maxima(pre_BTF)
     job = Job(
         *pre_BTF.shape,
         pre=pre_BTF.data_ptr(),
@@ -250,13 +235,13 @@ def _tally_compiled(
         kind=kind_BT.data_ptr(),
         row_value=maxima.value_BF.data_ptr(),
         row_position=maxima.position_BF.data_ptr(),
-        dtype=_COMPILED_DTYPES[dtype],
+        dtype=_COMPILED_DTYPES[pre_BTF.dtype],
         statistics=statistics,
         threads=torch.get_num_threads(),
         **{name: sums_F.data_ptr() for name, sums_F in tally.items()},
     )
     compiled.tally(job)
-    return coefficient_BTF, maxima if statistics >= Statistics.EVERYTHING else no_maxima(pre_BTF)
+    return coefficient_BTF, maxima
 
 
 def _with_unit_stride(x_BTF: Tensor) -> Tensor:

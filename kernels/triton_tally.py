@@ -19,15 +19,14 @@ In the body of a kernel: `o_` offsets, `m_` mask, `p_` pointers.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
-import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor, nn
+from torch import Tensor
 
-from neurotally.kernels.tally import LayerTally, RowMaxima, Statistics, no_maxima, tally_plainly
+from neurotally.kernels.tally import LayerTally, RowMaxima, Statistics, no_maxima
 
 
 class Tiling(NamedTuple):
@@ -301,67 +300,23 @@ def _merge_row_maxima(
 
 
 def tally(
-    act: nn.Module,
-    pre_BTF: Tensor,
-    up_BTF: Tensor | None,
-    kind_BT: Tensor,
-    into: LayerTally,
-    statistics: Statistics = Statistics.EVERYTHING,
-    tiling: Tiling | None = None,
-) -> tuple[Tensor, RowMaxima]:
-    """`tally_layer` of tally.py by these kernels; nothing waits for the device.
-
-    The tensors are of one floating dtype of 16 or 32 bits and on one device. An activation that
-    `activation_name` doesn't know is computed by its module first; the kernel does product and tally.
-    """
-    name = activation_name(act)
-    activation_BTF = None
-    if name is None:
-        activation_BTF = act(pre_BTF)
-        if activation_BTF.dtype != pre_BTF.dtype or activation_BTF.shape != pre_BTF.shape:
-            return tally_plainly(activation_BTF, pre_BTF, up_BTF, kind_BT, into, statistics)
-        activation_BTF = activation_BTF.contiguous()
-    pre_BTF = _with_unit_stride(pre_BTF)
-    up_BTF = None if up_BTF is None else _with_unit_stride(up_BTF)
-    with torch.cuda.device_of(pre_BTF):
-        return _launch(name or "given", pre_BTF, up_BTF, activation_BTF, kind_BT, into, statistics, tiling)
-
-
-def activation_name(act: nn.Module) -> str | None:
-    """Which of the kernels' activations a module of PyTorch's or Transformers' is; None for any other."""
-    kind = type(act)
-    if isinstance(act, nn.GELU) and kind is nn.GELU:
-        return _GELUS.get(act.approximate)
-    if kind in _TORCH_ACTIVATIONS:
-        return _TORCH_ACTIVATIONS[kind]
-    if kind.__module__ != "transformers.activations":
-        return None
-    inner: Any = getattr(act, "act", None)
-    if isinstance(inner, functools.partial) and inner.func is nn.functional.gelu and not inner.args:
-        return _GELUS.get(inner.keywords.get("approximate", "none"))
-    if kind.__name__ == "GELUActivation":
-        return "gelu" if inner is nn.functional.gelu else None  # else its formula, op by op
-    return {"SiLUActivation": "silu", "ReLUSquaredActivation": "relu2"}.get(kind.__name__)
-
-
-_GELUS = {"none": "gelu", "tanh": "gelu_tanh"}
-_TORCH_ACTIVATIONS: dict[type[nn.Module], str] = {nn.SiLU: "silu", nn.ReLU: "relu"}
-
-
-def _launch(
-    name: str,
-    pre_BTF: Tensor,
-    up_BTF: Tensor | None,
+    formula: str,
     activation_BTF: Tensor | None,
+    pre_BTF: Tensor,
+    up_BTF: Tensor | None,
     kind_BT: Tensor,
     into: LayerTally,
     statistics: Statistics,
-    tiling: Tiling | None,
 ) -> tuple[Tensor, RowMaxima]:
+    """`tally_layer` of tally.py by these kernels; nothing waits for the device.
+
+    All on one device, neurons side by side in memory. `formula`: one of `_activate`'s, or "given" where the activation
+    is computed already.
+    """
     num_rows, num_tokens, num_neurons = pre_BTF.shape
     if pre_BTF.numel() == 0:
         return torch.empty_like(pre_BTF, memory_format=torch.contiguous_format), no_maxima(pre_BTF)
-    tiling = tiling or _tiling(num_rows, num_tokens, num_neurons)
+    tiling = _tiling(num_rows, num_tokens, num_neurons)
     num_blocks = triton.cdiv(num_neurons, tiling.block_neurons)
     num_chunks = triton.cdiv(num_tokens, tiling.chunk_tokens)
     num_partials = num_rows * num_chunks
@@ -383,27 +338,29 @@ def _launch(
     else:
         out_BTF = torch.empty(pre_BTF.shape, dtype=pre_BTF.dtype, device=pre_BTF.device)
     up = pre_BTF if up_BTF is None else up_BTF
-    _tally_chunk[(num_blocks * num_partials,)](
-        pre_BTF, up, out_BTF if activation_BTF is None else activation_BTF,
-        kind_BT.to(torch.uint8).contiguous(), out_BTF, count, sums, extremes, value, position,
-        num_tokens, num_neurons, num_blocks, num_chunks, *pre_BTF.stride()[:2], *up.stride()[:2],
-        ACTIVATION=name, GATED=is_gated, STATISTICS=int(statistics), PRECISE=pre_BTF.dtype == torch.float32,
-        CHUNK=tiling.chunk_tokens, TILE_T=tiling.tile_tokens, BLOCK_F=tiling.block_neurons, num_warps=4, **_NO_FUSION,
-    )  # fmt: skip
-    _add_partials[(triton.cdiv(num_neurons, tiling.merge_neurons),)](
-        count, sums, extremes, num_partials=num_partials, num_neurons=num_neurons, **into,
-        GATED=is_gated, STATISTICS=int(statistics), BLOCK_C=tiling.merge_partials, BLOCK_F=tiling.merge_neurons,
-        num_warps=4, **_NO_FUSION,
-    )  # fmt: skip
-    if not has_maxima:
-        return out_BTF, no_maxima(pre_BTF)
-    if num_chunks == 1:
-        return out_BTF, RowMaxima(value[:, 0], position[:, 0])
-    maxima = RowMaxima(*(x.new_empty((num_rows, num_neurons)) for x in (value, position)))
-    _merge_row_maxima[(num_blocks * num_rows,)](
-        value, position, *maxima, num_neurons, num_blocks, num_chunks,
-        BLOCK_F=tiling.block_neurons, num_warps=4, **_NO_FUSION,
-    )  # fmt: skip
+    with torch.cuda.device_of(pre_BTF):
+        _tally_chunk[(num_blocks * num_partials,)](
+            pre_BTF, up, out_BTF if activation_BTF is None else activation_BTF,
+            kind_BT, out_BTF, count, sums, extremes, value, position,
+            num_tokens, num_neurons, num_blocks, num_chunks, *pre_BTF.stride()[:2], *up.stride()[:2],
+            ACTIVATION=formula, GATED=is_gated, STATISTICS=int(statistics), PRECISE=pre_BTF.dtype == torch.float32,
+            CHUNK=tiling.chunk_tokens, TILE_T=tiling.tile_tokens, BLOCK_F=tiling.block_neurons, num_warps=4,
+            **_NO_FUSION,
+        )  # fmt: skip
+        _add_partials[(triton.cdiv(num_neurons, tiling.merge_neurons),)](
+            count, sums, extremes, num_partials=num_partials, num_neurons=num_neurons, **into,
+            GATED=is_gated, STATISTICS=int(statistics), BLOCK_C=tiling.merge_partials, BLOCK_F=tiling.merge_neurons,
+            num_warps=4, **_NO_FUSION,
+        )  # fmt: skip
+        if not has_maxima:
+            return out_BTF, no_maxima(pre_BTF)
+        if num_chunks == 1:
+            return out_BTF, RowMaxima(value[:, 0], position[:, 0])
+        maxima = RowMaxima(*(x.new_empty((num_rows, num_neurons)) for x in (value, position)))
+        _merge_row_maxima[(num_blocks * num_rows,)](
+            value, position, *maxima, num_neurons, num_blocks, num_chunks,
+            BLOCK_F=tiling.block_neurons, num_warps=4, **_NO_FUSION,
+        )  # fmt: skip
     return out_BTF, maxima
 
 
@@ -413,7 +370,3 @@ def _tiling(num_rows: int, num_tokens: int, num_neurons: int) -> Tiling:
     if num_rows * num_blocks * triton.cdiv(num_tokens, tiling.chunk_tokens) < ENOUGH_PROGRAMS:
         return tiling._replace(chunk_tokens=SMALL_CHUNK_TOKENS)
     return tiling
-
-
-def _with_unit_stride(x_BTF: Tensor) -> Tensor:
-    return x_BTF if x_BTF.stride(-1) == 1 else x_BTF.contiguous()

@@ -13,7 +13,7 @@ are drawn from those that leave room for the largest size that the document can 
 compared at the same places; the draw depends on the document's hash and the seed alone.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,17 +74,13 @@ class AgreementCounts:
 
     def add(self, read: "FirstTokens", context_N: np.ndarray, gold_N: np.ndarray) -> None:
         """Add N positions; `gold_N` is -1 where no token comes next."""
-        contexts, variants, layers = self.agreed_CAL.shape
+        contexts = len(self.positions_C)
         self.positions_C += np.bincount(context_N, minlength=contexts)
         self.gold_positions_C += np.bincount(context_N[gold_N >= 0], minlength=contexts)
         self.model_gold_C += np.bincount(context_N[read.model_N == gold_N], minlength=contexts)
-        for variant in range(variants):
-            for layer in range(layers):
-                first_N = read.layers_ALN[variant, layer]
-                self.agreed_CAL[:, variant, layer] += np.bincount(
-                    context_N[first_N == read.model_N], minlength=contexts
-                )
-                self.gold_CAL[:, variant, layer] += np.bincount(context_N[first_N == gold_N], minlength=contexts)
+        is_of_CN = np.equal.outer(np.arange(contexts), context_N).astype(np.float64)
+        for counts_CAL, token_N in ((self.agreed_CAL, read.model_N), (self.gold_CAL, gold_N)):
+            counts_CAL += np.tensordot(is_of_CN, read.layers_ALN == token_N, (1, 2)).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -100,24 +96,23 @@ class FirstTokens:
 def read_first_tokens(lens: Lens, vectors: Vectors, variants: Sequence[str], head_bias: bool) -> FirstTokens:
     """The first token of every layer in each variant, and the model's own."""
 
-    def firsts(vector_ND: Tensor, is_normed: bool) -> np.ndarray:
-        found = []
-        for part_nD in torch.split(vector_ND, lens.chunk):
-            part_nD = lens.normed(part_nD) if is_normed else part_nD
-            found += _first_of(lens.embedding_logits(part_nD, head_bias))
-        return torch.cat(found).cpu().numpy()
+    def first_tokens(read: Callable[[Tensor], Tensor], vector_ND: Tensor) -> np.ndarray:
+        parts = (read(part_nD) for part_nD in torch.split(vector_ND, lens.chunk))
+        firsts = [top_tokens(rows, 1)[:, 0] for logits_nV in parts for (rows,) in cache_parts(logits_nV)]
+        return torch.cat(firsts).cpu().numpy()
 
-    model_N = torch.cat(
-        [first for part in torch.split(vectors.final_ND, lens.chunk) for first in _first_of(lens.logits(part))]
-    )
-    by_variant = [
-        [
-            firsts(vector_ND, variant.endswith("-norm"))
-            for vector_ND in (vectors.ffn_LND if variant.startswith("ffn-") else vectors.residual_LND)
-        ]
-        for variant in variants
-    ]
-    return FirstTokens(model_N.cpu().numpy(), np.array(by_variant))
+    def read_raw(vector_ND: Tensor) -> Tensor:
+        return lens.embedding_logits(vector_ND, head_bias)
+
+    def read_normed(vector_ND: Tensor) -> Tensor:
+        return read_raw(lens.normed(vector_ND))
+
+    by_variant = []
+    for variant in variants:
+        read = read_normed if variant.endswith("-norm") else read_raw
+        of_layers = vectors.ffn_LND if variant.startswith("ffn-") else vectors.residual_LND
+        by_variant.append([first_tokens(read, vector_ND) for vector_ND in of_layers])
+    return FirstTokens(first_tokens(lens.logits, vectors.final_ND), np.array(by_variant))
 
 
 def choose_places(
@@ -163,7 +158,3 @@ def parse_variants(text: str) -> list[str]:
     if not names:
         raise InputError(f"--variants: expected all, or some of {', '.join(VARIANTS)}")
     return [name for name in VARIANTS if name in names]
-
-
-def _first_of(logits_NV: Tensor) -> list[Tensor]:
-    return [top_tokens(part, 1)[:, 0] for (part,) in cache_parts(logits_NV)]

@@ -46,11 +46,6 @@ class Batch:
     document_BT: np.ndarray
     position_BT: np.ndarray
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens without pads."""
-        return int(np.count_nonzero(self.kind_BT))
-
 
 def lay_out(
     documents: Sequence[tuple[int, Sequence[int]]], special_ids: frozenset[int], layout: str, row_tokens: int,

@@ -10,7 +10,7 @@ from contextlib import suppress
 from torch import Tensor
 
 from neurotally.kernels import tally
-from neurotally.kernels.tally import LayerTally, RowMaxima, Statistics
+from neurotally.kernels.tally import RowMaxima, Statistics
 from neurotally.profiler.batches import Batch
 from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.hook_points import Computed, HookPoint, reading
@@ -80,35 +80,22 @@ class NeuronReader:
         """Tally one layer of a batch; the coefficients that the down projection reads."""
         kind_BT, document_BT, position_BT = batch.tables[pre_BTF.device]
         into = self._recorder.tallies[point.layer]
-        before = None
+        touched_n = point.touched_n
         if point.interventions:
-            computed = point.computed(pre_BTF, up_BTF)
-            before = into.of(point.touched_n)
+            touched = Computed(*(values_BTF[..., touched_n] for values_BTF in point.computed(pre_BTF, up_BTF)))
+            before = into.of(touched_n)
         read_BTF, maxima = tally.tally_layer(point.activation, pre_BTF, up_BTF, kind_BT, into, self._statistics)
-        if before is not None:
-            read_BTF, maxima = _tally_touched(
-                computed, point.touched_n, before, kind_BT, into, self._statistics, read_BTF, maxima
+        if point.interventions:  # they were tallied as if there were none; all other neurons keep theirs, bitwise
+            maxima_n = tally.tally_reference(*touched, kind_BT, before, self._statistics)
+            for name, sums_F in into.items():
+                sums_F[touched_n] = before[name]
+            read_BTF = read_BTF.index_copy(-1, touched_n, touched.coefficient_BTF)
+            maxima = RowMaxima(
+                *(of_F.index_copy(-1, touched_n, new) for of_F, new in zip(maxima, maxima_n, strict=True))
             )
         if self._statistics == Statistics.EVERYTHING:
             self._recorder.offer(point.layer, maxima, document_BT, position_BT)
         return read_BTF
-
-
-def _tally_touched(
-    computed: Computed, index_n: Tensor, before: LayerTally, kind_BT: Tensor, into: LayerTally, statistics: Statistics,
-    read_BTF: Tensor, maxima: RowMaxima,
-) -> tuple[Tensor, RowMaxima]:  # fmt: skip
-    """Put the neurons `index_n` of interventions in their place, in a layer that was tallied as if it had none.
-
-    `before`: their tallies before this batch. Returns what the down projection reads and the row maxima; neurons
-    that no intervention touches keep theirs, bitwise.
-    """
-    pre_BTn, activation_BTn, coefficient_BTn = (values_BTF[..., index_n] for values_BTF in computed)
-    maxima_n = tally.tally_reference(pre_BTn, activation_BTn, coefficient_BTn, kind_BT, before, statistics)
-    for name, sums_F in into.items():
-        sums_F[index_n] = before[name]
-    columns = (values.index_copy(-1, index_n, new) for values, new in zip(maxima, maxima_n, strict=True))
-    return read_BTF.index_copy(-1, index_n, coefficient_BTn), RowMaxima(*columns)
 
 
 class _LastPointRead(Exception):

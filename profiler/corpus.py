@@ -40,7 +40,7 @@ from neurotally.profiler.documents import (
     text_document,
 )
 from neurotally.profiler.errors import InputError, first_line
-from neurotally.profiler.whole_files import NotRegularError, open_regular
+from neurotally.profiler.whole_files import NotRegularError, open_regular, read_inside
 from neurotally.profiler.windows import cut_windows, read_windows
 
 DEFAULT_COLUMNS = ("text", "content", "code")
@@ -97,8 +97,11 @@ def list_documents(source: Source, max_files: int | None = None) -> Manifest:
     """List a source's documents, the first `max_files` of them; raises InputError if there are none."""
     if source.window_lines is not None and source.kind != "folder":
         raise InputError(f"--window-lines: {source.path} holds records; windows are cut from a folder of files")
-    listing = {"folder": _list_folder, "jsonl": _list_jsonl, "parquet": _list_parquet}[source.kind]
-    names, sizes = listing(source)
+    if source.kind == "folder":
+        names, sizes = _list_folder(source)
+    else:
+        sizes = _list_jsonl(source) if source.kind == "jsonl" else _list_parquet(source)
+        names = [str(number) for number in range(len(sizes))]
     if not names:
         pattern = f" matching {source.selector!r}" if source.selector and source.kind == "folder" else ""
         raise InputError(f"corpus {source.path} is empty: no documents{pattern} in it")
@@ -169,23 +172,17 @@ def _matches(relative: str, glob: str | None) -> bool:
 def _read_file(root: Path, name: str, size: int) -> Document:
     if size > MAX_DOCUMENT_BYTES:
         return TOO_LARGE
-    path = root / name
     try:
-        if name.endswith("/") or not path.resolve().is_relative_to(root.resolve()):
-            return UNREADABLE
-        with open_regular(path) as file:
-            content = file.read(size + 1)
+        content = read_inside(root, name, size + 1)
     except NotRegularError:
         return CHANGED
     except OSError:
         return UNREADABLE
-    if len(content) != size:
-        return CHANGED
-    return text_document(content)
+    return text_document(content) if len(content) == size else CHANGED
 
 
-def _list_jsonl(source: Source) -> tuple[list[str], list[int]]:
-    """Every line; InputError where none of them is a record with the column."""
+def _list_jsonl(source: Source) -> list[int]:
+    """The size of every line; InputError where none of them is a record with the column."""
     sizes: list[int] = []
     has_column = False
     with open_regular(Path(source.path)) as file:
@@ -195,7 +192,7 @@ def _list_jsonl(source: Source) -> tuple[list[str], list[int]]:
     if sizes and not has_column:
         wanted = " or ".join([source.selector] if source.selector else DEFAULT_COLUMNS)
         raise InputError(f"{source.path}: expected records with a text in {wanted}, none of its lines is one")
-    return [str(number) for number in range(len(sizes))], sizes
+    return sizes
 
 
 def _sized_lines(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
@@ -221,7 +218,10 @@ def _read_jsonl(source: Source, sizes: Sequence[int], offset: int) -> Iterator[D
 
 def _record_document(line: bytes, column: str | None) -> Document:
     text = _record_text(line, column)
-    return UNREADABLE if text is None else _value_document(text)
+    try:
+        return UNREADABLE if text is None else text_document(text.encode())
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can spell
+        return Document(None, Status.NOT_UTF8, bytes(32))
 
 
 def _record_text(line: bytes, column: str | None) -> str | None:
@@ -235,20 +235,10 @@ def _record_text(line: bytes, column: str | None) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _value_document(text: str) -> Document:
-    try:
-        return text_document(text.encode())
-    except UnicodeEncodeError:  # a lone surrogate, which JSON can spell
-        return Document(None, Status.NOT_UTF8, bytes(32))
-
-
-def _list_parquet(source: Source) -> tuple[list[str], list[int]]:
+def _list_parquet(source: Source) -> list[int]:
     import pyarrow.compute as pc
 
-    sizes: list[int] = []
-    for batch in _parquet_batches(source, 0):
-        sizes += [length or 0 for length in pc.binary_length(batch).to_pylist()]
-    return [str(number) for number in range(len(sizes))], sizes
+    return [length or 0 for batch in _parquet_batches(source, 0) for length in pc.binary_length(batch).to_pylist()]
 
 
 def _read_parquet(source: Source, first: int, end: int) -> Iterator[Document]:
@@ -273,13 +263,9 @@ def _parquet_group(source: Source, record: int) -> tuple[int, int]:
     import pyarrow.parquet as pq
 
     metadata = pq.read_metadata(source.path)
-    start = 0
-    for group in range(metadata.num_row_groups):
-        rows = metadata.row_group(group).num_rows
-        if record < start + rows:
-            return start, group
-        start += rows
-    return start, metadata.num_row_groups
+    ends = np.cumsum([metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)], dtype=np.int64)
+    group = int(np.searchsorted(ends, record, side="right"))
+    return int(ends[group - 1]) if group else 0, group
 
 
 def _parquet_batches(source: Source, first_group: int) -> Iterator[Any]:

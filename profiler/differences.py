@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 _HASH = re.compile("[0-9a-f]{32,}")
 _SHOWN, _SHOWN_HASH = 60, 13
@@ -14,29 +14,25 @@ def first_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None
     One that people can read comes before a hash. Of dictionaries and lists, only what differs in them is named.
     """
     found = [text for key, value in ours.items() for text in _differences(key, value, theirs.get(key))]
-    return min(found, key=lambda one: one.is_hash).text if found else None
+    return min(found, key=lambda one: one[0])[1] if found else None
 
 
-class _Difference(NamedTuple):
-    text: str
-    is_hash: bool
-
-
-def _differences(name: str, ours: Any, theirs: Any) -> Iterator[_Difference]:
+def _differences(name: str, ours: Any, theirs: Any) -> Iterator[tuple[bool, str]]:
+    """(whether it is of hashes, in one line) of each."""
     if ours == theirs:
         return
     if isinstance(ours, dict) and isinstance(theirs, dict):
         for key in dict.fromkeys([*ours, *theirs]):
             yield from _differences(f"{name}.{key}", ours.get(key), theirs.get(key))
     elif isinstance(ours, dict) and theirs is None:
-        yield _Difference(f"{name} is new, the store has none", False)
+        yield False, f"{name} is new, the store has none"
     elif isinstance(theirs, dict) and ours is None:
-        yield _Difference(f"{name} is in the store, and was not asked for", False)
+        yield False, f"{name} is in the store, and was not asked for"
     elif isinstance(ours, list) and isinstance(theirs, list):
-        yield _Difference(_list_difference(name, ours, theirs), False)
+        yield False, _list_difference(name, ours, theirs)
     else:
         is_hash = all(isinstance(one, str) and _HASH.fullmatch(one) for one in (ours, theirs))
-        yield _Difference(f"{name} is {_shown(ours)}, the store has {_shown(theirs)}", is_hash)
+        yield is_hash, f"{name} is {_shown(ours)}, the store has {_shown(theirs)}"
 
 
 def _list_difference(name: str, ours: list[Any], theirs: list[Any]) -> str:

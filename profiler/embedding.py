@@ -10,7 +10,6 @@ the t-th of a text's n tokens that count:
 Sums are taken in float64. Each block's input is reduced where it is, as the model runs: no layer's states are kept.
 """
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,7 @@ from torch import Tensor
 from neurotally.kernels.tally import PAD, SPECIAL
 from neurotally.profiler.batches import Batch, TokenRows, rectangles
 from neurotally.profiler.model import LoadedModel
+from neurotally.profiler.staging import DeviceTables
 
 BOS_RULES = ("counted", "read", "none")
 """counted: the model reads a BOS and it counts, as in the papers; read: read, but not counted; none: not read."""
@@ -67,25 +67,19 @@ def _embed_batch(model: LoadedModel, batch: Batch, count_bos: bool) -> Tensor:
     """float32 [B, L, 2, D] on the host: weighted mean and last token of each row at each layer."""
     is_last_BT = np.zeros(batch.kind_BT.shape)
     is_last_BT[np.arange(len(is_last_BT)), (batch.kind_BT != PAD).sum(axis=1) - 1] = 1
-    weight_B2T = torch.from_numpy(np.stack([position_weights(batch.kind_BT, count_bos), is_last_BT], axis=1))
-    weights: dict[torch.device, Tensor] = {}
+    weights = DeviceTables(np.stack([position_weights(batch.kind_BT, count_bos), is_last_BT], axis=1))
+    pooled: list[Tensor] = []
 
-    def pool(hidden_BTD: Tensor) -> Tensor:
-        if hidden_BTD.device not in weights:
-            weights[hidden_BTD.device] = weight_B2T.to(hidden_BTD.device)
-        return (weights[hidden_BTD.device] @ hidden_BTD.double()).float()
+    def pool(hidden_BTD: Tensor) -> None:
+        (weight_B2T,) = weights.on(hidden_BTD.device)
+        pooled.append((weight_B2T @ hidden_BTD.double()).float())
 
-    pooled: dict[int, Tensor] = {}
-
-    def look_at(layer: int) -> Callable[..., None]:
-        def hook(_module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-            pooled[layer] = pool(args[0] if args else kwargs["hidden_states"])
-
-        return hook
+    def look_at_input(_module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        pool(args[0] if args else kwargs["hidden_states"])
 
     with ExitStack() as hooks:
-        for layer, block in enumerate(model.blocks):
-            hooks.enter_context(block.register_forward_pre_hook(look_at(layer), with_kwargs=True))
+        for block in model.blocks:
+            hooks.enter_context(block.register_forward_pre_hook(look_at_input, with_kwargs=True))
         final_BTD = model.run_body(torch.from_numpy(batch.ids_BT))
-    pooled[len(model.blocks)] = pool(final_BTD)
-    return torch.stack([pooled[layer].cpu() for layer in range(len(model.blocks) + 1)], dim=1)
+    pool(final_BTD)
+    return torch.stack([of_layer_B2D.cpu() for of_layer_B2D in pooled], dim=1)

@@ -56,19 +56,6 @@ class Computed(NamedTuple):
     coefficient_BTF: Tensor
 
 
-class Projection(NamedTuple):
-    """What a matrix product gives, or `width` of its columns where gate and up are one product."""
-
-    module: nn.Module
-    first: int
-    width: int
-
-    def bias(self) -> Tensor | None:
-        """A copy of what it adds, [F]; None where it adds nothing."""
-        bias = parameter_of(self.module, "bias")
-        return None if bias is None else bias[self.first : self.first + self.width]
-
-
 @dataclass(eq=False)
 class HookPoint:
     """One feed-forward network: its parts, and the interventions and the reader at its neurons."""
@@ -80,18 +67,15 @@ class HookPoint:
     place: tuple[nn.Module, str]
     """The module that has the activation, and under which name."""
     gated: bool
-    keys: Projection | None
-    """What the activation is given (gate or fc1); None where that is no matrix product as it is."""
-    up: Projection | None
-    """What the activation is multiplied by; None in a plain network, and where it is no matrix product as it is."""
+    keys: tuple[nn.Module, int] | None
+    """The matrix whose product the activation is given (gate or fc1), and the first of its columns, since gate and up
+    may be one product; None where it is given no product as it is."""
     down: nn.Module
     """What reads the coefficients."""
     width: int
     """Its neurons, F."""
     device: torch.device
     """Where it computes; its weights may lie elsewhere meanwhile."""
-    reach: Literal["all"] = "all"
-    """Which tokens come by."""
     interventions: list[Intervention] = field(default_factory=list)
     """In the order in which they were entered."""
     touched_n: Tensor = field(init=False)
@@ -113,8 +97,9 @@ class HookPoint:
                 f"{self}: the activation isn't given a matrix product as it is, so its bias can't be told; switch "
                 "neurons off in another way"
             )
-        bias_F = self.keys.bias()
-        return torch.zeros(self.width, device=self.device) if bias_F is None else bias_F
+        matrix, first = self.keys
+        bias = parameter_of(matrix, "bias")
+        return torch.zeros(self.width, device=self.device) if bias is None else bias[first : first + self.width]
 
     def index(self, neurons: Sequence[int]) -> Tensor:
         """int64: these neurons' numbers, where the network computes. InputError where it has no such neuron."""
@@ -150,13 +135,11 @@ class HookPoint:
     def install(self) -> None:
         """Stand in for the activation module."""
         self.stand_in.training = self.activation.training
-        parent, attribute = self.place
-        setattr(parent, attribute, self.stand_in)
+        setattr(*self.place, self.stand_in)
 
     def take_out(self) -> None:
         """Put the activation module back."""
-        parent, attribute = self.place
-        setattr(parent, attribute, self.activation)
+        setattr(*self.place, self.activation)
 
     def _at(self, stage: Stage) -> list[Intervention]:
         return [one for one in self.interventions if one.stage == stage]

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.hook_points import HookPoint, Intervention, Stage, intervening
@@ -105,15 +104,12 @@ def _of_document(document: Mapping[Any, Any], set_name: str | None, model: Hooke
 
 def _intervention(point: HookPoint, neurons: Sequence[int], how: str, value: Any) -> Intervention:
     index_n = point.index(sorted(set(neurons)))
-    value_n = _values(point, index_n, how, value)
-    return Intervention(_STAGES.get(how, "coefficient"), index_n, value_n, is_factor=how == "scale")
-
-
-def _values(point: HookPoint, index_n: Tensor, how: str, value: Any) -> Tensor:
     if how == "weights-no-bias":
-        return point.key_bias()[index_n]
-    if how not in _WITH_VALUE:
-        return torch.zeros(len(index_n), device=point.device)
-    value_LF = torch.as_tensor(value, dtype=torch.float64)
-    value_n = value_LF.expand(len(index_n)) if value_LF.dim() == 0 else value_LF[point.layer][index_n.cpu()]
-    return value_n.to(point.device)
+        value_n = point.key_bias()[index_n]
+    elif how in _WITH_VALUE:
+        value_LF = torch.as_tensor(value, dtype=torch.float64)
+        value_n = value_LF.expand(len(index_n)) if value_LF.dim() == 0 else value_LF[point.layer][index_n.cpu()]
+    else:
+        value_n = torch.zeros(len(index_n))
+    stage = _STAGES.get(how, "coefficient")
+    return Intervention(stage, index_n, value_n.to(point.device), is_factor=how == "scale")

@@ -13,6 +13,7 @@ alone of all layers, is ever held. Tokens of equal logits (the normal case in 16
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from neurotally.profiler.batches import Batch, TokenRows, rectangles
+from neurotally.profiler.batches import TokenRows, rectangles
 from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.head import head_logits, of_many_rows
 from neurotally.profiler.model import LoadedModel
@@ -58,26 +59,15 @@ class Lens:
         self._head = model.model.get_output_embeddings()
         if self._head is None or self._head.weight.is_meta:
             raise UnsupportedModelError(f"{model.facts.id}: its output embedding can't be read")
+        self.vocabulary, embedding_width = self._head.weight.shape
+        """Logits a position."""
+        self.reads_raw: bool = embedding_width == model.facts.width
+        """Whether the output embedding is as wide as the residual stream (not in OPT-350m)."""
+        self.chunk = max(1, _LOGIT_BYTES // (4 * self.vocabulary))
+        """Vectors of one vocabulary product."""
         ids_BT = probe_ids(model.vocabulary)
         self._tail = _final_modules(model, ids_BT)
         self._verify(ids_BT)
-
-    @property
-    def vocabulary(self) -> int:
-        """Logits a position."""
-        size: int = self._head.weight.shape[0]
-        return size
-
-    @property
-    def reads_raw(self) -> bool:
-        """Whether the output embedding is as wide as the residual stream (not in OPT-350m)."""
-        width: int = self._head.weight.shape[1]
-        return width == self.model.facts.width
-
-    @property
-    def chunk(self) -> int:
-        """Vectors of one vocabulary product."""
-        return max(1, _LOGIT_BYTES // (4 * self.vocabulary))
 
     def vectors(self, ids_BT: Tensor, at_BT: Tensor, ffn: bool = False) -> Vectors:
         """Run the body over a rectangle and keep the vectors at the positions of `at_BT` (bool, on the CPU)."""
@@ -85,18 +75,15 @@ class Lens:
         residual_LND: list[Tensor] = []
         ffn_LND: list[Tensor] = []
 
-        def keep(into: list[Tensor]) -> Any:
-            def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-                values = output if isinstance(output, Tensor) else output[0]
-                into.append(values.reshape(shape)[at_BT.to(values.device)])
-
-            return hook
+        def keep(into: list[Tensor], _module: nn.Module, _args: Any, output: Any) -> None:
+            values = output if isinstance(output, Tensor) else output[0]
+            into.append(values.reshape(shape)[at_BT.to(values.device)])
 
         with ExitStack() as hooks:
             for block in self.model.blocks:
-                hooks.enter_context(block.register_forward_hook(keep(residual_LND)))
+                hooks.enter_context(block.register_forward_hook(partial(keep, residual_LND)))
             for point in self.model.hook_points if ffn else ():
-                hooks.enter_context(point.down.register_forward_hook(keep(ffn_LND)))
+                hooks.enter_context(point.down.register_forward_hook(partial(keep, ffn_LND)))
             final_BTD = self.model.run_body(ids_BT)
         return Vectors(residual_LND, ffn_LND, final_BTD[at_BT.to(final_BTD.device)])
 
@@ -131,7 +118,7 @@ class Lens:
             token_BT = np.searchsorted(rows.document_N, batch.document_BT) + batch.position_BT
             at_BT = at_N[token_BT] & (batch.kind_BT != 0)
             if at_BT.any():
-                yield Positions(batch, torch.from_numpy(at_BT), token_BT[at_BT])
+                yield Positions(torch.from_numpy(batch.ids_BT), torch.from_numpy(at_BT), token_BT[at_BT])
 
     def _verify(self, ids_BT: Tensor) -> None:
         """Raise UnsupportedModelError where the last layer's lens isn't the model's own output."""
@@ -152,16 +139,11 @@ class Lens:
 class Positions:
     """A rectangle and n chosen positions in it."""
 
-    batch: Batch
+    ids_BT: Tensor
     at_BT: Tensor
     """bool."""
     token_n: np.ndarray
     """int64: which token of the rows each position is, in the order of `Vectors`."""
-
-    @property
-    def ids_BT(self) -> Tensor:
-        """The rectangle's ids."""
-        return torch.from_numpy(self.batch.ids_BT)
 
 
 def top_tokens(logits_NV: Tensor, k: int) -> Tensor:

@@ -17,47 +17,37 @@ from torch import Tensor
 from torch.nn import functional
 
 from neurotally.profiler.lens import TOP, Lens, Vectors, cache_parts, top_tokens
+from neurotally.profiler.staging import DeviceTables
 
 
 @dataclass(frozen=True)
 class Readings:
-    """N positions, L layers, the K = 10 first tokens, S token sets."""
+    """N positions, L layers, the K = 10 first tokens, S token sets. Probabilities and masses are float32."""
 
     top_id_NLK: np.ndarray
     """uint32; larger logit first, then smaller id."""
     top_probability_NLK: np.ndarray
-    """float32."""
     gold_probability_NL: np.ndarray
-    """float32."""
     gold_rank_NL: np.ndarray
     """uint32."""
     mass_NLS: np.ndarray
-    """float32."""
     mass_top_NLS: np.ndarray
-    """float32."""
     rank_top_NLS: np.ndarray
     """uint8."""
 
 
-class SetColumns:
-    """Token sets as columns: whose token is whose."""
+class SetColumns(DeviceTables):
+    """Token sets as columns: tokens that are in any set [U], float32 members [U, S], bool members [V, S]."""
 
     def __init__(self, sets: Sequence[np.ndarray], vocabulary: int):
         member_VS = np.zeros((vocabulary, len(sets)), bool)
         for number, ids in enumerate(sets):
             member_VS[ids, number] = True
         used_U = np.flatnonzero(member_VS.any(1))
-        self._host = (used_U, member_VS[used_U].astype(np.float32), member_VS)
-        self._on: dict[torch.device, tuple[Tensor, ...]] = {}
-
-    def on(self, device: torch.device) -> tuple[Tensor, ...]:
-        """(the tokens that are in any set [U], float32 members [U, S], bool members [V, S])."""
-        if device not in self._on:
-            self._on[device] = tuple(torch.from_numpy(table).to(device) for table in self._host)
-        return self._on[device]
+        super().__init__(used_U, member_VS[used_U].astype(np.float32), member_VS)
 
 
-class DrawColumns:
+class DrawColumns(DeviceTables):
     """The draws of all sets as columns: D of each set, a set's side by side. R columns, U tokens in any of them."""
 
     def __init__(self, draws: Sequence[np.ndarray], vocabulary: int):
@@ -70,12 +60,11 @@ class DrawColumns:
         member_UR = np.zeros((len(used_U) + 1, len(sets)), bool)  # the last row: tokens that are in no draw
         member_UR[place_I, np.repeat(np.arange(len(sets)), size_R)] = True
         self.number = len(sets)
-        self._host = (used_U, place_I, np.cumsum(size_R) - size_R, place_V, member_UR)
-        self._on: dict[torch.device, tuple[Tensor, ...]] = {}
+        super().__init__(used_U, place_I, np.cumsum(size_R) - size_R, place_V, member_UR)
 
     def read(self, logits_NV: Tensor, top_id_NK: Tensor, top_NK: Tensor) -> tuple[Tensor, ...]:
         """mass, mass_top, rank_top and hit, whether there is a token among the first 10: float32 [N, R] each."""
-        used_U, place_I, start_R, place_V, member_UR = self._tables(logits_NV.device)
+        used_U, place_I, start_R, place_V, member_UR = self.on(logits_NV.device)
         with torch.inference_mode():
             total_N1 = logits_NV.logsumexp(1, keepdim=True)
             probability_UN = logits_NV.index_select(1, used_U).sub_(total_N1).exp_().t().contiguous()
@@ -86,23 +75,13 @@ class DrawColumns:
             rank_top_NR = torch.where(member_NKR, place_K1, TOP + 1).amin(1)
             return mass_RN.t(), mass_top_NR, rank_top_NR.float(), (rank_top_NR <= TOP).float()
 
-    def _tables(self, device: torch.device) -> tuple[Tensor, ...]:
-        if device not in self._on:
-            self._on[device] = tuple(torch.from_numpy(table).to(device) for table in self._host)
-        return self._on[device]
 
-
-@dataclass(frozen=True)
 class DrawSums:
     """Sums over the positions of each of P prompts: float64 [P, L, 4, R] (mass, mass_top, rank_top, hit)."""
 
-    columns: DrawColumns
-    sum_PL4R: np.ndarray
-
-    @classmethod
-    def zeros(cls, columns: DrawColumns, num_prompts: int, num_layers: int) -> "DrawSums":
-        """Nothing read yet."""
-        return cls(columns, np.zeros((num_prompts, num_layers, 4, columns.number)))
+    def __init__(self, columns: DrawColumns, num_prompts: int, num_layers: int):
+        self.columns = columns
+        self.sum_PL4R = np.zeros((num_prompts, num_layers, 4, columns.number))
 
 
 def read_layers(

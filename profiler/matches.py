@@ -48,7 +48,10 @@ class _Matcher:
     def ask(self, request: tuple[str, int, list[str], float]) -> list[Sequence[int]]:
         """Its answer; TimeoutError if it was ended by its timer."""
         with self._lock:
-            process = self._process = self._process or self._start()
+            if self._process is None:
+                command = [sys.executable, "-I", str(_SCRIPT)]
+                self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            process = self._process
             assert process.stdin is not None
             assert process.stdout is not None
             try:
@@ -58,7 +61,11 @@ class _Matcher:
             except BaseException as error:
                 self.end()
                 if isinstance(error, (EOFError, BrokenPipeError, pickle.UnpicklingError)):
-                    self._raise_for(process.returncode, error)
+                    status = process.returncode
+                    if status == -signal.SIGPROF:
+                        raise TimeoutError from error
+                    what = "the process that matches regular expressions"
+                    raise RuntimeError(f"{what} ended with status {status}") from error
                 raise  # interrupted: what is left of the answer must not be taken for the next
             return answer
 
@@ -69,16 +76,6 @@ class _Matcher:
             if process.poll() is None:
                 process.kill()
             process.communicate()
-
-    @staticmethod
-    def _start() -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, "-I", str(_SCRIPT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-
-    @staticmethod
-    def _raise_for(status: int, error: BaseException) -> None:
-        if status == -signal.SIGPROF:
-            raise TimeoutError from error
-        raise RuntimeError(f"the process that matches regular expressions ended with status {status}") from error
 
 
 _MATCHER = _Matcher()

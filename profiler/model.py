@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from neurotally.kernels.tally import kernels_for
 from neurotally.profiler.errors import InputError, first_line
-from neurotally.profiler.hooked_model import HookedModel, find_body, hook_model
+from neurotally.profiler.hooked_model import HookedModel, hook_model
 from neurotally.profiler.model_config import forward_config, refuse_other_kinds, row_limits
 from neurotally.profiler.offloading import brought_in
 from neurotally.profiler.whole_files import read_json
@@ -127,8 +127,10 @@ def load_model(spec: str, device: str = "auto", dtype: str = "auto", trust_remot
         model, loading = _try_load(model_id, "model", load)
     _refuse_incomplete(model_id, loading)
     prepared = prepare_model(model.eval(), tokenizer, model_id, revision, checkpoint_dtype)
-    unused = _unused_weights(type(model).__name__, loading["unexpected_keys"])
-    return replace(prepared, facts=replace(prepared.facts, warnings=unused))
+    if unused := sorted(loading["unexpected_keys"]):
+        note = f"{type(model).__name__} makes no use of {_first_of(unused)} in the checkpoint"
+        return replace(prepared, facts=replace(prepared.facts, warnings=(note,)))
+    return prepared
 
 
 def load_config_and_tokenizer(model_id: str, common: dict[str, Any]) -> tuple[Any, Any]:
@@ -148,7 +150,6 @@ def prepare_model(
     model: Any, tokenizer: Any, model_id: str, revision: str | None, checkpoint_dtype: str
 ) -> LoadedModel:
     """Install and verify the hook points of a `PreTrainedModel` in memory, in eval mode."""
-    decoder, _ = find_body(model, model_id)
     num_embeddings = model.get_input_embeddings().weight.shape[0]
     largest_id = max(tokenizer.get_vocab().values(), default=-1)
     if largest_id >= num_embeddings:
@@ -158,7 +159,7 @@ def prepare_model(
         )
     fingerprint = fingerprint_weights(model, checkpoint_dtype)
     hooked = hook_model(model, model_id)
-    first = hooked.hook_points[0]
+    first, decoder = hooked.hook_points[0], hooked.decoder
     config = model.config.get_text_config()
     weight = next(parameter for parameter in decoder.parameters() if parameter.is_floating_point())
     row_tokens, max_row_tokens = row_limits(config, decoder)
@@ -314,11 +315,6 @@ def _refuse_incomplete(model_id: str, loading: dict[str, Any]) -> None:
             f"{model_id}: {_first_of([key for key, *_ in mismatched])} in its checkpoint doesn't fit its config.json: "
             f"expected shape {list(expected)}, it has {list(has)}"
         )
-
-
-def _unused_weights(architecture: str, names: Iterable[str]) -> tuple[str, ...]:
-    unused = sorted(names)
-    return (f"{architecture} makes no use of {_first_of(unused)} in the checkpoint",) if unused else ()
 
 
 def _first_of(names: list[str]) -> str:

@@ -26,28 +26,19 @@ class NeuronRecorder:
     """
 
     def __init__(
-        self,
-        num_neurons: int,
-        devices: list[torch.device],
-        num_triggers: int,
-        bar_LF: np.ndarray | None = None,
+        self, num_neurons: int, devices: list[torch.device], num_triggers: int, bar_LF: np.ndarray | None = None
     ):
         self.tallies = [LayerTally.empty(num_neurons, device) for device in devices]
-        self._triggers: list[LayerTriggers] | None = None
-        if num_triggers:
-            self._triggers = [
-                LayerTriggers(
-                    num_neurons,
-                    num_triggers,
-                    device,
-                    None if bar_LF is None else torch.from_numpy(bar_LF[layer]),
-                )
-                for layer, device in enumerate(devices)
-            ]
+        bars = [None] * len(devices) if bar_LF is None else [torch.from_numpy(bar_F) for bar_F in bar_LF]
+        self._triggers = [
+            LayerTriggers(num_neurons, num_triggers, device, bar_F)
+            for device, bar_F in zip(devices, bars, strict=True)
+            if num_triggers
+        ]
 
     def offer(self, layer: int, maxima: RowMaxima, document_BT: Tensor, position_BT: Tensor) -> None:
         """Offer the row maxima of one layer as triggers."""
-        if self._triggers is not None:
+        if self._triggers:
             self._triggers[layer].add(maxima, document_BT, position_BT)
 
     def result(self) -> "UnitNeurons":
@@ -56,7 +47,7 @@ class NeuronRecorder:
         def stacked(name: str) -> np.ndarray:
             return np.stack([tally[name].cpu().numpy() for tally in self.tallies])
 
-        best = [layer.best() for layer in self._triggers or []]
+        best = [layer.best() for layer in self._triggers]
         num_neurons = len(self.tallies[0]["active"])
 
         def triggers(name: str, dtype: type) -> np.ndarray:
@@ -144,14 +135,14 @@ class CorpusNeurons:
 
 @dataclass(frozen=True)
 class TriggerTable:
-    """The K best triggers of N neurons, best first, in the total order of `neurotally.kernels.triggers`."""
+    """The K best triggers of N neurons, best first, in the total order of `neurotally.kernels.triggers`.
+
+    Where unused 0, 2^32-1 and 2^32-1: float32, uint32, uint32.
+    """
 
     value_NK: np.ndarray
-    """float32; 0 where unused."""
     document_NK: np.ndarray
-    """uint32; 2^32-1 where unused."""
     position_NK: np.ndarray
-    """uint32; 2^32-1 where unused."""
 
     @classmethod
     def empty(cls, num_neurons: int, num_triggers: int) -> "TriggerTable":
@@ -165,7 +156,7 @@ class TriggerTable:
 
     def insert(self, neuron_N: np.ndarray, value_N: np.ndarray, document_N: np.ndarray, position_N: np.ndarray) -> None:
         """Insert triggers of documents that the table has none of, sorted by neuron and best first within it."""
-        starts = np.flatnonzero(np.r_[True, neuron_N[1:] != neuron_N[:-1]]) if len(neuron_N) else np.empty(0, int)
+        starts = np.flatnonzero(np.diff(neuron_N, prepend=-1))
         counts = np.diff(np.r_[starts, len(neuron_N)])
         # One round takes the best of every neuron, the next the second best, and so on: at most K rounds, and
         # few neurons in the later ones. An inserted trigger moves the worse ones one place down.
@@ -182,7 +173,6 @@ class TriggerTable:
             new = (value[enters], document[enters], position_N[index][enters])
             for table, entry in zip((self.value_NK, self.document_NK, self.position_NK), new, strict=True):
                 held = table[rows]
-                moved = np.concatenate([held[:, :1], held[:, :-1]], axis=1)
-                updated = np.where(goes_before, moved, held)
+                updated = np.where(goes_before, np.roll(held, 1, axis=1), held)
                 updated[np.arange(len(rows)), at] = entry
                 table[rows] = updated

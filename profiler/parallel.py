@@ -41,8 +41,8 @@ _UNREADABLE = (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
 """What reading a file or an archive raises; RuntimeError: an encrypted one."""
 
 Entry = Path | zipfile.Path
-Reader = Callable[[str | None], str]
-"""Gives one id's text, from the field asked for (None: the usual one); raises InputError."""
+Reader = Callable[..., str]
+"""Gives one id's text, from its `field` if one is given, else from the usual one; raises InputError."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,10 @@ def read_parallel(
     """
     readers = _list_source(path)
     for text in fields:
-        name, reader_by_id = _other_field(text, readers, path)
-        readers[name] = reader_by_id
+        _add_field(text, readers, path)
     ids, left_out = _aligned_ids(readers, path, common)
     languages = tuple(sorted(readers))
-    texts = {language: {id_: readers[language][id_](None) for id_ in ids[:limit]} for language in languages}
+    texts = {language: {id_: readers[language][id_]() for id_ in ids[:limit]} for language in languages}
     if len(languages) < 2:
         packed = sorted(file.name for file in path.glob("*.zip")) if path.is_dir() else []
         hint = f"; is {packed[0]} in it meant?" if packed else ""
@@ -206,22 +205,13 @@ def _list_lines(file: Entry) -> dict[str, Reader]:
 
 
 def _list_records(file: Entry) -> dict[str, Reader]:
-    readers: dict[str, Reader] = {}
-    for id_, where, record in _records(file):
-        if id_ in readers:
-            raise InputError(f"{where}: id {id_!r} is there twice")
-        readers[id_] = partial(_field, record, where)
-    return readers
+    return {id_: partial(_field, record, where) for id_, (where, record) in _records(file).items()}
 
 
 def _list_wide_records(file: Path) -> dict[str, dict[str, Reader]]:
     """A field a language. A record without a language's field lacks its id in that language."""
     readers: dict[str, dict[str, Reader]] = {}
-    seen: set[str] = set()
-    for id_, where, record in _records(file):
-        if id_ in seen:
-            raise InputError(f"{where}: id {id_!r} is there twice")
-        seen.add(id_)
+    for id_, (where, record) in _records(file).items():
         for language, value in record.items():
             if language != _ID_FIELD:
                 by_id = readers.setdefault(_as_text(language, "a field's name", where), {})
@@ -231,18 +221,21 @@ def _list_wide_records(file: Path) -> dict[str, dict[str, Reader]]:
     return readers
 
 
-def _records(file: Entry) -> list[tuple[str, str, dict[str, Any]]]:
-    """(id, file and line, record) of each line."""
-    found = []
+def _records(file: Entry) -> dict[str, tuple[str, dict[str, Any]]]:
+    """By id: file and line, and the record."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
     for number, line in enumerate(_lines(file), 1):
         where = f"{file}, line {number}"
         record = _parse_record(line, where)
-        found.append((_as_text(str(record.get(_ID_FIELD, _line_id(number))), _ID_FIELD, where), where, record))
+        id_ = _as_text(str(record.get(_ID_FIELD, _line_id(number))), _ID_FIELD, where)
+        if id_ in found:
+            raise InputError(f"{where}: id {id_!r} is there twice")
+        found[id_] = where, record
     return found
 
 
-def _other_field(text: str, readers: Mapping[str, Mapping[str, Reader]], path: Path) -> tuple[str, dict[str, Reader]]:
-    """The language that NAME=LANGUAGE::FIELD asks for: (name, readers)."""
+def _add_field(text: str, readers: dict[str, dict[str, Reader]], path: Path) -> None:
+    """Add the language that NAME=LANGUAGE::FIELD asks for."""
     name, equals, source = text.partition("=")
     language, colons, field = source.partition("::")
     if not (name and equals and language and colons and field):
@@ -251,27 +244,23 @@ def _other_field(text: str, readers: Mapping[str, Mapping[str, Reader]], path: P
         raise InputError(f"--field {text!r}: {path} has no language {language!r}, it has {sorted(readers)}")
     if name in readers:
         raise InputError(f"--field {text!r}: there is a language {name!r} already")
-    return name, {id_: _fixed_field(reader, field) for id_, reader in readers[language].items()}
+    readers[name] = {id_: partial(reader, field=field) for id_, reader in readers[language].items()}
 
 
-def _fixed_field(reader: Reader, field: str) -> Reader:
-    return lambda _: reader(field)
-
-
-def _read_file(file: Entry, field: str | None) -> str:
+def _read_file(file: Entry, field: str | None = None) -> str:
     text = _decode(file)
     if _suffix(file) == ".json":
         return _field(_parse_record(text, str(file)), str(file), field)
     return _plain(str(file), text, field)
 
 
-def _plain(where: str, text: str, field: str | None) -> str:
+def _plain(where: str, text: str, field: str | None = None) -> str:
     if field is not None:
         raise InputError(f"{where}: expected a record with a field {field!r}, it is plain text")
     return text
 
 
-def _field(record: Mapping[str, Any], where: str, field: str | None) -> str:
+def _field(record: Mapping[str, Any], where: str, field: str | None = None) -> str:
     name = field or next((name for name in TEXT_FIELDS if name in record), None)
     if name is None or name not in record:
         raise InputError(f"{where}: expected a field {field or ' or '.join(TEXT_FIELDS)}, it has {sorted(record)}")

@@ -3,8 +3,8 @@
 A decoder layer has one activation module: act in `down(act(gate(x)) · up(x))` or in `fc2(act(fc1(x)))`. It is found by
 its class wherever the layer keeps it (OPT has no module for the network at all). What it is given tells the keys, as
 the matrix product, or the part of one, whose memory it is. Its result is marked, and the mark goes on from op to op:
-to a product with a tensor of the same shape, which makes the network gated and tells `up`, and to the weight matrix
-that reads it, the down projection.
+to a product with a tensor of the same shape, which makes the network gated, and to the weight matrix that reads it, the
+down projection.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from neurotally.profiler.decoder import find_experts, is_activation, weight_matrices
 from neurotally.profiler.errors import UnsupportedModelError
-from neurotally.profiler.hook_points import PRODUCTS, HookPoint, Projection
+from neurotally.profiler.hook_points import PRODUCTS, HookPoint
 
 
 def find_hook_points(decoder: nn.Module, blocks: nn.ModuleList, run: Callable[[], object]) -> list[HookPoint]:
@@ -52,8 +52,7 @@ class _Watcher(nn.Module):
         self.act = getattr(parent, attribute)
         self.matrices = tuple(weight_matrices(block))
         self.products: list[tuple[nn.Module, Tensor]] = []
-        self.keys: Projection | None = None
-        self.up: Projection | None = None
+        self.keys: tuple[nn.Module, int] | None = None
         self.found_down: tuple[nn.Module, ...] = ()
         """One at most; in a tuple, since it is no part of this module."""
         self.gated: bool | None = None
@@ -63,20 +62,19 @@ class _Watcher(nn.Module):
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Within this context it stands in the activation's place."""
-        parent, attribute = self.place
         with ExitStack() as hooks:
             for module in self.matrices:
                 hooks.enter_context(module.register_forward_hook(self._keep_product))
                 hooks.enter_context(module.register_forward_pre_hook(self._look_at_input))
-            setattr(parent, attribute, self)
+            setattr(*self.place, self)
             try:
                 yield
             finally:
-                setattr(parent, attribute, self.act)
+                setattr(*self.place, self.act)
 
     def forward(self, pre_BTF: Tensor) -> Tensor:
         self.width, self.device = pre_BTF.shape[-1], pre_BTF.device
-        self.keys = self._projection(pre_BTF)
+        self.keys = self._product(pre_BTF)
         return self._marked(self.act(pre_BTF))
 
     def follow(self, func: Any, operands: list[Tensor], result: Tensor) -> Tensor:
@@ -88,7 +86,6 @@ class _Watcher(nn.Module):
         is_product = func in PRODUCTS and len(operands) == 2 and operands[0].shape == operands[1].shape
         if self.gated is None and is_product:
             self.gated = True
-            self.up = self._projection(operands[isinstance(operands[0], _Marked)])
             return self._marked(result)
         self.gated = bool(self.gated)
         return result
@@ -104,7 +101,7 @@ class _Watcher(nn.Module):
             )
         return HookPoint(
             layer=self.layer, name=self.name, activation=self.act, place=self.place, gated=self.gated, keys=self.keys,
-            up=self.up, down=self.found_down[0], width=self.width, device=self.device,
+            down=self.found_down[0], width=self.width, device=self.device,
         )  # fmt: skip
 
     def _marked(self, tensor: Tensor) -> Tensor:
@@ -122,12 +119,11 @@ class _Watcher(nn.Module):
             self.gated = bool(self.gated)
             self.products.clear()
 
-    def _projection(self, values_BTF: Tensor) -> Projection | None:
-        """The product whose memory a tensor is: all of its columns, or a run of them."""
+    def _product(self, values_BTF: Tensor) -> tuple[nn.Module, int] | None:
+        """The matrix in whose product's memory a tensor is, and the first of its columns there."""
         for module, output in reversed(self.products):
             if output.untyped_storage().data_ptr() == values_BTF.untyped_storage().data_ptr():
-                first = int(values_BTF.storage_offset()) - int(output.storage_offset())
-                return Projection(module, first, values_BTF.shape[-1])
+                return module, int(values_BTF.storage_offset()) - int(output.storage_offset())
         return None
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from neurotally.profiler.errors import InputError, first_line
+from neurotally.profiler.tokenise import TokenIds, tokenise
 
 
 @dataclass(frozen=True)
@@ -84,16 +85,12 @@ def tokenise_prompts(
     """The prompts' tokens and positions; `tokenizer` is a fast one."""
     if paper:
         return [_paper_rows(tokenizer, prompt) for prompt in prompts]
-    encoded = tokenizer(
-        [prompt.text for prompt in prompts], return_offsets_mapping=True, return_attention_mask=False, verbose=False
-    )
-    return [
-        _clean_row(prompt, ids, np.array(offsets, np.int64).reshape(-1, 2), special_ids)
-        for prompt, ids, offsets in zip(prompts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    ]
+    found = tokenise(tokenizer, [prompt.text for prompt in prompts], with_spans=True)
+    return [_clean_row(prompt, tokens, special_ids) for prompt, tokens in zip(prompts, found, strict=True)]
 
 
-def _clean_row(prompt: Prompt, ids: list[int], span_T2: np.ndarray, special_ids: frozenset[int]) -> PromptTokens:
+def _clean_row(prompt: Prompt, tokens: TokenIds, special_ids: frozenset[int]) -> PromptTokens:
+    ids, span_T2 = tokens
     end = len(ids)
     while end and ids[end - 1] in special_ids:  # an EOS that the tokenizer adds
         end -= 1

@@ -12,6 +12,7 @@ from neurotally.profiler.errors import InputError
 from neurotally.profiler.hook_points import HookPoint, reading
 from neurotally.profiler.hooked_model import HookedModel, hooked
 from neurotally.profiler.model import LoadedModel
+from neurotally.profiler.tokenise import tokenise
 
 if TYPE_CHECKING:
     import pandas
@@ -56,27 +57,22 @@ def read_neurons(
     longest = model.facts.max_row_tokens if isinstance(model, LoadedModel) else len(ids_T)
     if not 1 <= len(ids_T) <= longest:
         raise InputError(f"the text has {len(ids_T)} tokens, expected 1 to {longest}")
-    by_layer: dict[int, list[int]] = {}
-    for layer, neuron in neurons:
-        by_layer.setdefault(layer, []).append(neuron)
-    points = [model.hook_point(layer) for layer in by_layer]
-    index = {point.layer: point.index(by_layer[point.layer]) for point in points}
-    read: dict[tuple[int, int], np.ndarray] = {}
+    asked = tuple((int(layer), int(neuron)) for layer, neuron in neurons)
+    points = [model.hook_point(layer) for layer in dict.fromkeys(layer for layer, _ in asked)]
+    columns = {point: [at for at, (layer, _) in enumerate(asked) if layer == point.layer] for point in points}
+    index = {point: point.index([asked[at][1] for at in columns[point]]) for point in points}
+    coefficient_Tn = np.full((len(ids_T), len(asked)), np.nan, np.float32)
 
     def keep(point: HookPoint, pre_BTF: Tensor, up_BTF: Tensor | None) -> Tensor:
         coefficient_BTF = point.computed(pre_BTF, up_BTF).coefficient_BTF
-        of_layer_Tn = coefficient_BTF.view(len(ids_T), -1)[:, index[point.layer]].float().cpu().numpy()
-        read.update(
-            {(point.layer, one): values for one, values in zip(by_layer[point.layer], of_layer_Tn.T, strict=True)}
-        )
+        of_layer_TF = coefficient_BTF.view(len(ids_T), -1)
+        coefficient_Tn[:, columns[point]] = of_layer_TF[:, index[point]].float().cpu().numpy()
         return coefficient_BTF
 
     with reading(points, keep):
         model.run_body(torch.tensor([ids_T]))
     texts = [str(token) if tokenizer is None else tokenizer.decode([token]) for token in ids_T]
-    asked = tuple((int(layer), int(neuron)) for layer, neuron in neurons)
-    coefficient_nT = np.array([read[one] for one in asked], np.float32).reshape(len(asked), len(ids_T))
-    return NeuronReading(tuple(texts), asked, np.ascontiguousarray(coefficient_nT.T))
+    return NeuronReading(tuple(texts), asked, coefficient_Tn)
 
 
 def _ids(text: str | Sequence[int], tokenizer: Any) -> list[int]:
@@ -84,5 +80,4 @@ def _ids(text: str | Sequence[int], tokenizer: Any) -> list[int]:
         return [int(one) for one in text]
     if tokenizer is None:
         raise InputError("text needs a tokenizer: give tokenizer=, token ids, or a model from load_model")
-    ids: list[int] = tokenizer(text)["input_ids"]
-    return ids
+    return tokenise(tokenizer, [text])[0].ids_T

@@ -4,6 +4,7 @@ On a GPU the host's tables are copied from pinned memory on a stream of their ow
 never waits for the device. On the CPU a batch's arrays are used as they are.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -24,19 +25,30 @@ class StagedBatch:
     """By device: kind_BT, document_BT, position_BT, as in `Batch`."""
 
 
+class DeviceTables:
+    """Tables on the host, copied once to each device that asks for them."""
+
+    def __init__(self, *tables: np.ndarray):
+        self._host = tables
+        self._on: dict[torch.device, tuple[Tensor, ...]] = {}
+
+    def on(self, device: torch.device) -> tuple[Tensor, ...]:
+        """The tables, in their order."""
+        if device not in self._on:
+            self._on[device] = tuple(torch.from_numpy(table).to(device) for table in self._host)
+        return self._on[device]
+
+
 def staged(
     batches: Iterable[Batch], input_device: torch.device, devices: Sequence[torch.device]
 ) -> Iterator[StagedBatch]:
     """Each batch in turn: its ids on `input_device`, its tables on each of `devices`."""
     stager = _Stager(input_device, devices)
-    before: StagedBatch | None = None
-    for batch in batches:
-        after = stager.stage(batch)
-        if before is not None:
-            yield stager.hand_over(before)
-        before = after
-    if before is not None:
-        yield stager.hand_over(before)
+    # The next one is staged when a pair is asked for, before the one in front of it is handed over.
+    ahead = itertools.chain(map(stager.stage, batches), [None])
+    for batch, _ in itertools.pairwise(ahead):
+        assert batch is not None
+        yield stager.hand_over(batch)
 
 
 class _Stager:

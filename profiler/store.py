@@ -16,7 +16,8 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,29 +141,16 @@ def write_arrays(
     schema: Mapping[str, ArraySpec] = SCHEMA,
 ) -> None:
     """Write `arrays` (names of `schema`) as a new Zarr group at `path`, every chunk of them."""
-    with warnings.catch_warnings():
-        # `string` is a registered extension type of Zarr v3 that zarr-python still announces at every use.
-        warnings.simplefilter("ignore")
+    with _quiet_zarr():
         group = zarr.create_group(str(path), attributes=dict(attributes), zarr_format=3)
         for name, values in arrays.items():
-            spec = schema[name]
-            if spec.dtype == "string":
-                array = group.create_array(
-                    name, shape=values.shape, dtype="string", chunks=_chunks(spec, values.shape), fill_value="",
-                    dimension_names=spec.dimensions, compressors=[_blosc(1), Crc32cCodec()],
-                    config={"write_empty_chunks": True},
-                )  # fmt: skip
-            else:
-                array = group.create_array(
-                    name, shape=values.shape, dtype=spec.dtype, chunks=_chunks(spec, values.shape),
-                    fill_value=spec.fill, dimension_names=spec.dimensions,
-                    compressors=[_blosc(np.dtype(spec.dtype).itemsize), Crc32cCodec()],
-                    config={"write_empty_chunks": True},
-                )  # fmt: skip
-            if isinstance(values, Blocks):
-                _write_blocks(array, values)
-            elif values.size:
-                array[...] = values
+            _write_array(group, name, values, schema[name], _chunks(schema[name], values.shape))
+
+
+def add_array(path: Path, name: str, values: Blocks, chunks: tuple[int, ...]) -> None:
+    """Write one more array of SCHEMA into the Zarr group at `path`, every chunk of it."""
+    with _quiet_zarr():
+        _write_array(zarr.open_group(str(path), mode="r+", zarr_format=3), name, values, SCHEMA[name], chunks)
 
 
 def read_arrays(path: Path, names: Sequence[str] | None = None, schema: Mapping[str, ArraySpec] = SCHEMA) -> Arrays:
@@ -225,8 +213,7 @@ def open_array(path: Path, spec: ArraySpec | None = None, listed: ArrayLayout | 
     layout = ArrayLayout.read(path / "zarr.json")
     layout.check(path, None if spec is None else (spec.dtype, spec.dimensions), listed)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # see `write_arrays`
+        with _quiet_zarr():
             array = zarr.open_array(str(path), mode="r", zarr_format=3)
             is_whole = not array.size or array.nchunks_initialized == array.nchunks
     except _ZARR_ERRORS as error:
@@ -266,17 +253,13 @@ def family_attributes(store: Path, family: str) -> dict[str, dict[str, Any]]:
         if group.startswith(prefix) and group.count("/") == 1
     }
     for name, attributes in found.items() if family == "corpora" else ():
-        _check_types(f"{store}: corpus {name!r}", attributes)
+        for key, kind in _CORPUS_ATTRIBUTES.items():
+            if key in attributes and not isinstance(attributes[key], kind):
+                raise InputError(
+                    f"{store}: corpus {name!r} has {key} {attributes[key]!r}, expected {kind.__name__}: a zarr.json "
+                    "was changed; restore the store from a copy"
+                )
     return found
-
-
-def _check_types(whose: str, attributes: Mapping[str, Any]) -> None:
-    for key, kind in _CORPUS_ATTRIBUTES.items():
-        if key in attributes and not isinstance(attributes[key], kind):
-            raise InputError(
-                f"{whose} has {key} {attributes[key]!r}, expected {kind.__name__}: a zarr.json was changed; "
-                "restore the store from a copy"
-            )
 
 
 def run_folder(store: Path, group: str) -> Path:
@@ -288,11 +271,6 @@ def unlisted_attributes(path: Path) -> dict[str, Any]:
     """The attributes of a group that isn't committed."""
     attributes: dict[str, Any] = (read_json(path / "zarr.json") or {}).get("attributes") or {}
     return attributes
-
-
-def publish_corpus(store: Path, corpus: str, finished: Path) -> None:
-    """Commit the finished group at `finished` (inside the store) as `corpora/NAME`."""
-    publish(store, f"corpora/{corpus}", finished)
 
 
 def publish(store: Path, group: str, finished: Path) -> None:
@@ -358,6 +336,29 @@ def _known_sizes(root: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
     return {dimension: (size, what) for dimension, (size, what) in known.items() if size is not None}
 
 
+@contextmanager
+def _quiet_zarr() -> Iterator[None]:
+    """`string` is a registered extension type of Zarr v3 that zarr-python still announces at every use."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _write_array(
+    group: zarr.Group, name: str, values: np.ndarray | Blocks, spec: ArraySpec, chunks: tuple[int, ...]
+) -> None:
+    typesize = 1 if spec.dtype == "string" else np.dtype(spec.dtype).itemsize
+    blosc = BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=typesize)
+    array = group.create_array(
+        name, shape=values.shape, dtype=spec.dtype, chunks=chunks, fill_value=spec.fill,
+        dimension_names=spec.dimensions, compressors=[blosc, Crc32cCodec()], config={"write_empty_chunks": True},
+    )  # fmt: skip
+    if isinstance(values, Blocks):
+        _write_blocks(array, values)
+    elif values.size:
+        array[...] = values
+
+
 def _write_blocks(array: zarr.Array, values: Blocks) -> None:
     """Write whole chunks, as soon as they are full: none is written twice, and a row of them is all that is held."""
     before, size = (slice(None),) * values.axis, values.shape[values.axis]
@@ -389,7 +390,3 @@ def _chunks(spec: ArraySpec, shape: tuple[int, ...]) -> tuple[int, ...]:
         if chunks[axis] > 1:
             break
     return tuple(chunks)
-
-
-def _blosc(itemsize: int) -> BloscCodec:
-    return BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=itemsize)

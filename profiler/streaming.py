@@ -1,8 +1,9 @@
 """Spool a streamed Hugging Face dataset to a local parquet file, so that a run can be resumed and split."""
 
 import hashlib
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,20 +63,13 @@ def _write(path: Path, records: Any, max_files: int | None, on_record: Callable[
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    def counted() -> Iterator[str | None]:
+        for text in itertools.islice(records, max_files):
+            on_record()
+            yield text if isinstance(text, str) else None
+
+    texts = counted()
     schema = pa.schema([("text", pa.large_string())])
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        held: list[str | None] = []
-
-        def flush() -> None:
-            if held:
-                writer.write_table(pa.table({"text": held}, schema=schema))
-                held.clear()
-
-        for number, text in enumerate(records):
-            if max_files is not None and number >= max_files:
-                break
-            held.append(text if isinstance(text, str) else None)
-            on_record()
-            if len(held) == _ROWS_A_GROUP:
-                flush()
-        flush()
+        while held := list(itertools.islice(texts, _ROWS_A_GROUP)):
+            writer.write_table(pa.table({"text": held}, schema=schema))

@@ -11,11 +11,9 @@ form feeds and Unicode's other separators are ordinary characters. Characters, l
 lines and columns from 1; a tab is one character.
 """
 
-import hashlib
 import itertools
 import os
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,11 +22,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec
 
 from neurotally.profiler import store
 from neurotally.profiler.corpus import read_documents, source_at
-from neurotally.profiler.documents import MAX_DOCUMENT_BYTES, Document, Source, Status
+from neurotally.profiler.documents import (
+    CHANGED,
+    MAX_DOCUMENT_BYTES,
+    UNREADABLE,
+    Document,
+    Source,
+    Status,
+    text_document,
+)
 from neurotally.profiler.errors import InputError, first_line
 from neurotally.profiler.tokenise import tokenise
 from neurotally.profiler.windows import first_line_of
@@ -91,19 +96,12 @@ class CorpusTexts:
     is_source_given: bool = True
     """Whether the caller named the source; else the store did."""
 
-    @property
-    def num_documents(self) -> int:
-        """Documents of the corpus, skipped ones too."""
-        return len(self.names)
-
     def read(self, numbers: Sequence[int]) -> Iterator[Text]:
         """The texts of the documents `numbers` (ascending), each verified."""
-        if self._kept_array is None:
-            for number, document in zip(numbers, self._from_source(numbers), strict=True):
-                yield self._verified(number, document)
-            return
-        for number, document in zip(numbers, self._kept(self._kept_array, numbers), strict=True):
-            if document.text is None and self.source is not None:
+        kept = self._kept_array
+        documents = self._from_source(numbers) if kept is None else self._kept(kept, numbers)
+        for number, document in zip(numbers, documents, strict=True):
+            if document.text is None and kept is not None and self.source is not None:
                 document = next(self._from_source([number]))
             yield self._verified(number, document)
 
@@ -121,19 +119,19 @@ class CorpusTexts:
                 end = first + array.chunks[0]
                 held = store.read_slice(array, slice(first, end))
             text = str(held[number - first])
-            yield Document(text or None, Status.COUNTED if text else Status.CHANGED, _sha256(text))
+            yield text_document(text.encode()) if text else CHANGED
 
     def _from_source(self, numbers: Sequence[int]) -> Iterator[Document]:
         source = self.source
         if source is None or not numbers:
-            yield from (Document(None, Status.UNREADABLE, bytes(32)) for _ in numbers)
+            yield from (UNREADABLE for _ in numbers)
         elif source.kind == "folder":
             yield from read_documents(source, self._names_of(source, numbers), self.sizes_D[numbers].tolist(), 0)
         else:  # records lie one behind the other
             first, end, wanted = numbers[0], numbers[-1] + 1, set(numbers)
             sizes, offset = self.sizes_D[first:end].tolist(), int(self.sizes_D[:first].sum())
             documents = read_documents(source, self.names[first:end], sizes, offset)
-            records = itertools.chain(documents, itertools.repeat(Document(None, Status.CHANGED, bytes(32))))
+            records = itertools.chain(documents, itertools.repeat(CHANGED))
             yield from (record for number, record in zip(range(first, end), records, strict=False) if number in wanted)
 
     def _names_of(self, source: Source, numbers: Sequence[int]) -> list[str]:
@@ -237,18 +235,15 @@ def keep_texts(group: Path, source: Source, names: Sequence[str], arrays: store.
     chunk = _documents_a_chunk(sizes_D)
     texts = CorpusTexts(group, "", names, sizes_D, arrays["document_hash"], arrays["document_status"],
                         arrays["document_tokens"], source.window_lines, None, source)  # fmt: skip
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # see `store.write_arrays`
-        array = zarr.open_group(str(group), mode="r+", zarr_format=3).create_array(
-            KEPT, shape=(len(names),), dtype="string", chunks=(chunk,), fill_value="", dimension_names=("document",),
-            compressors=[BloscCodec(cname="zstd", clevel=5, typesize=1), Crc32cCodec()],
-            config={"write_empty_chunks": True}, overwrite=True,
-        )  # fmt: skip
+
+    def chunks() -> Iterator[np.ndarray]:
         for first in range(0, len(names), chunk):
             held = np.full(min(chunk, len(names) - first), "", object)
             for found in texts.read((first + np.flatnonzero(counted_D[first : first + chunk])).tolist()):
                 held[found.number - first] = found.text or ""
-            array[first : first + len(held)] = held
+            yield held
+
+    store.add_array(group, KEPT, store.Blocks((len(names),), 0, chunks()), (chunk,))
 
 
 def _documents_a_chunk(sizes_D: np.ndarray) -> int:
@@ -259,10 +254,6 @@ def _documents_a_chunk(sizes_D: np.ndarray) -> int:
 
 def _unescaped(name: str) -> str:
     return os.fsdecode(re.sub(rb"\\x([89a-f][0-9a-f])", lambda match: bytes.fromhex(match[1].decode()), name.encode()))
-
-
-def _sha256(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()
 
 
 def _from_pretrained(model_id: str, revision: str | None, trust_remote_code: bool) -> Any:

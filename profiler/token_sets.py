@@ -216,22 +216,19 @@ class _Strata:
 
 def _join(wanted_B: np.ndarray, size_B: np.ndarray) -> list[tuple[int, int]] | None:
     """(drawn, of how many) of neighbouring strata joined until each has enough; None if all together haven't."""
-    joined: list[tuple[int, int]] = []
-    for wanted, size in zip(wanted_B.tolist(), size_B.tolist(), strict=True):
-        joined.append((wanted, size))
-        while len(joined) > 1 and _too_few(*joined[-2]):
-            joined[-2:] = [_sum(*joined[-2:])]
-    while len(joined) > 1 and _too_few(*joined[-1]):
-        joined[-2:] = [_sum(*joined[-2:])]
-    return None if _too_few(*joined[-1]) else joined
+    joined: list[np.ndarray] = []
+    for stratum in np.stack([wanted_B, size_B], axis=1):
+        joined.append(stratum)
+        if len(joined) > 1 and _has_too_few(joined[-2]):
+            joined[-2:] = [joined[-2] + joined[-1]]
+    while len(joined) > 1 and _has_too_few(joined[-1]):
+        joined[-2:] = [joined[-2] + joined[-1]]
+    return None if _has_too_few(joined[-1]) else [(int(wanted), int(size)) for wanted, size in joined]
 
 
-def _too_few(wanted: int, size: int) -> bool:
-    return size < _FEWEST_TO_ONE_DRAWN * wanted
-
-
-def _sum(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
-    return one[0] + other[0], one[1] + other[1]
+def _has_too_few(stratum: np.ndarray) -> bool:
+    wanted, size = stratum.tolist()
+    return bool(size < _FEWEST_TO_ONE_DRAWN * wanted)
 
 
 def _single_tokens(tokenizer: Any, words: Sequence[str]) -> dict[str, bool]:

@@ -77,11 +77,19 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
+def read_inside(folder: Path, name: str, limit: int) -> bytes:
+    """The first `limit` bytes of an ordinary file; OSError where it can't be read or lies outside the folder."""
+    path = folder / name
+    if name.endswith("/") or not path.resolve().is_relative_to(folder.resolve()):
+        raise PermissionError(errno.EACCES, "expected a file in the folder", str(path))
+    with open_regular(path) as file:
+        return file.read(limit)
+
+
 def sync_tree(folder: Path) -> None:
     """Force all files below `folder` to the disk."""
     with ThreadPoolExecutor(_SYNCS_AT_ONCE) as pool:  # a file system writes several in one go
-        for _ in pool.map(_sync_file, [path for path in folder.rglob("*") if path.is_file()]):
-            pass
+        list(pool.map(_sync_file, [path for path in folder.rglob("*") if path.is_file()]))
 
 
 def _sync_file(path: Path) -> None:

@@ -24,7 +24,7 @@ from neurotally.profiler.documents import (
     text_document,
 )
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.whole_files import open_regular
+from neurotally.profiler.whole_files import read_inside
 
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _NAME = re.compile(r"(?s)(.*)#L(\d+)-(\d+)")
@@ -32,24 +32,18 @@ _NAME = re.compile(r"(?s)(.*)#L(\d+)-(\d+)")
 
 def cut_windows(root: Path, files: Manifest, num_lines: int) -> Manifest:
     """Cut a folder's files into windows; reads every file. Those with the content of an earlier one are repeats."""
-    names: list[str] = []
-    sizes: list[int] = []
-    is_repeat: list[bool] = []
+    windows: list[tuple[str, int, bool]] = []
     seen: set[bytes] = set()
     for name, size in zip(files.names, files.sizes.tolist(), strict=True):
         if size > MAX_DOCUMENT_BYTES:
-            names.append(f"{name}#L1-1")
-            sizes.append(size)
-            is_repeat.append(False)
+            windows.append((f"{name}#L1-1", size, False))
             continue
-        content = _read(root, name)
-        for first, window in _windows(content, num_lines):
-            names.append(f"{name}#L{first}-{first + max(0, _count_lines(window) - 1)}")
-            sizes.append(len(window))
+        for first, last, window in _windows(_read(root, name) or b"", num_lines):
             digest = hashlib.sha256(window).digest()
-            is_repeat.append(digest in seen)
+            windows.append((f"{name}#L{first}-{last}", len(window), digest in seen))
             seen.add(digest)
-    return Manifest(names, np.array(sizes, np.uint64), np.array(is_repeat, bool))
+    names, sizes, is_repeat = zip(*windows, strict=True)
+    return Manifest(list(names), np.array(sizes, np.uint64), np.array(is_repeat, bool))
 
 
 def read_windows(root: Path, names: Sequence[str], sizes: Sequence[int]) -> Iterator[Document]:
@@ -62,9 +56,9 @@ def read_windows(root: Path, names: Sequence[str], sizes: Sequence[int]) -> Iter
             yield from (TOO_LARGE for _ in windows)
             continue
         content = _read(root, path)
-        starts = [0, *(match.end() for match in _LINE_END.finditer(content or b""))]
+        bounds = _line_bounds(content or b"")
         for _, first, last, size in windows:
-            yield _window(content, starts, first, last, size)
+            yield UNREADABLE if content is None else _window(content, bounds, first, last, size)
 
 
 def first_line_of(name: str) -> int:
@@ -77,50 +71,33 @@ def file_of(name: str) -> str:
     return _parse(name)[0]
 
 
-def _window(content: bytes | None, starts: list[int], first: int, last: int, size: int) -> Document:
-    if content is None:
-        return UNREADABLE
-    if first > len(starts):
+def _window(content: bytes, bounds: list[int], first: int, last: int, size: int) -> Document:
+    if first >= len(bounds):
         return CHANGED
-    start = starts[first - 1]
-    window = content[start : starts[last] if last < len(starts) else len(content)]
+    window = content[bounds[first - 1] : bounds[min(last, len(bounds) - 1)]]
     return text_document(window) if len(window) == size else CHANGED
 
 
-def _windows(content: bytes | None, num_lines: int) -> Iterator[tuple[int, bytes]]:
-    """(number of the first line, bytes) of each window."""
-    if not content or not _is_utf8(content):
-        yield 1, content or b""
-        return
-    starts = [0, *(match.end() for match in _LINE_END.finditer(content))]
-    if starts[-1] == len(content):
-        starts.pop()
-    for first in range(0, len(starts), num_lines):
-        end = first + num_lines
-        yield first + 1, content[starts[first] : starts[end] if end < len(starts) else len(content)]
+def _windows(content: bytes, num_lines: int) -> Iterator[tuple[int, int, bytes]]:
+    """(number of the first line, of the last, bytes) of each window."""
+    bounds = _line_bounds(content)
+    lines = len(bounds) - 1
+    step = lines if text_document(content).text is None else num_lines
+    for first in range(0, lines, step):
+        end = min(first + step, lines)
+        yield first + 1, end, content[bounds[first] : bounds[end]]
 
 
-def _count_lines(window: bytes) -> int:
-    breaks = len(_LINE_END.findall(window))
-    return breaks if not window or window[-1:] in (b"\n", b"\r") else breaks + 1
-
-
-def _is_utf8(content: bytes) -> bool:
-    try:
-        content.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
+def _line_bounds(content: bytes) -> list[int]:
+    """Where each line begins, and where the last one ends; no bytes are one line."""
+    ends = [match.end() for match in _LINE_END.finditer(content)]
+    return [0, *ends] if ends and ends[-1] == len(content) else [0, *ends, len(content)]
 
 
 def _read(root: Path, name: str) -> bytes | None:
     """A file's bytes; None where it can't be read, lies outside the folder or is too large."""
-    path = root / name
     try:
-        if name.endswith("/") or not path.resolve().is_relative_to(root.resolve()):
-            return None
-        with open_regular(path) as file:
-            content = file.read(MAX_DOCUMENT_BYTES + 1)
+        content = read_inside(root, name, MAX_DOCUMENT_BYTES + 1)
     except OSError:
         return None
     return content if len(content) <= MAX_DOCUMENT_BYTES else None  # it has grown since it was listed

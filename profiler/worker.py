@@ -54,13 +54,6 @@ class PassConfig:
         """As a plain dictionary."""
         return asdict(self) | {"keep_texts": self.keep_texts or None}  # stores made before have no such key
 
-    def make_runner(self, model: LoadedModel) -> "Worker":
-        """The neuron pass on a loaded model. InputError where it would compute with other kernels than the rest."""
-        if model.facts.kernels != self.kernels:
-            here = f"a worker on {platform.node()} computes with the {model.facts.kernels} kernels"
-            raise InputError(f"{here}, the others with the {self.kernels} ones; {KERNEL_HINTS[self.kernels]}")
-        return Worker(model, self)
-
 
 @dataclass(frozen=True)
 class Task:
@@ -119,9 +112,12 @@ class UnitResult:
 
 
 class Worker:
-    """A loaded model and the config of the pass."""
+    """A loaded model and the config of the pass. InputError where it would compute with other kernels than the rest."""
 
     def __init__(self, model: LoadedModel, config: PassConfig):
+        if model.facts.kernels != config.kernels:
+            here = f"a worker on {platform.node()} computes with the {model.facts.kernels} kernels"
+            raise InputError(f"{here}, the others with the {config.kernels} ones; {KERNEL_HINTS[config.kernels]}")
         self.model = model
         self.config = config
 
@@ -146,7 +142,15 @@ class Worker:
         Out of memory begins the unit again from nothing with half the token budget: sums are added layer by
         layer, so half a batch must never stay counted.
         """
-        neurons, restarts = self._neurons(prepared.rows, task.threshold_LF)
+        facts = self.model.facts
+
+        def tally(budget: int) -> UnitNeurons:
+            recorder = NeuronRecorder(facts.num_neurons, self.model.devices, self.config.triggers, task.threshold_LF)
+            NeuronReader(self.model, recorder).tally(rectangles(prepared.rows, budget, facts.attention_budget))
+            return recorder.result()
+
+        failure = f"a single row of {self.config.row_tokens} tokens doesn't fit in memory; lower --row-tokens"
+        neurons, restarts = halving(self.config.token_budget, tally, failure)
         return UnitResult(
             neurons=neurons,
             tokens=len(prepared.rows.ids_N),
@@ -156,14 +160,3 @@ class Worker:
             document_tokens_n=prepared.document_tokens_n,
             restarts=restarts,
         )
-
-    def _neurons(self, rows: TokenRows, bar_LF: np.ndarray | None) -> tuple[UnitNeurons, int]:
-        facts = self.model.facts
-
-        def tally(budget: int) -> UnitNeurons:
-            recorder = NeuronRecorder(facts.num_neurons, self.model.devices, self.config.triggers, bar_LF)
-            NeuronReader(self.model, recorder).tally(rectangles(rows, budget, facts.attention_budget))
-            return recorder.result()
-
-        failure = f"a single row of {self.config.row_tokens} tokens doesn't fit in memory; lower --row-tokens"
-        return halving(self.config.token_budget, tally, failure)

@@ -30,7 +30,7 @@ def arrays(seed: int, num_groups: int = G, shape: tuple[int, int] = (L, F)) -> s
 def publish(path: Path, name: str, corpus: store.Arrays) -> None:
     fresh = path / ".run" / "fresh"
     store.write_arrays(fresh, corpus, {"tokens": int(corpus["tokens"].sum())})
-    store.publish_corpus(path, name, fresh)
+    store.publish(path, f"corpora/{name}", fresh)
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ def corpus(seed: int, tokens: list[int], documents: bool = True) -> store.Arrays
 
 def publish(path: Path, name: str, arrays: store.Arrays) -> None:
     store.write_arrays(path / ".run" / "fresh", arrays, {})
-    store.publish_corpus(path, name, path / ".run" / "fresh")
+    store.publish(path, f"corpora/{name}", path / ".run" / "fresh")
 
 
 @pytest.fixture

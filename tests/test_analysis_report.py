@@ -368,7 +368,7 @@ def write_imported(path: Path, corpora: int, groups: int = 1) -> Path:
         active_GLF = rng.integers(0, 900, (groups, 3, 40)).astype(np.uint64)
         arrays = {"tokens": np.full(groups, 1000, np.uint64), "active": active_GLF}
         store.write_arrays(path / ".run" / name, arrays, {"tokens": 1000 * groups})
-        store.publish_corpus(path, name, path / ".run" / name)
+        store.publish(path, f"corpora/{name}", path / ".run" / name)
     return path
 
 

@@ -15,6 +15,7 @@ from neurotally.jobs.status import status
 from neurotally.jobs.store_writer import open_store, writer_lock
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
+from neurotally.profiler.worker import Worker
 
 
 @pytest.fixture(scope="module")
@@ -144,8 +145,8 @@ def test_a_worker_with_other_kernels_is_refused(model_folder: Path) -> None:
     with pytest.raises(
         InputError, match=f"computes with the {model.facts.kernels} kernels, the others with the {other}"
     ):
-        replace(CONFIG, kernels=other).make_runner(model)
-    replace(CONFIG, kernels=model.facts.kernels).make_runner(model)
+        Worker(model, replace(CONFIG, kernels=other))
+    Worker(model, replace(CONFIG, kernels=model.facts.kernels))
 
 
 @pytest.mark.parametrize("place", np.linspace(0, 0.999, 12).tolist())

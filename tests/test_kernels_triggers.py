@@ -13,7 +13,7 @@ from sorted_triggers import as_list, sorted_triggers
 from neurotally.kernels import triggers as kernels
 from neurotally.kernels.compiled import library
 from neurotally.kernels.tally import RowMaxima
-from neurotally.kernels.triggers import LayerTriggers, top_triggers
+from neurotally.kernels.triggers import LayerTriggers
 
 NUM_NEURONS = 3
 PATHS = ("compiled", "reference")
@@ -35,7 +35,7 @@ def path(name: str) -> Iterator[None]:
         pytest.skip("no C++ compiler here")
     with pytest.MonkeyPatch.context() as patch:
         if name == "reference":
-            patch.setattr(kernels, "library", lambda: None)
+            patch.setattr(kernels, "kernels_for", lambda *_: "plain")
         yield
 
 
@@ -55,18 +55,16 @@ def offer(triggers: LayerTriggers, rows: list) -> None:
     bar=st.one_of(st.none(), st.lists(st.sampled_from(VALUES[:4]), min_size=3, max_size=3)),
     sizes=st.lists(st.integers(1, 20), max_size=8),
     random=st.randoms(use_true_random=False),
-    compact_above=st.sampled_from([1, 8]),
 )
 @settings(max_examples=200, deadline=None)
 @pytest.mark.slow
 def test_any_order_and_split_gives_the_sorted_list(
-    kernel_path: str, rows: list, num_triggers: int, bar: Any, sizes: list[int], random: Any, compact_above: int
+    kernel_path: str, rows: list, num_triggers: int, bar: Any, sizes: list[int], random: Any
 ) -> None:
     bar_F = None if bar is None else torch.tensor(bar)
     offered = list(rows)
     random.shuffle(offered)
-    with path(kernel_path), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "_COMPACT_ABOVE", compact_above)
+    with path(kernel_path):
         triggers = LayerTriggers(NUM_NEURONS, num_triggers, "cpu", bar_F)
         while offered:
             size = sizes.pop() if sizes else len(offered)
@@ -127,14 +125,3 @@ def test_row_maxima_of_another_shape_are_refused() -> None:
         LayerTriggers(5, 2, "cpu", None).add(
             RowMaxima(torch.ones(2, 4), torch.zeros(2, 4, dtype=torch.int32)), torch.zeros(2, 8), torch.zeros(2, 8)
         )
-
-
-def test_merging_lists_is_like_offering_all_to_one() -> None:
-    rows = [(document, 0, [(1.0 + document % 3, 2)] * 3) for document in range(30)]
-    with path("compiled"):
-        whole, *parts = (LayerTriggers(NUM_NEURONS, 4, "cpu", None) for _ in range(4))
-        offer(whole, rows)
-        for index, part in enumerate(parts):
-            offer(part, rows[index::3])
-        merged = top_triggers([part.best() for part in parts], 4)
-    assert as_list(merged) == as_list(whole.best()) == sorted_triggers(rows, 4, [0.0] * 3)

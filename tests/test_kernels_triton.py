@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from neurotally.kernels import tally as kernels
 from neurotally.kernels.tally import LayerTally, has_triton
-from neurotally.kernels.triggers import LayerTriggers, _TritonLists
+from neurotally.kernels.triggers import LayerTriggers
 
 ON_GPU = torch.cuda.is_available()
 needs_gpu = pytest.mark.skipif(not ON_GPU, reason="needs a GPU")
@@ -104,10 +104,12 @@ def device_batches(num_batches: int) -> list[tuple[Tensor, ...]]:
 def test_tally_and_triggers_never_wait_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     if not has_triton(torch.device("cuda", 0)):
         pytest.skip("a GPU that Triton doesn't compile for")
+    from neurotally.kernels import triton_triggers
+
     monkeypatch.setattr(kernels, "tally_reference", None)  # the wrappers must not need it
     batches = device_batches(4)
     lists = LayerTriggers(300, 8, "cuda", None)
-    assert isinstance(lists._lists, _TritonLists)
+    assert lists._offer is triton_triggers.offer
     into, acts = LayerTally.empty(300, "cuda"), (nn.SiLU(), nn.GELU(), nn.Mish())
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")

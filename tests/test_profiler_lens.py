@@ -137,7 +137,7 @@ def test_rectangles_and_chunks_read_what_a_lone_forward_reads(
     members = np.arange(17, 200)
     lens = Lens(loaded(family, tokenizer))
     bare = tiny(family)
-    draws = DrawSums.zeros(DrawColumns([members[None]], 600), len(documents), 2)
+    draws = DrawSums(DrawColumns([members[None]], 600), len(documents), 2)
     expected_PL = np.zeros((len(documents), 2))
     seen = 0
     for found in lens.rectangles(rows, at_N, 256):
@@ -148,7 +148,7 @@ def test_rectangles_and_chunks_read_what_a_lone_forward_reads(
         for n, token in enumerate(found.token_n):
             seen += 1
             ids = documents[rows.document_N[token]][1][: rows.position_N[token] + 1]
-            assert found.batch.ids_BT[found.at_BT.numpy()][n] == ids[-1]
+            assert found.ids_BT[found.at_BT][n] == ids[-1]
             with torch.no_grad():
                 output = bare(torch.tensor([ids]), use_cache=False, output_hidden_states=True)
                 first = lens.logits(lens.normed(output.hidden_states[1][0, -1:]))

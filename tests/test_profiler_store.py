@@ -43,7 +43,7 @@ def made(tmp_path: Path) -> Path:
     path = tmp_path / "store"
     store.create_store(path, {"model": None})
     store.write_arrays(path / ".run" / "c", filled(SIZES), {"tokens": 5})
-    store.publish_corpus(path, "c++", path / ".run" / "c")
+    store.publish(path, "corpora/c++", path / ".run" / "c")
     return path
 
 
@@ -106,7 +106,7 @@ def test_what_the_root_does_not_list_is_not_there(made: Path) -> None:
     shutil.copytree(made / "corpora" / "c++", made / "corpora" / "go")
     assert store.committed_corpora(made) == ["c++"]
     store.write_arrays(made / ".run" / "go", filled(SIZES), {"tokens": 6})
-    store.publish_corpus(made, "go", made / ".run" / "go")
+    store.publish(made, "corpora/go", made / ".run" / "go")
     assert store.committed_corpora(made) == ["c++", "go"]
     assert store.corpus_attributes(made, "go") == {"tokens": 6}
 
@@ -301,7 +301,7 @@ def test_an_edited_attribute_of_a_corpus_is_refused_by_name(name: str, value: ob
     store.create_store(tmp_path / "s", {})
     arrays = {"tokens": np.array([1], np.uint64), "active": np.zeros((1, 2, 3), np.uint64)}
     store.write_arrays(tmp_path / "s" / ".run" / "x", arrays, {"tokens": 1, "units": 1, "skipped": {}})
-    store.publish_corpus(tmp_path / "s", "c", tmp_path / "s" / ".run" / "x")
+    store.publish(tmp_path / "s", "corpora/c", tmp_path / "s" / ".run" / "x")
     assert store.corpus_attributes(tmp_path / "s", "c")["tokens"] == 1
     root = json.loads((tmp_path / "s" / "zarr.json").read_text())
     root["consolidated_metadata"]["metadata"]["corpora/c"]["attributes"][name] = value

@@ -18,16 +18,18 @@ from sorted_triggers import as_list, sorted_triggers
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from neurotally.kernels import tally as kernels
+from neurotally.kernels.activations import activation_name
 from neurotally.kernels.tally import PAD, REPEAT, SPECIAL, TOKEN, LayerTally, RowMaxima, Statistics, tally_reference
-from neurotally.kernels.triggers import _TritonLists
+from neurotally.kernels.triggers import LayerTriggers
 
 ON_GPU = torch.cuda.is_available()
 if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
 pytest.importorskip("triton", reason="Triton isn't installed")
 
-from neurotally.kernels import triton_tally  # noqa: E402
-from neurotally.kernels.triton_tally import Tiling, activation_name  # noqa: E402
+from neurotally.kernels import triton_tally, triton_triggers  # noqa: E402
+from neurotally.kernels.triton_tally import Tiling  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:numpy", "ignore::RuntimeWarning:triton")  # NaN, inf
 DEVICE = "cuda" if ON_GPU else "cpu"
@@ -88,8 +90,11 @@ def run(
         # The interpreter takes its time by the program and the tile, not by the element.
         block_neurons = 1 << (pre_BTF.shape[2] - 1).bit_length()
         tiling = Tiling(512, 256, block_neurons, 16, block_neurons)
-    with torch.no_grad(), poisoned():
-        h_BTF, maxima = triton_tally.tally(act, pre_BTF, up_BTF, kind_BT, into, statistics, tiling)
+    with torch.no_grad(), poisoned(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "kernels_for", lambda *_: "triton")
+        if tiling is not None:
+            patch.setattr(triton_tally, "_tiling", lambda *_: tiling)
+        h_BTF, maxima = kernels.tally_layer(act, pre_BTF, up_BTF, kind_BT, into, statistics)
     return h_BTF, into, maxima
 
 
@@ -403,7 +408,14 @@ ROWS = st.lists(
 )
 
 
-def offer(lists: _TritonLists, rows: list) -> None:
+def lists_by_triton(num_triggers: int, bar_F: Tensor) -> LayerTriggers:
+    """Lists that the Triton kernel changes, on the CPU too, where it is interpreted."""
+    lists = LayerTriggers(len(bar_F), num_triggers, DEVICE, bar_F)
+    lists._offer = triton_triggers.offer
+    return lists
+
+
+def offer(lists: LayerTriggers, rows: list) -> None:
     """Offer rows as one batch of 8 columns."""
     value_BF = torch.tensor([[value for value, _ in cells] for _, _, cells in rows])
     position_BF = torch.tensor([[column for _, column in cells] for _, _, cells in rows], dtype=torch.int32)
@@ -426,7 +438,7 @@ def test_any_order_and_split_gives_the_sorted_list(
 ) -> None:
     offered = list(rows)
     random.shuffle(offered)
-    lists = _TritonLists(num_triggers, torch.tensor(bar, device=DEVICE))
+    lists = lists_by_triton(num_triggers, torch.tensor(bar, device=DEVICE))
     while offered:
         size = sizes.pop() if sizes else len(offered)
         offer(lists, offered[:size])
@@ -441,7 +453,7 @@ def test_any_order_and_split_gives_the_sorted_list(
 def test_many_neurons(num_triggers: int) -> None:
     rng = torch.Generator().manual_seed(0)
     num_neurons, num_rows = 123, 9
-    lists = _TritonLists(num_triggers, torch.zeros(num_neurons, device=DEVICE))
+    lists = lists_by_triton(num_triggers, torch.zeros(num_neurons, device=DEVICE))
     every = []
     for batch in range(8):
         value_BF = torch.randn((num_rows, num_neurons), generator=rng).bfloat16().float().clamp_min(0)
@@ -461,7 +473,7 @@ def test_many_neurons(num_triggers: int) -> None:
 
 
 def test_lists_can_be_read_at_any_time() -> None:
-    lists = _TritonLists(2, torch.zeros(3, device=DEVICE))
+    lists = lists_by_triton(2, torch.zeros(3, device=DEVICE))
     assert as_list(lists.best()) == []
     offer(lists, [(5, 0, [(1.0, 3), (0.0, 0), (2.0, 1)])])
     assert as_list(lists.best()) == [(0, 1.0, 5, 3), (2, 2.0, 5, 1)]

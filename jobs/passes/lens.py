@@ -188,7 +188,7 @@ class LensWorker:
             self._model.facts.max_row_tokens,
         )  # fmt: skip
         tokens, readings = [], []
-        draws = DrawSums.zeros(self._draw_columns, len(prompts), self._model.facts.num_layers)
+        draws = DrawSums(self._draw_columns, len(prompts), self._model.facts.num_layers)
         for found in self._lens.rectangles(laid_out, gold_T >= 0, budget):
             gold_n = np.array([prompts[prompt_T[token]].ids[gold_T[token]] for token in found.token_n], np.int64)
             vectors = self._lens.vectors(found.ids_BT, found.at_BT)

@@ -16,7 +16,7 @@ from neurotally.jobs.reducers import Fold, Plan
 from neurotally.jobs.run import Pass, RunReport, Texts, Where, model_identity, run_pass
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model import ModelFacts
-from neurotally.profiler.worker import TOKEN_BUDGET, PassConfig
+from neurotally.profiler.worker import TOKEN_BUDGET, PassConfig, Worker
 
 _SHOWN_SKIPS = 5
 
@@ -36,7 +36,7 @@ def profile_neurons(
 
     def make_pass(facts: ModelFacts, listed: list[CorpusPlan]) -> Pass:
         config = make_config(facts)
-        return Pass(config.make_runner, [_plan(one, config, facts) for one in listed])
+        return Pass(partial(Worker, config=config), [_plan(one, config, facts) for one in listed])
 
     def identity(facts: ModelFacts) -> dict[str, Any]:
         return {**model_identity(facts), "attention": facts.attention, **make_config(facts).to_json()}

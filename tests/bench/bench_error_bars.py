@@ -133,7 +133,7 @@ def write_store(path: Path) -> None:
     store.create_store(path, {"model": None})
     for name, tokens_G, active_GLF in zip(counts.corpora, counts.tokens, counts.active, strict=True):
         store.write_arrays(path / "fresh", {"tokens": tokens_G, "active": active_GLF}, {})
-        store.publish_corpus(path, name, path / "fresh")
+        store.publish(path, f"corpora/{name}", path / "fresh")
 
 
 def measure(path: Path | None) -> dict[str, Any]:

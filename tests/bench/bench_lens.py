@@ -84,7 +84,7 @@ def main() -> None:
         if not columns:
             columns.append(SetColumns([one[0] for one in sets], options.vocabulary))
             columns.append(DrawColumns([one[1:] for one in sets], options.vocabulary))
-        draws = DrawSums.zeros(columns[1], _PROMPTS, options.layers)
+        draws = DrawSums(columns[1], _PROMPTS, options.layers)
         read_layers(lens, lens.vectors(ids_BT, at_BT), gold_N, columns[0], draws, prompt_N)
 
     columns: list[Any] = []  # made in the first pass, whose peak of memory is taken
