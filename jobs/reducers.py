@@ -74,7 +74,7 @@ class Reducer(ABC):
         self._store = path
         self._folder = store.run_folder(path, plan.group)
         with self._begin_again_hint():
-            saved = read_json(self._folder / "plan.json", "identity")
+            saved = read_json(self._folder / "plan.json", identity=dict)
         if saved is None:
             shutil.rmtree(self._folder, ignore_errors=True)
             if plan.manifest is not None:
@@ -150,7 +150,7 @@ def refuse_other(path: Path, plan: Plan, theirs: Mapping[str, Any], unfinished: 
     if difference is None:
         return
     if unfinished is not None and plan.manifest is not None:
-        saved = read_json(unfinished / "documents.json", "names", "sizes") or {"names": [], "sizes": []}
+        saved = read_json(unfinished / "documents.json", names=list, sizes=list) or {"names": [], "sizes": []}
         difference += f" ({changed_document(plan.manifest, saved['names'], saved['sizes'])})"
     begin_again = f", or remove {unfinished} to begin it again" if unfinished else ""
     raise InputError(f"{plan.group} of {path} is another one: {difference}; {plan.otherwise}{begin_again}")
@@ -209,11 +209,11 @@ class Fold(Reducer):
     def _resume(self) -> None:
         """Take over the checkpoint that counts, once it is seen to be whole and the one that was noted."""
         file = self._folder / "current.json"
-        current = read_json(file, "folder", "units_done")
+        current = read_json(file, folder=str, units_done=int)
         if current is None:
             return
         done = current["units_done"]
-        if type(done) is not int or not 0 < done <= len(self.plan.tasks) or current["folder"] != f"checkpoint-{done}":
+        if not 0 < done <= len(self.plan.tasks) or current["folder"] != f"checkpoint-{done}":
             raise InputError(f"{file} has {done!r} of {len(self.plan.tasks)} units done in {current['folder']!r}")
         checkpoint = self._folder / current.pop("folder")
         noted = store.unlisted_attributes(checkpoint).get("noted", {})

@@ -84,11 +84,12 @@ def status_text(document: dict[str, Any]) -> str:
 
 def _unfinished(group: str, folder: Path) -> dict[str, Any]:
     """What the working state says of a group while no run goes on."""
-    plan = read_json(folder / "plan.json", "tasks") or {"tasks": 0}
     if not group.startswith("corpora/"):
+        plan = read_json(folder / "plan.json", tasks=int) or {"tasks": 0}
         return {"done": False, "tasks": plan["tasks"], "tasks_done": len(list(folder.glob("[!.]*.npz")))}
-    nothing_done = {**dict.fromkeys(_OF_CORPUS, 0), "units": plan["tasks"], "documents": plan.get("documents", 0)}
-    current: dict[str, Any] = read_json(folder / "current.json", *_OF_CORPUS) or nothing_done
+    plan = read_json(folder / "plan.json", tasks=int, documents=int) or {"tasks": 0, "documents": 0}
+    nothing_done = {**dict.fromkeys(_OF_CORPUS, 0), "units": plan["tasks"], "documents": plan["documents"]}
+    current: dict[str, Any] = read_json(folder / "current.json", **dict.fromkeys(_OF_CORPUS, int)) or nothing_done
     return current
 
 

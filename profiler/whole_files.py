@@ -54,8 +54,12 @@ def replace_json(path: Path, document: Any) -> None:
     write_whole(path, json.dumps(document, indent=1, allow_nan=False))
 
 
-def read_json(path: Path, *keys: str) -> Any:
-    """What `replace_json` wrote; None where nothing was. InputError where it is damaged or lacks one of `keys`."""
+def read_json(path: Path, **kinds: type) -> Any:
+    """What `replace_json` wrote; None where nothing was.
+
+    `kinds`: the type of the value under each key. InputError where the file is damaged, a key isn't there, or its value
+    is of another type or a negative number.
+    """
     try:
         with open_regular(path) as file:
             document = json.loads(file.read())
@@ -63,8 +67,11 @@ def read_json(path: Path, *keys: str) -> Any:
         return None
     except (ValueError, RecursionError, NotRegularError) as error:
         raise InputError(f"{path} is damaged: {first_line(error)}") from error
-    if lacks := [key for key in keys if not isinstance(document, dict) or key not in document]:
-        raise InputError(f"{path} is damaged: it lacks {lacks[0]!r}")
+    for key, kind in kinds.items():
+        if not isinstance(document, dict) or key not in document:
+            raise InputError(f"{path} is damaged: it lacks {key!r}")
+        if type(document[key]) is not kind or (kind is int and document[key] < 0):
+            raise InputError(f"{path} is damaged: {key!r} is {document[key]!r:.60}")
     return document
 
 

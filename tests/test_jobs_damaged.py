@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from dying import CONFIG, FACTS, bits, forked, make_corpus, run_pass, run_profile
 
-from neurotally.jobs.status import status
+from neurotally.jobs.status import status, status_text
 from neurotally.jobs.store_writer import open_store, writer_lock
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
@@ -120,6 +120,24 @@ def test_damaged_files_of_a_run_are_named(name: str, content: str, begun: Path) 
     if name == "current.json":
         with pytest.raises(InputError, match=r"current.json is damaged"):
             status(begun)
+
+
+@pytest.mark.parametrize("value", ["text", None, [], {}, [1], -1, 1.5])
+def test_status_and_runs_take_no_value_for_one_of_another_kind(value: Any, begun: Path) -> None:
+    folder = begun / ".run" / "corpora" / "a"
+    for name in ("plan.json", "current.json"):
+        before = (folder / name).read_text()
+        for key in json.loads(before):
+            edit(folder / name, lambda document, key=key: document.update({key: value}))
+            try:
+                said = status_text(status(begun))
+            except InputError as error:
+                said = str(error)
+            assert said.startswith("stopped\n") or f"{folder / name} is damaged" in said
+            (folder / name).write_text(before)
+    if value != {}:
+        edit(folder / "plan.json", lambda plan: plan.update(identity=value))
+        assert f"{folder / 'plan.json'} is damaged: 'identity' is " in refusal(run_profile, begun)
 
 
 def test_a_store_of_other_kernels_is_refused_and_one_that_does_not_say_goes_on_with_a_warning(tmp_path: Path) -> None:

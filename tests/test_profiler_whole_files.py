@@ -104,4 +104,10 @@ def test_damaged_json_is_named(tmp_path: Path) -> None:
             read_json(tmp_path / "file")
     (tmp_path / "file").write_text("[]")
     with pytest.raises(InputError, match="file is damaged: it lacks 'key'"):
-        read_json(tmp_path / "file", "key")
+        read_json(tmp_path / "file", key=str)
+    for value in ("1", None, [1], -1, 1.0, True):
+        replace_json(tmp_path / "file", {"key": value})
+        with pytest.raises(InputError, match="file is damaged: 'key' is "):
+            read_json(tmp_path / "file", key=int)
+    replace_json(tmp_path / "file", {"key": 0})
+    assert read_json(tmp_path / "file", key=int) == {"key": 0}
