@@ -70,12 +70,16 @@ class HookPoint:
     keys: tuple[nn.Module, int] | None
     """The matrix whose product the activation is given (gate or fc1), and the first of its columns, since gate and up
     may be one product; None where it is given no product as it is."""
+    up: tuple[nn.Module, int] | None
+    """The same of what the activation is multiplied by; None in a plain network, too."""
     down: nn.Module
     """What reads the coefficients."""
     width: int
     """Its neurons, F."""
     device: torch.device
     """Where it computes; its weights may lie elsewhere meanwhile."""
+    reach: Literal["all"] = "all"
+    """Which tokens come by."""
     interventions: list[Intervention] = field(default_factory=list)
     """In the order in which they were entered."""
     touched_n: Tensor = field(init=False)

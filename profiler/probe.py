@@ -3,8 +3,8 @@
 A decoder layer has one activation module: act in `down(act(gate(x)) · up(x))` or in `fc2(act(fc1(x)))`. It is found by
 its class wherever the layer keeps it (OPT has no module for the network at all). What it is given tells the keys, as
 the matrix product, or the part of one, whose memory it is. Its result is marked, and the mark goes on from op to op:
-to a product with a tensor of the same shape, which makes the network gated, and to the weight matrix that reads it, the
-down projection.
+to a product with a tensor of the same shape, which makes the network gated and tells `up`, and to the weight matrix
+that reads it, the down projection.
 """
 
 from collections.abc import Callable, Iterator
@@ -53,6 +53,7 @@ class _Watcher(nn.Module):
         self.matrices = tuple(weight_matrices(block))
         self.products: list[tuple[nn.Module, Tensor]] = []
         self.keys: tuple[nn.Module, int] | None = None
+        self.up: tuple[nn.Module, int] | None = None
         self.found_down: tuple[nn.Module, ...] = ()
         """One at most; in a tuple, since it is no part of this module."""
         self.gated: bool | None = None
@@ -86,6 +87,7 @@ class _Watcher(nn.Module):
         is_product = func in PRODUCTS and len(operands) == 2 and operands[0].shape == operands[1].shape
         if self.gated is None and is_product:
             self.gated = True
+            self.up = self._product(operands[isinstance(operands[0], _Marked)])
             return self._marked(result)
         self.gated = bool(self.gated)
         return result
@@ -101,7 +103,7 @@ class _Watcher(nn.Module):
             )
         return HookPoint(
             layer=self.layer, name=self.name, activation=self.act, place=self.place, gated=self.gated, keys=self.keys,
-            down=self.found_down[0], width=self.width, device=self.device,
+            up=self.up, down=self.found_down[0], width=self.width, device=self.device,
         )  # fmt: skip
 
     def _marked(self, tensor: Tensor) -> Tensor:

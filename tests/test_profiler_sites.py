@@ -10,7 +10,7 @@ from reference import unit_arrays
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from neurotally.kernels.tally import PAD
+from neurotally.kernels.layer_tally import PAD
 from neurotally.profiler.batches import lay_out, rectangles
 from neurotally.profiler.capture import NeuronReader
 from neurotally.profiler.errors import InputError, UnsupportedModelError
@@ -120,6 +120,26 @@ def test_nothing_runs_after_the_last_hook_point(tokenizer: Any) -> None:
     NeuronReader(model, recorder).tally([batch])
     assert {"layers.0.mlp.down_proj", "layers.1.mlp.up_proj"} <= set(ran)
     assert not {"layers.1.mlp.down_proj", "norm"} & set(ran)
+
+
+@pytest.mark.parametrize(
+    ("family", "keys", "up"),
+    [
+        ("llama", ("gate_proj", 0), ("up_proj", 0)),
+        ("phi3", ("gate_up_proj", 0), ("gate_up_proj", 96)),
+        ("gpt_neox", ("dense_h_to_4h", 0), None),
+    ],
+)
+def test_a_hook_point_knows_the_parts_of_its_network(
+    family: str, keys: tuple[str, int], up: tuple[str, int] | None, tokenizer: Any
+) -> None:
+    model = loaded(family, tokenizer)
+    names = {module: name.rpartition(".")[2] for name, module in model.decoder.named_modules()}
+    for layer, point in enumerate(model.hook_points):
+        assert point.keys is not None
+        assert (names[point.keys[0]], point.keys[1]) == keys
+        assert (None if point.up is None else (names[point.up[0]], point.up[1])) == up
+        assert (point.layer, point.width, point.device, point.reach) == (layer, 96, torch.device("cpu"), "all")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
