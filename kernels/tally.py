@@ -23,59 +23,19 @@ Shapes: B rows, T tokens a row, F neurons of a layer. `kind_BT` tells what each 
 
 import functools
 import logging
-from enum import IntEnum
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from neurotally.kernels.activations import activate, activation_name, activation_table
 from neurotally.kernels.compiled import Job, library
-from neurotally.kernels.statistics import STATISTICS
-
-PAD, TOKEN, SPECIAL, REPEAT = 0, 1, 2, 3
+from neurotally.kernels.layer_tally import PAD, SPECIAL, TOKEN, LayerTally, RowMaxima, Statistics, no_maxima
 
 _COMPILED_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _OLDEST_GPU = (8, 0)
 """Compute capability that Triton compiles for."""
 
 _log = logging.getLogger(__name__)
-
-
-class Statistics(IntEnum):
-    """How much is tallied; what isn't keeps its value in the tally, and the row maxima are 0."""
-
-    COUNTS = 1
-    """`active` and `active_special`."""
-    MOMENTS = 2
-    """And the sums and extremes."""
-    EVERYTHING = 3
-    """And the row maxima."""
-
-
-class LayerTally(dict[str, Tensor]):
-    """The sums of one layer by their names in STATISTICS, [F] each, on the layer's device; ops add to them in place."""
-
-    @classmethod
-    def empty(cls, num_neurons: int, device: torch.device | str = "cpu") -> "LayerTally":
-        """A tally of no tokens."""
-        return cls(
-            (one.name, torch.full((num_neurons,), one.initial, dtype=getattr(torch, one.dtype), device=device))
-            for one in STATISTICS
-        )
-
-    def of(self, index_n: Tensor) -> "LayerTally":
-        """A copy of some neurons' part."""
-        return LayerTally((name, sums_F[index_n]) for name, sums_F in self.items())
-
-
-class RowMaxima(NamedTuple):
-    """The largest positive coefficient of every row, over its tokens of kind `TOKEN`."""
-
-    value_BF: Tensor
-    """float32; 0 where no coefficient is positive."""
-    position_BF: Tensor
-    """int32: the first column with that value; 0 where there is none."""
 
 
 def tally_layer(
@@ -162,12 +122,6 @@ def _column_sums(x_NF: Tensor) -> Tensor:
     """Sum over tokens in float64, one addition after the other: the same bits for any number of threads."""
     # A running sum keeps its order whatever the threads; `sum(0)` splits columns by thread and vector width.
     return x_NF.double().cumsum(0)[-1]
-
-
-def no_maxima(pre_BTF: Tensor) -> RowMaxima:
-    """The row maxima of a batch without candidates."""
-    zero_BF = pre_BTF.new_zeros((pre_BTF.shape[0], pre_BTF.shape[2]), dtype=torch.float32)
-    return RowMaxima(zero_BF, zero_BF.int())
 
 
 def _check_shapes(pre_BTF: Tensor, up_BTF: Tensor | None, kind_BT: Tensor, tally: LayerTally) -> None:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from neurotally.kernels.compiled import Offer, library
-from neurotally.kernels.tally import RowMaxima, kernels_for
+from neurotally.kernels.layer_tally import RowMaxima
+from neurotally.kernels.tally import kernels_for
 
 
 class Triggers(NamedTuple):

@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from neurotally.kernels.tally import LayerTally, RowMaxima, Statistics, no_maxima
+from neurotally.kernels.layer_tally import LayerTally, RowMaxima, Statistics, no_maxima
 
 
 class Tiling(NamedTuple):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from neurotally.kernels.tally import PAD, REPEAT, SPECIAL, TOKEN
+from neurotally.kernels.layer_tally import PAD, REPEAT, SPECIAL, TOKEN
 
 LAYOUTS = ("documents", "concat")
 MIN_RECTANGLE_TOKENS = 64

@@ -10,7 +10,7 @@ from contextlib import suppress
 from torch import Tensor
 
 from neurotally.kernels import tally
-from neurotally.kernels.tally import RowMaxima, Statistics
+from neurotally.kernels.layer_tally import RowMaxima, Statistics
 from neurotally.profiler.batches import Batch
 from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.hook_points import Computed, HookPoint, reading

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neurotally.kernels.tally import PAD, SPECIAL
+from neurotally.kernels.layer_tally import PAD, SPECIAL
 from neurotally.profiler.batches import Batch, TokenRows, rectangles
 from neurotally.profiler.model import LoadedModel
 from neurotally.profiler.staging import DeviceTables

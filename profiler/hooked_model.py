@@ -1,7 +1,5 @@
 """A causal language model with hook points at its feed-forward networks, found once and verified."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from neurotally.profiler.decoder import decoder_layers, find_decoder, run_decoder
-from neurotally.profiler.errors import InputError, UnsupportedModelError, first_line
-from neurotally.profiler.hook_points import HookPoint, StandIn
+from neurotally.profiler.errors import InputError, UnsupportedModelError
+from neurotally.profiler.hook_points import HookPoint
 from neurotally.profiler.offloading import input_device
-from neurotally.profiler.probe import find_hook_points
 
 
 @dataclass(frozen=True)
@@ -56,40 +53,6 @@ class HookedModel:
         return run_decoder(self.model, self.decoder, ids_BT)
 
 
-def hook_model(model: Any, name: str) -> HookedModel:
-    """Install hook points in a causal `PreTrainedModel` and verify them; one that has them keeps them.
-
-    Raises InputError, naming model or layer, where it isn't one we can read; nothing is installed then.
-    """
-    from neurotally.profiler import verify
-
-    decoder, blocks = find_body(model, name)
-    installed = [part.hook_point for part in blocks.modules() if isinstance(part, StandIn)]
-    if installed:
-        return HookedModel(model, name, decoder, blocks, installed)
-    ids_BT = verify.probe_ids(model.get_input_embeddings().weight.shape[0])
-    with _evaluating(model), _refused_if_it_fails(name):
-        points = find_hook_points(decoder, blocks, lambda: run_decoder(model, decoder, ids_BT))
-        made = HookedModel(model, name, decoder, blocks, points)
-        verify.verify_causal(made, ids_BT)
-        try:
-            for point in points:
-                point.install()
-            verify.verify_hook_points(made, ids_BT)
-        except BaseException:
-            for point in points:
-                point.take_out()
-            raise
-    return made
-
-
-def hooked(model: HookedModel | Any) -> HookedModel:
-    """The model with its hook points; a plain `PreTrainedModel` that has none gets them."""
-    if isinstance(model, HookedModel):
-        return model
-    return hook_model(model, getattr(model.config, "name_or_path", "") or type(model).__name__)
-
-
 def find_body(model: Any, name: str) -> tuple[nn.Module, nn.ModuleList]:
     """The decoder of a model, and its layers."""
     config = model.config.get_text_config()
@@ -101,32 +64,3 @@ def find_body(model: Any, name: str) -> tuple[nn.Module, nn.ModuleList]:
         )
     decoder = find_decoder(model, num_layers)
     return decoder, decoder_layers(decoder, num_layers)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Within this context the model is in eval mode."""
-    in_training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in in_training:
-            module.training = True
-        for part in model.modules():
-            if isinstance(part, StandIn):
-                part.training = part.hook_point.activation.training
-
-
-@contextmanager
-def _refused_if_it_fails(name: str) -> Iterator[None]:
-    """Within this context a short batch goes through code that isn't ours; where that fails the model is refused."""
-    try:
-        yield
-    except (InputError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise UnsupportedModelError(
-            f"{name} isn't supported: a short batch of token ids through its body ended in "
-            f"{type(error).__name__}: {first_line(error)}"
-        ) from error

@@ -19,7 +19,8 @@ import torch
 
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.hook_points import HookPoint, Intervention, Stage, intervening
-from neurotally.profiler.hooked_model import HookedModel, hooked
+from neurotally.profiler.hooked_model import HookedModel
+from neurotally.profiler.hooking import hooked
 from neurotally.profiler.model import LoadedModel
 
 WAYS = ("activation", "coefficient", "weights", "weights-no-bias", "mean", "set", "scale")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neurotally.kernels.tally import PAD
+from neurotally.kernels.layer_tally import PAD
 from neurotally.profiler.batches import MIN_RECTANGLE_TOKENS, Batch
 from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.head import head_logits

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from neurotally.kernels.layer_tally import LayerTally, RowMaxima
 from neurotally.kernels.statistics import STATISTICS
-from neurotally.kernels.tally import LayerTally, RowMaxima
 from neurotally.kernels.triggers import LayerTriggers
 from neurotally.profiler.store import NO_DOCUMENT, Arrays
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.hook_points import HookPoint, reading
-from neurotally.profiler.hooked_model import HookedModel, hooked
+from neurotally.profiler.hooked_model import HookedModel
+from neurotally.profiler.hooking import hooked
 from neurotally.profiler.model import LoadedModel
 from neurotally.profiler.tokenise import tokenise
 

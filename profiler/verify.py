@@ -15,20 +15,19 @@ find another activation, another layer's neurons, or neurons in another order (`
 """
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from neurotally.kernels.tally import PAD, TOKEN, LayerTally
+from neurotally.kernels.layer_tally import PAD, TOKEN, LayerTally
 from neurotally.profiler.batches import Batch
+from neurotally.profiler.capture import NeuronReader
 from neurotally.profiler.errors import InputError, UnsupportedModelError
 from neurotally.profiler.hook_points import HookPoint
+from neurotally.profiler.hooked_model import HookedModel
 from neurotally.profiler.neurons import NeuronRecorder
-
-if TYPE_CHECKING:
-    from neurotally.profiler.hooked_model import HookedModel
 
 _ROWS, _COLUMNS, _PADS = 2, 40, 8
 _SUMS_WITHIN = 2.0**-16
@@ -40,7 +39,7 @@ def probe_ids(vocabulary: int) -> Tensor:
     return torch.randint(0, vocabulary, (_ROWS, _COLUMNS), generator=torch.Generator().manual_seed(0))
 
 
-def verify_causal(model: "HookedModel", ids_BT: Tensor) -> None:
+def verify_causal(model: HookedModel, ids_BT: Tensor) -> None:
     """Raise InputError if a token's hidden state depends on a later token."""
     changed_BT = ids_BT.clone()
     changed_BT[:, -_PADS:] = (changed_BT[:, -_PADS:] + 1) % model.vocabulary
@@ -70,13 +69,11 @@ def gpu_rounding(dtype: torch.dtype) -> Rounding:
     return Rounding(2 * torch.finfo(dtype).eps, 2**-20, 1.0 if dtype == torch.float32 else 1e-3)
 
 
-def verify_hook_points(model: "HookedModel", ids_BT: Tensor, rounding: Rounding | None = None) -> None:
+def verify_hook_points(model: HookedModel, ids_BT: Tensor, rounding: Rounding | None = None) -> None:
     """Raise UnsupportedModelError, naming the layer, where the captured model isn't the bare model.
 
     `rounding`: by default that of each layer's device.
     """
-    from neurotally.profiler.capture import NeuronReader
-
     checks = [_LayerCheck(point, rounding) for point in model.hook_points]
     with ExitStack() as hooks:
         for check, point in zip(checks, model.hook_points, strict=True):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from neurotally.kernels import compiled, tally
-from neurotally.kernels.tally import LayerTally
+from neurotally.kernels.layer_tally import LayerTally
 
 CXX = next((found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None)
 needs_compiler = pytest.mark.skipif(CXX is None, reason="no C++ compiler here")

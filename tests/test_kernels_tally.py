@@ -15,7 +15,7 @@ from transformers.activations import ACT2FN, ClippedGELUActivation
 from neurotally.kernels import tally as kernels
 from neurotally.kernels.activations import activation_table
 from neurotally.kernels.compiled import library
-from neurotally.kernels.tally import PAD, REPEAT, SPECIAL, TOKEN, LayerTally, RowMaxima, Statistics
+from neurotally.kernels.layer_tally import PAD, REPEAT, SPECIAL, TOKEN, LayerTally, RowMaxima, Statistics
 
 PATHS = ("compiled", "reference")
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)

@@ -12,7 +12,7 @@ from sorted_triggers import as_list, sorted_triggers
 
 from neurotally.kernels import triggers as kernels
 from neurotally.kernels.compiled import library
-from neurotally.kernels.tally import RowMaxima
+from neurotally.kernels.layer_tally import RowMaxima
 from neurotally.kernels.triggers import LayerTriggers
 
 NUM_NEURONS = 3

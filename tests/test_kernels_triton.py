@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from neurotally.kernels import tally as kernels
-from neurotally.kernels.tally import LayerTally, has_triton
+from neurotally.kernels.layer_tally import LayerTally
+from neurotally.kernels.tally import has_triton
 from neurotally.kernels.triggers import LayerTriggers
 
 ON_GPU = torch.cuda.is_available()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neurotally.kernels.tally import PAD, SPECIAL, TOKEN
+from neurotally.kernels.layer_tally import PAD, SPECIAL, TOKEN
 from neurotally.profiler.batches import lay_out, rectangles
 
 DOCUMENTS = st.lists(st.lists(st.integers(0, 50), min_size=1, max_size=90), min_size=1, max_size=30)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_profiler_sites import loaded, tiny
 
-from neurotally.kernels.tally import PAD, SPECIAL, TOKEN
+from neurotally.kernels.layer_tally import PAD, SPECIAL, TOKEN
 from neurotally.profiler.batches import lay_out
 from neurotally.profiler.embedding import embed_rows, position_weights
 

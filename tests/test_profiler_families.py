@@ -13,7 +13,7 @@ import torch
 from families import FAMILIES, LAYERS, VOCABULARY, PlainHooks, tiny_model
 from numpy.testing import assert_array_equal
 
-from neurotally.kernels.tally import PAD, SPECIAL
+from neurotally.kernels.layer_tally import PAD, SPECIAL
 from neurotally.profiler.batches import Batch, lay_out, rectangles
 from neurotally.profiler.capture import NeuronReader
 from neurotally.profiler.model import load_model

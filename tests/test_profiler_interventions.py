@@ -11,7 +11,7 @@ from test_profiler_loss import KEYS, NEURONS, edit, with_biases
 from test_profiler_sites import FAMILIES
 from torch import Tensor
 
-from neurotally.kernels.tally import PAD, SPECIAL
+from neurotally.kernels.layer_tally import PAD, SPECIAL
 from neurotally.profiler.batches import Batch, lay_out, rectangles
 from neurotally.profiler.capture import NeuronReader
 from neurotally.profiler.interventions import WAYS, switched_off

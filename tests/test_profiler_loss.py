@@ -9,7 +9,7 @@ import torch
 from test_profiler_sites import FAMILIES, loaded, tiny
 from torch import nn
 
-from neurotally.kernels.tally import PAD
+from neurotally.kernels.layer_tally import PAD
 from neurotally.profiler.batches import Batch, lay_out, rectangles
 from neurotally.profiler.interventions import switched_off
 from neurotally.profiler.loss import LossReader

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from neurotally.kernels import tally
-from neurotally.kernels.tally import LayerTally, RowMaxima
+from neurotally.kernels.layer_tally import LayerTally, RowMaxima
 from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.model import LoadedModel, prepare_model
 from neurotally.profiler.verify import gpu_rounding, probe_ids, verify_hook_points

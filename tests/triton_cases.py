@@ -20,7 +20,8 @@ from transformers.activations import ACT2FN
 
 from neurotally.kernels import tally as kernels
 from neurotally.kernels.activations import activation_name
-from neurotally.kernels.tally import PAD, REPEAT, SPECIAL, TOKEN, LayerTally, RowMaxima, Statistics, tally_reference
+from neurotally.kernels.layer_tally import PAD, REPEAT, SPECIAL, TOKEN, LayerTally, RowMaxima, Statistics
+from neurotally.kernels.tally import tally_reference
 from neurotally.kernels.triggers import LayerTriggers
 
 ON_GPU = torch.cuda.is_available()

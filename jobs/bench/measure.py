@@ -33,7 +33,8 @@ from transformers.activations import ACT2FN
 from neurotally.jobs.bench.models import flops_per_token, random_model
 from neurotally.jobs.bench.variants import Variant, variants_of
 from neurotally.jobs.store_writer import versions
-from neurotally.kernels.tally import TOKEN, LayerTally, tally_layer
+from neurotally.kernels.layer_tally import TOKEN, LayerTally
+from neurotally.kernels.tally import tally_layer
 from neurotally.profiler.batches import Batch
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model import LoadedModel, device_name, load_model, resolve_device

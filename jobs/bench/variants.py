@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neurotally.kernels.tally import LayerTally, Statistics
+from neurotally.kernels.layer_tally import LayerTally, Statistics
 from neurotally.profiler.batches import Batch
 from neurotally.profiler.capture import NeuronReader
 from neurotally.profiler.hook_points import HookPoint, taken_out

@@ -7,7 +7,7 @@ import click
 
 from neurotally.jobs.commands.options import JSON_FLAG, OUTPUT, STORE, as_parameters
 from neurotally.jobs.commands.output import show
-from neurotally.jobs.commands.results import click_parameters, command_help
+from neurotally.jobs.commands.signatures import click_parameters, command_help
 from neurotally.profiler.whole_files import write_whole
 
 

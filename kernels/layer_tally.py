@@ -1,0 +1,54 @@
+"""What a layer's tally is made of: the kinds of cells, the sums, and the largest coefficients of a batch's rows."""
+
+from enum import IntEnum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from neurotally.kernels.statistics import STATISTICS
+
+PAD, TOKEN, SPECIAL, REPEAT = 0, 1, 2, 3
+"""Of a cell of a batch; see `neurotally.kernels.tally`."""
+
+
+class Statistics(IntEnum):
+    """How much is tallied; what isn't keeps its value in the tally, and the row maxima are 0."""
+
+    COUNTS = 1
+    """`active` and `active_special`."""
+    MOMENTS = 2
+    """And the sums and extremes."""
+    EVERYTHING = 3
+    """And the row maxima."""
+
+
+class LayerTally(dict[str, Tensor]):
+    """The sums of one layer by their names in STATISTICS, [F] each, on the layer's device; ops add to them in place."""
+
+    @classmethod
+    def empty(cls, num_neurons: int, device: torch.device | str = "cpu") -> "LayerTally":
+        """A tally of no tokens."""
+        return cls(
+            (one.name, torch.full((num_neurons,), one.initial, dtype=getattr(torch, one.dtype), device=device))
+            for one in STATISTICS
+        )
+
+    def of(self, index_n: Tensor) -> "LayerTally":
+        """A copy of some neurons' part."""
+        return LayerTally((name, sums_F[index_n]) for name, sums_F in self.items())
+
+
+class RowMaxima(NamedTuple):
+    """The largest positive coefficient of every row, over its tokens of kind `TOKEN`."""
+
+    value_BF: Tensor
+    """float32; 0 where no coefficient is positive."""
+    position_BF: Tensor
+    """int32: the first column with that value; 0 where there is none."""
+
+
+def no_maxima(pre_BTF: Tensor) -> RowMaxima:
+    """The row maxima of a batch without candidates."""
+    zero_BF = pre_BTF.new_zeros((pre_BTF.shape[0], pre_BTF.shape[2]), dtype=torch.float32)
+    return RowMaxima(zero_BF, zero_BF.int())

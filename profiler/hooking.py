@@ -1,0 +1,76 @@
+"""Install hook points in a model, found once and verified."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from neurotally.profiler import verify
+from neurotally.profiler.decoder import run_decoder
+from neurotally.profiler.errors import InputError, UnsupportedModelError, first_line
+from neurotally.profiler.hook_points import StandIn
+from neurotally.profiler.hooked_model import HookedModel, find_body
+from neurotally.profiler.probe import find_hook_points
+
+
+def hook_model(model: Any, name: str) -> HookedModel:
+    """Install hook points in a causal `PreTrainedModel` and verify them; one that has them keeps them.
+
+    Raises InputError, naming model or layer, where it isn't one we can read; nothing is installed then.
+    """
+    decoder, blocks = find_body(model, name)
+    installed = [part.hook_point for part in blocks.modules() if isinstance(part, StandIn)]
+    if installed:
+        return HookedModel(model, name, decoder, blocks, installed)
+    ids_BT = verify.probe_ids(model.get_input_embeddings().weight.shape[0])
+    with _evaluating(model), _refused_if_it_fails(name):
+        points = find_hook_points(decoder, blocks, lambda: run_decoder(model, decoder, ids_BT))
+        made = HookedModel(model, name, decoder, blocks, points)
+        verify.verify_causal(made, ids_BT)
+        try:
+            for point in points:
+                point.install()
+            verify.verify_hook_points(made, ids_BT)
+        except BaseException:
+            for point in points:
+                point.take_out()
+            raise
+    return made
+
+
+def hooked(model: HookedModel | Any) -> HookedModel:
+    """The model with its hook points; a plain `PreTrainedModel` that has none gets them."""
+    if isinstance(model, HookedModel):
+        return model
+    return hook_model(model, getattr(model.config, "name_or_path", "") or type(model).__name__)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Within this context the model is in eval mode."""
+    in_training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in in_training:
+            module.training = True
+        for part in model.modules():
+            if isinstance(part, StandIn):
+                part.training = part.hook_point.activation.training
+
+
+@contextmanager
+def _refused_if_it_fails(name: str) -> Iterator[None]:
+    """Within this context a short batch goes through code that isn't ours; where that fails the model is refused."""
+    try:
+        yield
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{name} isn't supported: a short batch of token ids through its body ended in "
+            f"{type(error).__name__}: {first_line(error)}"
+        ) from error
