@@ -392,6 +392,19 @@ def test_what_a_store_lacks_is_left_out(
     assert says in page.one("section", id="lape").text
     if "neurons" in sections:
         assert "has no triggers" in document["notes"][-1]
+    assert len(set(document["notes"])) == len(document["notes"])
+
+
+@pytest.mark.slow
+def test_a_section_that_is_missing_for_damage_is_told_of(path: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "tiny.store"
+    shutil.copytree(path, copy)
+    (copy / "corpora" / "python" / "document_status" / "zarr.json").write_text("{}")
+    document = run_command(copy, tmp_path)
+    assert "lape" in document["sections"]
+    assert "neurons" not in document["sections"]
+    (note,) = [note for note in document["notes"] if "document_status" in note]
+    assert note.startswith("no error bars: ")
 
 
 @pytest.mark.slow

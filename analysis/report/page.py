@@ -5,7 +5,6 @@ found.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -65,10 +64,12 @@ def report(
     more, missing = [], ""
     if concepts is not None:
         more.append(concepts_result(read_concepts_document(Path(concepts), store)))
-    with suppress(InputError):  # the section of LAPE says why
+    try:
         chosen = read_chosen(store, rule)
         found, missing = gather_triggers(store, texts, most_specific(chosen, neurons), triggers, progress)
         more.append(neurons_section(chosen, neurons, found, missing))
+    except InputError as error:
+        missing = str(error)
     return build_report(store, asdict(rule), more, [missing] if missing else [], progress)
 
 
@@ -95,7 +96,8 @@ def build_report(
         said += [note for note in result.notes if note.startswith(_WITHOUT)]
     sections += [section(result) for result in (*more, corpora(store), provenance(store)) if result.tables]
     title = model_name(stores.store_attributes(store).get("model"))
-    return Report(page(title, _tiles(store), " ".join(findings), sections), sections, [*said, *notes])
+    said += [note for note in notes if not any(note in one for one in said)]
+    return Report(page(title, _tiles(store), " ".join(findings), sections), sections, said)
 
 
 def _asked(store: Path, settings: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
