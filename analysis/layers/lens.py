@@ -40,7 +40,6 @@ from neurotally.analysis.result import finite, model_key
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 
-LENS_SCHEMA = 1
 _GOLD = {
     "gold_probability": "gold_probability", "gold_rank": "gold_rank", "gold_top10": "gold_top",
     "gold_probability_top10": "gold_probability_top", "gold_rank_top10": "gold_rank_top",
@@ -132,7 +131,7 @@ def lens_document(result: LensResult) -> dict[str, Any]:
     pair_P = result.pair_P
     attributes = result.attributes
     document: dict[str, Any] = finite({
-        "schema": LENS_SCHEMA,
+        "schema": 1,
         "model": model_key(result.model),
         "paper": attributes["paper"],
         "layers": result.arrays["prompt_gold_rank"].shape[1],
