@@ -237,15 +237,14 @@ def _read_parquet(source: Source, first: int, end: int) -> Iterator[Document]:
         if number >= end:
             return
         for value in batch.slice(max(0, first - number), end - max(first, number)):
-            yield _buffer_document(value.as_buffer())
+            buffer = value.as_buffer()
+            if buffer is None:
+                yield Document(None, Status.UNREADABLE)
+            elif buffer.size > MAX_DOCUMENT_BYTES:
+                yield Document(None, Status.TOO_LARGE)
+            else:
+                yield text_document(buffer.to_pybytes())
         number += len(batch)
-
-
-def _buffer_document(buffer: Any) -> Document:
-    """A document from the bytes of a parquet row; None where it is null."""
-    if buffer is None:
-        return Document(None, Status.UNREADABLE)
-    return Document(None, Status.TOO_LARGE) if buffer.size > MAX_DOCUMENT_BYTES else text_document(buffer.to_pybytes())
 
 
 def _parquet_group(source: Source, record: int) -> tuple[int, int]:
