@@ -188,7 +188,13 @@ def load_tokenizer(store_path: Path, model: str | None = None, trust_remote_code
             f"--trust-remote-code needs --model: code isn't taken from {theirs['id']}, only because a store names it"
         )
     model_id, revision = split_revision(model) if model else (theirs["id"], theirs.get("revision"))
-    tokenizer = _from_pretrained(model_id, revision, trust_remote_code)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_id, revision=revision, trust_remote_code=trust_remote_code)
+    except Exception as error:  # the libraries below raise their own kinds, of no common base
+        raise InputError(f"can't load the tokenizer of {model_id}: {first_line(error)}; give --model") from error
     wanted = (attributes.get("tokenizer") or {}).get("fingerprint")
     if wanted and fingerprint_tokenizer(tokenizer) != wanted:
         raise InputError(f"the tokenizer of {model_id} isn't the one that {store_path} was made with; give --model")
@@ -246,16 +252,6 @@ def _documents_a_chunk(sizes_D: np.ndarray) -> int:
 
 def _unescaped(name: str) -> str:
     return os.fsdecode(re.sub(rb"\\x([89a-f][0-9a-f])", lambda match: bytes.fromhex(match[1].decode()), name.encode()))
-
-
-def _from_pretrained(model_id: str, revision: str | None, trust_remote_code: bool) -> Any:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(model_id, revision=revision, trust_remote_code=trust_remote_code)
-    except Exception as error:  # the libraries below raise their own kinds, of no common base
-        raise InputError(f"can't load the tokenizer of {model_id}: {first_line(error)}; give --model") from error
 
 
 def _tokenised(texts: CorpusTexts, batch: list[Text], tokenizer: Any) -> Iterator[TokenText | Text]:
