@@ -72,29 +72,21 @@ class AgreementCounts:
         shape = (contexts, variants, layers)
         return cls(*(np.zeros(size, np.int64) for size in (shape, shape, contexts, contexts, contexts)))
 
-    def add(self, read: "FirstTokens", context_N: np.ndarray, gold_N: np.ndarray) -> None:
-        """Add N positions; `gold_N` is -1 where no token comes next."""
+    def add(self, model_N: np.ndarray, layers_ALN: np.ndarray, context_N: np.ndarray, gold_N: np.ndarray) -> None:
+        """Add N positions: the first tokens that were read; `gold_N` is -1 where no token comes next."""
         contexts = len(self.positions_C)
         self.positions_C += np.bincount(context_N, minlength=contexts)
         self.gold_positions_C += np.bincount(context_N[gold_N >= 0], minlength=contexts)
-        self.model_gold_C += np.bincount(context_N[read.model_N == gold_N], minlength=contexts)
+        self.model_gold_C += np.bincount(context_N[model_N == gold_N], minlength=contexts)
         is_of_CN = np.equal.outer(np.arange(contexts), context_N).astype(np.float64)
-        for counts_CAL, token_N in ((self.agreed_CAL, read.model_N), (self.gold_CAL, gold_N)):
-            counts_CAL += np.tensordot(is_of_CN, read.layers_ALN == token_N, (1, 2)).astype(np.int64)
+        for counts_CAL, token_N in ((self.agreed_CAL, model_N), (self.gold_CAL, gold_N)):
+            counts_CAL += np.tensordot(is_of_CN, layers_ALN == token_N, (1, 2)).astype(np.int64)
 
 
-@dataclass(frozen=True)
-class FirstTokens:
-    """The first tokens at N positions."""
-
-    model_N: np.ndarray
-    """int64: the model's own."""
-    layers_ALN: np.ndarray
-    """int64: each layer's, in each variant."""
-
-
-def read_first_tokens(lens: Lens, vectors: Vectors, variants: Sequence[str], head_bias: bool) -> FirstTokens:
-    """The first token of every layer in each variant, and the model's own."""
+def read_first_tokens(
+    lens: Lens, vectors: Vectors, variants: Sequence[str], head_bias: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first tokens at N positions, int64: the model's own [N], and each layer's in each variant [A, L, N]."""
 
     def first_tokens(read: Callable[[Tensor], Tensor], vector_ND: Tensor) -> np.ndarray:
         parts = (read(part_nD) for part_nD in torch.split(vector_ND, lens.chunk))
@@ -112,7 +104,7 @@ def read_first_tokens(lens: Lens, vectors: Vectors, variants: Sequence[str], hea
         read = read_normed if variant.endswith("-norm") else read_raw
         of_layers = vectors.ffn_LND if variant.startswith("ffn-") else vectors.residual_LND
         by_variant.append([first_tokens(read, vector_ND) for vector_ND in of_layers])
-    return FirstTokens(first_tokens(lens.logits, vectors.final_ND), np.array(by_variant))
+    return first_tokens(lens.logits, vectors.final_ND), np.array(by_variant)
 
 
 def choose_places(

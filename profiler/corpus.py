@@ -28,17 +28,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from neurotally.profiler.documents import (
-    CHANGED,
-    MAX_DOCUMENT_BYTES,
-    TOO_LARGE,
-    UNREADABLE,
-    Document,
-    Manifest,
-    Source,
-    Status,
-    text_document,
-)
+from neurotally.profiler.documents import MAX_DOCUMENT_BYTES, Document, Manifest, Source, Status, text_document
 from neurotally.profiler.errors import InputError, first_line
 from neurotally.profiler.whole_files import NotRegularError, open_regular, read_inside
 from neurotally.profiler.windows import cut_windows, read_windows
@@ -171,14 +161,14 @@ def _matches(relative: str, glob: str | None) -> bool:
 
 def _read_file(root: Path, name: str, size: int) -> Document:
     if size > MAX_DOCUMENT_BYTES:
-        return TOO_LARGE
+        return Document(None, Status.TOO_LARGE)
     try:
         content = read_inside(root, name, size + 1)
     except NotRegularError:
-        return CHANGED
+        return Document(None, Status.CHANGED)
     except OSError:
-        return UNREADABLE
-    return text_document(content) if len(content) == size else CHANGED
+        return Document(None, Status.UNREADABLE)
+    return text_document(content) if len(content) == size else Document(None, Status.CHANGED)
 
 
 def _list_jsonl(source: Source) -> list[int]:
@@ -210,18 +200,18 @@ def _read_jsonl(source: Source, sizes: Sequence[int], offset: int) -> Iterator[D
         for size in sizes:
             if size > MAX_DOCUMENT_BYTES:
                 file.seek(size, os.SEEK_CUR)
-                yield TOO_LARGE
+                yield Document(None, Status.TOO_LARGE)
                 continue
             line = file.readline()
-            yield _record_document(line, source.selector) if len(line) == size else CHANGED
+            yield _record_document(line, source.selector) if len(line) == size else Document(None, Status.CHANGED)
 
 
 def _record_document(line: bytes, column: str | None) -> Document:
     text = _record_text(line, column)
     try:
-        return UNREADABLE if text is None else text_document(text.encode())
+        return Document(None, Status.UNREADABLE) if text is None else text_document(text.encode())
     except UnicodeEncodeError:  # a lone surrogate, which JSON can spell
-        return Document(None, Status.NOT_UTF8, bytes(32))
+        return Document(None, Status.NOT_UTF8)
 
 
 def _record_text(line: bytes, column: str | None) -> str | None:
@@ -247,15 +237,14 @@ def _read_parquet(source: Source, first: int, end: int) -> Iterator[Document]:
         if number >= end:
             return
         for value in batch.slice(max(0, first - number), end - max(first, number)):
-            yield _buffer_document(value.as_buffer())
+            buffer = value.as_buffer()
+            if buffer is None:
+                yield Document(None, Status.UNREADABLE)
+            elif buffer.size > MAX_DOCUMENT_BYTES:
+                yield Document(None, Status.TOO_LARGE)
+            else:
+                yield text_document(buffer.to_pybytes())
         number += len(batch)
-
-
-def _buffer_document(buffer: Any) -> Document:
-    """A document from the bytes of a parquet row; None where it is null."""
-    if buffer is None:
-        return UNREADABLE
-    return TOO_LARGE if buffer.size > MAX_DOCUMENT_BYTES else text_document(buffer.to_pybytes())
 
 
 def _parquet_group(source: Source, record: int) -> tuple[int, int]:

@@ -31,11 +31,11 @@ class Status(IntEnum):
 
 
 class Document(NamedTuple):
-    """A document as read: its text if it can be used, the SHA-256 of its bytes if they could be read."""
+    """A document as read: its text if it can be used, the SHA-256 of its bytes if they could be read, else zeros."""
 
     text: str | None
     status: Status
-    sha256: bytes
+    sha256: bytes = bytes(32)
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,3 @@ def text_document(content: bytes) -> Document:
         return Document(content.decode("utf-8"), Status.COUNTED, sha256)
     except UnicodeDecodeError:
         return Document(None, Status.NOT_UTF8, sha256)
-
-
-UNREADABLE = Document(None, Status.UNREADABLE, bytes(32))
-CHANGED = Document(None, Status.CHANGED, bytes(32))
-TOO_LARGE = Document(None, Status.TOO_LARGE, bytes(32))

@@ -48,7 +48,9 @@ def refuse_other_kinds(config: Any, model_id: str, trust_remote_code: bool = Fal
             f"{model_id} ({kind}) is no causal language model that transformers knows: AutoModelForCausalLM has no "
             f"entry for {config.model_type}"
         )
-    if _attention_depends_on_width(config):
+    # Reformer cuts a padded row into chunks; BigBird's sparse attention, which isn't causal, begins at 705 tokens.
+    is_sparse = config.model_type == "big_bird" and getattr(config, "attention_type", None) == "block_sparse"
+    if config.model_type == "reformer" or is_sparse:
         raise UnsupportedModelError(
             f"{model_id} ({config.model_type}) isn't supported: what its attention computes depends on the length to "
             "which a row is padded"
@@ -60,12 +62,6 @@ def refuse_other_kinds(config: Any, model_id: str, trust_remote_code: bool = Fal
     # Dense models may have such keys too, so the model is looked at, without its weights.
     if any(getattr(text, key, None) not in (None, 0, 1) for key in _EXPERT_KEYS):
         _refuse_experts(config, model_id, trust_remote_code)
-
-
-def _attention_depends_on_width(config: Any) -> bool:
-    """Reformer cuts a padded row into chunks; BigBird's sparse attention, which isn't causal, begins at 705 tokens."""
-    is_sparse = getattr(config, "attention_type", None) == "block_sparse"
-    return config.model_type == "reformer" or (config.model_type == "big_bird" and is_sparse)
 
 
 def _refuse_experts(config: Any, model_id: str, trust_remote_code: bool) -> None:
@@ -90,7 +86,9 @@ def row_limits(config: Any, decoder: nn.Module) -> tuple[int, int]:
         limits.append(table.num_embeddings - table.padding_idx - 1)
     longest = min(limits, default=_UNLIMITED)
     originals = [getattr(config, "original_max_position_embeddings", None)]
-    for rope in _ropes(config):
+    rope_settings = getattr(config, "rope_parameters", None) or {}
+    by_kind = [value for value in rope_settings.values() if isinstance(value, dict)]  # of layers; else there is one
+    for rope in by_kind or [rope_settings]:
         originals.append(rope.get("original_max_position_embeddings"))
         # Their factors depend on the width of the rectangle beyond the original context.
         if rope.get("rope_type") in _WIDTH_DEPENDENT_ROPE:
@@ -98,21 +96,16 @@ def row_limits(config: Any, decoder: nn.Module) -> tuple[int, int]:
     return min([_DEFAULT_ROW_TOKENS, longest, *filter(None, originals)]), longest
 
 
-def _ropes(config: Any) -> list[dict[str, Any]]:
-    """The settings of rotary positions: one dictionary, or one for each kind of layer."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    by_kind = [value for value in rope.values() if isinstance(value, dict)]
-    return by_kind or [rope]
-
-
 def _table_after_pad(decoder: nn.Module) -> nn.Embedding | None:
     """RoBERTa's table of positions, whose first row in use comes after the pad token's."""
-    tables = [
-        module
-        for name, module in decoder.named_modules()
-        if isinstance(module, nn.Embedding) and "position" in name.rpartition(".")[2] and module.padding_idx is not None
-    ]
-    return tables[0] if tables else None
+    for name, module in decoder.named_modules():
+        if (
+            isinstance(module, nn.Embedding)
+            and "position" in name.rpartition(".")[2]
+            and module.padding_idx is not None
+        ):
+            return module
+    return None
 
 
 def forward_config(config: Any, decoder: nn.Module) -> dict[str, Any]:

@@ -186,7 +186,9 @@ def _suffix(entry: Entry) -> str:
 def _list_language(entry: Entry) -> dict[str, Reader]:
     """The readers of one language, by id."""
     if not entry.is_dir():
-        return _list_records(entry) if _suffix(entry) == ".jsonl" else _list_lines(entry)
+        if _suffix(entry) == ".jsonl":
+            return {id_: partial(_field, record, where) for id_, (where, record) in _records(entry).items()}
+        return {_line_id(number): partial(_plain, str(entry), line) for number, line in enumerate(_lines(entry), 1)}
     readers: dict[str, Reader] = {}
     for file in _entries(entry):
         id_ = PurePosixPath(file.name).stem
@@ -198,14 +200,6 @@ def _list_language(entry: Entry) -> dict[str, Reader]:
     if not readers:
         raise InputError(f"{entry}: expected a file for each id, found none")
     return readers
-
-
-def _list_lines(file: Entry) -> dict[str, Reader]:
-    return {_line_id(number): partial(_plain, str(file), line) for number, line in enumerate(_lines(file), 1)}
-
-
-def _list_records(file: Entry) -> dict[str, Reader]:
-    return {id_: partial(_field, record, where) for id_, (where, record) in _records(file).items()}
 
 
 def _list_wide_records(file: Path) -> dict[str, dict[str, Reader]]:

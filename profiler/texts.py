@@ -25,15 +25,7 @@ import zarr
 
 from neurotally.profiler import store
 from neurotally.profiler.corpus import read_documents, source_at
-from neurotally.profiler.documents import (
-    CHANGED,
-    MAX_DOCUMENT_BYTES,
-    UNREADABLE,
-    Document,
-    Source,
-    Status,
-    text_document,
-)
+from neurotally.profiler.documents import MAX_DOCUMENT_BYTES, Document, Source, Status, text_document
 from neurotally.profiler.errors import InputError, first_line
 from neurotally.profiler.tokenise import tokenise
 from neurotally.profiler.windows import first_line_of
@@ -119,19 +111,19 @@ class CorpusTexts:
                 end = first + array.chunks[0]
                 held = store.read_slice(array, slice(first, end))
             text = str(held[number - first])
-            yield text_document(text.encode()) if text else CHANGED
+            yield text_document(text.encode()) if text else Document(None, Status.CHANGED)
 
     def _from_source(self, numbers: Sequence[int]) -> Iterator[Document]:
         source = self.source
         if source is None or not numbers:
-            yield from (UNREADABLE for _ in numbers)
+            yield from (Document(None, Status.UNREADABLE) for _ in numbers)
         elif source.kind == "folder":
             yield from read_documents(source, self._names_of(source, numbers), self.sizes_D[numbers].tolist(), 0)
         else:  # records lie one behind the other
             first, end, wanted = numbers[0], numbers[-1] + 1, set(numbers)
             sizes, offset = self.sizes_D[first:end].tolist(), int(self.sizes_D[:first].sum())
             documents = read_documents(source, self.names[first:end], sizes, offset)
-            records = itertools.chain(documents, itertools.repeat(CHANGED))
+            records = itertools.chain(documents, itertools.repeat(Document(None, Status.CHANGED)))
             yield from (record for number, record in zip(range(first, end), records, strict=False) if number in wanted)
 
     def _names_of(self, source: Source, numbers: Sequence[int]) -> list[str]:
@@ -196,7 +188,13 @@ def load_tokenizer(store_path: Path, model: str | None = None, trust_remote_code
             f"--trust-remote-code needs --model: code isn't taken from {theirs['id']}, only because a store names it"
         )
     model_id, revision = split_revision(model) if model else (theirs["id"], theirs.get("revision"))
-    tokenizer = _from_pretrained(model_id, revision, trust_remote_code)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_id, revision=revision, trust_remote_code=trust_remote_code)
+    except Exception as error:  # the libraries below raise their own kinds, of no common base
+        raise InputError(f"can't load the tokenizer of {model_id}: {first_line(error)}; give --model") from error
     wanted = (attributes.get("tokenizer") or {}).get("fingerprint")
     if wanted and fingerprint_tokenizer(tokenizer) != wanted:
         raise InputError(f"the tokenizer of {model_id} isn't the one that {store_path} was made with; give --model")
@@ -254,16 +252,6 @@ def _documents_a_chunk(sizes_D: np.ndarray) -> int:
 
 def _unescaped(name: str) -> str:
     return os.fsdecode(re.sub(rb"\\x([89a-f][0-9a-f])", lambda match: bytes.fromhex(match[1].decode()), name.encode()))
-
-
-def _from_pretrained(model_id: str, revision: str | None, trust_remote_code: bool) -> Any:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(model_id, revision=revision, trust_remote_code=trust_remote_code)
-    except Exception as error:  # the libraries below raise their own kinds, of no common base
-        raise InputError(f"can't load the tokenizer of {model_id}: {first_line(error)}; give --model") from error
 
 
 def _tokenised(texts: CorpusTexts, batch: list[Text], tokenizer: Any) -> Iterator[TokenText | Text]:

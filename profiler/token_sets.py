@@ -156,15 +156,12 @@ def find_token_sets(
 
     spelled = np.array(sorted(token for tokens in by_spelling.values() for token in tokens), np.int64)
     frequent_first = spelled[np.lexsort((spelled, -count_V[spelled]))]
-    none = np.empty(0, np.int64)
-    strata = {
-        is_english: _Strata(frequent_first, [ids_of.get(ALL, none), *([ids_of[ENGLISH]] if is_english else [])])
-        for is_english in ({False, True} if english is not None else {False})
-    }
+    keywords_n = ids_of.get(ALL, np.empty(0, np.int64))
     sets = []
     for name, ids in ids_of.items():
         if len(ids):
-            drawn_Dm = strata[name in (ENGLISH, ENGLISH_ONLY)].draw(ids, draws, name, seed)
+            excluded_n = np.r_[keywords_n, ids_of[ENGLISH]] if name in (ENGLISH, ENGLISH_ONLY) else keywords_n
+            drawn_Dm = _draw(frequent_first, excluded_n, ids, draws, name, seed)
             share, drawn_share = (_share(count_V, of) for of in (ids[None], drawn_Dm))
             sets.append(TokenSet(name, len(lists[name]), num_single[name], ids, drawn_Dm, share, drawn_share))
     empty = {name: len(lists[name]) for name, ids in ids_of.items() if not len(ids)}
@@ -181,37 +178,31 @@ def _share(count_V: np.ndarray, ids_Dm: np.ndarray) -> float:
     return float(count_V[ids_Dm].sum(axis=1).mean() / total) if total and len(ids_Dm) else math.nan
 
 
-class _Strata:
-    """Tokens to draw from, by frequency, and where any token falls among them."""
-
-    def __init__(self, frequent_first: np.ndarray, excluded: Sequence[np.ndarray]):
-        is_left = ~np.isin(frequent_first, np.concatenate(list(excluded)))
-        self._left = frequent_first[is_left]
-        before: np.ndarray = np.cumsum(is_left) - is_left  # of each token: how many that are left come before it
-        edges = [_FIRST_STRATUM]
-        while edges[-1] < len(self._left):
-            edges.append(2 * edges[-1])
-        stratum = np.searchsorted(edges, before, side="right")
-        self._of_token = dict(zip(frequent_first.tolist(), np.minimum(stratum, len(edges) - 1).tolist(), strict=True))
-        ends = np.minimum(edges, len(self._left))
-        self._size_B = np.diff(ends, prepend=0)
-
-    def draw(self, ids: np.ndarray, draws: int, name: str, seed: int) -> np.ndarray:
-        """int64 [D, m], rows ascending; [0, m] where too few tokens are left. Depends on seed and name."""
-        wanted_B = np.bincount([self._of_token[token] for token in ids.tolist()], minlength=len(self._size_B))
-        joined = _join(wanted_B, self._size_B)
-        if joined is None:
-            return np.empty((0, len(ids)), np.int64)
-        key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
-        rng = np.random.default_rng((seed, key))
-        drawn_Dm = np.empty((draws, len(ids)), np.int64)
-        for drawn_m in drawn_Dm:
-            parts, first = [], 0
-            for wanted, size in joined:
-                parts.append(rng.choice(self._left[first : first + size], wanted, replace=False))
-                first += size
-            drawn_m[:] = np.sort(np.concatenate(parts))
-        return drawn_Dm
+def _draw(
+    frequent_first: np.ndarray, excluded_n: np.ndarray, ids: np.ndarray, draws: int, name: str, seed: int
+) -> np.ndarray:
+    """int64 [D, m], rows ascending: sets like `ids`; [0, m] where too few tokens are left. Depends on seed and name."""
+    is_left = ~np.isin(frequent_first, excluded_n)
+    left = frequent_first[is_left]
+    before: np.ndarray = np.cumsum(is_left) - is_left  # of each token: how many that are left come before it
+    edges = [_FIRST_STRATUM]
+    while edges[-1] < len(left):
+        edges.append(2 * edges[-1])
+    stratum = np.minimum(np.searchsorted(edges, before, side="right"), len(edges) - 1)
+    wanted_B = np.bincount(stratum[np.isin(frequent_first, ids)], minlength=len(edges))
+    joined = _join(wanted_B, np.diff(np.minimum(edges, len(left)), prepend=0))
+    if joined is None:
+        return np.empty((0, len(ids)), np.int64)
+    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+    rng = np.random.default_rng((seed, key))
+    drawn_Dm = np.empty((draws, len(ids)), np.int64)
+    for drawn_m in drawn_Dm:
+        parts, first = [], 0
+        for wanted, size in joined:
+            parts.append(rng.choice(left[first : first + size], wanted, replace=False))
+            first += size
+        drawn_m[:] = np.sort(np.concatenate(parts))
+    return drawn_Dm
 
 
 def _join(wanted_B: np.ndarray, size_B: np.ndarray) -> list[tuple[int, int]] | None:

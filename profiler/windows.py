@@ -14,15 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from neurotally.profiler.documents import (
-    CHANGED,
-    MAX_DOCUMENT_BYTES,
-    TOO_LARGE,
-    UNREADABLE,
-    Document,
-    Manifest,
-    text_document,
-)
+from neurotally.profiler.documents import MAX_DOCUMENT_BYTES, Document, Manifest, Status, text_document
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.whole_files import read_inside
 
@@ -53,12 +45,12 @@ def read_windows(root: Path, names: Sequence[str], sizes: Sequence[int]) -> Iter
         parsed, key=lambda entry: (entry[0], entry[3] > MAX_DOCUMENT_BYTES)
     ):
         if is_too_large:
-            yield from (TOO_LARGE for _ in windows)
+            yield from (Document(None, Status.TOO_LARGE) for _ in windows)
             continue
         content = _read(root, path)
         bounds = _line_bounds(content or b"")
         for _, first, last, size in windows:
-            yield UNREADABLE if content is None else _window(content, bounds, first, last, size)
+            yield Document(None, Status.UNREADABLE) if content is None else _window(content, bounds, first, last, size)
 
 
 def first_line_of(name: str) -> int:
@@ -73,9 +65,9 @@ def file_of(name: str) -> str:
 
 def _window(content: bytes, bounds: list[int], first: int, last: int, size: int) -> Document:
     if first >= len(bounds):
-        return CHANGED
+        return Document(None, Status.CHANGED)
     window = content[bounds[first - 1] : bounds[min(last, len(bounds) - 1)]]
-    return text_document(window) if len(window) == size else CHANGED
+    return text_document(window) if len(window) == size else Document(None, Status.CHANGED)
 
 
 def _windows(content: bytes, num_lines: int) -> Iterator[tuple[int, int, bytes]]:

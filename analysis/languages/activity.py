@@ -25,9 +25,6 @@ from neurotally.analysis.result import Result, model_key, model_name
 from neurotally.profiler import store as stores
 from neurotally.profiler.errors import InputError
 
-ACTIVITY_SCHEMA = 1
-
-
 _KINDS = ("dead", "rare", "frequent")
 
 
@@ -61,7 +58,7 @@ def study(
     if is_dead_LF is None:
         raise InputError(f"{store} has no finished corpus with tokens")
     document = {
-        "schema": ACTIVITY_SCHEMA,
+        "schema": 1,
         "model": model_key(attributes.get("model")),
         "corpora": list(found),
         "layers": is_dead_LF.shape[0],
@@ -138,12 +135,10 @@ def _result(document: Mapping[str, Any], model: str) -> Result:
 
 
 def _chart(by_layer: Mapping[str, Any], corpora: list[str]) -> Chart:
-    empty = {
-        key: "" if any(map(any, by_layer[key].values())) else f"no neuron is {key}" for key in ("mean_rate", *_KINDS)
-    }
     panels = [
-        Panel(title, [Series(name, by_layer[key][name], corpus=name) for name in corpora], empty=empty[key])
+        Panel(title, [Series(name, by_layer[key][name], corpus=name) for name in corpora],
+              empty="" if any(map(any, by_layer[key].values())) else f"no neuron is {key}")
         for key, title in (("mean_rate", "mean rate"), ("dead", "dead neurons"), ("frequent", "frequent neurons"))
-    ]
+    ]  # fmt: skip
     return Chart("activity", "How often neurons are active, by layer", panels, "layer, from the input to the output",
                  share_y=False)  # fmt: skip

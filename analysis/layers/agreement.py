@@ -25,7 +25,6 @@ from neurotally.analysis.result import Result, finite, model_key
 from neurotally.profiler import store as stores
 from neurotally.profiler.errors import InputError
 
-AGREEMENT_SCHEMA = 1
 _COUNTS = ("agreed", "gold", "model_gold", "positions", "gold_positions")
 _NAMES = ("corpus", "variant", "context_kind", "context_size")
 _VARIANTS = {
@@ -85,7 +84,7 @@ def agreement_document(path: Path, name: str) -> dict[str, Any]:
             "first_90": {name: _first_layers(agreed[number, :, at], 0.9) for at, name in enumerate(variants)},
         }
     document: dict[str, Any] = finite({
-        "schema": AGREEMENT_SCHEMA,
+        "schema": 1,
         "model": model_key(stores.store_attributes(path)["model"]),
         "variants": variants,
         "head_bias": attributes["head_bias"],

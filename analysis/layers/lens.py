@@ -40,7 +40,6 @@ from neurotally.analysis.result import finite, model_key
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 
-LENS_SCHEMA = 1
 _GOLD = {
     "gold_probability": "gold_probability", "gold_rank": "gold_rank", "gold_top10": "gold_top",
     "gold_probability_top10": "gold_probability_top", "gold_rank_top10": "gold_rank_top",
@@ -132,7 +131,7 @@ def lens_document(result: LensResult) -> dict[str, Any]:
     pair_P = result.pair_P
     attributes = result.attributes
     document: dict[str, Any] = finite({
-        "schema": LENS_SCHEMA,
+        "schema": 1,
         "model": model_key(result.model),
         "paper": attributes["paper"],
         "layers": result.arrays["prompt_gold_rank"].shape[1],
@@ -161,7 +160,7 @@ def _means(result: LensResult, in_P: np.ndarray, keep_draws: bool = False, is_po
     """Over these prompts; `is_pooled`: over all positions alike."""
     arrays = result.arrays
     counted_P = in_P & (arrays["prompt_positions"] > 0)
-    weight_P = _pooled(result, counted_P) if is_pooled else _macro(result, counted_P)
+    weight_P = _weights(result, counted_P, is_pooled)
 
     def by_layer(name: str) -> np.ndarray:
         values = arrays[name]
@@ -221,19 +220,16 @@ def _described(of: Mapping[str, Any], vocabulary: int | None) -> dict[str, Any]:
     return {**of, "uniform": uniform, "share": of.get("share"), "drawn_share": of.get("drawn_share")}
 
 
-def _macro(result: LensResult, counted_P: np.ndarray) -> np.ndarray:
-    """float64 [P]: what each prompt counts in a mean; all snippets of a pair alike, then all pairs alike."""
+def _weights(result: LensResult, counted_P: np.ndarray, is_pooled: bool) -> np.ndarray:
+    """float64 [P]: what each prompt counts in a mean: snippets of a pair alike, then pairs; pooled, all positions."""
+    if is_pooled:
+        positions_P = np.where(counted_P, result.arrays["prompt_positions"], 0)
+        pooled_P: np.ndarray = positions_P / max(1, positions_P.sum())
+        return pooled_P
     pair_P = result.arrays["prompt_source"].astype(np.int64) * 2**16 + result.arrays["prompt_target"]
     _, place_P, count = np.unique(pair_P[counted_P], return_inverse=True, return_counts=True)
     weight_P = np.zeros(len(counted_P))
     weight_P[counted_P] = 1 / count[place_P] / max(1, len(count))
-    return weight_P
-
-
-def _pooled(result: LensResult, counted_P: np.ndarray) -> np.ndarray:
-    """The same; all positions alike."""
-    positions_P = np.where(counted_P, result.arrays["prompt_positions"], 0)
-    weight_P: np.ndarray = positions_P / max(1, positions_P.sum())
     return weight_P
 
 

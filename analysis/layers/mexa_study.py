@@ -259,13 +259,13 @@ def _notes(document: Document) -> list[str]:
     english = ", ".join(document["english"])
     without = f", and without English ({english})" if english else "; no language is called English here"
     also = f"; left out of each: {', '.join(document['not_in_means'])}" if document["not_in_means"] else ""
-    notes = [
+    return [
         f"paper's mean: over the languages with the pivot itself{without}; with self, without: over all languages, the "
         f"pivot among them or not; different: without the pivot, over the ids whose two texts differ{also}",
         "texts that are the same byte for byte are aligned in any model; errors are standard errors over ids, with "
         "what each id is compared with held fixed",
+        *left_out_notes(document),
     ]
-    return notes + left_out_notes(document)
 
 
 def left_out_notes(document: Document) -> list[str]:

@@ -30,7 +30,6 @@ from neurotally.analysis.masking.losses import CLASSES, NO_CONTROL, Cell, Change
 from neurotally.analysis.masking.mask_sets import CONTROLS
 from neurotally.analysis.result import finite, model_key
 
-LOSSES_SCHEMA = 1
 LEVEL = 1.96
 """A set whose z over both controls is as large costs more than random: by chance, 1 in 40 does."""
 
@@ -126,7 +125,7 @@ def _head(losses: Losses) -> dict[str, Any]:
         drawn = losses.numbers("candidates", name)
         controls[name]["candidates_drawn_from"] = losses.sets[drawn[0]].get("drawn_from") if drawn else None
     return {
-        "schema": LOSSES_SCHEMA,
+        "schema": 1,
         "model": model_key(losses.model),
         "how": attributes["identity"]["how"],
         "draws": attributes.get("draws", draws),

@@ -27,15 +27,10 @@ _FULL_Z = 4.0
 """No smaller z has the fullest colour: what chance gives looks pale."""
 _OVER = ("change_over_random", "change_over_random_standard_error")
 _MEASURED = [
-    Column("documents", "count"),
-    Column("tokens", "count"),
-    Column("perplexity", "number", 2),
-    Column("change", "signed", 4),
-    Column("over same layers", "signed", 4),
-    Column("z same layers", "signed", 1),
-    Column("over above threshold", "signed", 4),
-    Column("z above threshold", "signed", 1),
-]
+    Column("documents", "count"), Column("tokens", "count"), Column("perplexity", "number", 2),
+    Column("change", "signed", 4), Column("over same layers", "signed", 4), Column("z same layers", "signed", 1),
+    Column("over above threshold", "signed", 4), Column("z above threshold", "signed", 1),
+]  # fmt: skip
 
 _MAPS = {
     "change": ("Change of the loss", False, "change", "standard_error"),

@@ -165,7 +165,7 @@ class AgreementWorker:
             for found in lens.rectangles(laid_out, at_T[inside], budget):
                 vectors = lens.vectors(found.ids_BT, found.at_BT, ffn=reads_ffn)
                 read = read_first_tokens(lens, vectors, config.variants, config.head_bias)
-                counts.add(read, context_T[inside][found.token_n], gold_T[inside][found.token_n])
+                counts.add(*read, context_T[inside][found.token_n], gold_T[inside][found.token_n])
         return counts, len(context_T)
 
 
