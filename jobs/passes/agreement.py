@@ -22,13 +22,7 @@ from neurotally.jobs.plan import CorpusPlan, stored_names
 from neurotally.jobs.reducers import KeptParts, Part, Parts, Plan
 from neurotally.jobs.run import Pass, Texts, Where, model_identity, run_pass
 from neurotally.profiler import store
-from neurotally.profiler.agreement import (
-    AgreementCounts,
-    Context,
-    Place,
-    choose_places,
-    read_first_tokens,
-)  # fmt: skip
+from neurotally.profiler.agreement import AgreementCounts, Context, Place, choose_places, read_first_tokens
 from neurotally.profiler.batches import lay_out
 from neurotally.profiler.corpus import read_documents
 from neurotally.profiler.documents import Status
@@ -217,18 +211,15 @@ def _assemble(
     if not any(positions.any() for positions in summed["positions"]):
         raise InputError("no document of any corpus has a token")
     arrays: dict[str, np.ndarray | store.Blocks] = {
-        **{name: np.stack(by_corpus) for name, by_corpus in summed.items()},
+        **{name: np.stack(values_C) for name, values_C in summed.items()},
         "corpus": np.array([plan.name for plan in corpora], object),
         "variant": np.array(config.variants, object),
         "context_kind": np.array([context.kind for context in config.contexts], object),
         "context_size": np.array([context.size for context in config.contexts], np.uint32),
     }
-    status, described, first = parts.joined("status"), {}, 0
-    for plan in corpora:
-        end = first + len(plan.manifest.names)
-        described[plan.name] = _describe(plan, status[first:end])
-        first = end
-    return arrays, {**told, "corpora": described}
+    end_C = np.cumsum([len(plan.manifest.names) for plan in corpora])
+    by_corpus = zip(corpora, np.split(parts.joined("status"), end_C[:-1]), strict=True)
+    return arrays, {**told, "corpora": {plan.name: _describe(plan, status_D) for plan, status_D in by_corpus}}
 
 
 def _summed(values: Iterable[np.ndarray], tasks: Sequence[Task]) -> list[np.ndarray]:
