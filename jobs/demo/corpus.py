@@ -24,7 +24,7 @@ import sysconfig
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,20 +95,24 @@ def gather(target: Path, roots: Sequence[Root] | None = None, progress: bool = T
 def installed_roots() -> list[Root]:
     """The folders of the running Python: standard library, C headers, installed packages."""
     paths = sysconfig.get_paths()
-    packages = [paths["purelib"], paths["platlib"], *sys.path]
-    packages = [path for path in packages if Path(path).name in _PACKAGE_FOLDERS]
     roots = [Root("stdlib", Path(paths["stdlib"])), Root("include", Path(paths["include"]))]
-    roots += [Root("site-packages", Path(path)) for path in packages]
+    packages = map(Path, (paths["purelib"], paths["platlib"], *sys.path))
+    roots += [Root("site-packages", path) for path in packages if path.name in _PACKAGE_FOLDERS]
     unique = {root.path.resolve(): root for root in reversed(roots) if root.path.is_dir()}
     return list(reversed(unique.values()))
 
 
-class _Candidate(NamedTuple):
+@dataclass(frozen=True)
+class _Candidate:
     name: str
     """Relative POSIX path in the corpus."""
-    rank: int
-    """Hash of the name: the order in which files are taken."""
     read: Callable[[], bytes]
+
+    @cached_property
+    def rank(self) -> int:
+        """Hash of the name: the order in which files are taken."""
+        digest = hashlib.sha256(self.name.encode("utf-8", "surrogateescape")).digest()
+        return int.from_bytes(digest[:8], "big")
 
 
 class _Side(NamedTuple):
@@ -225,12 +229,7 @@ def _walk(root: Root) -> Iterator[_Candidate]:
             if name == _TOPICS:
                 yield from _topics(path)
             elif _is_of_interest(file) and _languages_of(name) and _is_readable(path):
-                yield _candidate(name, partial(_read, path))
-
-
-def _candidate(name: str, read: Callable[[], bytes]) -> _Candidate:
-    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
-    return _Candidate(name, int.from_bytes(digest[:8], "big"), read)
+                yield _Candidate(name, partial(_read, path))
 
 
 def _is_of_interest(name: str) -> bool:
@@ -257,7 +256,7 @@ def _topics(path: Path) -> Iterator[_Candidate]:
         if isinstance(node, ast.Assign):
             for topic, text in ast.literal_eval(node.value).items():
                 name = f"{_TOPICS.removesuffix('.py')}/{topic}.txt"
-                yield _candidate(name, partial(str.encode, text))
+                yield _Candidate(name, partial(str.encode, text))
 
 
 def _languages_of(name: str) -> list[str]:
