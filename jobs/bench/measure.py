@@ -144,12 +144,11 @@ def _run_rounds(
 
 
 def _time(run: Callable[[], object], device_type: str) -> float:
-    if device_type == "cuda":
-        torch.cuda.synchronize()
+    device = torch.get_device_module(device_type)
+    device.synchronize()
     start = time.perf_counter()
     run()
-    if device_type == "cuda":
-        torch.cuda.synchronize()
+    device.synchronize()
     return time.perf_counter() - start
 
 
@@ -159,11 +158,9 @@ def _median_ratio(times: list[float], bare: list[float]) -> tuple[float, float]:
 
 
 def _random_batch(model: LoadedModel, rows: int, row_tokens: int) -> Batch:
-    rng = np.random.default_rng(0)
-    vocabulary = model.vocabulary
     shape = (rows, row_tokens)
     return Batch(
-        ids_BT=rng.integers(0, vocabulary, shape),
+        ids_BT=np.random.default_rng(0).integers(0, model.vocabulary, shape),
         kind_BT=np.full(shape, TOKEN, np.uint8),
         document_BT=np.repeat(np.arange(rows, dtype=np.int32)[:, None], row_tokens, axis=1),
         position_BT=np.repeat(np.arange(row_tokens, dtype=np.int32)[None], rows, axis=0),
