@@ -166,7 +166,6 @@ class RayEngine:
         self._get_all([actor.handle.configure.remote(make_runner) for actor in self._actors])
 
     def has_room(self) -> bool:
-        """Whether a worker holds fewer tasks than it can."""
         held = len(self._waiting) + sum(len(actor.in_flight) for actor in self._actors)
         return held < _IN_FLIGHT * self.num_workers
 
@@ -294,13 +293,11 @@ class RayEngine:
 
     def _get_all(self, references: Sequence[Any]) -> list[Any]:
         deadline = time.monotonic() + _START_TIMEOUT_S
-        return [self._get(reference, deadline) for reference in references]
-
-    def _get(self, reference: Any, deadline: float) -> Any:
-        while True:
+        found: list[Any] = []
+        while len(found) < len(references):
             self._check_ray()
             try:
-                return ray.get(reference, timeout=_LOOK_EVERY_S)
+                found.append(ray.get(references[len(found)], timeout=_LOOK_EVERY_S))
             except RayTaskError as error:
                 raise _failed_start(error) from error
             except _DEAD as error:
@@ -309,6 +306,7 @@ class RayEngine:
             except GetTimeoutError as error:
                 if time.monotonic() > deadline:
                     raise _late_start() from error
+        return found
 
     def _check_ray(self) -> None:
         """JobError if a process without which Ray waits for ever is gone."""
