@@ -27,12 +27,11 @@ def status(path: Path) -> dict[str, Any]:
     is_running = is_being_written(path)
     live = (read_json(run / "progress.json") if is_running else None) or {}
     committed = store.committed_groups(path) if is_begun else []
-    begun = {f"{folder.parent.name}/{folder.name}": folder for folder in sorted(run.glob("*/*/"))}
-    unfinished = {
-        group: folder
-        for group, folder in begun.items()
-        if group not in committed and folder.parent.name not in ("import", "spool")
-    }
+    unfinished = {}
+    for folder in sorted(run.glob("*/*/")):
+        group = f"{folder.parent.name}/{folder.name}"
+        if group not in committed and folder.parent.name not in ("import", "spool"):
+            unfinished[group] = folder
     groups = {group: _unfinished(group, folder) for group, folder in unfinished.items()}
     groups |= {group: entry for group, entry in live.get("groups", {}).items() if group not in committed}
     groups |= {group: {"done": True} for group in committed}

@@ -39,8 +39,7 @@ def open_store(path: Path, facts: ModelFacts, config: dict[str, Any] | None) -> 
         return list(facts.warnings)
     theirs = store.store_attributes(path)
     for part in ("model", "tokenizer"):
-        ours = {"fingerprint": attributes[part]["fingerprint"]}
-        _refuse_difference(path, part, ours, theirs.get(part) or {})
+        _refuse_difference(path, part, {"fingerprint": attributes[part]["fingerprint"]}, theirs.get(part) or {})
     warnings = [*facts.warnings, *_compare_configs(path, facts.config, theirs["model"].get("config"))]
     if config is not None:
         noted = theirs.get("config") or {}
@@ -79,9 +78,8 @@ def writer_lock(path: Path, *, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
         store.store_attributes(path)
     _refuse_links(path)
     (path / store.RUN_FOLDER).mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path / store.RUN_FOLDER / "lock", timeout=wait_s)
     try:
-        with lock:
+        with filelock.FileLock(path / store.RUN_FOLDER / "lock", timeout=wait_s):
             _remove_leftovers(path)
             try:
                 yield
