@@ -36,14 +36,13 @@ from neurotally.profiler.worker import TOKEN_BUDGET, Task
 
 _GROUPS = 10
 _LISTED_SKIPS = 20
-_COUNT_FILL = -1
 _TOLD = ("variants", "head_bias", "positions", "seed", "row_tokens", "context_tokens")
 """Settings that readers want to know."""
 _BY_LAYER_NAMES, _BY_CONTEXT_NAMES = ("agreed", "gold"), ("model_gold", "positions", "gold_positions")
 _BY_LAYER, _BY_CONTEXT = ("corpus", "context", "variant", "layer"), ("corpus", "context")
 SCHEMA: Mapping[str, store.ArraySpec] = {
-    **{name: store.ArraySpec("int64", _BY_LAYER, _COUNT_FILL) for name in _BY_LAYER_NAMES},
-    **{name: store.ArraySpec("int64", _BY_CONTEXT, _COUNT_FILL) for name in _BY_CONTEXT_NAMES},
+    **{name: store.ArraySpec("int64", _BY_LAYER, -1) for name in _BY_LAYER_NAMES},
+    **{name: store.ArraySpec("int64", _BY_CONTEXT, -1) for name in _BY_CONTEXT_NAMES},
     "corpus": store.ArraySpec("string", ("corpus",), ""),
     "variant": store.ArraySpec("string", ("variant",), ""),
     "context_kind": store.ArraySpec("string", ("context",), ""),
@@ -118,10 +117,8 @@ class AgreementWorker:
         return Part(arrays, tokens, restarts)
 
     def _places(self, text: str, ids: list[int], span_T2: np.ndarray, sha256: bytes) -> list[Place]:
-        first = next((at for at, token in enumerate(ids) if token not in self._model.special_ids), len(ids))
-        end = len(ids)
-        while end > first and ids[end - 1] in self._model.special_ids:
-            end -= 1
+        ordinary = [at for at, token in enumerate(ids) if token not in self._model.special_ids]
+        first, end = (ordinary[0], ordinary[-1] + 1) if ordinary else (len(ids), len(ids))
         text, span_T2 = universal_newlines(text, span_T2)
         breaks = np.flatnonzero(np.frombuffer(text.encode("utf-32-le"), np.uint32) == ord("\n"))
         # A token that trims to nothing may begin before the one in front of it.

@@ -34,7 +34,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -223,8 +223,11 @@ class LensWorker:
         return Readings(*(np.concatenate(table)[order_N] for table in tables))
 
     def _draw_means(self, draws: DrawSums, positions_P: np.ndarray) -> dict[str, np.ndarray]:
-        """The mean over draws by prompt, and sums over the task's prompts by draw."""
-        sum_PL4SD = self._by_set(draws.sum_PL4R)
+        """The mean over draws by prompt, and sums over the task's prompts by draw; NaN for sets without draws."""
+        has_draws_S = np.array([len(draws_Dm) > 0 for draws_Dm in self._config.draw_ids], bool)
+        leading = draws.sum_PL4R.shape[:-1]
+        sum_PL4SD = np.full((*leading, len(has_draws_S), self._config.draws), np.nan)
+        sum_PL4SD[..., has_draws_S, :] = draws.sum_PL4R.reshape(*leading, -1, self._config.draws)
         read_P = positions_P > 0
         count_P = np.where(read_P, positions_P, 1).reshape(-1, 1, 1, 1, 1)
         mean_PL4SD = np.where(read_P.reshape(-1, 1, 1, 1, 1), sum_PL4SD / count_P, np.nan)
@@ -234,13 +237,6 @@ class LensWorker:
             _OF_SNIPPETS: mean_PL4SD[read_P, :, 0].sum(axis=0),
             _OF_POSITIONS: sum_PL4SD[read_P, :, 0].sum(axis=0),
         }
-
-    def _by_set(self, sum_PL4R: np.ndarray) -> np.ndarray:
-        """Columns as [S, D]; NaN for sets without draws."""
-        has_draws_S = np.array([len(draws_Dm) > 0 for draws_Dm in self._config.draw_ids], bool)
-        by_set = np.full((*sum_PL4R.shape[:-1], len(has_draws_S), self._config.draws), np.nan)
-        by_set[..., has_draws_S, :] = sum_PL4R.reshape(*sum_PL4R.shape[:-1], -1, self._config.draws)
-        return by_set
 
 
 def read_translation(
@@ -323,8 +319,7 @@ def _made_before_draws(path: Path, group: str) -> Mapping[str, Any] | None:
 
 
 def _few_shot_lines(folder: Path, pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
-    languages = sorted({name for pair in pairs for name in pair})
-    lines = {language: read_few_shot(folder, language) for language in languages}
+    lines = {language: read_few_shot(folder, language) for language in sorted(set(chain.from_iterable(pairs)))}
     for source, target in pairs:
         if len(lines[source]) != len(lines[target]):
             raise InputError(
@@ -355,7 +350,7 @@ def _assemble(
             f"context {max_tokens}"
         )
     lengths = {"prompt": len(status_P), "position": int(positions_P.sum())}
-    languages = sorted({name for pair in pairs for name in pair})
+    languages = sorted(set(chain.from_iterable(pairs)))
     of_parts = [name for name in SCHEMA if name in parts.names]
     arrays = {name: parts.blocks(name, lengths[SCHEMA[name].dimensions[0]]) for name in of_parts} | {
         "prompt_id": np.array([*ids] * len(pairs), object),
@@ -370,7 +365,7 @@ def _assemble(
         "draw_token": _draw_tokens(sets),
         **_draws_of_pairs(parts, positions_P.reshape(len(pairs), -1)),
     }
-    attributes = {
+    return arrays, {
         "pairs": [list(pair) for pair in pairs],
         "sets": {one.name: _described(one) for one in sets.sets},
         "empty_sets": dict(sets.empty),
@@ -379,7 +374,6 @@ def _assemble(
         "paper": paper,
         "skipped": _skipped(status_P, ids, pairs),
     }
-    return arrays, attributes
 
 
 def _described(one: TokenSet) -> dict[str, Any]:
