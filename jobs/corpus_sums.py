@@ -129,11 +129,8 @@ class CorpusSums:
 
     def _disagreement(self, noted: Mapping[str, Any]) -> str | None:
         """How the arrays differ from what is noted of them, if they do."""
-        done = self._num_done
-        expected_by_name = {
-            "unit_tokens": done, "document_status": self._documents_done, "document_tokens": self._documents_done,
-        }  # fmt: skip
-        for name, expected in expected_by_name.items():
+        done, documents = self._num_done, self._documents_done
+        for name, expected in (("unit_tokens", done), ("document_status", documents), ("document_tokens", documents)):
             is_filled = self._own[name] != store.SCHEMA[name].fill
             if not (is_filled[:expected].all() and not is_filled[expected:].any()):
                 return f"units_done is {done}, {name} has {np.count_nonzero(is_filled)} entries, expected {expected}"

@@ -125,7 +125,6 @@ class InProcessEngine:
         return len(self._queue) < 2
 
     def submit(self, task: Task) -> None:
-        """Begin to prepare a task."""
         self._queue.append((task, self._prepare(task)))
 
     def next_result(self, timeout_s: float) -> Outcome | None:

@@ -42,11 +42,9 @@ class StopRequest:
     def listening(self) -> Iterator[None]:
         """Take the signals within this context."""
         before: dict[int, Any] = {}
-        try:
+        with contextlib.suppress(ValueError):  # not in the main thread: whoever runs us there handles signals
             for number in (signal.SIGINT, signal.SIGTERM):
                 before[number] = signal.signal(number, self._ask)
-        except ValueError:  # not in the main thread: whoever runs us there handles signals
-            pass
         try:
             yield
         finally:

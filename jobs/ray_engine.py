@@ -119,7 +119,6 @@ class RayEngine:
         device = resolve_device(model.device) if address is None else model.device
         self._model = model
         self._make_runner: MakeRunner | None = None
-        self._facts: ModelFacts | None = None
         self._actors: list[_Actor] = []
         self._waiting: deque[Task] = deque()
         self._failures: Counter[str] = Counter()
@@ -157,19 +156,16 @@ class RayEngine:
         """Start the actors and load the model on each of them."""
         library()  # built once here, before workers would all build it
         self._actors = [_Actor(self._new_handle()) for _ in range(self.num_workers)]
-        facts = self._get_all([actor.handle.start.remote(None) for actor in self._actors])
-        self._facts = facts[0]
-        if any(other.fingerprint != self._facts.fingerprint for other in facts):
+        facts: list[ModelFacts] = self._get_all([actor.handle.start.remote(None) for actor in self._actors])
+        if any(other.fingerprint != facts[0].fingerprint for other in facts):
             raise InputError(f"the workers loaded different weights of {self._model.spec}")
-        return self._facts
+        return facts[0]
 
     def configure(self, make_runner: MakeRunner) -> None:
-        """Fix the pass on every worker."""
         self._make_runner = make_runner
         self._get_all([actor.handle.configure.remote(make_runner) for actor in self._actors])
 
     def has_room(self) -> bool:
-        """Whether a worker holds fewer tasks than it can."""
         held = len(self._waiting) + sum(len(actor.in_flight) for actor in self._actors)
         return held < _IN_FLIGHT * self.num_workers
 
@@ -182,33 +178,28 @@ class RayEngine:
     def next_result(self, timeout_s: float) -> Outcome | None:
         """A finished task, or None after `timeout_s`; replaces workers that died."""
         self._check_ray()
-        with self._telling_of_its_end():
-            return self._next_result(timeout_s)
-
-    def _next_result(self, timeout_s: float) -> Outcome | None:
         owners = {reference: actor for actor in self._actors for reference in actor.in_flight}
         owners |= {actor.starting: actor for actor in self._actors if actor.starting is not None}
-        ready, _ = ray.wait(list(owners), num_returns=1, timeout=timeout_s) if owners else ([], [])
-        if not ready:
-            self._check_starts()
-            return None
-        actor = owners[ready[0]]
-        if ready[0] == actor.starting:
-            self._note_start(actor)
-            return None
-        task = actor.in_flight[ready[0]]
-        try:
-            outcome: Outcome = ray.get(ready[0])
-        except _DEAD as error:
-            self._replace(actor, error)
-            return None
-        except RayTaskError as error:
+        with self._telling_of_its_end():
+            ready, _ = ray.wait(list(owners), num_returns=1, timeout=timeout_s) if owners else ([], [])
+            if not ready:
+                self._check_starts()
+                return None
+            actor = owners[ready[0]]
+            if ready[0] == actor.starting:
+                self._note_start(actor)
+                return None
+            try:
+                outcome: Outcome = ray.get(ready[0])
+            except _DEAD as error:
+                self._replace(actor, error)
+                return None
+            except RayTaskError as error:
+                self._note_failure(actor.in_flight.pop(ready[0]), error)
+                return None
             del actor.in_flight[ready[0]]
-            self._note_failure(task, error)
-            return None
-        del actor.in_flight[ready[0]]
-        self._hand_out()
-        return outcome
+            self._hand_out()
+            return outcome
 
     def close(self) -> None:
         """End the actors, and Ray if we started it: what doesn't go by itself is killed."""
@@ -302,13 +293,11 @@ class RayEngine:
 
     def _get_all(self, references: Sequence[Any]) -> list[Any]:
         deadline = time.monotonic() + _START_TIMEOUT_S
-        return [self._get(reference, deadline) for reference in references]
-
-    def _get(self, reference: Any, deadline: float) -> Any:
-        while True:
+        found: list[Any] = []
+        while len(found) < len(references):
             self._check_ray()
             try:
-                return ray.get(reference, timeout=_LOOK_EVERY_S)
+                found.append(ray.get(references[len(found)], timeout=_LOOK_EVERY_S))
             except RayTaskError as error:
                 raise _failed_start(error) from error
             except _DEAD as error:
@@ -317,6 +306,7 @@ class RayEngine:
             except GetTimeoutError as error:
                 if time.monotonic() > deadline:
                     raise _late_start() from error
+        return found
 
     def _check_ray(self) -> None:
         """JobError if a process without which Ray waits for ever is gone."""

@@ -24,15 +24,14 @@ def status(path: Path) -> dict[str, Any]:
     is_begun = (path / "zarr.json").exists()
     if not run.is_dir() or is_begun:
         store.store_attributes(path)  # says what is wrong with it
-    is_running = _is_locked(run / "lock")
+    is_running = is_being_written(path)
     live = (read_json(run / "progress.json") if is_running else None) or {}
     committed = store.committed_groups(path) if is_begun else []
-    begun = {f"{folder.parent.name}/{folder.name}": folder for folder in sorted(run.glob("*/*/"))}
-    unfinished = {
-        group: folder
-        for group, folder in begun.items()
-        if group not in committed and folder.parent.name not in ("import", "spool")
-    }
+    unfinished = {}
+    for folder in sorted(run.glob("*/*/")):
+        group = f"{folder.parent.name}/{folder.name}"
+        if group not in committed and folder.parent.name not in ("import", "spool"):
+            unfinished[group] = folder
     groups = {group: _unfinished(group, folder) for group, folder in unfinished.items()}
     groups |= {group: entry for group, entry in live.get("groups", {}).items() if group not in committed}
     groups |= {group: {"done": True} for group in committed}
@@ -49,11 +48,6 @@ def status(path: Path) -> dict[str, Any]:
         "tokens_per_s": live.get("tokens_per_s"),
         "seconds_left": live.get("seconds_left"),
     }
-
-
-def is_being_written(path: Path) -> bool:
-    """Whether a run holds the store's one writer's lock."""
-    return _is_locked(path / store.RUN_FOLDER / "lock")
 
 
 def status_text(document: dict[str, Any]) -> str:
@@ -129,21 +123,22 @@ def _committed_corpora(path: Path) -> dict[str, dict[str, Any]]:
     return corpora
 
 
-def _is_locked(lock_file: Path) -> bool:
-    """Whether a run holds the store's lock, which `filelock` takes by flock; needs no right to write."""
+def is_being_written(path: Path) -> bool:
+    """Whether a run holds the store's one writer's lock, which `filelock` takes by flock; needs no right to write."""
+    lock_file = path / store.RUN_FOLDER / "lock"
     try:
         descriptor = os.open(lock_file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
         reason = "it is a link" if error.errno == errno.ELOOP else error.strerror
-        raise InputError(f"can't look at the lock of {lock_file.parent.parent}, {lock_file}: {reason}") from error
+        raise InputError(f"can't look at the lock of {path}, {lock_file}: {reason}") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError as error:
-        raise InputError(f"can't look at the lock of {lock_file.parent.parent}: {error.strerror}") from error
+        raise InputError(f"can't look at the lock of {path}: {error.strerror}") from error
     finally:
         os.close(descriptor)
     return False

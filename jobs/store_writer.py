@@ -18,17 +18,8 @@ from neurotally.profiler.model import ModelFacts
 from neurotally.profiler.worker import KERNEL_HINTS
 
 _VERSIONED = ("neurotally", "torch", "transformers", "tokenizers", "numpy", "zarr", "triton")
-_RUN_FACTS = (
-    "tokenizer_fingerprint",
-    "dtype",
-    "device_type",
-    "device",
-    "attention",
-    "kernels",
-    "row_tokens",
-    "max_row_tokens",
-)
-"""What `ModelFacts` says beyond weights and config."""
+_RUN_FACTS = ("tokenizer_fingerprint", "device_type", "device", "attention", "kernels", "row_tokens", "max_row_tokens")
+"""What `ModelFacts` says beyond weights, config and dtype."""
 
 
 def open_store(path: Path, facts: ModelFacts, config: dict[str, Any] | None) -> list[str]:
@@ -38,10 +29,7 @@ def open_store(path: Path, facts: ModelFacts, config: dict[str, Any] | None) -> 
     results. Raises InputError naming the first difference.
     """
     attributes: dict[str, Any] = {
-        "model": {
-            **{key: value for key, value in facts.to_json().items() if key not in _RUN_FACTS},
-            "dtype": facts.dtype,
-        },
+        "model": {key: value for key, value in facts.to_json().items() if key not in _RUN_FACTS},
         "tokenizer": {"fingerprint": facts.tokenizer_fingerprint},
         "config": config,
         "versions": versions(),
@@ -51,8 +39,7 @@ def open_store(path: Path, facts: ModelFacts, config: dict[str, Any] | None) -> 
         return list(facts.warnings)
     theirs = store.store_attributes(path)
     for part in ("model", "tokenizer"):
-        ours = {"fingerprint": attributes[part]["fingerprint"]}
-        _refuse_difference(path, part, ours, theirs.get(part) or {})
+        _refuse_difference(path, part, {"fingerprint": attributes[part]["fingerprint"]}, theirs.get(part) or {})
     warnings = [*facts.warnings, *_compare_configs(path, facts.config, theirs["model"].get("config"))]
     if config is not None:
         noted = theirs.get("config") or {}
@@ -84,19 +71,15 @@ def writer_lock(path: Path, *, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
     """Hold the store's one writer's lock; the system frees it when this process ends, however it ends."""
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file, expected a folder for the store")
-    if (
-        path.is_dir()
-        and any(path.iterdir())
-        and not ({"zarr.json", store.RUN_FOLDER} & {entry.name for entry in path.iterdir()})
-    ):
+    entries = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    if entries and not entries & {"zarr.json", store.RUN_FOLDER}:
         raise InputError(f"{path} is a folder with other things in it, expected a store or a new folder")
     if (path / "zarr.json").exists():
         store.store_attributes(path)
     _refuse_links(path)
     (path / store.RUN_FOLDER).mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path / store.RUN_FOLDER / "lock", timeout=wait_s)
     try:
-        with lock:
+        with filelock.FileLock(path / store.RUN_FOLDER / "lock", timeout=wait_s):
             _remove_leftovers(path)
             try:
                 yield

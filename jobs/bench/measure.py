@@ -114,10 +114,9 @@ def bench_table(document: dict[str, Any]) -> str:
 def append_csv(document: dict[str, Any], path: Path) -> None:
     """Add a row per variant to a table of results."""
     fixed = ("device", "threads", "shape", "dtype", "rows", "row_tokens", "rounds", "commit")
-    is_new = not path.exists()
     rows = io.StringIO(newline="")
     writer = csv.writer(rows)
-    if is_new:
+    if not path.exists():
         writer.writerow([*fixed, "versions", "variant", "seconds", "ratio", "ratio_se"])
     versions = " ".join(f"{name}={number}" for name, number in document["versions"].items())
     for name, seconds in document["seconds"].items():
@@ -146,12 +145,11 @@ def _run_rounds(
 
 
 def _time(run: Callable[[], object], device_type: str) -> float:
-    if device_type == "cuda":
-        torch.cuda.synchronize()
+    device = torch.get_device_module(device_type)
+    device.synchronize()
     start = time.perf_counter()
     run()
-    if device_type == "cuda":
-        torch.cuda.synchronize()
+    device.synchronize()
     return time.perf_counter() - start
 
 
@@ -161,11 +159,9 @@ def _median_ratio(times: list[float], bare: list[float]) -> tuple[float, float]:
 
 
 def _random_batch(model: LoadedModel, rows: int, row_tokens: int) -> Batch:
-    rng = np.random.default_rng(0)
-    vocabulary = model.vocabulary
     shape = (rows, row_tokens)
     return Batch(
-        ids_BT=rng.integers(0, vocabulary, shape),
+        ids_BT=np.random.default_rng(0).integers(0, model.vocabulary, shape),
         kind_BT=np.full(shape, TOKEN, np.uint8),
         document_BT=np.repeat(np.arange(rows, dtype=np.int32)[:, None], row_tokens, axis=1),
         position_BT=np.repeat(np.arange(row_tokens, dtype=np.int32)[None], rows, axis=0),
@@ -180,7 +176,8 @@ def _kernels_alone(model: LoadedModel, rows: int, row_tokens: int) -> dict[str, 
     """
     device, neurons = model.devices[0], model.facts.num_neurons
     dtype = getattr(torch, model.facts.dtype)
-    pre_BTF, up_BTF = (torch.randn(rows, row_tokens, neurons, dtype=dtype, device=device) for _ in range(2))
+    pre_BTF, other_BTF = (torch.randn(rows, row_tokens, neurons, dtype=dtype, device=device) for _ in range(2))
+    up_BTF = other_BTF if model.facts.gated else None
     kind_BT = torch.full((rows, row_tokens), TOKEN, dtype=torch.uint8, device=device)
     tally = LayerTally.empty(neurons, device)
     source = torch.empty(_COPY_BYTES, dtype=torch.uint8, device=device).random_()
@@ -189,21 +186,11 @@ def _kernels_alone(model: LoadedModel, rows: int, row_tokens: int) -> dict[str, 
     copy_rate = 2 * _COPY_BYTES / _median_time(lambda: target.copy_(source), device.type)
 
     def alone(act: nn.Module) -> dict[str, float]:
-        def op() -> object:
-            with torch.inference_mode():
-                return tally_layer(act, pre_BTF, up_BTF if model.facts.gated else None, kind_BT, tally)
-
-        def pytorch() -> object:
-            with torch.inference_mode():
-                return act(pre_BTF) * up_BTF if model.facts.gated else act(pre_BTF)
-
-        op_s = _median_time(op, device.type)
+        with torch.inference_mode():
+            op_s = _median_time(lambda: tally_layer(act, pre_BTF, up_BTF, kind_BT, tally), device.type)
+            pytorch_s = _median_time(lambda: act(pre_BTF) if up_BTF is None else act(pre_BTF) * up_BTF, device.type)
         rate = op_bytes / op_s
-        return {
-            "gb_per_s": rate / 1e9,
-            "bandwidth_share": rate / copy_rate,
-            "over_pytorch": op_s / _median_time(pytorch, device.type),
-        }
+        return {"gb_per_s": rate / 1e9, "bandwidth_share": rate / copy_rate, "over_pytorch": op_s / pytorch_s}
 
     own = alone(model.hook_points[0].activation)
     return {

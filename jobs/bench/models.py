@@ -38,8 +38,7 @@ def random_model(shape: str, layers: int | None, dtype: str, device: str) -> tup
     """A model of SHAPES or of a config.json with random weights, and its name; raises InputError."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    settings = SHAPES.get(shape) or _read_shape(shape)
-    settings = {"max_position_embeddings": 8192, **settings}
+    settings = {"max_position_embeddings": 8192, **(SHAPES.get(shape) or _read_shape(shape))}
     if layers is not None:
         settings["num_hidden_layers"] = layers
         settings.pop("layer_types", None)

@@ -5,6 +5,7 @@ Each is a function to time and the state of the model around it; see `neurotally
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -29,11 +30,8 @@ def variants_of(model: LoadedModel, batch: Batch) -> dict[str, Variant]:
     """All variants, by name."""
     ids_BT = torch.from_numpy(batch.ids_BT).to(model.input_device)
 
-    def bare() -> AbstractContextManager[None]:
-        return taken_out(model.hook_points)
-
-    def body() -> object:
-        return model.run_body(ids_BT)
+    bare = partial(taken_out, model.hook_points)
+    body = partial(model.run_body, ids_BT)
 
     def head() -> object:
         with torch.inference_mode():
@@ -43,7 +41,7 @@ def variants_of(model: LoadedModel, batch: Batch) -> dict[str, Variant]:
         triggers = NUM_TRIGGERS if level == Statistics.EVERYTHING else 0
         recorder = NeuronRecorder(model.facts.num_neurons, model.devices, triggers)
         reader = NeuronReader(model, recorder, level)
-        return (lambda: reader.tally([batch])), nullcontext
+        return partial(reader.tally, [batch]), nullcontext
 
     found: dict[str, Variant] = {
         "bare": (body, bare),
@@ -61,16 +59,13 @@ def variants_of(model: LoadedModel, batch: Batch) -> dict[str, Variant]:
     }
 
 
-def _hooked(model: LoadedModel, register: Callable[[HookPoint], list[Any]]) -> State:
-    @contextmanager
-    def hooked() -> Iterator[None]:
-        with ExitStack() as hooks, taken_out(model.hook_points):
-            for point in model.hook_points:
-                for handle in register(point):
-                    hooks.enter_context(handle)
-            yield
-
-    return hooked
+@contextmanager
+def _hooked(model: LoadedModel, register: Callable[[HookPoint], list[Any]]) -> Iterator[None]:
+    with ExitStack() as hooks, taken_out(model.hook_points):
+        for point in model.hook_points:
+            for handle in register(point):
+                hooks.enter_context(handle)
+        yield
 
 
 def _eager_counts(model: LoadedModel) -> State:
@@ -82,7 +77,7 @@ def _eager_counts(model: LoadedModel) -> State:
 
         return [point.activation.register_forward_hook(hook)]
 
-    return _hooked(model, register)
+    return partial(_hooked, model, register)
 
 
 def _eager_everything(model: LoadedModel) -> State:
@@ -110,7 +105,7 @@ def _eager_everything(model: LoadedModel) -> State:
 
         return [point.activation.register_forward_hook(on_act), point.down.register_forward_pre_hook(on_down)]
 
-    return _hooked(model, register)
+    return partial(_hooked, model, register)
 
 
 def _nnsight_counts(model: LoadedModel, ids_BT: Tensor) -> Callable[[], object]:

@@ -24,7 +24,7 @@ import sysconfig
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,28 +59,11 @@ class Root:
     path: Path
 
 
-@dataclass
-class LanguageSize:
-    """What was found of a language."""
-
-    train_files: int = 0
-    train_bytes: int = 0
-    heldout_files: int = 0
-    heldout_bytes: int = 0
-    evaluation_bytes: int = 0
-
-    @property
-    def is_enough(self) -> bool:
-        """Whether the language can be trained on and measured."""
-        return (
-            self.train_bytes >= MIN_TRAIN_BYTES
-            and self.heldout_bytes >= MIN_HELDOUT_BYTES
-            and self.heldout_files >= MIN_HELDOUT_FILES
-            and self.evaluation_bytes >= MIN_EVALUATION_BYTES
-        )
+FileSizes = Mapping[str, Sequence[int]]
+"""The bytes of each file of a language, by side of the split."""
 
 
-def gather(target: Path, roots: Sequence[Root] | None = None, progress: bool = True) -> dict[str, LanguageSize]:
+def gather(target: Path, roots: Sequence[Root] | None = None, progress: bool = True) -> dict[str, FileSizes]:
     """Lay out a corpus at `target`, which must not exist: it appears whole, or not at all; its languages by name.
 
     Takes from `roots`, else from this interpreter's own folders. Raises InputError where there is text enough
@@ -91,13 +74,14 @@ def gather(target: Path, roots: Sequence[Root] | None = None, progress: bool = T
     unfinished = target.with_name(f".{target.name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)
     candidates = _list_candidates(installed_roots() if roots is None else roots)
-    found = {}
-    for language in tqdm(sorted(_LANGUAGES), desc="gathering source", unit="language", disable=not progress):
-        found[language] = _lay_out(unfinished, language, candidates[language])
-    gathered = {language: size for language, size in found.items() if size.is_enough}
-    for language in found.keys() - gathered.keys():
-        for side in (_TRAIN, _HELDOUT, _EVALUATION):
-            shutil.rmtree(unfinished / side.name / language, ignore_errors=True)
+    gathered = {}
+    for language in tqdm(sorted(_SUFFIXES), desc="gathering source", unit="language", disable=not progress):
+        sizes = _lay_out(unfinished, language, candidates[language])
+        if _is_enough(sizes):
+            gathered[language] = sizes
+        else:
+            for side in sizes:
+                shutil.rmtree(unfinished / side / language, ignore_errors=True)
     if len(gathered) < MIN_LANGUAGES:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise InputError(
@@ -111,20 +95,24 @@ def gather(target: Path, roots: Sequence[Root] | None = None, progress: bool = T
 def installed_roots() -> list[Root]:
     """The folders of the running Python: standard library, C headers, installed packages."""
     paths = sysconfig.get_paths()
-    packages = [paths["purelib"], paths["platlib"], *sys.path]
-    packages = [path for path in packages if Path(path).name in _PACKAGE_FOLDERS]
     roots = [Root("stdlib", Path(paths["stdlib"])), Root("include", Path(paths["include"]))]
-    roots += [Root("site-packages", Path(path)) for path in packages]
+    packages = map(Path, (paths["purelib"], paths["platlib"], *sys.path))
+    roots += [Root("site-packages", path) for path in packages if path.name in _PACKAGE_FOLDERS]
     unique = {root.path.resolve(): root for root in reversed(roots) if root.path.is_dir()}
     return list(reversed(unique.values()))
 
 
-class _Candidate(NamedTuple):
+@dataclass(frozen=True)
+class _Candidate:
     name: str
     """Relative POSIX path in the corpus."""
-    rank: int
-    """Hash of the name: the order in which files are taken."""
     read: Callable[[], bytes]
+
+    @cached_property
+    def rank(self) -> int:
+        """Hash of the name: the order in which files are taken."""
+        digest = hashlib.sha256(self.name.encode("utf-8", "surrogateescape")).digest()
+        return int.from_bytes(digest[:8], "big")
 
 
 class _Side(NamedTuple):
@@ -133,11 +121,6 @@ class _Side(NamedTuple):
     name: str
     max_bytes: int
     max_file_bytes: int
-
-
-class _Language(NamedTuple):
-    suffixes: tuple[str, ...]
-    accepts: Callable[[str], bool]
 
 
 _TRAIN = _Side("train", TRAIN_BYTES, MAX_TRAIN_FILE_BYTES)
@@ -154,19 +137,31 @@ _MIN_LINE = 12
 """Shorter lines, such as `return None`, are never news."""
 
 
-def _lay_out(folder: Path, language: str, candidates: Sequence[_Candidate]) -> LanguageSize:
-    """Copy training, held-out and evaluation files, each up to its budget."""
-    train = [candidate for candidate in candidates if candidate.rank % HELDOUT_SHARE]
-    others = [candidate for candidate in candidates if not candidate.rank % HELDOUT_SHARE]
-    heldout = [candidate for candidate in others if candidate.rank // HELDOUT_SHARE % EVALUATION_SHARE]
-    evaluation = [candidate for candidate in others if not candidate.rank // HELDOUT_SHARE % EVALUATION_SHARE]
-    seen: set[bytes] = set()
-    train_bytes = _copy(train, folder, language, _TRAIN, seen)
-    heldout_bytes = _copy(heldout, folder, language, _HELDOUT, seen)
-    evaluation_bytes = _copy(evaluation, folder, language, _EVALUATION, seen)
-    return LanguageSize(
-        len(train_bytes), sum(train_bytes), len(heldout_bytes), sum(heldout_bytes), sum(evaluation_bytes)
+def _is_enough(sizes: FileSizes) -> bool:
+    """Whether the language can be trained on and measured."""
+    return (
+        sum(sizes["train"]) >= MIN_TRAIN_BYTES
+        and sum(sizes["heldout"]) >= MIN_HELDOUT_BYTES
+        and len(sizes["heldout"]) >= MIN_HELDOUT_FILES
+        and sum(sizes["evaluation"]) >= MIN_EVALUATION_BYTES
     )
+
+
+def _lay_out(folder: Path, language: str, candidates: Sequence[_Candidate]) -> FileSizes:
+    """Copy training, held-out and evaluation files, each up to its budget."""
+    seen: set[bytes] = set()
+    sizes = {}
+    for side in (_TRAIN, _HELDOUT, _EVALUATION):
+        of_side = [candidate for candidate in candidates if _side_of(candidate) is side]
+        sizes[side.name] = _copy(of_side, folder, language, side, seen)
+    return sizes
+
+
+def _side_of(candidate: _Candidate) -> _Side:
+    number, remainder = divmod(candidate.rank, HELDOUT_SHARE)
+    if remainder:
+        return _TRAIN
+    return _HELDOUT if number % EVALUATION_SHARE else _EVALUATION
 
 
 def _copy(candidates: Sequence[_Candidate], folder: Path, language: str, side: _Side, seen: set[bytes]) -> list[int]:
@@ -176,7 +171,7 @@ def _copy(candidates: Sequence[_Candidate], folder: Path, language: str, side: _
         if sum(sizes) >= side.max_bytes:
             break
         content = _beginning(candidate.read(), side.max_file_bytes)
-        if content is None or not _LANGUAGES[language].accepts(content.decode()) or not _says_news(content, seen):
+        if content is None or not _is_of(language, content.decode()) or not _says_news(content, seen):
             continue
         path = folder / side.name / language / candidate.name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -213,7 +208,7 @@ def _list_candidates(roots: Sequence[Root]) -> dict[str, list[_Candidate]]:
     files = [file for root in roots for file in _walk(root)]
     everything = {candidate.name: candidate for candidate in reversed(files)}
     ranked = sorted(everything.values(), key=lambda candidate: (candidate.rank, candidate.name))
-    listed: dict[str, list[_Candidate]] = {language: [] for language in _LANGUAGES}
+    listed: dict[str, list[_Candidate]] = {language: [] for language in _SUFFIXES}
     taken: Counter[tuple[str, str]] = Counter()
     for candidate in ranked:
         folder = candidate.name.rpartition("/")[0]
@@ -234,12 +229,7 @@ def _walk(root: Root) -> Iterator[_Candidate]:
             if name == _TOPICS:
                 yield from _topics(path)
             elif _is_of_interest(file) and _languages_of(name) and _is_readable(path):
-                yield _candidate(name, partial(_read, path))
-
-
-def _candidate(name: str, read: Callable[[], bytes]) -> _Candidate:
-    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
-    return _Candidate(name, int.from_bytes(digest[:8], "big"), read)
+                yield _Candidate(name, partial(_read, path))
 
 
 def _is_of_interest(name: str) -> bool:
@@ -266,29 +256,27 @@ def _topics(path: Path) -> Iterator[_Candidate]:
         if isinstance(node, ast.Assign):
             for topic, text in ast.literal_eval(node.value).items():
                 name = f"{_TOPICS.removesuffix('.py')}/{topic}.txt"
-                yield _candidate(name, partial(str.encode, text))
+                yield _Candidate(name, partial(str.encode, text))
 
 
 def _languages_of(name: str) -> list[str]:
     """The languages that a file may be in, by its name."""
     base = name.rpartition("/")[2]
     suffix = os.path.splitext(base)[1].lower()
-    languages = [language for language, (suffixes, _) in _LANGUAGES.items() if suffix in suffixes]
+    languages = [language for language, suffixes in _SUFFIXES.items() if suffix in suffixes]
     if not languages and (base == "METADATA" or _LICENCE.match(base)):
         return ["english"]
     return languages
 
 
-def _is_anything(text: str) -> bool:
+def _is_of(language: str, text: str) -> bool:
+    """Whether a text is in a language that its file's name allows."""
+    if language == "english":
+        return _is_prose(text)
+    if language in ("c", "c++"):
+        is_cpp = _CPP.search(_C_COMMENT.sub("", _CPLUSPLUS_BLOCK.sub("", text))) is not None
+        return is_cpp == (language == "c++")
     return True
-
-
-def _is_cpp(text: str) -> bool:
-    return bool(_CPP.search(_C_COMMENT.sub("", _CPLUSPLUS_BLOCK.sub("", text))))
-
-
-def _is_c(text: str) -> bool:
-    return not _is_cpp(text)
 
 
 def _is_prose(text: str) -> bool:
@@ -315,13 +303,13 @@ _SMALL_WORDS = frozenset([
 ])  # fmt: skip
 _PROSE_LETTERS = 0.77
 _PROSE_SMALL_WORDS = 0.15
-_LANGUAGES: Mapping[str, _Language] = {
-    "c": _Language((".c", ".h"), _is_c),
-    "c++": _Language((".cc", ".cpp", ".cxx", ".h", ".hh", ".hpp", ".hxx"), _is_cpp),
-    "cuda": _Language((".cu", ".cuh"), _is_anything),
-    "cython": _Language((".pxd", ".pxi", ".pyx"), _is_anything),
-    "english": _Language((".md", ".rst", ".txt"), _is_prose),
-    "fortran": _Language((".f", ".f90", ".f95", ".for"), _is_anything),
-    "python": _Language((".py",), _is_anything),
-    "python-stubs": _Language((".pyi",), _is_anything),
+_SUFFIXES: Mapping[str, tuple[str, ...]] = {
+    "c": (".c", ".h"),
+    "c++": (".cc", ".cpp", ".cxx", ".h", ".hh", ".hpp", ".hxx"),
+    "cuda": (".cu", ".cuh"),
+    "cython": (".pxd", ".pxi", ".pyx"),
+    "english": (".md", ".rst", ".txt"),
+    "fortran": (".f", ".f90", ".f95", ".for"),
+    "python": (".py",),
+    "python-stubs": (".pyi",),
 }

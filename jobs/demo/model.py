@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from neurotally.profiler.errors import InputError
@@ -179,10 +180,8 @@ def _rate_share(step: int, steps: int) -> float:
 
 def _loss(model: Any, rows: Sequence[np.ndarray]) -> Tensor:
     """Mean loss of the next token, over the tokens of right-padded rows."""
-    width = max(map(len, rows))
-    ids_BT = torch.from_numpy(np.stack([np.pad(row, (0, width - len(row))) for row in rows]))
-    next_BT = torch.from_numpy(
-        np.stack([np.pad(row[1:], (0, width - len(row)), constant_values=_IGNORED) for row in rows])
-    )
+    whole = [torch.from_numpy(row) for row in rows]
+    ids_BT = pad_sequence(whole, batch_first=True)
+    next_BT = pad_sequence([row[1:] for row in whole], batch_first=True, padding_value=_IGNORED)
     logits_BTV = model(input_ids=ids_BT[:, :-1], use_cache=False).logits
     return functional.cross_entropy(logits_BTV.flatten(0, 1), next_BT.flatten(), ignore_index=_IGNORED)

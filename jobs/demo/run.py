@@ -48,8 +48,7 @@ def demo(folder: Path, workers: int, progress: Progress) -> tuple[dict[str, Any]
     progress.note(f"3/5 profiling its neurons over held-out files on {workers} workers …")
     profile(
         str(folder / "model"), folder / "store", corpora=folder / "corpus" / "heldout", workers=workers,
-        progress=progress,
-        device="cpu", dtype="float32",
+        progress=progress, device="cpu", dtype="float32",
     )  # fmt: skip
     progress.note("4/5 finding each language's neurons, switching them off …")
     store = folder / "store"

@@ -22,13 +22,7 @@ from neurotally.jobs.plan import CorpusPlan, stored_names
 from neurotally.jobs.reducers import KeptParts, Part, Parts, Plan
 from neurotally.jobs.run import Pass, Texts, Where, model_identity, run_pass
 from neurotally.profiler import store
-from neurotally.profiler.agreement import (
-    AgreementCounts,
-    Context,
-    Place,
-    choose_places,
-    read_first_tokens,
-)  # fmt: skip
+from neurotally.profiler.agreement import AgreementCounts, Context, Place, choose_places, read_first_tokens
 from neurotally.profiler.batches import lay_out
 from neurotally.profiler.corpus import read_documents
 from neurotally.profiler.documents import Status
@@ -42,14 +36,13 @@ from neurotally.profiler.worker import TOKEN_BUDGET, Task
 
 _GROUPS = 10
 _LISTED_SKIPS = 20
-_COUNT_FILL = -1
 _TOLD = ("variants", "head_bias", "positions", "seed", "row_tokens", "context_tokens")
 """Settings that readers want to know."""
 _BY_LAYER_NAMES, _BY_CONTEXT_NAMES = ("agreed", "gold"), ("model_gold", "positions", "gold_positions")
 _BY_LAYER, _BY_CONTEXT = ("corpus", "context", "variant", "layer"), ("corpus", "context")
 SCHEMA: Mapping[str, store.ArraySpec] = {
-    **{name: store.ArraySpec("int64", _BY_LAYER, _COUNT_FILL) for name in _BY_LAYER_NAMES},
-    **{name: store.ArraySpec("int64", _BY_CONTEXT, _COUNT_FILL) for name in _BY_CONTEXT_NAMES},
+    **{name: store.ArraySpec("int64", _BY_LAYER, -1) for name in _BY_LAYER_NAMES},
+    **{name: store.ArraySpec("int64", _BY_CONTEXT, -1) for name in _BY_CONTEXT_NAMES},
     "corpus": store.ArraySpec("string", ("corpus",), ""),
     "variant": store.ArraySpec("string", ("variant",), ""),
     "context_kind": store.ArraySpec("string", ("context",), ""),
@@ -124,10 +117,8 @@ class AgreementWorker:
         return Part(arrays, tokens, restarts)
 
     def _places(self, text: str, ids: list[int], span_T2: np.ndarray, sha256: bytes) -> list[Place]:
-        first = next((at for at, token in enumerate(ids) if token not in self._model.special_ids), len(ids))
-        end = len(ids)
-        while end > first and ids[end - 1] in self._model.special_ids:
-            end -= 1
+        ordinary = [at for at, token in enumerate(ids) if token not in self._model.special_ids]
+        first, end = (ordinary[0], ordinary[-1] + 1) if ordinary else (len(ids), len(ids))
         text, span_T2 = universal_newlines(text, span_T2)
         breaks = np.flatnonzero(np.frombuffer(text.encode("utf-32-le"), np.uint32) == ord("\n"))
         # A token that trims to nothing may begin before the one in front of it.
@@ -217,18 +208,15 @@ def _assemble(
     if not any(positions.any() for positions in summed["positions"]):
         raise InputError("no document of any corpus has a token")
     arrays: dict[str, np.ndarray | store.Blocks] = {
-        **{name: np.stack(by_corpus) for name, by_corpus in summed.items()},
+        **{name: np.stack(values_C) for name, values_C in summed.items()},
         "corpus": np.array([plan.name for plan in corpora], object),
         "variant": np.array(config.variants, object),
         "context_kind": np.array([context.kind for context in config.contexts], object),
         "context_size": np.array([context.size for context in config.contexts], np.uint32),
     }
-    status, described, first = parts.joined("status"), {}, 0
-    for plan in corpora:
-        end = first + len(plan.manifest.names)
-        described[plan.name] = _describe(plan, status[first:end])
-        first = end
-    return arrays, {**told, "corpora": described}
+    end_C = np.cumsum([len(plan.manifest.names) for plan in corpora])
+    by_corpus = zip(corpora, np.split(parts.joined("status"), end_C[:-1]), strict=True)
+    return arrays, {**told, "corpora": {plan.name: _describe(plan, status_D) for plan, status_D in by_corpus}}
 
 
 def _summed(values: Iterable[np.ndarray], tasks: Sequence[Task]) -> list[np.ndarray]:

@@ -57,7 +57,6 @@ class TextTask:
 
     @property
     def key(self) -> str:
-        """What tells it from the pass's other tasks."""
         return str(self.first)
 
     @property
@@ -147,13 +146,12 @@ def _assemble(
         "special": special_N[used],
         "id": np.array(parallel.ids, dtype=object)[keep_I],
     }
-    described = {
+    return arrays, {
         "languages": list(parallel.languages),
         "bos": bos,
         "left_out": left_out,
         "missing": list(parallel.left_out),
     }
-    return arrays, described
 
 
 def _left_out(

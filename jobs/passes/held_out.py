@@ -57,8 +57,7 @@ def profiled_documents(path: Path) -> Choosers:
     config: Mapping[str, Any] = (store.store_attributes(path).get("config") or {}) if is_store else {}
     window_lines: int | None = config.get("window_lines")
     for corpus in store.committed_corpora(path) if is_store else ():
-        names_D = ["document_hash", "document_status", "document_name"]
-        arrays = store.read_found(path, f"corpora/{corpus}", names_D)
+        arrays = store.read_found(path, f"corpora/{corpus}", ["document_hash", "document_status", "document_name"])
         if "document_hash" not in arrays:  # imported counts
             continue
         is_counted_D = arrays["document_status"] == Status.COUNTED

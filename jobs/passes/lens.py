@@ -34,7 +34,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,6 @@ class PromptTask:
 
     @property
     def key(self) -> str:
-        """What tells it from the pass's other tasks."""
         return f"{self.source}\0{self.target}\0{self.first}"
 
     @property
@@ -175,18 +174,15 @@ class LensWorker:
     def _read(self, prompts: list[PromptTokens], counted_n: np.ndarray, budget: int) -> dict[str, np.ndarray]:
         """The arrays by position, and the means by prompt."""
         rows = [(number, row) for number, prompt in enumerate(prompts) if counted_n[number] for row in prompt.rows]
-        # By token of the rows: which token of the prompt is predicted there; -1: none.
-        gold_T = np.full(sum(len(row.ids) for _, row in rows), -1, np.int64)
-        lengths = np.array([len(row.ids) for _, row in rows], np.int64)
-        prompt_T = np.repeat(np.array([number for number, _ in rows], np.int64), lengths)
-        start = 0
-        for _, row in rows:
-            gold_T[start + np.array(row.positions)] = row.gold
-            start += len(row.ids)
         laid_out = lay_out(
             [(number, row.ids) for number, (_, row) in enumerate(rows)], self._model.special_ids, "documents",
             self._model.facts.max_row_tokens,
         )  # fmt: skip
+        prompt_T = np.array([number for number, _ in rows], np.int64)[laid_out.document_N]
+        # By token of the rows: which token of the prompt is predicted there; -1: none.
+        gold_T = np.full(len(prompt_T), -1, np.int64)
+        for (_, row), (start, _) in zip(rows, laid_out.bounds_R2, strict=True):
+            gold_T[start + np.array(row.positions)] = row.gold
         tokens, readings = [], []
         draws = DrawSums(self._draw_columns, len(prompts), self._model.facts.num_layers)
         for found in self._lens.rectangles(laid_out, gold_T >= 0, budget):
@@ -216,23 +212,22 @@ class LensWorker:
         }
 
     def _joined(self, readings: Sequence[Readings], order_N: np.ndarray) -> Readings:
-        if readings:
-            tables = [
-                np.concatenate([getattr(one, name) for one in readings])[order_N]
-                for name in Readings.__dataclass_fields__
-            ]
-            return Readings(*tables)
-        layers, sets = (0, self._model.facts.num_layers), len(self._config.set_ids)
-        top = min(TOP, self._lens.vocabulary)
-        return Readings(
-            np.empty((*layers, top), np.uint32), np.empty((*layers, top), np.float32), np.empty(layers, np.float32),
-            np.empty(layers, np.uint32), np.empty((*layers, sets), np.float32), np.empty((*layers, sets), np.float32),
-            np.empty((*layers, sets), np.uint8),
+        by_layer = (0, self._model.facts.num_layers)
+        by_rank, by_set = (*by_layer, min(TOP, self._lens.vocabulary)), (*by_layer, len(self._config.set_ids))
+        none = Readings(
+            np.empty(by_rank, np.uint32), np.empty(by_rank, np.float32), np.empty(by_layer, np.float32),
+            np.empty(by_layer, np.uint32), np.empty(by_set, np.float32), np.empty(by_set, np.float32),
+            np.empty(by_set, np.uint8),
         )  # fmt: skip
+        tables = zip(*(vars(one).values() for one in (none, *readings)), strict=True)
+        return Readings(*(np.concatenate(table)[order_N] for table in tables))
 
     def _draw_means(self, draws: DrawSums, positions_P: np.ndarray) -> dict[str, np.ndarray]:
-        """The mean over draws by prompt, and sums over the task's prompts by draw."""
-        sum_PL4SD = self._by_set(draws.sum_PL4R)
+        """The mean over draws by prompt, and sums over the task's prompts by draw; NaN for sets without draws."""
+        has_draws_S = np.array([len(draws_Dm) > 0 for draws_Dm in self._config.draw_ids], bool)
+        leading = draws.sum_PL4R.shape[:-1]
+        sum_PL4SD = np.full((*leading, len(has_draws_S), self._config.draws), np.nan)
+        sum_PL4SD[..., has_draws_S, :] = draws.sum_PL4R.reshape(*leading, -1, self._config.draws)
         read_P = positions_P > 0
         count_P = np.where(read_P, positions_P, 1).reshape(-1, 1, 1, 1, 1)
         mean_PL4SD = np.where(read_P.reshape(-1, 1, 1, 1, 1), sum_PL4SD / count_P, np.nan)
@@ -242,13 +237,6 @@ class LensWorker:
             _OF_SNIPPETS: mean_PL4SD[read_P, :, 0].sum(axis=0),
             _OF_POSITIONS: sum_PL4SD[read_P, :, 0].sum(axis=0),
         }
-
-    def _by_set(self, sum_PL4R: np.ndarray) -> np.ndarray:
-        """Columns as [S, D]; NaN for sets without draws."""
-        has_draws_S = np.array([len(draws_Dm) > 0 for draws_Dm in self._config.draw_ids], bool)
-        by_set = np.full((*sum_PL4R.shape[:-1], len(has_draws_S), self._config.draws), np.nan)
-        by_set[..., has_draws_S, :] = sum_PL4R.reshape(*sum_PL4R.shape[:-1], -1, self._config.draws)
-        return by_set
 
 
 def read_translation(
@@ -264,8 +252,7 @@ def read_translation(
 
     def make_pass(facts: ModelFacts, _: Sequence[CorpusPlan]) -> Pass:
         tokenizer = load_tokenizer(where.store, where.model.spec, where.model.trust_remote_code)
-        languages = sorted({language for pair in chosen for language in pair})
-        texts = [of.texts[language][id_] for language in languages for id_ in of.ids]
+        texts = [of.texts[language][id_] for language in shots for id_ in of.ids]
         token_sets = find_token_sets(tokenizer, words, english, texts, draws, seed)
         _warn_of_sets(token_sets, where.progress)
         token_budget = TOKEN_BUDGET[facts.device_type]
@@ -332,8 +319,7 @@ def _made_before_draws(path: Path, group: str) -> Mapping[str, Any] | None:
 
 
 def _few_shot_lines(folder: Path, pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
-    languages = sorted({name for pair in pairs for name in pair})
-    lines = {language: read_few_shot(folder, language) for language in languages}
+    lines = {language: read_few_shot(folder, language) for language in sorted(set(chain.from_iterable(pairs)))}
     for source, target in pairs:
         if len(lines[source]) != len(lines[target]):
             raise InputError(
@@ -364,13 +350,12 @@ def _assemble(
             f"context {max_tokens}"
         )
     lengths = {"prompt": len(status_P), "position": int(positions_P.sum())}
-    languages = sorted({name for pair in pairs for name in pair})
-    number = {language: place for place, language in enumerate(languages)}
+    languages = sorted(set(chain.from_iterable(pairs)))
     of_parts = [name for name in SCHEMA if name in parts.names]
     arrays = {name: parts.blocks(name, lengths[SCHEMA[name].dimensions[0]]) for name in of_parts} | {
         "prompt_id": np.array([*ids] * len(pairs), object),
-        "prompt_source": np.repeat(np.array([number[source] for source, _ in pairs], np.uint16), len(ids)),
-        "prompt_target": np.repeat(np.array([number[target] for _, target in pairs], np.uint16), len(ids)),
+        "prompt_source": np.repeat(np.array([languages.index(source) for source, _ in pairs], np.uint16), len(ids)),
+        "prompt_target": np.repeat(np.array([languages.index(target) for _, target in pairs], np.uint16), len(ids)),
         "position_prompt": np.repeat(np.arange(len(ids) * len(pairs), dtype=np.uint32), positions_P),
         "language": np.array(languages, object),
         "set": np.array(sets.names, object),
@@ -380,7 +365,7 @@ def _assemble(
         "draw_token": _draw_tokens(sets),
         **_draws_of_pairs(parts, positions_P.reshape(len(pairs), -1)),
     }
-    attributes = {
+    return arrays, {
         "pairs": [list(pair) for pair in pairs],
         "sets": {one.name: _described(one) for one in sets.sets},
         "empty_sets": dict(sets.empty),
@@ -389,7 +374,6 @@ def _assemble(
         "paper": paper,
         "skipped": _skipped(status_P, ids, pairs),
     }
-    return arrays, attributes
 
 
 def _described(one: TokenSet) -> dict[str, Any]:
