@@ -14,8 +14,7 @@ from typing import Any
 import click
 
 from neurotally.jobs.commands.options import COUNT, JSON_FLAG, OUT, OUTPUT, PATH, STORE, by_name
-from neurotally.jobs.commands.output import show
-from neurotally.jobs.commands.results import WithResults
+from neurotally.jobs.commands.results import WithResults, show
 from neurotally.jobs.interrupts import Interrupted, stop
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.visible import visible

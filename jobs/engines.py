@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from neurotally.profiler.errors import InputError
@@ -161,16 +160,3 @@ def timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
 def failed_task(task: Task, failures: int, error: BaseException) -> JobError:
     """The error of a task that raised too often."""
     return JobError(f"{task} failed {failures} times: {type(error).__name__}: {error}")
-
-
-def make_engine(model: ModelConfig, workers: int | None, session_file: Path, address: str | None = None) -> Engine:
-    """In this process for one worker, on Ray for more or for a cluster. `workers` None: one per GPU, else 1."""
-    if workers is None and address is None and model.device != "cpu":
-        import torch
-
-        workers = torch.cuda.device_count()
-    if address is None and (workers or 1) <= 1:
-        return InProcessEngine(model)
-    from neurotally.jobs.ray_engine import RayEngine
-
-    return RayEngine(model, workers, session_file, address)

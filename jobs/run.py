@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from neurotally.jobs.engines import Engine, MakeRunner, ModelConfig, Outcome, Task, make_engine
+from neurotally.jobs.engines import Engine, InProcessEngine, MakeRunner, ModelConfig, Outcome, Task
 from neurotally.jobs.interrupts import StopRequest
 from neurotally.jobs.known_model import known_facts, remember_facts
 from neurotally.jobs.plan import CorpusPlan, list_corpus
@@ -119,7 +119,7 @@ def run_pass(
         model = where.model
         if where.random_init is not None:
             model = untrained_model(where.model, where.random_init, where.store / store.RUN_FOLDER)
-        engine = make_engine(model, where.workers, where.store / store.RUN_FOLDER / "ray", where.address)
+        engine = _make_engine(model, where.workers, where.store / store.RUN_FOLDER / "ray", where.address)
         try:
             where.progress.note(f"loading {where.model.spec} …")
             facts = _named(where, engine.start())
@@ -261,3 +261,16 @@ class _Loop:
             reducer.save()
         self._saved_at = time.monotonic()
         self.report.write_s += time.perf_counter() - start
+
+
+def _make_engine(model: ModelConfig, workers: int | None, session_file: Path, address: str | None = None) -> Engine:
+    """In this process for one worker, on Ray for more or for a cluster. `workers` None: one per GPU, else 1."""
+    if workers is None and address is None and model.device != "cpu":
+        import torch
+
+        workers = torch.cuda.device_count()
+    if address is None and (workers or 1) <= 1:
+        return InProcessEngine(model)
+    from neurotally.jobs.ray_engine import RayEngine
+
+    return RayEngine(model, workers, session_file, address)

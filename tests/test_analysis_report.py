@@ -29,7 +29,7 @@ from neurotally.analysis.report.neurons import most_specific, neurons, read_chos
 from neurotally.analysis.report.page import build_report
 from neurotally.analysis.result import model_key
 from neurotally.jobs import profile
-from neurotally.jobs.commands.report import report_command
+from neurotally.jobs.commands.results import report_command
 from neurotally.jobs.progress import Progress
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError

@@ -4,6 +4,7 @@ import ast
 import configparser
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,16 +14,36 @@ FOLDERS = ("kernels", "profiler", "jobs", "analysis")
 
 
 def imports(path: Path) -> set[str]:
-    """Modules imported anywhere in a file, at the top or inside functions."""
+    """Modules imported anywhere in a file, at the top or inside functions; `from x import y` may name one by y.
+
+    What is imported for a type checker alone isn't imported.
+    """
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             assert node.module is not None
-            found.add(node.module)
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {module if source_of(module) else node.module for module in inner}
     return found
+
+
+def source_of(module: str) -> Path | None:
+    """The file of one of our modules that are no packages."""
+    head, _, rest = module.partition(".")
+    file = ROOT.joinpath(*rest.split(".")).with_suffix(".py")
+    return file if head == "neurotally" and file.is_file() else None
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(("neurotally", *(parts[:-1] if parts[-1] == "__init__" else parts)))
 
 
 def files(folder: str) -> list[Path]:
@@ -62,6 +83,12 @@ def test_imports_go_one_way(folder: str) -> None:
                 assert rest.split(".")[0] in ALLOWED.get(folder, set(FOLDERS)), f"{path}: imports {module}"
                 if folder == "analysis" and rest.startswith("profiler."):
                     assert rest.removeprefix("profiler.") in SHARED, f"{path}: imports {module}"
+
+
+def test_no_files_import_each_other() -> None:
+    graph = {name_of(path): imports(path) for folder in FOLDERS for path in files(folder)}
+    assert "neurotally.profiler.store" in graph["neurotally.analysis.door"]  # imported as `from x import y`
+    TopologicalSorter(graph).prepare()  # raises CycleError with the files in the circle
 
 
 def test_only_the_ray_engine_imports_ray() -> None:

@@ -28,7 +28,7 @@ def picture(path: Path) -> None:
 
 
 def document(path: Path) -> None:
-    from neurotally.jobs.commands.output import show
+    from neurotally.jobs.commands.results import show
 
     show({"numbers": list(range(20_000))}, "", as_json=False, out=path)
 

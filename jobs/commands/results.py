@@ -3,29 +3,36 @@ says: that of its function in `neurotally.jobs.door`, or of the study that its l
 names.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import NoneType, UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import click
 
 from neurotally import jobs
 from neurotally.analysis import studies
-from neurotally.analysis.result import Result
+from neurotally.analysis.options import NEEDED, Parameter, arguments, parameters
+from neurotally.analysis.result import Result, finite
 from neurotally.jobs.commands.options import (
     FIGURE,
     FULL,
     JSON_FLAG,
     OUT,
+    OUTPUT,
+    PATH,
     PICTURE,
     STORE,
     WRITTEN_STORE,
+    OutputFile,
+    Share,
     as_parameters,
+    by_name,
 )  # fmt: skip
-from neurotally.jobs.commands.output import show
-from neurotally.jobs.commands.signatures import click_parameters, command_help
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.visible import visible
+from neurotally.profiler.whole_files import write_whole
 
 
 class PassCommand(NamedTuple):
@@ -59,8 +66,6 @@ class WithResults(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name."""
         if cmd_name == "report":
-            from neurotally.jobs.commands.report import report_command
-
             return report_command()
         if cmd_name in PASSES:
             return pass_command(cmd_name)
@@ -101,6 +106,28 @@ def study_command(name: str) -> click.Command:
     return _command(name, studies.STUDIES[name].help, module.study, as_parameters(STORE), run, charts)
 
 
+def report_command() -> click.Command:
+    """The command, made of the signature of `neurotally.analysis.report.page.report`."""
+    from neurotally.analysis.report.page import report
+
+    def run(store: Path, out: Path | None, as_json: bool, **values: Any) -> None:
+        from neurotally.jobs.progress import Progress
+
+        made = report(store, **arguments(report, values), progress=Progress())
+        target = out or Path(f"{store.resolve().name}.html")
+        write_whole(target, made.html)
+        size = target.stat().st_size
+        sections = [section.anchor for section in made.sections]
+        text = f"{target}: {size / 1e6:.1f} MB, with {', '.join(section.title for section in made.sections)}"
+        document = {"file": str(target), "bytes": size, "sections": sections, "notes": list(made.notes)}
+        show(document, "\n".join([text, *made.notes]), as_json)
+
+    help_of_out = "Default: STORE's name with .html, in this folder."
+    out = click.option("--out", type=OUTPUT, metavar="FILE.html", help=help_of_out)
+    params = [*as_parameters(STORE, out), *click_parameters(report), *as_parameters(JSON_FLAG)]
+    return click.Command("report", callback=run, params=params, help=command_help(report.__doc__))
+
+
 def _command(
     name: str, about: str, signature: Callable[..., Any], own: Sequence[click.Parameter], run: Callable[..., Any],
     charts: Mapping[str, str], shows: Sequence[Callable[..., Any]] = (FIGURE, FULL, OUT, JSON_FLAG),
@@ -138,3 +165,64 @@ def _command(
 
 def _figure_name(chart: str) -> str:
     return f"{chart.replace('-', '_')}_figure"
+
+
+def show(document: Any, text: str, as_json: bool, out: Path | None = None) -> None:
+    """Print a document as JSON or as text; `out` gets the JSON. Names and texts in it can't command the terminal."""
+    as_text = json.dumps(finite(document), allow_nan=False)
+    if out is not None:
+        write_whole(out, as_text + "\n")
+    click.echo(as_text if as_json else visible(text))
+
+
+def click_parameters(function: Callable[..., Any]) -> list[click.Parameter]:
+    """The options and arguments that a signature states."""
+    return [_click_parameter(parameter) for parameter in parameters(function)]
+
+
+def command_help(doc: str | None) -> str:
+    """The study's docstring without its example in Python; that of the command is kept as it stands."""
+    text = (doc or "").partition(">>>")[0].replace("\n    ", "\n").rstrip()
+    return text.replace("\nExample:", "\n\b\nExample:")
+
+
+def _click_parameter(parameter: Parameter) -> click.Parameter:
+    option, stated = parameter.option, _stated(parameter.type)
+    is_many = get_origin(stated) in (tuple, Sequence, Mapping)
+    kind = get_args(stated)[0] if is_many else stated
+    if option.is_argument:
+        return click.Argument([parameter.name], type=_click_type(kind, parameter), metavar=option.metavar)
+    names = [*(option.names or (f"--{parameter.name.replace('_', '-')}",)), parameter.name]
+    is_needed = parameter.default is NEEDED
+    if kind is bool:
+        return click.Option(names, is_flag=True, help=option.help)
+    return click.Option(
+        names,
+        callback=by_name if get_origin(stated) is Mapping else None,
+        type=_click_type(kind, parameter),
+        multiple=is_many,
+        required=is_needed,
+        default=None if is_needed or is_many else parameter.default,
+        show_default=not is_needed and not is_many and parameter.default is not None,
+        metavar=option.metavar,
+        help=option.help,
+    )
+
+
+def _stated(kind: Any) -> Any:
+    """Of several types the one that a command line gives: a path, or a text, or the only one beside None."""
+    kinds = [one for one in get_args(kind) if one is not NoneType] if get_origin(kind) in (Union, UnionType) else [kind]
+    return next((one for one in (Path, str) if one in kinds), kinds[0])
+
+
+def _click_type(kind: Any, parameter: Parameter) -> Any:
+    option = parameter.option
+    if get_origin(kind) is Literal:
+        return click.Choice(get_args(kind))
+    if option.share:
+        return Share(min_open=option.min is None)
+    if option.suffixes:
+        return OutputFile(*option.suffixes)
+    if kind is int:
+        return click.IntRange(min=option.min, max=option.max)
+    return {Path: PATH, str: click.STRING, float: click.FLOAT}[kind]
