@@ -10,12 +10,12 @@ import numpy as np
 
 from neurotally.jobs.plan import CorpusPlan, stored_names
 from neurotally.profiler import store
-from neurotally.profiler.documents import Status
+from neurotally.profiler.corpus.documents import Status
+from neurotally.profiler.corpus.texts import keep_texts
+from neurotally.profiler.corpus.units import Unit, documents_by_unit
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.neurons import CorpusNeurons
-from neurotally.profiler.texts import keep_texts
-from neurotally.profiler.units import Unit, documents_by_unit
-from neurotally.profiler.worker import PassConfig, Task, UnitResult
+from neurotally.profiler.model.neurons import CorpusNeurons
+from neurotally.profiler.passes.worker import PassConfig, Task, UnitResult
 
 _LISTED_SKIPS = 1000
 """So many skipped documents are named in a corpus's attributes; all are in `document_status`."""

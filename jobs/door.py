@@ -13,10 +13,10 @@ from neurotally.analysis.languages.lape import Rule
 from neurotally.analysis.options import Option
 from neurotally.analysis.result import Result
 from neurotally.jobs.progress import Progress
+from neurotally.profiler.corpus.parallel import ParallelTexts, read_parallel
+from neurotally.profiler.corpus.token_sets import DRAWS as SET_DRAWS
+from neurotally.profiler.corpus.token_sets import read_keywords, read_words
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.parallel import ParallelTexts, read_parallel
-from neurotally.profiler.token_sets import DRAWS as SET_DRAWS
-from neurotally.profiler.token_sets import read_keywords, read_words
 
 Name = Annotated[str, Option("What to call the result in the store.")]
 Workers = Annotated[int | None, Option("Default: one per GPU, else 1. More than one run as Ray actors.", min=1)]
@@ -361,7 +361,7 @@ def agreement(
     from neurotally.jobs.passes.agreement import count_agreement
     from neurotally.jobs.plan import find_corpora
     from neurotally.jobs.run import Texts, make_group, make_where
-    from neurotally.profiler.agreement import parse_variants
+    from neurotally.profiler.passes.agreement import parse_variants
 
     where = make_where(model, store, workers, device, dtype, address, trust_remote_code, progress)
     group = make_group("lens", name)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.model import LoadedModel, ModelFacts, load_model
+from neurotally.profiler.model.load import LoadedModel, ModelFacts, load_model
 
 MAX_FAILURES = 3
 """A task that raises so often stops the job."""

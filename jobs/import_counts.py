@@ -16,7 +16,7 @@ import torch
 
 from neurotally.jobs.store_writer import writer_lock
 from neurotally.profiler import store
-from neurotally.profiler.corpus import check_names
+from neurotally.profiler.corpus.sources import check_names
 from neurotally.profiler.errors import InputError, first_line
 
 _EXPECTED = "expected a torch file of {'n': int, 'over_zero': int [layers, neurons]}"

@@ -22,7 +22,7 @@ from neurotally.jobs.engines import ModelConfig
 from neurotally.jobs.store_writer import versions
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.model import ModelFacts, resolve_device, split_revision
+from neurotally.profiler.model.load import ModelFacts, resolve_device, split_revision
 from neurotally.profiler.whole_files import open_regular
 
 _WHOLE_BYTES = 2**25

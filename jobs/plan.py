@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from neurotally.profiler.corpus import check_names, list_documents, parse_source
-from neurotally.profiler.documents import MAX_DOCUMENT_BYTES, Manifest, Source
+from neurotally.profiler.corpus.documents import MAX_DOCUMENT_BYTES, Manifest, Source
+from neurotally.profiler.corpus.sources import check_names, list_documents, parse_source
+from neurotally.profiler.corpus.streaming import spool_dataset, spool_file
+from neurotally.profiler.corpus.units import Unit, cut_units
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.streaming import spool_dataset, spool_file
-from neurotally.profiler.units import Unit, cut_units
-from neurotally.profiler.worker import Task
+from neurotally.profiler.passes.worker import Task
 
 
 @dataclass(frozen=True)

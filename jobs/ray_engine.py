@@ -45,7 +45,7 @@ from neurotally.jobs.interrupts import Interrupted
 from neurotally.jobs.ray_session import SESSION_VARIABLE, Guard, end_leftovers, is_gone, processes_of, ray_ended
 from neurotally.kernels.compiled import library
 from neurotally.profiler.errors import InputError, first_line
-from neurotally.profiler.model import ModelFacts, resolve_device
+from neurotally.profiler.model.load import ModelFacts, resolve_device
 
 _IN_FLIGHT = 2
 """Tasks a worker holds: one is computed while the next is read and tokenised."""

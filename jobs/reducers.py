@@ -35,8 +35,8 @@ from neurotally.jobs.corpus_sums import CorpusSums
 from neurotally.jobs.engines import Outcome, Task
 from neurotally.jobs.plan import changed_document
 from neurotally.profiler import store
+from neurotally.profiler.corpus.documents import Manifest
 from neurotally.profiler.differences import first_difference
-from neurotally.profiler.documents import Manifest
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.whole_files import read_json, replace_json, sync_tree, whole_file
 

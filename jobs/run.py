@@ -22,8 +22,8 @@ from neurotally.jobs.reducers import Plan, Reducer, refuse_other
 from neurotally.jobs.store_writer import open_store, versions, writer_lock
 from neurotally.jobs.untrained import untrained_model
 from neurotally.profiler import store
-from neurotally.profiler.corpus import check_names
-from neurotally.profiler.model import ModelFacts
+from neurotally.profiler.corpus.sources import check_names
+from neurotally.profiler.model.load import ModelFacts
 
 
 @dataclass(frozen=True)

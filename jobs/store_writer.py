@@ -14,8 +14,8 @@ from neurotally.jobs.status import LOCK_WAIT_S
 from neurotally.profiler import store
 from neurotally.profiler.differences import first_difference
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.model import ModelFacts
-from neurotally.profiler.worker import KERNEL_HINTS
+from neurotally.profiler.model.load import ModelFacts
+from neurotally.profiler.passes.worker import KERNEL_HINTS
 
 _VERSIONED = ("neurotally", "torch", "transformers", "tokenizers", "numpy", "zarr", "triton")
 _RUN_FACTS = ("tokenizer_fingerprint", "device_type", "device", "attention", "kernels", "row_tokens", "max_row_tokens")

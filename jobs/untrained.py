@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from neurotally.jobs.engines import ModelConfig
-from neurotally.profiler.model import load_config_and_tokenizer, quiet_transformers, split_revision
+from neurotally.profiler.model.load import load_config_and_tokenizer, quiet_transformers, split_revision
 
 
 def untrained_model(model: ModelConfig, seed: int, folder: Path) -> ModelConfig:

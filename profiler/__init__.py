@@ -9,17 +9,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from neurotally.profiler.interventions import switched_off as switched_off
-    from neurotally.profiler.model import load_model as load_model
-    from neurotally.profiler.reading import read_neurons as read_neurons
+    from neurotally.profiler.model.interventions import switched_off as switched_off
+    from neurotally.profiler.model.load import load_model as load_model
+    from neurotally.profiler.model.reading import read_neurons as read_neurons
 
-_WHERE = {"load_model": "model", "switched_off": "interventions", "read_neurons": "reading"}
+_WHERE = {"load_model": "load", "switched_off": "interventions", "read_neurons": "reading"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+    return getattr(import_module(f"{__name__}.model.{_WHERE[name]}"), name)
 
 
 def __dir__() -> list[str]:

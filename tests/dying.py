@@ -43,9 +43,9 @@ from neurotally.jobs.store_writer import open_store, writer_lock
 from neurotally.kernels.statistics import STATISTICS
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.model import ModelFacts
-from neurotally.profiler.neurons import UnitNeurons
-from neurotally.profiler.worker import PassConfig, Task, UnitResult
+from neurotally.profiler.model.load import ModelFacts
+from neurotally.profiler.model.neurons import UnitNeurons
+from neurotally.profiler.passes.worker import PassConfig, Task, UnitResult
 
 LAYERS, NEURONS, GROUPS = 2, 3, 2
 CONFIG = PassConfig("documents", 8, None, 8, 40, GROUPS, 2, keep_texts=True, kernels="plain")

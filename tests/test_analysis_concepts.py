@@ -14,8 +14,8 @@ from neurotally.analysis.keys.places import read_concepts
 from neurotally.analysis.keys.tested import CorpusKeys
 from neurotally.analysis.keys.trigger_lists import TriggerLists
 from neurotally.analysis.masking.masks import read_mask
+from neurotally.profiler.corpus.texts import CorpusTexts
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.texts import CorpusTexts
 
 NAMES = ("main", "numpy", "absent")
 STATISTICS = (Statistic("ngrams", "main"), *(Statistic("concepts", name) for name in NAMES))

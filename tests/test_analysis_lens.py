@@ -9,9 +9,9 @@ from test_profiler_token_sets import Letters
 
 from neurotally.analysis.layers.lens import LensResult, PromptLens, lens_document
 from neurotally.analysis.layers.lens_study import lens_result
+from neurotally.profiler.corpus.token_sets import TokenSets, find_token_sets
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.lens_reading import DrawColumns, SetColumns, read_logits
-from neurotally.profiler.token_sets import TokenSets, find_token_sets
+from neurotally.profiler.passes.lens_reading import DrawColumns, SetColumns, read_logits
 
 VOCABULARY, SEEDS = 2000, 200
 MEMBERS = [3, 8, 20, 30, 90, 200, 400, 401, 700, 1500]

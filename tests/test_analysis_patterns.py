@@ -15,7 +15,7 @@ from neurotally.analysis.keys.patterns import KeyCounts, Statistic, corpus_patte
 from neurotally.analysis.keys.patterns_study import patterns_document, patterns_result, save_key_patterns
 from neurotally.analysis.keys.places import KINDS, LexedFile, PlaceReader, Places, find_lexer
 from neurotally.analysis.keys.trigger_lists import TriggerLists, first_in_row
-from neurotally.profiler.texts import TokenText
+from neurotally.profiler.corpus.texts import TokenText
 
 SOURCE = """import os  # a comment
 def f(x, y):

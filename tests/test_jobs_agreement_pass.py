@@ -20,8 +20,8 @@ from neurotally.jobs import agreement
 from neurotally.jobs.commands.results import pass_command
 from neurotally.jobs.progress import Progress
 from neurotally.profiler import store
-from neurotally.profiler.agreement import VARIANTS, Context, choose_places, parse_variants
 from neurotally.profiler.errors import InputError
+from neurotally.profiler.passes.agreement import VARIANTS, Context, choose_places, parse_variants
 
 FINAL_NORM = {"llama": "norm", "codegen": "ln_f", "gpt_neox": "final_layer_norm"}
 
@@ -87,7 +87,7 @@ class Naive:
 def test_equals_full_logits_in_all_four_variants(
     family: str, head_bias: bool, make_corpora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("neurotally.profiler.lens._LOGIT_BYTES", 4 * 600 * 37)
+    monkeypatch.setattr("neurotally.profiler.passes.lens._LOGIT_BYTES", 4 * 600 * 37)
     corpora = make_corpora({"go": 8, "python": 9})
     run(save(family, tmp_path / "model"), tmp_path / "s", corpora, head_bias=head_bias)
     group = store.read_group(tmp_path / "s", "lens/agreement")

@@ -15,7 +15,7 @@ from neurotally.jobs.status import status, status_text
 from neurotally.jobs.store_writer import open_store, writer_lock
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.worker import Worker
+from neurotally.profiler.passes.worker import Worker
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_a_store_of_other_kernels_is_refused_and_one_that_does_not_say_goes_on_w
 def test_a_worker_with_other_kernels_is_refused(model_folder: Path) -> None:
     from dataclasses import replace
 
-    from neurotally.profiler.model import load_model
+    from neurotally.profiler.model.load import load_model
 
     model = load_model(str(model_folder))
     other = "plain" if model.facts.kernels == "compiled" else "compiled"

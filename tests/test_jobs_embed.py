@@ -17,8 +17,8 @@ from neurotally.jobs.engines import JobError
 from neurotally.jobs.passes import embed as embedding
 from neurotally.jobs.progress import Progress
 from neurotally.profiler import store
+from neurotally.profiler.corpus.parallel import ParallelTexts
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.parallel import ParallelTexts
 
 LANGUAGES = ("C", "Java", "Python")
 

@@ -13,7 +13,8 @@ from reference import HookCount, corpus_order, everything
 from test_profiler_texts import FILES, line_and_column
 from transformers import AutoTokenizer
 
-from neurotally.profiler import matches, store
+from neurotally.profiler import store
+from neurotally.profiler.corpus import matches
 
 Run = Callable[..., tuple[int, str, str]]
 TOP = 4

@@ -70,7 +70,7 @@ def test_a_sweep_compares_with_the_base_that_is_asked_for(run: Run, made: Path) 
 
 
 def test_concat_rows_are_those_that_are_laid_out() -> None:
-    from neurotally.profiler.batches import lay_out
+    from neurotally.profiler.corpus.batches import lay_out
 
     rng = np.random.default_rng(0)
     units = [[rng.integers(9, size=length).tolist() for length in rng.integers(0, 90, 7)] for _ in range(5)]

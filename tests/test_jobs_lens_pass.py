@@ -20,10 +20,10 @@ from neurotally.jobs.demo import model as demo_model
 from neurotally.jobs.passes.lens import STATUS, directed_pairs
 from neurotally.jobs.progress import Progress
 from neurotally.profiler import store
+from neurotally.profiler.corpus.parallel import read_parallel
+from neurotally.profiler.corpus.prompts import build_prompt, read_few_shot, tokenise_prompts
+from neurotally.profiler.corpus.token_sets import find_token_sets
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.parallel import read_parallel
-from neurotally.profiler.prompts import build_prompt, read_few_shot, tokenise_prompts
-from neurotally.profiler.token_sets import find_token_sets
 
 LANGUAGES = {
     "C": ("int {0} = {1};\nreturn {0};", "c", ["int x = 1;", "struct S {};"]),

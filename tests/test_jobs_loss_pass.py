@@ -23,9 +23,9 @@ from neurotally.jobs.interrupts import Interrupted
 from neurotally.jobs.progress import Progress, Took
 from neurotally.jobs.reducers import Reducer
 from neurotally.profiler import store
-from neurotally.profiler.documents import Status
+from neurotally.profiler.corpus.documents import Status
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.loss import LossReader
+from neurotally.profiler.passes.loss import LossReader
 
 QUIET = Progress(quiet=True)
 RULE = {"quantile": 0.8, "per_corpus": 6}

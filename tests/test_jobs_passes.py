@@ -18,7 +18,7 @@ from neurotally.jobs.run import Pass, Where, model_identity, run_pass
 from neurotally.jobs.status import status
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.model import LoadedModel, ModelFacts, load_model
+from neurotally.profiler.model.load import LoadedModel, ModelFacts, load_model
 
 TEXTS = ["def f(x):", "import os", "return [x for x in y]", "class A:\n    pass", "x = 1"]
 SCHEMA = {"hidden": store.ArraySpec("float32", ("text", "width"), np.nan)}

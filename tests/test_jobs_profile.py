@@ -24,7 +24,7 @@ from neurotally.jobs.progress import Progress
 from neurotally.jobs.status import status, status_text
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.worker import Worker
+from neurotally.profiler.passes.worker import Worker
 
 
 def run(model: Path, path: Path, corpora: Path, **options: Any) -> None:
@@ -158,7 +158,7 @@ def test_the_token_budget_and_the_cut_into_units_change_no_count(
 def test_out_of_memory_restarts_the_unit_and_counts_nothing_twice(
     model_folder: Path, make_corpora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from neurotally.profiler.hook_points import StandIn
+    from neurotally.profiler.model.hook_points import StandIn
 
     corpora = make_corpora({"python": 30})
     run(model_folder, tmp_path / "plenty", corpora)

@@ -141,8 +141,8 @@ def num_synchronisations(run: Callable[[], object]) -> int:
 
 @needs_gpu
 def test_reading_neurons_synchronises_no_more_than_the_bare_model(model_folder: Path) -> None:
-    from neurotally.profiler.hook_points import HookPoint, reading
-    from neurotally.profiler.model import load_model
+    from neurotally.profiler.model.hook_points import HookPoint, reading
+    from neurotally.profiler.model.load import load_model
 
     model = load_model(str(model_folder), device="cuda")
     rng = torch.Generator().manual_seed(0)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neurotally.kernels.layer_tally import PAD, SPECIAL, TOKEN
-from neurotally.profiler.batches import lay_out, rectangles
+from neurotally.profiler.corpus.batches import lay_out, rectangles
 
 DOCUMENTS = st.lists(st.lists(st.integers(0, 50), min_size=1, max_size=90), min_size=1, max_size=30)
 

@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from neurotally.jobs.plan import find_corpora, list_corpus
-from neurotally.profiler.corpus import check_names, list_documents, parse_source, read_documents
-from neurotally.profiler.documents import MAX_DOCUMENT_BYTES, Document, Manifest, Source, Status
+from neurotally.profiler.corpus.documents import MAX_DOCUMENT_BYTES, Document, Manifest, Source, Status
+from neurotally.profiler.corpus.sources import check_names, list_documents, parse_source, read_documents
+from neurotally.profiler.corpus.streaming import spool_dataset
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.streaming import spool_dataset
 
 TEXTS = ["def f():\n\treturn 'é'\r\n", "x", "日本\n" * 3000, "\ufeffbom", "no newline"]
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from neurotally import profiler
 from neurotally.profiler import load_model, read_neurons, switched_off
 from neurotally.profiler.errors import InputError, UnsupportedModelError
-from neurotally.profiler.hook_points import StandIn
+from neurotally.profiler.model.hook_points import StandIn
 
 IDS = torch.randint(2, 600, (1, 12), generator=torch.Generator().manual_seed(3))
 NEURONS = {0: [1, 5], 1: [90]}

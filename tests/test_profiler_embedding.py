@@ -8,8 +8,8 @@ import torch
 from test_profiler_sites import loaded, tiny
 
 from neurotally.kernels.layer_tally import PAD, SPECIAL, TOKEN
-from neurotally.profiler.batches import lay_out
-from neurotally.profiler.embedding import embed_rows, position_weights
+from neurotally.profiler.corpus.batches import lay_out
+from neurotally.profiler.passes.embedding import embed_rows, position_weights
 
 FAMILIES = ("llama", "gemma2", "gemma3", "phi", "phi3", "gpt2", "gpt_neox", "gptj", "codegen", "opt", "bloom", "falcon")
 LENGTHS = (63, 1, 90, 7, 64, 2, 120, 7)

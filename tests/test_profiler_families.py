@@ -14,10 +14,10 @@ from families import FAMILIES, LAYERS, VOCABULARY, PlainHooks, tiny_model
 from numpy.testing import assert_array_equal
 
 from neurotally.kernels.layer_tally import PAD, SPECIAL
-from neurotally.profiler.batches import Batch, lay_out, rectangles
-from neurotally.profiler.capture import NeuronReader
-from neurotally.profiler.model import load_model
-from neurotally.profiler.neurons import NeuronRecorder
+from neurotally.profiler.corpus.batches import Batch, lay_out, rectangles
+from neurotally.profiler.model.capture import NeuronReader
+from neurotally.profiler.model.load import load_model
+from neurotally.profiler.model.neurons import NeuronRecorder
 
 
 def test_there_are_enough_of_them() -> None:

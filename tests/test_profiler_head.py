@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from neurotally.profiler.head import of_many_rows
-from neurotally.profiler.model import load_model
+from neurotally.profiler.model.load import load_model
+from neurotally.profiler.passes.head import of_many_rows
 
 
 @pytest.fixture(autouse=True)

@@ -12,11 +12,11 @@ from test_profiler_sites import FAMILIES
 from torch import Tensor
 
 from neurotally.kernels.layer_tally import PAD, SPECIAL
-from neurotally.profiler.batches import Batch, lay_out, rectangles
-from neurotally.profiler.capture import NeuronReader
-from neurotally.profiler.interventions import WAYS, switched_off
-from neurotally.profiler.model import LoadedModel, prepare_model
-from neurotally.profiler.neurons import NeuronRecorder, UnitNeurons
+from neurotally.profiler.corpus.batches import Batch, lay_out, rectangles
+from neurotally.profiler.model.capture import NeuronReader
+from neurotally.profiler.model.interventions import WAYS, switched_off
+from neurotally.profiler.model.load import LoadedModel, prepare_model
+from neurotally.profiler.model.neurons import NeuronRecorder, UnitNeurons
 
 MEAN_LF = np.random.default_rng(1).normal(size=(2, 96))
 VALUES = {"mean": MEAN_LF, "set": 1.5, "scale": -2.0}

@@ -7,11 +7,11 @@ import pytest
 import torch
 from test_profiler_sites import FAMILIES, loaded, tiny
 
-from neurotally.profiler.batches import lay_out
+from neurotally.profiler.corpus.batches import lay_out
 from neurotally.profiler.errors import UnsupportedModelError
-from neurotally.profiler.lens import Lens, top_tokens
-from neurotally.profiler.lens_reading import DrawColumns, DrawSums, SetColumns, read_layers, read_logits
-from neurotally.profiler.model import prepare_model
+from neurotally.profiler.model.load import prepare_model
+from neurotally.profiler.passes.lens import Lens, top_tokens
+from neurotally.profiler.passes.lens_reading import DrawColumns, DrawSums, SetColumns, read_layers, read_logits
 
 # The last three scale their logits; Gemma 2 soft-caps them; CodeGen's, Phi's and GPT-J's heads have a bias.
 HEADS = [*FAMILIES, "granite", "cohere", "cohere2"]
@@ -128,8 +128,8 @@ def test_draws_are_read_as_sets_are() -> None:
 def test_rectangles_and_chunks_read_what_a_lone_forward_reads(
     family: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("neurotally.profiler.lens._LOGIT_BYTES", 4 * 600 * 13)
-    monkeypatch.setattr("neurotally.profiler.lens._CACHE_BYTES", 4 * 600 * 5)
+    monkeypatch.setattr("neurotally.profiler.passes.lens._LOGIT_BYTES", 4 * 600 * 13)
+    monkeypatch.setattr("neurotally.profiler.passes.lens._CACHE_BYTES", 4 * 600 * 5)
     rng = np.random.default_rng(2)
     documents = [(n, rng.integers(2, 600, size=length).tolist()) for n, length in enumerate((63, 90, 7, 120, 1))]
     rows = lay_out(documents, frozenset(), "documents", 128)

@@ -10,10 +10,10 @@ from test_profiler_sites import FAMILIES, loaded, tiny
 from torch import nn
 
 from neurotally.kernels.layer_tally import PAD
-from neurotally.profiler.batches import Batch, lay_out, rectangles
-from neurotally.profiler.interventions import switched_off
-from neurotally.profiler.loss import LossReader
-from neurotally.profiler.model import LoadedModel, prepare_model
+from neurotally.profiler.corpus.batches import Batch, lay_out, rectangles
+from neurotally.profiler.model.interventions import switched_off
+from neurotally.profiler.model.load import LoadedModel, prepare_model
+from neurotally.profiler.passes.loss import LossReader
 
 NEURONS = {0: [1, 5], 1: [90]}
 # family: the keys (what the activation is given) and what reads the coefficients, as the model's own code has them

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from neurotally.profiler import matches
+from neurotally.profiler.corpus import matches
 from neurotally.profiler.errors import InputError
 
 EXPRESSIONS = [
@@ -72,7 +72,7 @@ def test_threads_take_turns() -> None:
 def test_a_signal_ends_both_processes_in_the_middle_of_a_match(number: signal.Signals, tmp_path: Path) -> None:
     code = f"""
 import re
-from neurotally.profiler import matches
+from neurotally.profiler.corpus import matches
 matches.LIMIT_S = 3
 matches.find_spans("x", re.compile("b"), ["b"], "a.py")
 print(matches._MATCHER._process.pid, flush=True)

@@ -15,10 +15,10 @@ from torch import nn
 from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel, T5Config, T5Model
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from neurotally.profiler.decoder import decoder_layers, find_decoder
 from neurotally.profiler.errors import InputError, UnsupportedModelError
-from neurotally.profiler.model import load_model, prepare_model
-from neurotally.profiler.model_config import forward_config, refuse_other_kinds, row_limits
+from neurotally.profiler.model.config import forward_config, refuse_other_kinds, row_limits
+from neurotally.profiler.model.decoder import decoder_layers, find_decoder
+from neurotally.profiler.model.load import load_model, prepare_model
 
 
 def save_gpt2(folder: Path, tokenizer: Any) -> Path:

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neurotally.profiler.neurons import TriggerTable
+from neurotally.profiler.model.neurons import TriggerTable
 from neurotally.profiler.store import NO_DOCUMENT
 
 CANDIDATES = st.lists(

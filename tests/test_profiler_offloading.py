@@ -15,9 +15,9 @@ from test_profiler_loss import one_batch
 from test_profiler_sites import tiny
 
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.loss import LossReader
-from neurotally.profiler.model import load_model, prepare_model, weight_bytes
-from neurotally.profiler.offloading import is_offloaded
+from neurotally.profiler.model.load import load_model, prepare_model, weight_bytes
+from neurotally.profiler.model.offloading import is_offloaded
+from neurotally.profiler.passes.loss import LossReader
 
 
 def offloaded(family: str, kind: str, folder: Path) -> Any:

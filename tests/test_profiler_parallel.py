@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from neurotally.profiler.corpus.parallel import read_parallel
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.parallel import read_parallel
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "parallel" / "code_snippets.zip"
 TEXTS = {"C": {"1-2": "int x;\n", "10-1": "int y;", "9-9": " /* é */\r\n"},
@@ -164,7 +164,7 @@ def test_the_published_snippets() -> None:
 @pytest.mark.parametrize("kind", ["a line", "lines", "an id", "ids"])
 @pytest.mark.slow
 def test_a_zip_that_unpacks_to_too_much_is_refused(kind: str, tmp_path: Path) -> None:
-    from neurotally.profiler import parallel
+    from neurotally.profiler.corpus import parallel
 
     files = {
         "a line": {"C.txt": b"0" * (parallel._MAX_UNPACKED_BYTES + 1), "Python.txt": b"x"},

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from conftest import make_tokenizer
 
+from neurotally.profiler.corpus.parallel import read_parallel
+from neurotally.profiler.corpus.prompts import Prompt, build_prompt, read_few_shot, tokenise_prompts
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.parallel import read_parallel
-from neurotally.profiler.prompts import Prompt, build_prompt, read_few_shot, tokenise_prompts
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "parallel"
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="the papers' snippets and prompts aren't here")

@@ -11,12 +11,12 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from neurotally.kernels.layer_tally import PAD
-from neurotally.profiler.batches import lay_out, rectangles
-from neurotally.profiler.capture import NeuronReader
+from neurotally.profiler.corpus.batches import lay_out, rectangles
 from neurotally.profiler.errors import InputError, UnsupportedModelError
-from neurotally.profiler.interventions import switched_off
-from neurotally.profiler.model import LoadedModel, prepare_model
-from neurotally.profiler.neurons import NeuronRecorder, UnitNeurons
+from neurotally.profiler.model.capture import NeuronReader
+from neurotally.profiler.model.interventions import switched_off
+from neurotally.profiler.model.load import LoadedModel, prepare_model
+from neurotally.profiler.model.neurons import NeuronRecorder, UnitNeurons
 
 SMALL = {
     "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,

@@ -15,10 +15,9 @@ from neurotally.analysis.keys.places import find_line
 from neurotally.jobs import profile
 from neurotally.jobs.progress import Progress
 from neurotally.profiler import store
-from neurotally.profiler.corpus import parse_source
-from neurotally.profiler.documents import Manifest
-from neurotally.profiler.errors import InputError
-from neurotally.profiler.texts import (
+from neurotally.profiler.corpus.documents import Manifest
+from neurotally.profiler.corpus.sources import parse_source
+from neurotally.profiler.corpus.texts import (
     CorpusTexts,
     TokenText,
     corpus_texts,
@@ -26,7 +25,8 @@ from neurotally.profiler.texts import (
     read_tokens,
     remembered_source,
 )
-from neurotally.profiler.windows import cut_windows, read_windows
+from neurotally.profiler.corpus.windows import cut_windows, read_windows
+from neurotally.profiler.errors import InputError
 
 FILES = {
     "tabs.py": "def f(x):\n\treturn\tx\n\n\n\tif x:\n\t\tpass\n",
@@ -89,7 +89,7 @@ def test_byte_tokens_that_split_a_character_share_it() -> None:
     assert len(ids) == 6
     corpus = CorpusTexts(Path("none"), "c", ["a"], np.array([6]), np.zeros((1, 32), np.uint8), np.zeros(1, np.uint8),
                          np.array([6], np.uint32), None, None, None)  # fmt: skip
-    from neurotally.profiler.texts import Text, _tokenised
+    from neurotally.profiler.corpus.texts import Text, _tokenised
 
     (document,) = _tokenised(corpus, [Text(0, texts, None)], tokenizer)
     assert isinstance(document, TokenText)
@@ -97,7 +97,7 @@ def test_byte_tokens_that_split_a_character_share_it() -> None:
 
 
 def test_offsets_that_leave_out_white_space_get_it_back() -> None:
-    from neurotally.profiler.texts import closed_gaps
+    from neurotally.profiler.corpus.texts import closed_gaps
 
     # "a", "\n\n" trimmed to nothing at its end, "b" trimmed of a leading space
     assert closed_gaps(np.array([[0, 0], [0, 1], [3, 3], [4, 5]])).tolist() == [[0, 0], [0, 1], [1, 3], [4, 5]]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from neurotally.profiler.token_classes import classify
+from neurotally.profiler.corpus.token_classes import classify
 
 TEXTS = {
     "plain": "import numpy as np\nx = np.zeros(3)\nprint(x)\n",

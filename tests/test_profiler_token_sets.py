@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from neurotally.profiler.corpus.token_sets import find_token_sets, read_keywords, read_words
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.token_sets import find_token_sets, read_keywords, read_words
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "keywords"
 

@@ -6,8 +6,8 @@ import pytest
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from neurotally.profiler.documents import Status, text_document
-from neurotally.profiler.tokenise import final_status, tokenise
+from neurotally.profiler.corpus.documents import Status, text_document
+from neurotally.profiler.corpus.tokenise import final_status, tokenise
 
 
 @pytest.fixture

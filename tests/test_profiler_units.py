@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neurotally.profiler.documents import Manifest
-from neurotally.profiler.units import Unit, cut_units, documents_by_unit
+from neurotally.profiler.corpus.documents import Manifest
+from neurotally.profiler.corpus.units import Unit, cut_units, documents_by_unit
 
 
 def manifest(sizes: list[int]) -> Manifest:

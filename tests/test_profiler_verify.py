@@ -15,8 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from neurotally.kernels import tally
 from neurotally.kernels.layer_tally import LayerTally, RowMaxima
 from neurotally.profiler.errors import UnsupportedModelError
-from neurotally.profiler.model import LoadedModel, prepare_model
-from neurotally.profiler.verify import gpu_rounding, probe_ids, verify_hook_points
+from neurotally.profiler.model.load import LoadedModel, prepare_model
+from neurotally.profiler.model.verify import gpu_rounding, probe_ids, verify_hook_points
 
 LOADS = 20
 LAYERS = 32

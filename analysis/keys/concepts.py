@@ -30,8 +30,8 @@ from neurotally.analysis.parts import Chart, Column, Panel, Series, Table
 from neurotally.analysis.progress import BARS, Progress
 from neurotally.analysis.result import Result, finite, model_key, model_name
 from neurotally.profiler import store as stores
+from neurotally.profiler.corpus.windows import file_of
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.windows import file_of
 
 CONCEPTS_SCHEMA = 1
 _KEYS = ("by_corpus", "by_layer", "strongest", "overlap", "specific", "concepts", "min_matches")

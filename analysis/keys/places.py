@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
+from neurotally.profiler.corpus.matches import find_spans
+from neurotally.profiler.corpus.texts import TokenText
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.matches import find_spans
-from neurotally.profiler.texts import TokenText
 
 if sys.version_info >= (3, 11):
     import tomllib

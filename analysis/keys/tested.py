@@ -18,8 +18,8 @@ from neurotally.analysis.keys.trigger_lists import TriggerLists, corpora_with_tr
 from neurotally.analysis.options import Option, WindowLines
 from neurotally.analysis.progress import Progress
 from neurotally.analysis.result import model_key
+from neurotally.profiler.corpus.texts import CorpusTexts
 from neurotally.profiler.store import store_attributes
-from neurotally.profiler.texts import CorpusTexts
 
 SAMPLED_PLACES = 20_000
 """Random positions of each corpus for what chance gives: a rate of 1 % is then known to 0.07 %."""

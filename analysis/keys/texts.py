@@ -13,13 +13,13 @@ from neurotally.analysis.keys.trigger_lists import TriggerLists, read_triggers
 from neurotally.analysis.options import Option
 from neurotally.analysis.progress import Progress
 from neurotally.profiler import store
-from neurotally.profiler.corpus import parse_source
+from neurotally.profiler.corpus.documents import Source, Status
+from neurotally.profiler.corpus.sources import parse_source
+from neurotally.profiler.corpus.streaming import spool_dataset, spool_file
+from neurotally.profiler.corpus.texts import CorpusTexts, Text, TokenText, corpus_texts, load_tokenizer, read_tokens
+from neurotally.profiler.corpus.windows import file_of
 from neurotally.profiler.differences import first_difference
-from neurotally.profiler.documents import Source, Status
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.streaming import spool_dataset, spool_file
-from neurotally.profiler.texts import CorpusTexts, Text, TokenText, corpus_texts, load_tokenizer, read_tokens
-from neurotally.profiler.windows import file_of
 
 _SAME = {
     "model": ("num_layers", "num_neurons"),

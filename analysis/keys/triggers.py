@@ -20,8 +20,8 @@ from neurotally.analysis.options import Group, OnlyCorpora, Option, WindowLines
 from neurotally.analysis.parts import Cell, Column, Example, Table
 from neurotally.analysis.progress import BARS, Progress
 from neurotally.analysis.result import Result
+from neurotally.profiler.corpus.texts import CorpusTexts, Text, TokenText, read_tokens
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.texts import CorpusTexts, Text, TokenText, read_tokens
 
 Place = tuple[str, int, int]
 """(corpus, layer, neuron)."""

@@ -35,9 +35,9 @@ from neurotally.jobs.bench.variants import Variant, variants_of
 from neurotally.jobs.store_writer import versions
 from neurotally.kernels.layer_tally import TOKEN, LayerTally
 from neurotally.kernels.tally import tally_layer
-from neurotally.profiler.batches import Batch
+from neurotally.profiler.corpus.batches import Batch
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.model import LoadedModel, device_name, load_model, resolve_device
+from neurotally.profiler.model.load import LoadedModel, device_name, load_model, resolve_device
 from neurotally.profiler.whole_files import whole_file
 
 _DEFAULT_BATCH = {"cpu": (8, 512), "cuda": (16, 2048)}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from neurotally.profiler.errors import InputError, first_line
-from neurotally.profiler.model import LoadedModel, prepare_model
+from neurotally.profiler.model.load import LoadedModel, prepare_model
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-3m": {

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from neurotally.kernels.layer_tally import LayerTally, Statistics
-from neurotally.profiler.batches import Batch
-from neurotally.profiler.capture import NeuronReader
-from neurotally.profiler.hook_points import HookPoint, taken_out
-from neurotally.profiler.model import LoadedModel
-from neurotally.profiler.neurons import NeuronRecorder
+from neurotally.profiler.corpus.batches import Batch
+from neurotally.profiler.model.capture import NeuronReader
+from neurotally.profiler.model.hook_points import HookPoint, taken_out
+from neurotally.profiler.model.load import LoadedModel
+from neurotally.profiler.model.neurons import NeuronRecorder
 
 NUM_TRIGGERS = 32
 

@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.model import quiet_transformers
+from neurotally.profiler.model.load import quiet_transformers
 
 STEPS = 600
 ROW_TOKENS = 256

@@ -7,8 +7,8 @@
       positions, gold_positions    int64 (corpus, context): those that were read, and those with a next token
       corpus, context_kind, variant   string;   context_size   uint32
 
-See `neurotally.profiler.agreement`. Layers are counted from 0, after the first block. Every token of a document is a
-position of the context `document`, special tokens too; one longer than a row goes on in a row that starts afresh.
+See `neurotally.profiler.passes.agreement`. Layers are counted from 0, after the first block. Every token of a document
+is a position of the context `document`, special tokens too; one longer than a row goes on in a row that starts afresh.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,17 +22,17 @@ from neurotally.jobs.plan import CorpusPlan, stored_names
 from neurotally.jobs.reducers import KeptParts, Part, Parts, Plan
 from neurotally.jobs.run import Pass, Texts, Where, model_identity, run_pass
 from neurotally.profiler import store
-from neurotally.profiler.agreement import AgreementCounts, Context, Place, choose_places, read_first_tokens
-from neurotally.profiler.batches import lay_out
-from neurotally.profiler.corpus import read_documents
-from neurotally.profiler.documents import Status
+from neurotally.profiler.corpus.batches import lay_out
+from neurotally.profiler.corpus.documents import Status
+from neurotally.profiler.corpus.sources import read_documents
+from neurotally.profiler.corpus.texts import check_spans, universal_newlines
+from neurotally.profiler.corpus.tokenise import final_status, tokenise
 from neurotally.profiler.errors import InputError, UnsupportedModelError
-from neurotally.profiler.lens import Lens
-from neurotally.profiler.memory import halving
-from neurotally.profiler.model import LoadedModel, ModelFacts
-from neurotally.profiler.texts import check_spans, universal_newlines
-from neurotally.profiler.tokenise import final_status, tokenise
-from neurotally.profiler.worker import TOKEN_BUDGET, Task
+from neurotally.profiler.model.load import LoadedModel, ModelFacts
+from neurotally.profiler.passes.agreement import AgreementCounts, Context, Place, choose_places, read_first_tokens
+from neurotally.profiler.passes.lens import Lens
+from neurotally.profiler.passes.memory import halving
+from neurotally.profiler.passes.worker import TOKEN_BUDGET, Task
 
 _GROUPS = 10
 _LISTED_SKIPS = 20

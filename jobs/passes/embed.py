@@ -25,13 +25,13 @@ from neurotally.jobs.plan import CorpusPlan
 from neurotally.jobs.reducers import KeptParts, Part, Parts, Plan
 from neurotally.jobs.run import Pass, Where, model_identity, run_pass
 from neurotally.profiler import store
-from neurotally.profiler.batches import TokenRows, lay_out
-from neurotally.profiler.embedding import BOS_RULES, embed_rows
+from neurotally.profiler.corpus.batches import TokenRows, lay_out
+from neurotally.profiler.corpus.parallel import ParallelTexts
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.memory import halving
-from neurotally.profiler.model import LoadedModel, ModelFacts
-from neurotally.profiler.parallel import ParallelTexts
-from neurotally.profiler.worker import TOKEN_BUDGET
+from neurotally.profiler.model.load import LoadedModel, ModelFacts
+from neurotally.profiler.passes.embedding import BOS_RULES, embed_rows
+from neurotally.profiler.passes.memory import halving
+from neurotally.profiler.passes.worker import TOKEN_BUDGET
 
 _NONE = 2**32 - 1
 SCHEMA: Mapping[str, store.ArraySpec] = {

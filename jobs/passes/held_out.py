@@ -19,10 +19,10 @@ import numpy as np
 from neurotally.analysis.masking.mask_sets import file_digests
 from neurotally.jobs.plan import CorpusPlan
 from neurotally.profiler import store
-from neurotally.profiler.corpus import list_documents, read_documents
-from neurotally.profiler.documents import Status
+from neurotally.profiler.corpus.documents import Status
+from neurotally.profiler.corpus.sources import list_documents, read_documents
+from neurotally.profiler.corpus.windows import file_of
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.windows import file_of
 
 
 @dataclass(frozen=True)

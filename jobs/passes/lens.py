@@ -46,17 +46,17 @@ from neurotally.jobs.progress import Progress
 from neurotally.jobs.reducers import KeptParts, Part, Parts, Plan
 from neurotally.jobs.run import Pass, Where, model_identity, run_pass
 from neurotally.profiler import store
-from neurotally.profiler.batches import lay_out
+from neurotally.profiler.corpus.batches import lay_out
+from neurotally.profiler.corpus.parallel import ParallelTexts
+from neurotally.profiler.corpus.prompts import PromptTokens, build_prompt, read_few_shot, tokenise_prompts
+from neurotally.profiler.corpus.texts import load_tokenizer
+from neurotally.profiler.corpus.token_sets import TokenSet, TokenSets, find_token_sets
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.lens import TOP, Lens
-from neurotally.profiler.lens_reading import DrawColumns, DrawSums, Readings, SetColumns, read_layers
-from neurotally.profiler.memory import halving
-from neurotally.profiler.model import LoadedModel, ModelFacts
-from neurotally.profiler.parallel import ParallelTexts
-from neurotally.profiler.prompts import PromptTokens, build_prompt, read_few_shot, tokenise_prompts
-from neurotally.profiler.texts import load_tokenizer
-from neurotally.profiler.token_sets import TokenSet, TokenSets, find_token_sets
-from neurotally.profiler.worker import TOKEN_BUDGET
+from neurotally.profiler.model.load import LoadedModel, ModelFacts
+from neurotally.profiler.passes.lens import TOP, Lens
+from neurotally.profiler.passes.lens_reading import DrawColumns, DrawSums, Readings, SetColumns, read_layers
+from neurotally.profiler.passes.memory import halving
+from neurotally.profiler.passes.worker import TOKEN_BUDGET
 
 COUNTED, TOO_LONG, NO_TARGET = range(3)
 STATUS = ("counted", "longer than the context", "no target token")

@@ -4,12 +4,12 @@ A task is a unit of one corpus. It is read and tokenised once and run once for e
 share one load of the model and one reading of the text. By set, document and class of tokens the group keeps sums
 only, from which `analysis.masking.losses` makes differences and their standard errors.
 
-    nats     float64 [set, document, class]    Σ of losses, see `profiler.loss`
+    nats     float64 [set, document, class]    Σ of losses, see `profiler.passes.loss`
     hits     uint32  [set, document, class]    tokens that the model thinks likeliest
     scored   uint32  [document, class]         tokens scored
 
-Classes: "all", and for every concept NAME "NAME/match" and "NAME/line" (see `profiler.token_classes`); the other two
-classes of a concept are what is left of "all" in the documents where `has_concept` is 1, or 0.
+Classes: "all", and for every concept NAME "NAME/match" and "NAME/line" (see `profiler.corpus.token_classes`); the other
+two classes of a concept are what is left of "all" in the documents where `has_concept` is 1, or 0.
 """
 
 import hashlib
@@ -32,8 +32,8 @@ from neurotally.jobs.reducers import KeptParts, Parts, Plan
 from neurotally.jobs.run import Pass, Texts, Where, model_identity, run_pass
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.model import ModelFacts
-from neurotally.profiler.worker import TOKEN_BUDGET
+from neurotally.profiler.model.load import ModelFacts
+from neurotally.profiler.passes.worker import TOKEN_BUDGET
 
 Above = Mapping[str, np.ndarray] | str
 """As `mask_sets` takes it."""

@@ -1,6 +1,6 @@
 """What a worker does in the loss pass: every set of neurons switched off in turn over a unit.
 
-A pure function of (config, unit), like `profiler.worker`: the composition of batches depends on nothing else.
+A pure function of (config, unit), like `profiler.passes.worker`: the composition of batches depends on nothing else.
 """
 
 from collections.abc import Mapping
@@ -11,16 +11,16 @@ from re import Pattern
 import numpy as np
 
 from neurotally.jobs.reducers import Part
-from neurotally.profiler.batches import TokenRows, lay_out, rectangles
-from neurotally.profiler.corpus import read_documents
-from neurotally.profiler.interventions import switched_off
-from neurotally.profiler.loss import LossReader
-from neurotally.profiler.memory import halving
-from neurotally.profiler.model import LoadedModel
-from neurotally.profiler.texts import check_spans
-from neurotally.profiler.token_classes import classify
-from neurotally.profiler.tokenise import TokenIds, final_status, tokenise
-from neurotally.profiler.worker import Task
+from neurotally.profiler.corpus.batches import TokenRows, lay_out, rectangles
+from neurotally.profiler.corpus.sources import read_documents
+from neurotally.profiler.corpus.texts import check_spans
+from neurotally.profiler.corpus.token_classes import classify
+from neurotally.profiler.corpus.tokenise import TokenIds, final_status, tokenise
+from neurotally.profiler.model.interventions import switched_off
+from neurotally.profiler.model.load import LoadedModel
+from neurotally.profiler.passes.loss import LossReader
+from neurotally.profiler.passes.memory import halving
+from neurotally.profiler.passes.worker import Task
 
 
 @dataclass(frozen=True, eq=False)

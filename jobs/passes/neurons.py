@@ -15,8 +15,8 @@ from neurotally.jobs.plan import CorpusPlan
 from neurotally.jobs.reducers import Fold, Plan
 from neurotally.jobs.run import Pass, RunReport, Texts, Where, model_identity, run_pass
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.model import ModelFacts
-from neurotally.profiler.worker import TOKEN_BUDGET, PassConfig, Worker
+from neurotally.profiler.model.load import ModelFacts
+from neurotally.profiler.passes.worker import TOKEN_BUDGET, PassConfig, Worker
 
 _SHOWN_SKIPS = 5
 

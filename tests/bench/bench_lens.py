@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from neurotally.profiler.lens import Lens
-from neurotally.profiler.lens_reading import DrawColumns, DrawSums, SetColumns, read_layers
-from neurotally.profiler.model import LoadedModel, prepare_model
+from neurotally.profiler.model.load import LoadedModel, prepare_model
+from neurotally.profiler.passes.lens import Lens
+from neurotally.profiler.passes.lens_reading import DrawColumns, DrawSums, SetColumns, read_layers
 
 _ROWS = 2
 _SETS, _SET_TOKENS, _DRAWS = 24, 100, 20

@@ -19,7 +19,7 @@ from neurotally.jobs.engines import Outcome
 from neurotally.jobs.passes.embed import SCHEMA, _assemble, _cut
 from neurotally.jobs.reducers import Part, Parts, Plan
 from neurotally.profiler import store
-from neurotally.profiler.parallel import ParallelTexts
+from neurotally.profiler.corpus.parallel import ParallelTexts
 
 _MIB = 2**20
 

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from neurotally.analysis.layers.mexa import mexa, read_embeddings
 from neurotally.jobs import embed
 from neurotally.jobs.progress import Progress
-from neurotally.profiler.parallel import ParallelTexts, read_parallel
+from neurotally.profiler.corpus.parallel import ParallelTexts, read_parallel
 
 
 @click.command()

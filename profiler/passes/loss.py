@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from neurotally.kernels.layer_tally import PAD
-from neurotally.profiler.batches import MIN_RECTANGLE_TOKENS, Batch
+from neurotally.profiler.corpus.batches import MIN_RECTANGLE_TOKENS, Batch
 from neurotally.profiler.errors import UnsupportedModelError
-from neurotally.profiler.head import head_logits
-from neurotally.profiler.model import LoadedModel
-from neurotally.profiler.verify import probe_ids
+from neurotally.profiler.model.load import LoadedModel
+from neurotally.profiler.model.verify import probe_ids
+from neurotally.profiler.passes.head import head_logits
 
 LOGIT_BYTES = 2**28
 """What the float32 logits of one run of tokens may take (128 tokens' at least)."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from neurotally.kernels.activations import activate
 from neurotally.profiler.errors import InputError, UnsupportedModelError
-from neurotally.profiler.offloading import parameter_of
+from neurotally.profiler.model.offloading import parameter_of
 
 PRODUCTS = frozenset(
     {torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.multiply, Tensor.multiply}  # type: ignore[attr-defined]

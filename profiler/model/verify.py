@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from neurotally.kernels.layer_tally import PAD, TOKEN, LayerTally
-from neurotally.profiler.batches import Batch
-from neurotally.profiler.capture import NeuronReader
+from neurotally.profiler.corpus.batches import Batch
 from neurotally.profiler.errors import InputError, UnsupportedModelError
-from neurotally.profiler.hook_points import HookPoint
-from neurotally.profiler.hooked_model import HookedModel
-from neurotally.profiler.neurons import NeuronRecorder
+from neurotally.profiler.model.capture import NeuronReader
+from neurotally.profiler.model.hook_points import HookPoint
+from neurotally.profiler.model.hooked_model import HookedModel
+from neurotally.profiler.model.neurons import NeuronRecorder
 
 _ROWS, _COLUMNS, _PADS = 2, 40, 8
 _SUMS_WITHIN = 2.0**-16

@@ -1,4 +1,4 @@
-"""The process that matches regular expressions; see `neurotally.profiler.matches`.
+"""The process that matches regular expressions; see `neurotally.profiler.corpus.matches`.
 
 It reads (expression, flags, texts, seconds) from stdin and writes, for each text, the characters of its matches that
 aren't empty: first, one past the last, and so on. Nothing in Python can stop `re` at work, so the system's timer does:

@@ -14,8 +14,8 @@ from re import Pattern
 
 import numpy as np
 
-from neurotally.profiler.matches import find_spans
-from neurotally.profiler.texts import closed_gaps, universal_newlines
+from neurotally.profiler.corpus.matches import find_spans
+from neurotally.profiler.corpus.texts import closed_gaps, universal_newlines
 
 
 def classify(

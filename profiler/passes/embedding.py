@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from neurotally.kernels.layer_tally import PAD, SPECIAL
-from neurotally.profiler.batches import Batch, TokenRows, rectangles
-from neurotally.profiler.model import LoadedModel
-from neurotally.profiler.staging import DeviceTables
+from neurotally.profiler.corpus.batches import Batch, TokenRows, rectangles
+from neurotally.profiler.model.load import LoadedModel
+from neurotally.profiler.model.staging import DeviceTables
 
 BOS_RULES = ("counted", "read", "none")
 """counted: the model reads a BOS and it counts, as in the papers; read: read, but not counted; none: not read."""

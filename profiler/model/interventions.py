@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.hook_points import HookPoint, Intervention, Stage, intervening
-from neurotally.profiler.hooked_model import HookedModel
-from neurotally.profiler.hooking import hooked
-from neurotally.profiler.model import LoadedModel
+from neurotally.profiler.model.hook_points import HookPoint, Intervention, Stage, intervening
+from neurotally.profiler.model.hooked_model import HookedModel
+from neurotally.profiler.model.hooking import hooked
+from neurotally.profiler.model.load import LoadedModel
 
 WAYS = ("activation", "coefficient", "weights", "weights-no-bias", "mean", "set", "scale")
 """What can be done to a neuron."""

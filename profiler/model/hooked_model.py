@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neurotally.profiler.decoder import decoder_layers, find_decoder, run_decoder
 from neurotally.profiler.errors import InputError, UnsupportedModelError
-from neurotally.profiler.hook_points import HookPoint
-from neurotally.profiler.offloading import input_device
+from neurotally.profiler.model.decoder import decoder_layers, find_decoder, run_decoder
+from neurotally.profiler.model.hook_points import HookPoint
+from neurotally.profiler.model.offloading import input_device
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from transformers.activations import ACT2CLS
 
 from neurotally.profiler.errors import UnsupportedModelError
-from neurotally.profiler.offloading import input_device
-from neurotally.profiler.threads import few_enough_threads
+from neurotally.profiler.model.offloading import input_device
+from neurotally.profiler.model.threads import few_enough_threads
 
 _ACTIVATION_CLASSES = tuple(
     {entry[0] if isinstance(entry, tuple) else entry for entry in ACT2CLS.values()}

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from neurotally.profiler import verify
-from neurotally.profiler.decoder import run_decoder
 from neurotally.profiler.errors import InputError, UnsupportedModelError, first_line
-from neurotally.profiler.hook_points import StandIn
-from neurotally.profiler.hooked_model import HookedModel, find_body
-from neurotally.profiler.probe import find_hook_points
+from neurotally.profiler.model import verify
+from neurotally.profiler.model.decoder import run_decoder
+from neurotally.profiler.model.hook_points import StandIn
+from neurotally.profiler.model.hooked_model import HookedModel, find_body
+from neurotally.profiler.model.probe import find_hook_points
 
 
 def hook_model(model: Any, name: str) -> HookedModel:

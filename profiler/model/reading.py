@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from neurotally.profiler.corpus.tokenise import tokenise
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.hook_points import HookPoint, reading
-from neurotally.profiler.hooked_model import HookedModel
-from neurotally.profiler.hooking import hooked
-from neurotally.profiler.model import LoadedModel
-from neurotally.profiler.tokenise import tokenise
+from neurotally.profiler.model.hook_points import HookPoint, reading
+from neurotally.profiler.model.hooked_model import HookedModel
+from neurotally.profiler.model.hooking import hooked
+from neurotally.profiler.model.load import LoadedModel
 
 if TYPE_CHECKING:
     import pandas

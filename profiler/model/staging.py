@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neurotally.profiler.batches import Batch
+from neurotally.profiler.corpus.batches import Batch
 
 
 @dataclass(frozen=True)

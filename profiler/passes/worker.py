@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from neurotally.profiler.batches import TokenRows, lay_out, rectangles
-from neurotally.profiler.capture import NeuronReader
-from neurotally.profiler.corpus import read_documents
-from neurotally.profiler.documents import Source
+from neurotally.profiler.corpus.batches import TokenRows, lay_out, rectangles
+from neurotally.profiler.corpus.documents import Source
+from neurotally.profiler.corpus.sources import read_documents
+from neurotally.profiler.corpus.tokenise import final_status, tokenise
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.memory import halving
-from neurotally.profiler.model import LoadedModel
-from neurotally.profiler.neurons import NeuronRecorder, UnitNeurons
-from neurotally.profiler.tokenise import final_status, tokenise
+from neurotally.profiler.model.capture import NeuronReader
+from neurotally.profiler.model.load import LoadedModel
+from neurotally.profiler.model.neurons import NeuronRecorder, UnitNeurons
+from neurotally.profiler.passes.memory import halving
 
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 32768}
 """Cells of a rectangle, by type of device."""

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from neurotally.profiler.corpus import DEFAULT_COLUMNS
-from neurotally.profiler.documents import Source
+from neurotally.profiler.corpus.documents import Source
+from neurotally.profiler.corpus.sources import DEFAULT_COLUMNS
 from neurotally.profiler.errors import InputError, first_line
 from neurotally.profiler.store import RUN_FOLDER
 

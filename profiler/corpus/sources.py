@@ -28,10 +28,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from neurotally.profiler.documents import MAX_DOCUMENT_BYTES, Document, Manifest, Source, Status, text_document
+from neurotally.profiler.corpus.documents import MAX_DOCUMENT_BYTES, Document, Manifest, Source, Status, text_document
+from neurotally.profiler.corpus.windows import cut_windows, read_windows
 from neurotally.profiler.errors import InputError, first_line
 from neurotally.profiler.whole_files import NotRegularError, open_regular, read_inside
-from neurotally.profiler.windows import cut_windows, read_windows
 
 DEFAULT_COLUMNS = ("text", "content", "code")
 _ROWS_AT_ONCE = 16
@@ -65,7 +65,7 @@ def parse_source(text: str) -> Source:
     A path may have "::" in it: the longest path that is there counts, the rest is the selector.
     """
     if text.startswith("hf:"):
-        raise AssertionError("hf: sources are spooled to parquet first (neurotally.profiler.streaming)")
+        raise AssertionError("hf: sources are spooled to parquet first (neurotally.profiler.corpus.streaming)")
     parts = text.split("::")
     for number in range(len(parts), 0, -1):
         path = _existing("::".join(parts[:number]))

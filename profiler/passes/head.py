@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from neurotally.profiler.batches import MIN_RECTANGLE_TOKENS
-from neurotally.profiler.model import LoadedModel
-from neurotally.profiler.threads import few_enough_threads
+from neurotally.profiler.corpus.batches import MIN_RECTANGLE_TOKENS
+from neurotally.profiler.model.load import LoadedModel
+from neurotally.profiler.model.threads import few_enough_threads
 
 
 def head_logits(model: LoadedModel, hidden_ND: Tensor) -> Tensor:

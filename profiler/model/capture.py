@@ -11,13 +11,13 @@ from torch import Tensor
 
 from neurotally.kernels import tally
 from neurotally.kernels.layer_tally import RowMaxima, Statistics
-from neurotally.profiler.batches import Batch
+from neurotally.profiler.corpus.batches import Batch
 from neurotally.profiler.errors import UnsupportedModelError
-from neurotally.profiler.hook_points import Computed, HookPoint, reading
-from neurotally.profiler.hooked_model import HookedModel
-from neurotally.profiler.neurons import NeuronRecorder
-from neurotally.profiler.offloading import is_offloaded
-from neurotally.profiler.staging import StagedBatch, staged
+from neurotally.profiler.model.hook_points import Computed, HookPoint, reading
+from neurotally.profiler.model.hooked_model import HookedModel
+from neurotally.profiler.model.neurons import NeuronRecorder
+from neurotally.profiler.model.offloading import is_offloaded
+from neurotally.profiler.model.staging import StagedBatch, staged
 
 OnLayer = Callable[[HookPoint, Tensor, "Tensor | None", Tensor], Tensor]
 """Called with the hook point, its pre-activations, `up` (None in a plain FFN) and coefficients, [B, T, F] each; returns

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from neurotally.profiler.decoder import find_experts
 from neurotally.profiler.errors import InputError, UnsupportedModelError
+from neurotally.profiler.model.decoder import find_experts
 
 _DEFAULT_ROW_TOKENS = 2048
 _UNLIMITED = 2**31 - 1

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neurotally.profiler.decoder import find_experts, is_activation, weight_matrices
 from neurotally.profiler.errors import UnsupportedModelError
-from neurotally.profiler.hook_points import PRODUCTS, HookPoint
+from neurotally.profiler.model.decoder import find_experts, is_activation, weight_matrices
+from neurotally.profiler.model.hook_points import PRODUCTS, HookPoint
 
 
 def find_hook_points(decoder: nn.Module, blocks: nn.ModuleList, run: Callable[[], object]) -> list[HookPoint]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from neurotally.profiler.documents import Manifest
+from neurotally.profiler.corpus.documents import Manifest
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from neurotally.profiler.corpus.tokenise import TokenIds, tokenise
 from neurotally.profiler.errors import InputError, first_line
-from neurotally.profiler.tokenise import TokenIds, tokenise
 
 
 @dataclass(frozen=True)

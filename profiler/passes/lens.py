@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from neurotally.profiler.batches import TokenRows, rectangles
+from neurotally.profiler.corpus.batches import TokenRows, rectangles
 from neurotally.profiler.errors import UnsupportedModelError
-from neurotally.profiler.head import head_logits, of_many_rows
-from neurotally.profiler.model import LoadedModel
-from neurotally.profiler.verify import probe_ids
+from neurotally.profiler.model.load import LoadedModel
+from neurotally.profiler.model.verify import probe_ids
+from neurotally.profiler.passes.head import head_logits, of_many_rows
 
 TOP = 10
 """Tokens kept of each layer and position."""

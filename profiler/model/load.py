@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from neurotally.kernels.tally import kernels_for
 from neurotally.profiler.errors import InputError, first_line
-from neurotally.profiler.hooked_model import HookedModel
-from neurotally.profiler.hooking import hook_model
-from neurotally.profiler.model_config import forward_config, refuse_other_kinds, row_limits
-from neurotally.profiler.offloading import brought_in
+from neurotally.profiler.model.config import forward_config, refuse_other_kinds, row_limits
+from neurotally.profiler.model.hooked_model import HookedModel
+from neurotally.profiler.model.hooking import hook_model
+from neurotally.profiler.model.offloading import brought_in
 from neurotally.profiler.whole_files import read_json
 
 _ATTENTION_BYTES = 2**30

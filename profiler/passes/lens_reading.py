@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from neurotally.profiler.lens import TOP, Lens, Vectors, cache_parts, top_tokens
-from neurotally.profiler.staging import DeviceTables
+from neurotally.profiler.model.staging import DeviceTables
+from neurotally.profiler.passes.lens import TOP, Lens, Vectors, cache_parts, top_tokens
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from neurotally.profiler.documents import Document, Status
+from neurotally.profiler.corpus.documents import Document, Status
 
 
 class TokenIds(NamedTuple):

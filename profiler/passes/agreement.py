@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.lens import Lens, Vectors, cache_parts, top_tokens
+from neurotally.profiler.passes.lens import Lens, Vectors, cache_parts, top_tokens
 
 VARIANTS = ("ffn-raw", "ffn-norm", "residual-raw", "residual-norm")
 

@@ -24,11 +24,11 @@ import numpy as np
 import zarr
 
 from neurotally.profiler import store
-from neurotally.profiler.corpus import read_documents, source_at
-from neurotally.profiler.documents import MAX_DOCUMENT_BYTES, Document, Source, Status, text_document
+from neurotally.profiler.corpus.documents import MAX_DOCUMENT_BYTES, Document, Source, Status, text_document
+from neurotally.profiler.corpus.sources import read_documents, source_at
+from neurotally.profiler.corpus.tokenise import tokenise
+from neurotally.profiler.corpus.windows import first_line_of
 from neurotally.profiler.errors import InputError, first_line
-from neurotally.profiler.tokenise import tokenise
-from neurotally.profiler.windows import first_line_of
 
 KEPT = "document_text"
 """The array of kept texts: string (document), "" for documents that were skipped."""
@@ -177,7 +177,7 @@ def load_tokenizer(store_path: Path, model: str | None = None, trust_remote_code
     Raises InputError where it can't be loaded, isn't the one that the store was made with, or can't tell which
     characters a token is. Code comes from `model` alone, never from where a store says.
     """
-    from neurotally.profiler.model import fingerprint_tokenizer, split_revision
+    from neurotally.profiler.model.load import fingerprint_tokenizer, split_revision
 
     attributes = store.store_attributes(store_path)
     theirs = attributes.get("model") or {}

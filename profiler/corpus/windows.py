@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from neurotally.profiler.documents import MAX_DOCUMENT_BYTES, Document, Manifest, Status, text_document
+from neurotally.profiler.corpus.documents import MAX_DOCUMENT_BYTES, Document, Manifest, Status, text_document
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.whole_files import read_inside
 

@@ -1,0 +1,1 @@
+"""Text: sources, documents, units and the padded batches that a model reads."""

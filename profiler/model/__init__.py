@@ -1,0 +1,1 @@
+"""A model: loaded, its hook points found and verified, and what is changed and read there."""

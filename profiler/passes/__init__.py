@@ -1,0 +1,1 @@
+"""What a pass reads of a batch: pure functions of (config, unit), run wherever a worker is."""
