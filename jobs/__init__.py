@@ -2,7 +2,7 @@
 
 >>> from neurotally.jobs import profile, embed, lens, agreement, ablate, mask
 
-PyTorch is imported when one of them is asked for.
+PyTorch is imported when one of them is called.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -10,6 +10,7 @@ from test_analysis_counts import MODEL, publish
 
 from neurotally.analysis import open_store
 from neurotally.profiler import store
+from neurotally.profiler.errors import InputError
 
 TOKENS = {"a": (500, 500), "b": (400, 0), "empty": (0, 0)}
 """Of the corpora's groups."""
@@ -65,7 +66,7 @@ def test_equals_counting_one_by_one(made: Path, counts: dict[str, np.ndarray], r
     ]
     assert found["dead_everywhere"] == everywhere
     assert document["tokens"] == {"a": 1000, "b": 400}
-    assert document["without_tokens"] == ["empty"]
+    assert document["left_out"] == {"empty": "no tokens"}
 
 
 def test_the_edges_are_neither_rare_nor_frequent(made: Path, counts: dict[str, np.ndarray]) -> None:
@@ -88,5 +89,27 @@ def test_the_command_and_its_choice_of_corpora(
     code, _, err = run("activity", made, "--corpus", "x")
     assert (code, err.count("\n")) == (2, 1)
     assert "has no corpus 'x'; it has a, b, empty" in err
-    code, _, err = run("activity", made, "--corpus", "empty")
-    assert (code, "no finished corpus with tokens" in err) == (2, True)
+    for options, says in (
+        (("--corpus", "empty"), "corpus 'empty' was asked for and can't be used: no tokens"),
+        (("--rare", 0.9), "rare is 0.9, expected no more than frequent, 0.5"),
+    ):
+        code, _, err = run("activity", made, *options)
+        assert (code, err.count("\n")) == (2, 1)
+        assert says in err
+
+
+def test_only_the_corpora_that_were_read_are_spoken_of(made: Path) -> None:
+    found = open_store(made).activity(corpus=["b", "a"])
+    assert found.document["corpora"] == ["a", "b"]
+    assert found.findings[0].endswith("are active at no token of these 2 corpora.")
+    assert open_store(made).activity(corpus=["b"]).findings[0].endswith("are active at no token of b.")
+
+
+def test_counts_of_two_models_and_counts_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    for name, shape, active in (("shapes", (1, 4, 40), 0), ("counts", (1, 3, 40), 501)):
+        path = tmp_path / name
+        store.create_store(path, {"model": None})
+        publish(path, "a", {"tokens": np.array([500], np.uint64), "active": np.zeros((1, 3, 40), np.uint64)})
+        publish(path, "b", {"tokens": np.array([500], np.uint64), "active": np.full(shape, active, np.uint64)})
+        with pytest.raises(InputError, match=r"they aren't counts of one model|active at more tokens than a group has"):
+            open_store(path).activity()

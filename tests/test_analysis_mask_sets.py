@@ -113,6 +113,10 @@ def test_the_origin_of_a_mask_file(tmp_path: Path) -> None:
     assert read_origin(path).trigger_documents is None
     path.write_text(json.dumps({"bar": 0.25}))
     assert read_origin(path).threshold == 0.25
-    path.write_text(json.dumps({"trigger_documents": {"py": ["nonsense"]}}))
-    with pytest.raises(InputError, match="trigger_documents"):
-        read_origin(path)
+    path.write_text(json.dumps({"trigger_documents": None}))
+    assert read_origin(path).trigger_documents is None
+    for wrong in ({"trigger_documents": {"py": ["nonsense"]}}, {"trigger_names": {"py": [["a.py"]]}},
+                  {"trigger_names": None}, {"trigger_files": None}, {"trigger_files": ["00"]}):  # fmt: skip
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(InputError, match="trigger_documents"):
+            read_origin(path)

@@ -15,7 +15,6 @@ calls a preprocessor's comment. Regular expressions see "\\n" line breaks, with 
 
 import hashlib
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,15 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tomllib
 
 from neurotally.profiler.corpus.matches import find_spans
 from neurotally.profiler.corpus.texts import TokenText
 from neurotally.profiler.errors import InputError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 KINDS = ("keyword", "name", "literal", "comment", "operator", "punctuation", "directive", "other")
 WINDOW_LINES = 5

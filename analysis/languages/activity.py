@@ -5,9 +5,9 @@ dead, after Voita et al., "Neurons in Large Language Models: Dead, N-gram, Posit
 rates are rare and which frequent is ours to say, by two parameters. `activity` says
 
     {"schema": 1, "model": {"id", "fingerprint"} | null, "corpora": [name, ...], "layers": n, "neurons": n,
-     "rare": share, "frequent": share, "tokens": {name: n}, "without_tokens": [name, ...],
+     "rare": share, "frequent": share, "tokens": {name: n},
      "by_layer": {"mean_rate": {name: [...]}, "dead": {name: [...]}, "rare": {name: [...]}, "frequent": {name: [...]},
-                  "dead_everywhere": [...]}}
+                  "dead_everywhere": [...]}, "left_out": {name: reason}}
 
 Lists by layer run from the input to the output and hold mean rates, or numbers of neurons. `rare` leaves out the dead;
 `dead_everywhere` are dead in all these corpora.
@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from neurotally.analysis.languages.counts import checked_counts, usable_corpora
 from neurotally.analysis.options import OnlyCorpora, Option
 from neurotally.analysis.parts import Cell, Chart, Column, Panel, Series, Table
 from neurotally.analysis.result import Result, model_key, model_name
@@ -42,21 +43,18 @@ def study(
     >>> store.activity().frame("corpora")["corpus"].tolist()
     ['c++', 'python']
     """
-    attributes, committed = stores.store_attributes(store), stores.committed_corpora(store)
-    if unknown := [name for name in corpus if name not in committed]:
-        raise InputError(f"{store} has no corpus {unknown[0]!r}; it has {', '.join(committed) or 'none'}")
-    tokens: dict[str, int] = {}
-    found: dict[str, dict[str, np.ndarray]] = {}
-    is_dead_LF: np.ndarray | None = None
-    for name in corpus or committed:
-        arrays = stores.read_corpus(store, name, ["tokens", "active"])
-        tokens[name] = int(arrays["tokens"].sum())
-        if tokens[name]:
-            active_LF = arrays["active"].sum(axis=0, dtype=np.uint64)
-            found[name] = activity(active_LF, tokens[name], rare, frequent)
-            is_dead_LF = active_LF == 0 if is_dead_LF is None else is_dead_LF & (active_LF == 0)
-    if is_dead_LF is None:
+    if rare > frequent:
+        raise InputError(f"rare is {rare:.3g}, expected no more than frequent, {frequent:.3g}")
+    attributes = stores.store_attributes(store)
+    tokens, left_out = usable_corpora(store, corpus)
+    if not tokens:
         raise InputError(f"{store} has no finished corpus with tokens")
+    found: dict[str, dict[str, np.ndarray]] = {}
+    is_dead_LF = np.array(True)
+    for name, (_, active_GLF) in zip(tokens, checked_counts(store, tokens), strict=True):
+        active_LF = active_GLF.sum(axis=0, dtype=np.uint64)
+        found[name] = activity(active_LF, tokens[name], rare, frequent)
+        is_dead_LF = is_dead_LF & (active_LF == 0)
     document = {
         "schema": 1,
         "model": model_key(attributes.get("model")),
@@ -65,12 +63,12 @@ def study(
         "neurons": is_dead_LF.shape[1],
         "rare": rare,
         "frequent": frequent,
-        "tokens": {name: tokens[name] for name in found},
-        "without_tokens": [name for name, number in tokens.items() if not number],
+        "tokens": tokens,
         "by_layer": {
             **{key: {name: of[key].tolist() for name, of in found.items()} for key in ("mean_rate", *_KINDS)},
             "dead_everywhere": is_dead_LF.sum(axis=1).tolist(),
         },
+        "left_out": left_out,
     }
     return _result(document, model_name(attributes.get("model")))
 
@@ -111,11 +109,12 @@ def _result(document: Mapping[str, Any], model: str) -> Result:
     ]
     everywhere = sum(by_layer["dead_everywhere"])
     total = document["layers"] * document["neurons"]
+    where = corpora[0] if len(corpora) == 1 else f"these {len(corpora)} corpora"
     notes = [
         f"rare: active at fewer than {document['rare']:.3g} of tokens, the dead left out; frequent: at more than "
         f"{document['frequent']:.3g}",
         "were tokens independent, a neuron active at none of n would have a rate below 3/n, with 95 % confidence",
-        *(f"{name} is left out: no tokens" for name in document["without_tokens"]),
+        *(f"{name} is left out: {reason}" for name, reason in document["left_out"].items()),
     ]
     return Result(
         "activity",
@@ -129,7 +128,7 @@ def _result(document: Mapping[str, Any], model: str) -> Result:
         ],
         [_chart(by_layer, corpora)],
         notes,
-        findings=[f"{everywhere:,} of {total:,} neurons are active at no token of any corpus."],
+        findings=[f"{everywhere:,} of {total:,} neurons are active at no token of {where}."],
         title="How often neurons are active",
     )  # fmt: skip
 
@@ -137,8 +136,9 @@ def _result(document: Mapping[str, Any], model: str) -> Result:
 def _chart(by_layer: Mapping[str, Any], corpora: list[str]) -> Chart:
     panels = [
         Panel(title, [Series(name, by_layer[key][name], corpus=name) for name in corpora],
-              empty="" if any(map(any, by_layer[key].values())) else f"no neuron is {key}")
-        for key, title in (("mean_rate", "mean rate"), ("dead", "dead neurons"), ("frequent", "frequent neurons"))
+              empty="" if any(map(any, by_layer[key].values())) else f"no neuron is {what}")
+        for key, title, what in (("mean_rate", "mean rate", "active"), ("dead", "dead neurons", "dead"),
+                                 ("frequent", "frequent neurons", "frequent"))
     ]  # fmt: skip
     return Chart("activity", "How often neurons are active, by layer", panels, "layer, from the input to the output",
                  share_y=False)  # fmt: skip

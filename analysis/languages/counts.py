@@ -92,7 +92,9 @@ def read_counts(path: Path, only: Sequence[str] = ()) -> CorpusCounts:
         model=store.store_attributes(path).get("model"),
         corpora=tuple(tokens),
         tokens_C=np.array(list(tokens.values()), np.uint64),
-        active_CLF=np.stack([active_GLF.sum(axis=0, dtype=np.uint64) for _, active_GLF in _counts(path, tokens)]),
+        active_CLF=np.stack(
+            [active_GLF.sum(axis=0, dtype=np.uint64) for _, active_GLF in checked_counts(path, tokens)]
+        ),
         left_out=left_out,
     )
 
@@ -104,7 +106,7 @@ def read_group_counts(path: Path, only: Sequence[str] = ()) -> GroupCounts:
     active: list[np.ndarray] = []
     documents: list[np.ndarray | None] = []
     num_empty = {}
-    for name, (tokens_G, active_GLF) in zip(usable, _counts(path, usable), strict=True):
+    for name, (tokens_G, active_GLF) in zip(usable, checked_counts(path, usable), strict=True):
         documents_G, is_used_G = _documents(path, name), tokens_G > 0
         num_empty[name] = int(np.count_nonzero(~is_used_G))
         tokens.append(tokens_G[is_used_G])
@@ -128,8 +130,11 @@ def unfinished_corpora(path: Path) -> list[str]:
     return sorted(set(begun) - set(committed))
 
 
-def _usable(path: Path, only: Sequence[str]) -> tuple[dict[str, int], dict[str, str]]:
-    """The tokens of the corpora to compare, in name order, and why each of the others isn't among them."""
+def usable_corpora(path: Path, only: Sequence[str] = ()) -> tuple[dict[str, int], dict[str, str]]:
+    """The tokens of finished corpora, or of those that `only` names, and why each of the others isn't among them.
+
+    Both in name order. Raises InputError where one of `only` isn't there or can't be used.
+    """
     committed = store.committed_corpora(path)
     left_out = dict.fromkeys(unfinished_corpora(path), "unfinished")
     tokens = {name: int(store.read_corpus(path, name, ["tokens"])["tokens"].sum(dtype=np.uint64)) for name in committed}
@@ -141,17 +146,22 @@ def _usable(path: Path, only: Sequence[str]) -> tuple[dict[str, int], dict[str, 
             raise InputError(f"{path} has no corpus {name!r}; it has {', '.join(committed) or 'none'}")
     if only:
         left_out |= {name: "not asked for" for name in committed if name not in only and name not in left_out}
-    usable = {name: tokens[name] for name in committed if name not in left_out}
+    return {name: tokens[name] for name in committed if name not in left_out}, dict(sorted(left_out.items()))
+
+
+def _usable(path: Path, only: Sequence[str]) -> tuple[dict[str, int], dict[str, str]]:
+    """The same of corpora to compare: two at least."""
+    usable, left_out = usable_corpora(path, only)
     if len(usable) < 2:
-        reasons = "".join(f"; {name} is left out: {reason}" for name, reason in sorted(left_out.items()))
+        reasons = "".join(f"; {name} is left out: {reason}" for name, reason in left_out.items())
         raise InputError(
             f"{path}: LAPE compares corpora and needs at least two finished ones, "
             f"found {', '.join(usable) or 'none'}{reasons}"
         )
-    return usable, dict(sorted(left_out.items()))
+    return usable, left_out
 
 
-def _counts(path: Path, corpora: Iterable[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def checked_counts(path: Path, corpora: Iterable[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Of one corpus after the other: its `tokens` [G] and `active` [G, L, F], checked."""
     shapes: dict[str, str] = {}
     for name in corpora:

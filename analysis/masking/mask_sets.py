@@ -142,13 +142,11 @@ class MaskOrigin:
 def read_origin(path: Path) -> MaskOrigin:
     """The part of a mask file that `read_mask`, which must have read it before, leaves out."""
     document = json.loads(path.read_text(encoding="utf-8"))
+    if document.get("trigger_documents", ()) is None:
+        del document["trigger_documents"]
     try:
         documents, names, files = (
-            [
-                one
-                for of_corpus in (document[key].values() if document.get(key) is not None else ())
-                for one in of_corpus
-            ]
+            frozenset(one for of_corpus in document.get(key, {}).values() for one in of_corpus)
             for key in ("trigger_documents", "trigger_names", "trigger_files")
         )
         hashes, digests = (frozenset(map(bytes.fromhex, of)) for of in (documents, files))
@@ -159,7 +157,7 @@ def read_origin(path: Path) -> MaskOrigin:
         ) from error
     threshold = document.get("bar")
     return MaskOrigin(
-        hashes if document.get("trigger_documents") is not None else None, frozenset(names), digests,
+        hashes if "trigger_documents" in document else None, names, digests,
         document.get("document_lines"), "polysemantic" in document,
         threshold if isinstance(threshold, float) else None,
     )  # fmt: skip

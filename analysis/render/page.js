@@ -53,4 +53,3 @@ for (const button of document.querySelectorAll(".sort")) button.addEventListener
 for (const input of document.querySelectorAll("[data-find]")) input.addEventListener("input", () => find(input.dataset.find));
 for (const select of document.querySelectorAll("select[data-group]")) select.addEventListener("change", () => find(select.dataset.group));
 for (const button of document.querySelectorAll("[data-open]")) button.addEventListener("click", () => open(button));
-for (const form of document.querySelectorAll("form")) form.addEventListener("submit", event => event.preventDefault());

@@ -57,7 +57,8 @@ def neurons(material: Chosen, number: int, triggers: Mapping[Place, Sequence[Ent
     places = [(name, layer, neuron) for name, of_corpus in chosen.items() for layer, neuron in of_corpus]
     lead = (
         f"The {number:,} specific neurons of lowest entropy of every corpus, each with the places in that corpus's "
-        "text where its coefficient is largest. The token that triggers it is marked."
+        "text where its coefficient is largest. Before each place stands its coefficient; its token is "
+        "marked."
     )
     table = Table(
         "neurons", "Most specific neurons", _COLUMNS, _rows(material, places, triggers),

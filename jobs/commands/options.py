@@ -1,4 +1,4 @@
-"""Options that several commands share, each written once; a group of them reaches a command as one argument."""
+"""Options that several commands share, each written once."""
 
 import os
 import time
@@ -67,7 +67,8 @@ def by_name(_context: click.Context, parameter: click.Parameter, texts: Sequence
     for text in texts:
         name, equals, source = text.partition("=")
         if not equals or not source:
-            raise InputError(f"{parameter.opts[0]} {text!r}: expected {parameter.metavar}")
+            option = f"{parameter.opts[0]} " if isinstance(parameter, click.Option) else ""
+            raise InputError(f"{option}{text!r}: expected {(parameter.metavar or '').removesuffix('...')}")
         if name in found:
             raise InputError(f"corpus {name!r} is named twice")
         found[name] = source

@@ -108,7 +108,7 @@ def measure_losses(
             token_budget=max(TOKEN_BUDGET[facts.device_type], row_tokens),
             how=evaluation.how,
             neurons=tuple(distinct.values()),
-            concepts=concepts,
+            concepts=dict(concepts),
             mean_LF=_means(where.store, [plan.name for plan in listed]) if evaluation.how == "mean" else {},
             left_out=frozenset() if evaluation.force else frozenset(one.sha256 for one in used),
         )

@@ -85,6 +85,8 @@ def source_at(path: Path, selector: str | None) -> Source:
 
 def list_documents(source: Source, max_files: int | None = None) -> Manifest:
     """List a source's documents, the first `max_files` of them; raises InputError if there are none."""
+    if max_files is not None and max_files < 1:
+        raise InputError(f"max_files is {max_files}, expected 1 or more")
     if source.window_lines is not None and source.kind != "folder":
         raise InputError(f"--window-lines: {source.path} holds records; windows are cut from a folder of files")
     if source.kind == "folder":

@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,7 @@ def spool_file(store: Path, spec: str, max_files: int | None) -> Path:
     return store / RUN_FOLDER / "spool" / f"{key}.parquet"
 
 
-def spool_dataset(
-    spec: str, target: Path, max_files: int | None, on_record: Callable[[], object] = lambda: None
-) -> Source:
+def spool_dataset(spec: str, target: Path, max_files: int | None) -> Source:
     """Stream hf:NAME[/CONFIG][::COLUMN] (its train split) to `target`, once; returns the parquet source.
 
     NAME is a hub id of one or two parts, or a local folder of data files. Needs the extra `neurotally[hf]`.
@@ -34,7 +31,7 @@ def spool_dataset(
         return source
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(".partial")
-    _write(partial, _records(name, column or None), max_files, on_record)
+    _write(partial, _records(name, column or None), max_files)
     os.replace(partial, target)
     return source
 
@@ -59,16 +56,11 @@ def _records(name: str, column: str | None) -> Any:
     return (record[chosen] for record in stream)
 
 
-def _write(path: Path, records: Any, max_files: int | None, on_record: Callable[[], object]) -> None:
+def _write(path: Path, records: Any, max_files: int | None) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    def counted() -> Iterator[str | None]:
-        for text in itertools.islice(records, max_files):
-            on_record()
-            yield text if isinstance(text, str) else None
-
-    texts = counted()
+    texts = (text if isinstance(text, str) else None for text in itertools.islice(records, max_files))
     schema = pa.schema([("text", pa.large_string())])
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         while held := list(itertools.islice(texts, _ROWS_A_GROUP)):

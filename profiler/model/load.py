@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from neurotally.kernels.tally import kernels_for
 from neurotally.profiler.errors import InputError, first_line
 from neurotally.profiler.model.config import forward_config, refuse_other_kinds, row_limits
-from neurotally.profiler.model.hooked_model import HookedModel
+from neurotally.profiler.model.hooked_model import HookedModel, find_body
 from neurotally.profiler.model.hooking import hook_model
 from neurotally.profiler.model.offloading import brought_in
 from neurotally.profiler.whole_files import read_json
@@ -151,6 +151,7 @@ def prepare_model(
     model: Any, tokenizer: Any, model_id: str, revision: str | None, checkpoint_dtype: str
 ) -> LoadedModel:
     """Install and verify the hook points of a `PreTrainedModel` in memory, in eval mode."""
+    find_body(model, model_id)  # refuses other kinds of models before all weights are read
     num_embeddings = model.get_input_embeddings().weight.shape[0]
     largest_id = max(tokenizer.get_vocab().values(), default=-1)
     if largest_id >= num_embeddings:

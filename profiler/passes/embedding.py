@@ -12,6 +12,7 @@ Sums are taken in float64. Each block's input is reduced where it is, as the mod
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -68,18 +69,18 @@ def _embed_batch(model: LoadedModel, batch: Batch, count_bos: bool) -> Tensor:
     is_last_BT = np.zeros(batch.kind_BT.shape)
     is_last_BT[np.arange(len(is_last_BT)), (batch.kind_BT != PAD).sum(axis=1) - 1] = 1
     weights = DeviceTables(np.stack([position_weights(batch.kind_BT, count_bos), is_last_BT], axis=1))
-    pooled: list[Tensor] = []
+    pooled: dict[int, Tensor] = {}
 
-    def pool(hidden_BTD: Tensor) -> None:
+    def pool(layer: int, hidden_BTD: Tensor) -> None:
         (weight_B2T,) = weights.on(hidden_BTD.device)
-        pooled.append((weight_B2T @ hidden_BTD.double()).float())
+        pooled[layer] = (weight_B2T @ hidden_BTD.double()).float()
 
-    def look_at_input(_module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-        pool(args[0] if args else kwargs["hidden_states"])
+    def look_at_input(layer: int, _module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        pool(layer, args[0] if args else kwargs["hidden_states"])
 
     with ExitStack() as hooks:
-        for block in model.blocks:
-            hooks.enter_context(block.register_forward_pre_hook(look_at_input, with_kwargs=True))
+        for layer, block in enumerate(model.blocks):
+            hooks.enter_context(block.register_forward_pre_hook(partial(look_at_input, layer), with_kwargs=True))
         final_BTD = model.run_body(torch.from_numpy(batch.ids_BT))
-    pool(final_BTD)
-    return torch.stack([of_layer_B2D.cpu() for of_layer_B2D in pooled], dim=1)
+    pool(len(model.blocks), final_BTD)
+    return torch.stack([pooled[layer].cpu() for layer in range(len(model.blocks) + 1)], dim=1)
