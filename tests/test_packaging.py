@@ -30,15 +30,15 @@ def imports(path: Path) -> set[str]:
             assert node.level == 0, f"{path}: relative import"
             assert node.module is not None
             inner = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {module if source_of(module) else node.module for module in inner}
+            found |= {module if is_ours(module) else node.module for module in inner}
     return found
 
 
-def source_of(module: str) -> Path | None:
-    """The file of one of our modules that are no packages."""
+def is_ours(module: str) -> bool:
+    """Whether it is a module or a package of ours, and no name within one."""
     head, _, rest = module.partition(".")
-    file = ROOT.joinpath(*rest.split(".")).with_suffix(".py")
-    return file if head == "neurotally" and file.is_file() else None
+    place = ROOT.joinpath(*rest.split("."))
+    return head == "neurotally" and (place.is_dir() or place.with_suffix(".py").is_file())
 
 
 def name_of(path: Path) -> str:
