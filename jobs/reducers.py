@@ -20,6 +20,7 @@ whole, or is made again.
 
 import hashlib
 import shutil
+import time
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
@@ -188,9 +189,9 @@ class Fold(Reducer):
         if self.num_done in (0, self._saved) or not self._is_whole:
             return
         target = self._folder / f"checkpoint-{self.num_done}"
-        fresh = target.with_name(f"{target.name}.partial")
-        for left_behind in (fresh, target):  # of a run that died here
-            shutil.rmtree(left_behind, ignore_errors=True)
+        shutil.rmtree(target, ignore_errors=True)  # of a run that died here
+        # A name of its own: where a signal has cut a save short, Zarr's threads may still write into that one's folder.
+        fresh = target.with_name(f"{target.name}.{time.time_ns()}.partial")
         store.write_arrays(fresh, self._sums.arrays(), {"noted": self._sums.noted()})
         sync_tree(fresh)
         fresh.rename(target)
@@ -198,7 +199,7 @@ class Fold(Reducer):
         self._saved = self.num_done
         for other in self._folder.glob("checkpoint-*"):
             if other != target:
-                shutil.rmtree(other)
+                shutil.rmtree(other, ignore_errors=True)
 
     def _write(self, finished: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
         attributes = {**self.plan.identity, **self._sums.attributes(), **facts}

@@ -73,6 +73,34 @@ def test_a_commit_that_fails_keeps_the_last_units(begun: Path, made: Path, monke
     assert bits(begun) == bits(made / "corpus")
 
 
+def test_a_save_that_a_signal_cuts_short_may_go_on_beside_the_next_one(
+    begun: Path, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Zarr writes in threads of its own, which outlive the interrupted call for a moment."""
+    write, cut_short = store.write_arrays, list[Path]()
+
+    def interrupted_once(path: Path, arrays: Any, attributes: Any, **options: Any) -> None:
+        if not cut_short:
+            cut_short.append(path)
+            write(path, arrays, attributes, **options)
+            raise KeyboardInterrupt
+        shutil.rmtree(cut_short[0], ignore_errors=True)
+        write(cut_short[0], arrays, attributes, **options)
+        write(path, arrays, attributes, **options)
+
+    path = begun.parent / "again"
+    monkeypatch.setattr(store, "write_arrays", interrupted_once)
+    with pytest.raises(KeyboardInterrupt):
+        run_profile(path, until=3)
+    with pytest.raises(InputError, match="as far as that"):
+        run_profile(path, until=3)
+    monkeypatch.undo()
+    assert cut_short[0].name.startswith("checkpoint-3.")
+    assert status(path)["corpora"]["a"]["units_done"] == 3
+    run_profile(path)
+    assert bits(path) == bits(made / "corpus")
+
+
 @pytest.mark.parametrize("name", sorted(set(store.SCHEMA) - {"document_text"}))
 def test_a_checkpoint_that_lacks_an_array_is_refused(name: str, begun: Path) -> None:
     shutil.rmtree(begun / ".run" / "corpora" / "a" / "checkpoint-3" / name)

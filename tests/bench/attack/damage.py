@@ -91,7 +91,7 @@ def _finish_unfinished(
     shutil.rmtree(half, ignore_errors=True)
     if command != "profile":
         shutil.copytree(base, half)
-    parts = "open .run/corpora/python/checkpoint-N.partial" if command == "profile" else ".partial"
+    parts = "open .run/corpora/python/checkpoint-N.N.partial" if command == "profile" else ".partial"
     at = [number for number, change in enumerate(reference.changes, 1) if parts in change and ".run/" in change]
     killed = run(
         material.command(command, half), folder / "log", settings=SMALL_TASKS, fault=Fault(half, at[len(at) // 2])
