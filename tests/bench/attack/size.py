@@ -10,6 +10,7 @@ than 2 s; times are of this machine, and it may be busy.
 
 import argparse
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -84,7 +85,8 @@ def _judge(small: dict[str, float], large: dict[str, float], findings: Findings)
     findings.count("driver's memory with a tenth of the files, MB", round(small["driver_bytes"] / 1e6))
     findings.count("status while it runs, ms", round(1e3 * large["status_s"]))
     findings.count("whole run, s", round(large["run_s"]))
-    findings.count("writing, all checkpoints and the commit, ms", round(1e3 * large["write_s"]))
+    if not math.isnan(large["write_s"]):  # of a run that wasn't stopped
+        findings.count("writing, all checkpoints and the commit, ms", round(1e3 * large["write_s"]))
     if growth > _MOST_GROWTH_BYTES:
         findings.fail("memory", "driver", f"grew by {growth / 1e6:.0f} MB")
     if large["listing_s"] > _MOST_LISTING_S:
