@@ -67,7 +67,7 @@ class LayerTriggers:
     def best(self) -> Triggers:
         """The K best of each neuron among all that was offered."""
         lists = [self._value_FK, self._document_FK, self._position_FK]
-        if self._offer is not _offer_compiled:  # whose lists are in order
+        if self._offer not in (_offer_compiled, offer_plainly):  # theirs are in order, Triton's aren't
             lists = _ordered(_ordered(lists, by=1), by=0, descending=True)
         value_FK, document_FK, position_FK = lists
         neuron_N, rank_N = (value_FK > 0).nonzero(as_tuple=True)

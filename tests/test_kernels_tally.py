@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN, ClippedGELUActivation
 
 from neurotally.kernels import tally as kernels
-from neurotally.kernels.activations import activation_table
+from neurotally.kernels.activations import activation_table, cpu_threads
 from neurotally.kernels.compiled import library
 from neurotally.kernels.layer_tally import PAD, REPEAT, SPECIAL, TOKEN, LayerTally, RowMaxima, Statistics
 
@@ -45,16 +45,6 @@ def path(name: str) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def run(
     act: nn.Module,
     pre_BTF: Tensor,
@@ -73,7 +63,7 @@ def run(
 def bare(act: nn.Module, pre_BTF: Tensor, up_BTF: Tensor | None) -> tuple[Tensor, Tensor]:
     """(activation, coefficient) as the model computes them on one thread: with more, PyTorch's own bits may differ."""
     pre_BTF = pre_BTF.clone() if getattr(act, "inplace", False) else pre_BTF
-    with torch.no_grad(), threads(1):
+    with torch.no_grad(), cpu_threads(1):
         activation_BTF = act(pre_BTF)
         return activation_BTF, activation_BTF if up_BTF is None else activation_BTF * up_BTF
 
@@ -170,7 +160,7 @@ def test_what_the_model_reads_is_the_same_to_the_bit(
     if layout == "transposed":
         pre_BTF, up_BTF = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (pre_BTF, up_BTF))
     kind_BT = torch.ones(2, 167, dtype=torch.uint8)
-    with threads(num_threads), path("compiled"):
+    with cpu_threads(num_threads), path("compiled"):
         for up in (None, up_BTF):
             activation_BTF, coefficient_BTF = bare(act, pre_BTF, up)
             kept = pre_BTF.clone()
@@ -234,7 +224,7 @@ def test_the_number_of_threads_changes_no_bit(dtype: torch.dtype, is_gated: bool
     pre_BTF, up_BTF, kind_BT = random_batch((3, 320, 211), dtype)
     results = []
     for num_threads in (1, 2, 3):
-        with threads(num_threads), path(kernel_path):
+        with cpu_threads(num_threads), path(kernel_path):
             h_BTF, got, maxima = run(ACTIVATIONS["silu"], pre_BTF, up_BTF if is_gated else None, kind_BT)
         results.append([h_BTF, *got.values(), *maxima])
     assert_same(results[0], results[1])

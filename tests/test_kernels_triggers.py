@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sorted_triggers import as_list, sorted_triggers
 
 from neurotally.kernels import triggers as kernels
+from neurotally.kernels.activations import cpu_threads
 from neurotally.kernels.compiled import library
 from neurotally.kernels.layer_tally import RowMaxima
 from neurotally.kernels.triggers import LayerTriggers
@@ -80,26 +81,21 @@ def test_any_order_and_split_gives_the_sorted_list(
 def test_many_neurons_and_threads(kernel_path: str, num_threads: int) -> None:
     generator = torch.Generator().manual_seed(0)
     num_neurons, num_triggers = 123, 4
-    before = torch.get_num_threads()
-    torch.set_num_threads(num_threads)
-    try:
-        with path(kernel_path):
-            triggers = LayerTriggers(num_neurons, num_triggers, "cpu", None)
-            every = []
-            for batch in range(20):
-                value_BF = torch.randn(9, num_neurons, generator=generator).bfloat16().float().clamp_min(0)
-                position_BF = torch.randint(0, 50, (9, num_neurons), generator=generator)
-                document_BT = torch.arange(batch * 9, batch * 9 + 9).flip(0)[:, None].expand(9, 50)
-                position_BT = torch.arange(50)[None].expand(9, 50)
-                triggers.add(RowMaxima(value_BF, position_BF), document_BT, position_BT)
-                every += [
-                    (neuron, -value_BF[row, neuron].item(), int(document_BT[row, 0]), int(position_BF[row, neuron]))
-                    for row in range(9)
-                    for neuron in range(num_neurons)
-                ]
-            best = as_list(triggers.best())
-    finally:
-        torch.set_num_threads(before)
+    with cpu_threads(num_threads), path(kernel_path):
+        triggers = LayerTriggers(num_neurons, num_triggers, "cpu", None)
+        every = []
+        for batch in range(20):
+            value_BF = torch.randn(9, num_neurons, generator=generator).bfloat16().float().clamp_min(0)
+            position_BF = torch.randint(0, 50, (9, num_neurons), generator=generator)
+            document_BT = torch.arange(batch * 9, batch * 9 + 9).flip(0)[:, None].expand(9, 50)
+            position_BT = torch.arange(50)[None].expand(9, 50)
+            triggers.add(RowMaxima(value_BF, position_BF), document_BT, position_BT)
+            every += [
+                (neuron, -value_BF[row, neuron].item(), int(document_BT[row, 0]), int(position_BF[row, neuron]))
+                for row in range(9)
+                for neuron in range(num_neurons)
+            ]
+        best = as_list(triggers.best())
     expected = []
     every.sort()
     for neuron in range(num_neurons):

@@ -95,12 +95,12 @@ class CorpusPatterns:
         """float64: the p of every key and statistic; None without null keys."""
         return None if self.null is None else key_p(self.counts, self.null, self.min_contexts, self.by_layer)
 
-    @property
+    @cached_property
     def p_SLF(self) -> np.ndarray | None:
         """The same, corrected over the keys."""
         return None if self.raw_SLF is None else np.stack([corrected(raw_LF) for raw_LF in self.raw_SLF])
 
-    @property
+    @cached_property
     def num_tested_L1(self) -> np.ndarray:
         """int64: how many null keys a key of each layer is tested against."""
         assert self.null is not None
