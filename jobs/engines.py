@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from neurotally.profiler.corpus.matches import stop_matching
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.load import LoadedModel, ModelFacts, load_model
 
@@ -143,7 +144,8 @@ class InProcessEngine:
         raise AssertionError("unreachable")
 
     def close(self) -> None:
-        """Drop what is queued."""
+        """Drop what is queued, and what is being prepared where that could take long."""
+        stop_matching()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _prepare(self, task: Task) -> "Future[tuple[Any, float]]":

@@ -52,6 +52,28 @@ def test_an_expression_that_takes_too_long_is_named(
     assert matches.find_spans("slow", pattern, ["b  "], "b.py")[0].shape == (0 if "a" in expression else 1, 2)
 
 
+@pytest.mark.slow
+def test_a_match_that_another_thread_waits_for_can_be_stopped() -> None:
+    failed: list[BaseException] = []
+
+    def match() -> None:
+        try:
+            matches.find_spans("x", re.compile("(a+)+$"), [SLOW], "a.py")
+        except RuntimeError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=match)
+    matches.find_spans("x", re.compile("b"), ["b"], "a.py")
+    thread.start()
+    time.sleep(0.3)
+    matches.stop_matching()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert len(failed) == 1
+    matches.stop_matching()  # nothing is being matched
+    assert matches.find_spans("x", re.compile("b"), ["ab"], "a.py")[0].tolist() == [[1, 2]]
+
+
 def test_threads_take_turns() -> None:
     found: dict[int, Any] = {}
 

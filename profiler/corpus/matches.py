@@ -38,6 +38,11 @@ def find_spans(name: str, pattern: re.Pattern[str], texts: Sequence[str], docume
     return [np.array(spans, np.int64).reshape(-1, 2) for spans in found]
 
 
+def stop_matching() -> None:
+    """End a match that another thread waits for, for a run that has failed; the next match is an ordinary one."""
+    _MATCHER.stop()
+
+
 class _Matcher:
     """The process beside this one, started when first asked."""
 
@@ -48,7 +53,8 @@ class _Matcher:
     def ask(self, request: tuple[str, int, list[str], float]) -> list[Sequence[int]]:
         """Its answer; TimeoutError if it was ended by its timer."""
         with self._lock:
-            if self._process is None:
+            if self._process is None or self._process.poll() is not None:
+                self.end()
                 command = [sys.executable, "-I", str(_SCRIPT)]
                 self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             process = self._process
@@ -68,6 +74,12 @@ class _Matcher:
                     raise RuntimeError(f"{what} ended with status {status}") from error
                 raise  # interrupted: what is left of the answer must not be taken for the next
             return answer
+
+    def stop(self) -> None:
+        """End the process from any thread; one that waits for its answer sees a RuntimeError."""
+        if (process := self._process) is not None:
+            process.kill()
+            process.wait()
 
     def end(self) -> None:
         """End the process."""
