@@ -41,6 +41,7 @@ STATISTICS = (
     Statistic("active_special", "int64", "sum", "uint64", by_group=True),
     Statistic("activation_sum", "float64", "sum", "float64", by_group=False),
     Statistic("coefficient_sum", "float64", "sum", "float64", by_group=False),
+    Statistic("coefficient_sum_absolute", "float64", "sum", "float64", by_group=False),
     Statistic("coefficient_sum_squares", "float64", "sum", "float64", by_group=False),
     Statistic("coefficient_max", "float32", "max", "float32", by_group=False),
     Statistic("coefficient_min", "float32", "min", "float32", by_group=False),

@@ -51,6 +51,7 @@ INLINE void store(E* to, V v) {
 
 INLINE Floats as_floats(Words w) { return (Floats)w; }
 INLINE Words as_words(Floats f) { return (Words)f; }
+INLINE Floats absolute(Floats f) { return as_floats(as_words(f) & 0x7fffffffu); }
 
 // Each dtype: 16 elements as floats (exact), and 16 floats rounded to the nearest, ties to even, NaN kept.
 
@@ -115,6 +116,7 @@ struct Float16 {
   X(int64_t, active_special)                                                                       \
   X(double, activation_sum)                                                                        \
   X(double, coefficient_sum)                                                                       \
+  X(double, coefficient_sum_absolute)                                                              \
   X(double, coefficient_sum_squares)                                                               \
   X(float, coefficient_max)                                                                        \
   X(float, coefficient_min)
@@ -190,16 +192,18 @@ INLINE void add(E* to, W partial) {
 // `activations` and `coefficients` again, in double: a tile whose float sums left the range of float.
 __attribute__((noinline, cold)) void add_wide(const Sums& sums, const Floats* activations,
                                               const Floats* coefficients, const uint8_t* kind, int num_tokens) {
-  Doubles a = {}, c = {}, square = {};
+  Doubles a = {}, c = {}, magnitude = {}, square = {};
   for (int t = 0; t < num_tokens; t++) {
     if (!kind[t]) continue;
     const Doubles coefficient = __builtin_convertvector(coefficients[t], Doubles);
     a += __builtin_convertvector(activations[t], Doubles);
     c += coefficient;
+    magnitude += __builtin_convertvector(absolute(coefficients[t]), Doubles);
     square += coefficient * coefficient;
   }
   add<Doubles>(sums.activation_sum, a);
   add<Doubles>(sums.coefficient_sum, c);
+  add<Doubles>(sums.coefficient_sum_absolute, magnitude);
   add<Doubles>(sums.coefficient_sum_squares, square);
 }
 
@@ -207,7 +211,7 @@ template <class Dtype, int statistics>
 INLINE void tally_tile(const Tile<typename Dtype::Element>& in, const Sums& sums) {
   Floats activations[kTile], coefficients[kTile];
   Ints active = {}, special = {};
-  Floats a_sum = {}, c_sum = {}, square_sum = {};
+  Floats a_sum = {}, c_sum = {}, magnitude_sum = {}, square_sum = {};
   Floats max, min, best;
   Ints where;
   bool has_special = false;
@@ -237,6 +241,7 @@ INLINE void tally_tile(const Tile<typename Dtype::Element>& in, const Sums& sums
     if (statistics >= 2) {
       a_sum += a;
       c_sum += c;
+      magnitude_sum += absolute(c);
       square_sum += c * c;
       max = c > max ? c : max;  // false for a NaN
       min = c < min ? c : min;
@@ -251,12 +256,14 @@ INLINE void tally_tile(const Tile<typename Dtype::Element>& in, const Sums& sums
   add<Longs>(sums.active, active);
   if (has_special) add<Longs>(sums.active_special, special);
   if (statistics >= 2) {
+    // The sum of magnitudes leaves the range only after that of squares.
     const Floats none = (a_sum - a_sum) + (c_sum - c_sum) + (square_sum - square_sum);
     if (__builtin_expect(any(none != 0.0f), 0)) {
       add_wide(sums, activations, coefficients, in.kind, in.num_tokens);
     } else {
       add<Doubles>(sums.activation_sum, a_sum);
       add<Doubles>(sums.coefficient_sum, c_sum);
+      add<Doubles>(sums.coefficient_sum_absolute, magnitude_sum);
       add<Doubles>(sums.coefficient_sum_squares, square_sum);
     }
     store(sums.coefficient_max, max), store(sums.coefficient_min, min);

@@ -2,11 +2,12 @@
 
 Given a batch of pre-activations, write what the down projection reads and add up, by neuron (see `statistics`):
 
-    active                  Σ_t 1[pre_t > 0]
-    activation_sum          Σ_t act(pre_t)
-    coefficient_sum         Σ_t c_t         c = act(gate)·up in a gated FFN, act(fc1) in a plain one
-    coefficient_sum_squares Σ_t c_t²
-    coefficient_max, _min   extremes of c_t (a NaN is passed over here; the sums carry it)
+    active                   Σ_t 1[pre_t > 0]
+    activation_sum           Σ_t act(pre_t)
+    coefficient_sum          Σ_t c_t       c = act(gate)·up in a gated FFN, act(fc1) in a plain one
+    coefficient_sum_absolute Σ_t |c_t|     times the norm of its value vector: how much the neuron adds to the stream
+    coefficient_sum_squares  Σ_t c_t²
+    coefficient_max, _min    extremes of c_t (a NaN is passed over here; the sums carry it)
 
 and, for every row of the batch, the largest positive coefficient with its first position: the candidates
 for triggers. `act` and the product are each rounded to the model's dtype, as the model computes them.
@@ -104,6 +105,7 @@ def tally_reference(
     if statistics >= Statistics.MOMENTS and len(coefficient_NF):
         tally["activation_sum"].add_(_column_sums(activation_BTF[counted_BT]))
         tally["coefficient_sum"].add_(_column_sums(coefficient_NF))
+        tally["coefficient_sum_absolute"].add_(_column_sums(coefficient_NF.abs()))
         tally["coefficient_sum_squares"].add_(_column_sums(coefficient_NF.double().square()))
         number_NF = coefficient_NF.float()
         is_nan_NF = number_NF.isnan()

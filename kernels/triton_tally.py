@@ -112,7 +112,7 @@ def _tally_chunk(
 ):  # fmt: skip
     """Stage 1. Program: (row, chunk of the row, block of neurons), blocks fastest; `num_chunks` of a row.
 
-    Partials are [row · chunk, F], `partial_sum` (Σ act, Σ c, Σ c²) [row · chunk, 3, F] and `partial_extreme`
+    Partials are [row · chunk, F], `partial_sum` (Σ act, Σ c, Σ |c|, Σ c²) [row · chunk, 4, F] and `partial_extreme`
     (max, min) [row · chunk, 2, F].
     """
     program = tl.program_id(0)
@@ -135,6 +135,7 @@ def _tally_chunk(
     if STATISTICS >= 2:
         act_sum = tl.full((TILE_T, BLOCK_F), 0.0, tl.float32)
         sum = tl.full((TILE_T, BLOCK_F), 0.0, tl.float32)
+        magnitudes = tl.full((TILE_T, BLOCK_F), 0.0, tl.float32)
         squares = tl.full((TILE_T, BLOCK_F), 0.0, tl.float32)
         max = tl.full((TILE_T, BLOCK_F), float("-inf"), tl.float32)
         min = tl.full((TILE_T, BLOCK_F), float("inf"), tl.float32)
@@ -163,6 +164,7 @@ def _tally_chunk(
             is_counted = (weight_T != 0)[:, None]
             counted = tl.where(is_counted, c_TF, 0.0)
             sum += counted
+            magnitudes += tl.abs(counted)
             squares += counted * counted
             if GATED:
                 act_sum += tl.where(is_counted, act_TF, 0.0)
@@ -181,22 +183,24 @@ def _tally_chunk(
         o_extreme = partial.to(tl.int64) * (2 * num_neurons) + o_F
         tl.store(partial_extreme + o_extreme, tl.max(max, 0), mask=m_F)
         tl.store(partial_extreme + o_extreme + num_neurons, tl.min(min, 0), mask=m_F)
-        sum_F, squares_F = tl.sum(sum, 0), tl.sum(squares, 0)
+        sum_F, magnitudes_F, squares_F = tl.sum(sum, 0), tl.sum(magnitudes, 0), tl.sum(squares, 0)
         act_sum_F = tl.sum(act_sum, 0) if GATED else sum_F
+        # Magnitudes leave the range of float only after squares.
         is_lost = (sum_F - sum_F) + (squares_F - squares_F) + (act_sum_F - act_sum_F) != 0.0
-        wide_act_sum, wide_sum, wide_squares = (
-            act_sum_F.to(tl.float64), sum_F.to(tl.float64), squares_F.to(tl.float64)
+        wide_act_sum, wide_sum, wide_magnitudes, wide_squares = (
+            act_sum_F.to(tl.float64), sum_F.to(tl.float64), magnitudes_F.to(tl.float64), squares_F.to(tl.float64)
         )  # fmt: skip
         if tl.max(is_lost.to(tl.int32), 0) != 0:
-            wide_act_sum, wide_sum, wide_squares = _sum_wide(
+            wide_act_sum, wide_sum, wide_magnitudes, wide_squares = _sum_wide(
                 pre, up, activation, kind, first, end, o_F, m_F, num_neurons, pre_token, up_token,
                 ACTIVATION, GATED, PRECISE, BLOCK_F,
             )  # fmt: skip
-        o_sum = partial.to(tl.int64) * (3 * num_neurons) + o_F
+        o_sum = partial.to(tl.int64) * (4 * num_neurons) + o_F
         if GATED:
             tl.store(partial_sum + o_sum, wide_act_sum, mask=m_F)
         tl.store(partial_sum + o_sum + num_neurons, wide_sum, mask=m_F)
-        tl.store(partial_sum + o_sum + 2 * num_neurons, wide_squares, mask=m_F)
+        tl.store(partial_sum + o_sum + 2 * num_neurons, wide_magnitudes, mask=m_F)
+        tl.store(partial_sum + o_sum + 3 * num_neurons, wide_squares, mask=m_F)
     if STATISTICS >= 3:
         best_F = tl.max(best, 0)
         where_F = tl.min(tl.where(best == best_F[None, :], where, 2147483647), 0)
@@ -209,12 +213,13 @@ def _sum_wide(
     pre, up, activation, kind, first, end, o_F, m_F, num_neurons, pre_token, up_token,
     ACTIVATION: tl.constexpr, GATED: tl.constexpr, PRECISE: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    """The three sums of a chunk again, in float64: where fp32 overflowed, or a real token has NaN or infinity.
+    """The sums of a chunk again, in float64: where fp32 overflowed, or a real token has NaN or infinity.
 
     Token by token: in tiles it would take 27 more registers of every program.
     """
     act_sum = tl.full((BLOCK_F,), 0.0, tl.float64)
     sum = tl.full((BLOCK_F,), 0.0, tl.float64)
+    magnitudes = tl.full((BLOCK_F,), 0.0, tl.float64)
     squares = tl.full((BLOCK_F,), 0.0, tl.float64)
     for token in range(first, end):
         kind_0 = tl.load(kind + token)
@@ -226,15 +231,17 @@ def _sum_wide(
         )  # fmt: skip
         c = tl.where(is_counted, c_F.to(tl.float64), 0.0)
         sum += c
+        magnitudes += tl.abs(c)
         squares += c * c
         act_sum += tl.where(is_counted, act_F.to(tl.float64), 0.0)
-    return act_sum, sum, squares
+    return act_sum, sum, magnitudes, squares
 
 
 @triton.jit(do_not_specialize=["num_partials"])
 def _add_partials(
     partial_count, partial_sum, partial_extreme,
-    active, active_special, activation_sum, coefficient_sum, coefficient_sum_squares, coefficient_max, coefficient_min,
+    active, active_special, activation_sum, coefficient_sum, coefficient_sum_absolute, coefficient_sum_squares,
+    coefficient_max, coefficient_min,
     num_partials, num_neurons,
     GATED: tl.constexpr, STATISTICS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
@@ -245,6 +252,7 @@ def _add_partials(
     special = tl.full((BLOCK_C, BLOCK_F), 0, tl.int64)
     act_sum = tl.full((BLOCK_C, BLOCK_F), 0.0, tl.float64)
     sum = tl.full((BLOCK_C, BLOCK_F), 0.0, tl.float64)
+    magnitudes = tl.full((BLOCK_C, BLOCK_F), 0.0, tl.float64)
     squares = tl.full((BLOCK_C, BLOCK_F), 0.0, tl.float64)
     max = tl.full((BLOCK_C, BLOCK_F), float("-inf"), tl.float32)
     min = tl.full((BLOCK_C, BLOCK_F), float("inf"), tl.float32)
@@ -256,12 +264,13 @@ def _add_partials(
         count += both & 0xFFFF
         special += both >> 16
         if STATISTICS >= 2:
-            p_sum = partial_sum + partial * (3 * num_neurons) + o_F[None, :]
+            p_sum = partial_sum + partial * (4 * num_neurons) + o_F[None, :]
             p_extreme = partial_extreme + partial * (2 * num_neurons) + o_F[None, :]
             if GATED:
                 act_sum += tl.load(p_sum, mask=m_CF, other=0.0)
             sum += tl.load(p_sum + num_neurons, mask=m_CF, other=0.0)
-            squares += tl.load(p_sum + 2 * num_neurons, mask=m_CF, other=0.0)
+            magnitudes += tl.load(p_sum + 2 * num_neurons, mask=m_CF, other=0.0)
+            squares += tl.load(p_sum + 3 * num_neurons, mask=m_CF, other=0.0)
             max = tl.maximum(max, tl.load(p_extreme, mask=m_CF, other=float("-inf")))
             min = tl.minimum(min, tl.load(p_extreme + num_neurons, mask=m_CF, other=float("inf")))
     tl.store(active + o_F, tl.load(active + o_F, mask=m_F) + tl.sum(count, 0), mask=m_F)
@@ -271,6 +280,8 @@ def _add_partials(
         act_sum_F = tl.sum(act_sum, 0) if GATED else sum_F
         tl.store(activation_sum + o_F, tl.load(activation_sum + o_F, mask=m_F) + act_sum_F, mask=m_F)
         tl.store(coefficient_sum + o_F, tl.load(coefficient_sum + o_F, mask=m_F) + sum_F, mask=m_F)
+        magnitudes_F = tl.load(coefficient_sum_absolute + o_F, mask=m_F) + tl.sum(magnitudes, 0)
+        tl.store(coefficient_sum_absolute + o_F, magnitudes_F, mask=m_F)
         squares_F = tl.load(coefficient_sum_squares + o_F, mask=m_F) + tl.sum(squares, 0)
         tl.store(coefficient_sum_squares + o_F, squares_F, mask=m_F)
         max_F = tl.maximum(tl.load(coefficient_max + o_F, mask=m_F), tl.max(max, 0))
@@ -327,7 +338,7 @@ def tally(
     has_moments, has_maxima = statistics >= Statistics.MOMENTS, statistics >= Statistics.EVERYTHING
     count, sums, extremes, value, position = (
         partials(1, torch.int32),
-        partials(3 * has_moments, torch.float64),
+        partials(4 * has_moments, torch.float64),
         partials(2 * has_moments, torch.float32),
         partials(has_maxima, torch.float32),
         partials(has_maxima, torch.int32),

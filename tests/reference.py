@@ -40,7 +40,7 @@ class HookCount:
         shape = (len(self.layers), self.model.config.intermediate_size)
         self.tokens = 0
         self.active = np.zeros(shape, np.int64)
-        self.sums = np.zeros((3, *shape))
+        self.sums = np.zeros((4, *shape))
         self.absolute = np.zeros(shape)
         self.absolute_activation = np.zeros(shape)
         self.largest = np.full(shape, -np.inf)
@@ -68,7 +68,8 @@ class HookCount:
     def _count(self, length: int, activation: np.ndarray, coefficient: np.ndarray) -> np.ndarray:
         self.tokens += length
         self.active += (activation > 0).sum(1)
-        self.sums += np.stack([activation.sum(1), coefficient.sum(1), (coefficient**2).sum(1)])
+        of_coefficient = (coefficient.sum(1), np.abs(coefficient).sum(1), (coefficient**2).sum(1))
+        self.sums += np.stack([activation.sum(1), *of_coefficient])
         self.absolute += np.abs(coefficient).sum(1)
         self.absolute_activation += np.abs(activation).sum(1)
         self.largest = np.maximum(self.largest, coefficient.max(1))
@@ -87,7 +88,7 @@ def top(candidates: list[tuple[float, int, int]], k: int) -> list[tuple[float, i
 
 
 def check_sums(arrays: store.Arrays, count: HookCount, relative: float) -> None:
-    names = ("activation_sum", "coefficient_sum", "coefficient_sum_squares")
+    names = ("activation_sum", "coefficient_sum", "coefficient_sum_absolute", "coefficient_sum_squares")
     for name, expected in zip(names, count.sums, strict=True):
         assert (np.abs(arrays[name] - expected) <= relative * (np.abs(expected) + count.absolute)).all(), name
     np.testing.assert_allclose(arrays["coefficient_max"], count.largest, rtol=10 * relative)

@@ -195,7 +195,11 @@ def test_every_set_of_flags_gives_the_same_bits(
 @needs_compiler
 @pytest.mark.parametrize(
     ("c_type", "first", "second"),
-    [("int64_t", "active", "active_special"), ("float", "coefficient_max", "coefficient_min")],
+    [
+        ("int64_t", "active", "active_special"),
+        ("double", "coefficient_sum_absolute", "coefficient_sum_squares"),
+        ("float", "coefficient_max", "coefficient_min"),
+    ],
 )
 @pytest.mark.slow
 def test_a_loop_that_adds_up_in_another_order_than_the_table_is_refused(

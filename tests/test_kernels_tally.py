@@ -16,6 +16,7 @@ from neurotally.kernels import tally as kernels
 from neurotally.kernels.activations import activation_table, cpu_threads
 from neurotally.kernels.compiled import library
 from neurotally.kernels.layer_tally import PAD, REPEAT, SPECIAL, TOKEN, LayerTally, RowMaxima, Statistics
+from neurotally.kernels.statistics import STATISTICS
 
 PATHS = ("compiled", "reference")
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -105,6 +106,7 @@ def expect_formula(
         for sums_F, values in (
             (got["activation_sum"], activation[counted]),
             (got["coefficient_sum"], coefficient[counted]),
+            (got["coefficient_sum_absolute"], np.abs(coefficient[counted])),
             (got["coefficient_sum_squares"], coefficient[counted] ** 2),
         ):
             assert_close_sums(sums_F.numpy(), values.sum(0), np.abs(values).sum(0))
@@ -301,7 +303,7 @@ def test_fewer_statistics_are_the_same_statistics(dtype: torch.dtype, kernel_pat
     pre_BTF, up_BTF, kind_BT = random_batch((2, 45, 70), dtype)
     with path(kernel_path):
         h_BTF, everything, _ = run(ACTIVATIONS["silu"], pre_BTF, up_BTF, kind_BT)
-        for level, num_filled in ((Statistics.COUNTS, 2), (Statistics.MOMENTS, 7)):
+        for level, num_filled in ((Statistics.COUNTS, 2), (Statistics.MOMENTS, len(STATISTICS))):
             fewer_h_BTF, fewer, maxima = run(ACTIVATIONS["silu"], pre_BTF, up_BTF, kind_BT, statistics=level)
             assert_same([fewer_h_BTF], [h_BTF])
             for number, (name, empty_F) in enumerate(LayerTally.empty(70).items()):

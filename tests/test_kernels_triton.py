@@ -72,7 +72,7 @@ for dtype, (act, gated) in [("bf16", case) for case in cases] + [("fp16", cases[
     assert re.search(r"cp\.async\S* \[.*\], \[.*\], 0x10,", text), "reads 16 bytes at a time, ahead of their use"
     assert re.search(r"st\.global\S*v4", text), "writes 16 bytes at a time"
 pointers = partials | like("active active_special", "*i64") | like("coefficient_max coefficient_min", "*fp32")
-pointers |= like("activation_sum coefficient_sum coefficient_sum_squares", "*fp64")
+pointers |= like("activation_sum coefficient_sum coefficient_sum_absolute coefficient_sum_squares", "*fp64")
 constants = {"GATED": True, "STATISTICS": 3, "BLOCK_C": 16, "BLOCK_F": 64}
 ptx(triton_tally._add_partials, pointers, constants)
 ptx(triton_tally._merge_row_maxima, partials | {"value": "*fp32", "position": "*i32"}, {"BLOCK_F": 256})

@@ -57,6 +57,7 @@ def test_a_dense_architecture_is_read_as_plain_hooks_read_it(name: str, tokenize
     for got, part in (
         (result.sums["activation_sum"], "activation"),
         (result.sums["coefficient_sum"], "coefficient"),
+        (result.sums["coefficient_sum_absolute"], "magnitudes"),
         (result.sums["coefficient_sum_squares"], "squares"),
     ):
         assert (np.abs(got - expected[part]) <= 2e-6 * expected[f"{part}_absolute"]).all(), part
@@ -83,6 +84,8 @@ def _sums(hooks: PlainHooks, batches: list[Batch]) -> dict[str, np.ndarray]:
         "activation_absolute": stacked(lambda pre, a, c, special: a.abs().sum(0)),
         "coefficient": stacked(lambda pre, a, c, special: c.double().sum(0)),
         "coefficient_absolute": stacked(lambda pre, a, c, special: c.double().abs().sum(0)),
+        "magnitudes": stacked(lambda pre, a, c, special: c.double().abs().sum(0)),
+        "magnitudes_absolute": stacked(lambda pre, a, c, special: c.double().abs().sum(0)),
         "squares": stacked(lambda pre, a, c, special: c.double().square().sum(0)),
         "squares_absolute": stacked(lambda pre, a, c, special: c.double().square().sum(0)),
         "max": stacked(lambda pre, a, c, special: c.amax(0)),

@@ -101,6 +101,7 @@ def test_a_reader_reads_the_masked_model(family: str, how: str, tokenizer: Any) 
         for got, expected in (
             (masked.sums["activation_sum"], activation_NF.sum(0)),
             (masked.sums["coefficient_sum"], coefficient_NF.sum(0)),
+            (masked.sums["coefficient_sum_absolute"], coefficient_NF.abs().sum(0)),
             (masked.sums["coefficient_sum_squares"], coefficient_NF.square().sum(0)),
         ):
             assert (np.abs(got[layer] - expected.numpy()) <= 1e-4 * scale_F).all()

@@ -180,6 +180,7 @@ def test_a_family_is_read_as_plain_hooks_read_it(family: str, tokenizer: Any) ->
         for got, values in (
             (result.sums["activation_sum"], activation),
             (result.sums["coefficient_sum"], coefficient),
+            (result.sums["coefficient_sum_absolute"], coefficient.abs()),
             (result.sums["coefficient_sum_squares"], coefficient.square()),
         ):
             np.testing.assert_allclose(got[layer], values.sum(0), atol=1e-5 * float(values.abs().sum(0).max()))

@@ -94,6 +94,7 @@ def _tally_again(kind_BT: Tensor, into: LayerTally, h_BTF: Tensor, other_BTF: Te
     counted_BT = kind_BT > 0
     ours, theirs = h_BTF[counted_BT].double(), other_BTF[counted_BT].double()
     into["coefficient_sum"].add_((theirs - ours).sum(0))
+    into["coefficient_sum_absolute"].add_((theirs.abs() - ours.abs()).sum(0))
     into["coefficient_sum_squares"].add_((theirs.square() - ours.square()).sum(0))
     into["coefficient_max"].copy_(theirs.amax(0))
     into["coefficient_min"].copy_(theirs.amin(0))

@@ -21,6 +21,7 @@ from transformers.activations import ACT2FN
 from neurotally.kernels import tally as kernels
 from neurotally.kernels.activations import activation_name
 from neurotally.kernels.layer_tally import PAD, REPEAT, SPECIAL, TOKEN, LayerTally, RowMaxima, Statistics
+from neurotally.kernels.statistics import STATISTICS
 from neurotally.kernels.tally import tally_reference
 from neurotally.kernels.triggers import LayerTriggers
 
@@ -132,6 +133,7 @@ def expect_reference(
     for name, values in (
         ("activation_sum", activation_BTF),
         ("coefficient_sum", h_BTF),
+        ("coefficient_sum_absolute", h_BTF.abs()),
         ("coefficient_sum_squares", h_BTF.double().square()),
     ):
         magnitude_F = values[counted_BT].double().abs().sum(0)
@@ -338,7 +340,7 @@ def test_fewer_statistics_are_the_same_statistics(is_gated: bool) -> None:
     pre_BTF, up_BTF, kind_BT = random_batch((2, 300, 70), torch.bfloat16)
     up = up_BTF if is_gated else None
     h_BTF, everything, _ = run(nn.SiLU(), pre_BTF, up, kind_BT)
-    for level, num_filled in ((Statistics.COUNTS, 2), (Statistics.MOMENTS, 7)):
+    for level, num_filled in ((Statistics.COUNTS, 2), (Statistics.MOMENTS, len(STATISTICS))):
         fewer_h_BTF, fewer, maxima = run(nn.SiLU(), pre_BTF, up, kind_BT, statistics=level)
         assert_same([fewer_h_BTF], [h_BTF])
         for number, (name, empty_F) in enumerate(LayerTally.empty(70, DEVICE).items()):

@@ -97,6 +97,7 @@ def _eager_everything(model: LoadedModel) -> State:
             coefficient_BTF = args[0].float()
             over = tuple(range(coefficient_BTF.dim() - 1))
             tally["coefficient_sum"].add_(coefficient_BTF.sum(dim=over))
+            tally["coefficient_sum_absolute"].add_(coefficient_BTF.abs().sum(dim=over))
             tally["coefficient_sum_squares"].add_(coefficient_BTF.square().sum(dim=over))
             torch.maximum(tally["coefficient_max"], coefficient_BTF.amax(dim=over), out=tally["coefficient_max"])
             torch.minimum(tally["coefficient_min"], coefficient_BTF.amin(dim=over), out=tally["coefficient_min"])

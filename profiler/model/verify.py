@@ -135,6 +135,7 @@ class _LayerCheck:
         }
         close = {
             "sums": (tally["coefficient_sum"], h_NF),
+            "sums of magnitudes": (tally["coefficient_sum_absolute"], h_NF.abs()),
             "sums of squares": (tally["coefficient_sum_squares"], h_NF.square()),
         }
         wrong = [what for what, (ours_F, theirs_F) in equal.items() if not bool((ours_F == theirs_F).all())]
