@@ -30,8 +30,8 @@ from neurotally.kernels.layer_tally import LayerTally, RowMaxima, Statistics, no
 
 
 class Tiling(NamedTuple):
-    """How a batch is cut. Compiled for sm_90 by Triton 3.9, everything takes 96 to 126 registers in 16-bit dtypes, 148
-    in fp32, and spills nothing but 4 bytes for plain GELU; tiles of 8 tokens take 233. No GPU has timed them."""
+    """How a batch is cut. Compiled for sm_90 by Triton 3.9, everything takes 96 to 128 registers in 16-bit dtypes, 155
+    in fp32, and spills nothing; 128 leave room for four programs a multiprocessor. No GPU has timed them."""
 
     chunk_tokens: int = 1024
     """Of one row, by program; below 2^15, so that two counts fit in an int32."""
