@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 from reference import everything
-from test_jobs_profile import COMMAND, start, wait_for_units
+from test_jobs_profile import COMMAND, go_on, start, wait_for_units
 
 from neurotally.jobs.engines import ModelConfig
 from neurotally.jobs.ray_engine import RayEngine
@@ -58,7 +58,7 @@ def wait_for(tag: str, name: str, but: set[int] = frozenset()) -> psutil.Process
         for process in named(tag, name):
             if process.pid not in but:
                 return process
-        time.sleep(0.02)
+        time.sleep(0.1)
     raise AssertionError(f"no {name} came up")
 
 
@@ -99,7 +99,7 @@ def test_only_who_has_the_token_of_this_process_can_talk_to_ray(model_folder: Pa
 def test_the_end_of_ray_ends_the_run_at_once_and_it_goes_on(
     name: str, model_folder: Path, make_corpora: Any, tag: str, tmp_path: Path
 ) -> None:
-    corpora = make_corpora({"python": 120})
+    corpora = make_corpora({"python": 60})
     process = start(model_folder, tmp_path / "s", corpora, "--workers", "2")
     wait_for_units(tmp_path / "s", 5, process, timeout_s=400)
     named(tag, name)[0].kill()
@@ -111,10 +111,8 @@ def test_the_end_of_ray_ends_the_run_at_once_and_it_goes_on(
     assert errors.splitlines()[-1].startswith("neurotally: Ray's process ")
     assert "Traceback" not in errors
     assert all_gone(tag)
-    again = start(model_folder, tmp_path / "s", corpora)
-    _, errors = again.communicate()
-    assert again.returncode == 0, errors
-    start(model_folder, tmp_path / "clean", corpora).communicate()
+    go_on(model_folder, tmp_path / "s", corpora)
+    go_on(model_folder, tmp_path / "clean", corpora)
     assert everything(tmp_path / "s") == everything(tmp_path / "clean")
 
 
@@ -122,14 +120,17 @@ def test_the_end_of_ray_ends_the_run_at_once_and_it_goes_on(
 def test_replacements_that_die_while_they_load_are_replaced_too(
     model_folder: Path, make_corpora: Any, tag: str, tmp_path: Path
 ) -> None:
-    process = start(model_folder, tmp_path / "s", make_corpora({"python": 300}), "--workers", "2")
+    process = start(model_folder, tmp_path / "s", make_corpora({"python": 60}), "--workers", "2")
     wait_for_units(tmp_path / "s", 5, process, timeout_s=400)
-    seen = {worker.pid for worker in named(tag, "ray::_ActorWorker")}
-    psutil.Process(min(seen)).kill()
+    first, other = named(tag, "ray::_ActorWorker")
+    other.suspend()  # so that the run doesn't end meanwhile
+    first.kill()
+    seen = {first.pid, other.pid}
     for _ in range(2):
         replacement = wait_for(tag, "ray::_ActorWorker", seen)
         seen.add(replacement.pid)
         replacement.kill()
+    other.resume()
     _, errors = process.communicate(timeout=400)
     assert process.returncode == 0, errors
     assert all_gone(tag)
