@@ -67,12 +67,25 @@ class Offer(ctypes.Structure):
     )
 
 
+class Insertion(ctypes.Structure):
+    """One call of `neurotally_insert`; the fields are explained in tally.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("entries", "neurons", "num_triggers")),
+        *((name, ctypes.c_void_p) for name in ("neuron", "entry_value", "entry_document", "entry_position")),
+        *((name, ctypes.c_void_p) for name in ("value", "document", "position")),
+        ("threads", ctypes.c_int32),
+    )
+
+
 class Library:
     """The compiled loop, ready to call."""
 
     def __init__(self, path: Path):
         self._library = ctypes.CDLL(str(path))
-        for function, structure in ((self._library.neurotally_tally, Job), (self._library.neurotally_offer, Offer)):
+        functions = {"tally": Job, "offer": Offer, "insert": Insertion}
+        for name, structure in functions.items():
+            function = getattr(self._library, f"neurotally_{name}")
             function.argtypes = [ctypes.POINTER(structure)]
             function.restype = None
         self._check_statistics()
@@ -85,6 +98,10 @@ class Library:
     def offer(self, offer: Offer) -> None:
         """Offer the row maxima of one batch to a layer's lists of triggers."""
         self._library.neurotally_offer(ctypes.byref(offer))
+
+    def insert(self, insertion: Insertion) -> None:
+        """Insert sorted triggers into lists on the host."""
+        self._library.neurotally_insert(ctypes.byref(insertion))
 
     def _check_statistics(self) -> None:
         """Compare what tally.cpp adds up, and in which order, with the table."""

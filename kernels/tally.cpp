@@ -11,6 +11,7 @@
 // Written with the vector extension that GCC and Clang share, so that the accumulators of 16 neurons stay in
 // registers over a tile; it compiles for any CPU (a 64-byte vector becomes two or four where they are shorter).
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -428,6 +429,58 @@ void insert(const Offer& offer, int64_t neuron, const Candidate& candidate) {
 }
 
 }  // namespace
+
+// What compiled.py calls an Insertion.
+struct Insertion {
+  int64_t entries, neurons, num_triggers;
+  const int64_t* neuron;  // [entries], ascending; a neuron's entries best first, of documents that its list has none of
+  const float* entry_value;
+  const int32_t *entry_document, *entry_position;
+  float* value;  // [F, K], best first; 0 where unused
+  int32_t *document, *position;
+  int32_t threads;
+};
+
+namespace {
+
+// Merge the sorted entries first to end - 1 into their neuron's sorted list, in place, from its last place up.
+void merge(const Insertion& into, int64_t first, int64_t end) {
+  const int64_t K = into.num_triggers, at = into.neuron[first] * K;
+  auto held = [&](int64_t k) { return Candidate{into.value[at + k], into.document[at + k], into.position[at + k]}; };
+  auto entry = [&](int64_t n) {
+    return Candidate{into.entry_value[first + n], into.entry_document[first + n], into.entry_position[first + n]};
+  };
+  int64_t stay = 0, enter = 0;
+  while (stay + enter < K && first + enter < end) {
+    if (entry(enter).before(held(stay)))
+      enter++;
+    else
+      stay++;
+  }
+  stay = K - enter;
+  for (int64_t k = K - 1; enter > 0; k--) {
+    const bool is_held = stay > 0 && entry(enter - 1).before(held(stay - 1));
+    const Candidate last = is_held ? held(--stay) : entry(--enter);
+    into.value[at + k] = last.value, into.document[at + k] = last.document, into.position[at + k] = last.position;
+  }
+}
+
+}  // namespace
+
+extern "C" void neurotally_insert(const Insertion* into) {
+  share(into->neurons, into->threads, [into](int64_t first_neuron, int64_t end_neuron) {
+    auto from = [into](int64_t neuron) {
+      return std::lower_bound(into->neuron, into->neuron + into->entries, neuron) - into->neuron;
+    };
+    const int64_t end = from(end_neuron);
+    for (int64_t n = from(first_neuron); n < end;) {
+      int64_t next = n + 1;
+      while (next < end && into->neuron[next] == into->neuron[n]) next++;
+      merge(*into, n, next);
+      n = next;
+    }
+  });
+}
 
 extern "C" void neurotally_offer(const Offer* offer) {
   share(offer->neurons, offer->threads, [offer](int64_t first, int64_t end) {

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from neurotally.kernels.layer_tally import LayerTally, RowMaxima
 from neurotally.kernels.statistics import STATISTICS
+from neurotally.kernels.trigger_lists import insert
 from neurotally.kernels.triggers import LayerTriggers
 from neurotally.profiler.store import NO_DOCUMENT, Arrays
 
@@ -156,23 +157,4 @@ class TriggerTable:
 
     def insert(self, neuron_N: np.ndarray, value_N: np.ndarray, document_N: np.ndarray, position_N: np.ndarray) -> None:
         """Insert triggers of documents that the table has none of, sorted by neuron and best first within it."""
-        starts = np.flatnonzero(np.diff(neuron_N, prepend=-1))
-        counts = np.diff(np.r_[starts, len(neuron_N)])
-        # One round takes the best of every neuron, the next the second best, and so on: at most K rounds, and
-        # few neurons in the later ones. An inserted trigger moves the worse ones one place down.
-        for rank in range(min(int(counts.max(initial=0)), self.value_NK.shape[1])):
-            index = starts[counts > rank] + rank
-            rows, value, document = neuron_N[index], value_N[index], document_N[index]
-            held_value, held_document = self.value_NK[rows], self.document_NK[rows]
-            goes_before = (value[:, None] > held_value) | (
-                (value[:, None] == held_value) & (document[:, None] < held_document)
-            )
-            enters = goes_before[:, -1]
-            rows, goes_before = rows[enters], goes_before[enters]
-            at = goes_before.argmax(axis=1)
-            new = (value[enters], document[enters], position_N[index][enters])
-            for table, entry in zip((self.value_NK, self.document_NK, self.position_NK), new, strict=True):
-                held = table[rows]
-                updated = np.where(goes_before, np.roll(held, 1, axis=1), held)
-                updated[np.arange(len(rows)), at] = entry
-                table[rows] = updated
+        insert((self.value_NK, self.document_NK, self.position_NK), neuron_N, value_N, document_N, position_N)
