@@ -17,6 +17,12 @@ import torch
 Run = Callable[..., tuple[int, str, str]]
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are CPUs: tests of Ray and of killed runs wait most of their time."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a command line: its exit status, stdout and stderr."""

@@ -229,22 +229,6 @@ def test_killed_twice_and_resumed_gives_the_same_bits(
     assert not list((tmp_path / "killed" / ".run").glob("corpora/*"))
 
 
-@pytest.mark.ray
-def test_a_killed_worker_is_replaced(model_folder: Path, make_corpora: Any, tmp_path: Path) -> None:
-    corpora = make_corpora({"python": 60})
-    process = start(model_folder, tmp_path / "s", corpora, "--workers", "2")
-    wait_for_units(tmp_path / "s", 5, process)
-    worker = subprocess.run(
-        ["pgrep", "-f", "ray::_ActorWorker", "-s", str(process.pid)], capture_output=True, text=True, check=True
-    ).stdout.split()[0]
-    os.kill(int(worker), signal.SIGKILL)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
-    assert "worker died" in errors
-    go_on(model_folder, tmp_path / "clean", corpora)
-    assert everything(tmp_path / "s") == everything(tmp_path / "clean")
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.slow
 def test_interrupted_by_a_signal_saves_and_goes_on(

@@ -117,10 +117,11 @@ def test_the_end_of_ray_ends_the_run_at_once_and_it_goes_on(
 
 
 @pytest.mark.ray
-def test_replacements_that_die_while_they_load_are_replaced_too(
+def test_a_killed_worker_and_replacements_that_die_while_they_load_are_replaced(
     model_folder: Path, make_corpora: Any, tag: str, tmp_path: Path
 ) -> None:
-    process = start(model_folder, tmp_path / "s", make_corpora({"python": 60}), "--workers", "2")
+    corpora = make_corpora({"python": 60})
+    process = start(model_folder, tmp_path / "s", corpora, "--workers", "2")
     wait_for_units(tmp_path / "s", 5, process, timeout_s=400)
     first, other = named(tag, "ray::_ActorWorker")
     other.suspend()  # so that the run doesn't end meanwhile
@@ -133,11 +134,17 @@ def test_replacements_that_die_while_they_load_are_replaced_too(
     other.resume()
     _, errors = process.communicate(timeout=400)
     assert process.returncode == 0, errors
+    assert "worker died" in errors
     assert all_gone(tag)
+    go_on(model_folder, tmp_path / "clean", corpora)
+    assert everything(tmp_path / "s") == everything(tmp_path / "clean")
 
 
-@pytest.mark.parametrize("when", ["gcs_server", "ray::_ActorWorker"], ids=["while Ray starts", "while models load"])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    ("when", "number", "code"),
+    [("gcs_server", signal.SIGTERM, 143), ("ray::_ActorWorker", signal.SIGINT, 130)],
+    ids=["SIGTERM while Ray starts", "SIGINT while models load"],
+)
 @pytest.mark.ray
 def test_a_signal_before_the_run_leaves_nothing_behind(
     when: str, number: signal.Signals, code: int, model_folder: Path, make_corpora: Any, tag: str, tmp_path: Path
