@@ -111,8 +111,7 @@ class _Actor:
 class RayEngine:
     """`num_workers` actors on this machine, or on the cluster at `address`; None: one per GPU, else 1.
 
-    `session_file` remembers a Ray that we started on this machine while it runs: what a killed run left of it
-    is ended by the next.
+    `session_file` remembers a Ray that we started on this machine while it runs, for `end_leftovers`.
     """
 
     def __init__(self, model: ModelConfig, num_workers: int | None, session_file: Path, address: str | None = None):
@@ -208,7 +207,8 @@ class RayEngine:
             if not has_ended:  # else Ray would end this process, before it can say why
                 for actor in self._actors:
                     ray.kill(actor.handle)
-                ray.shutdown()
+                with _own_sigterm():
+                    ray.shutdown()
             self._actors = []
         finally:
             self._quiet.close()
@@ -343,7 +343,6 @@ def _threads_each(cores: float) -> int:
 
 
 def _connect(address: str | None, session_file: Path) -> None:
-    end_leftovers(session_file)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -379,7 +378,8 @@ def _token() -> str:
 
 @contextlib.contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Keep the handler of SIGTERM: Ray puts one in its place, which ends the process with a status of its own."""
+    """Keep the handler of SIGTERM: Ray puts one in its place, which ends the process with a status of its own, and
+    leaves the system's behind when it is shut down."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield

@@ -18,6 +18,7 @@ from neurotally.jobs.interrupts import StopRequest
 from neurotally.jobs.known_model import known_facts, remember_facts
 from neurotally.jobs.plan import CorpusPlan, list_corpus
 from neurotally.jobs.progress import Progress, Took
+from neurotally.jobs.ray_session import end_leftovers
 from neurotally.jobs.reducers import Plan, Reducer, refuse_other
 from neurotally.jobs.store_writer import open_store, versions, writer_lock
 from neurotally.jobs.untrained import untrained_model
@@ -99,6 +100,8 @@ def run_pass(
     Raises InputError (the user's input or disk, nothing lost), JobError, or Interrupted.
     """
     with writer_lock(where.store):
+        session_file = where.store / store.RUN_FOLDER / "ray"
+        end_leftovers(session_file)  # of a run that was killed
         report = RunReport()
         corpora = [] if texts is None else _list(texts, where)
         known = known_facts(where.store, where.model, where.random_init)
@@ -119,7 +122,7 @@ def run_pass(
         model = where.model
         if where.random_init is not None:
             model = untrained_model(where.model, where.random_init, where.store / store.RUN_FOLDER)
-        engine = _make_engine(model, where.workers, where.store / store.RUN_FOLDER / "ray", where.address)
+        engine = _make_engine(model, where.workers, session_file, where.address)
         try:
             where.progress.note(f"loading {where.model.spec} …")
             facts = _named(where, engine.start())

@@ -283,7 +283,10 @@ def test_a_finished_store_says_so_and_a_further_corpus_is_added(
     corpora = make_corpora({"python": 20})
     run(model_folder, tmp_path / "s", corpora)
     before = everything(tmp_path / "s")
+    session_file = tmp_path / "s" / ".run" / "ray"
+    session_file.write_text("of a run that was killed as it ended")
     run(model_folder, tmp_path / "s", corpora)
+    assert not session_file.exists()
     make_corpora({"go": 10})
     run(model_folder, tmp_path / "s", corpora)
     assert store.committed_corpora(tmp_path / "s") == ["go", "python"]

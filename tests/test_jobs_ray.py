@@ -69,10 +69,17 @@ def all_gone(tag: str) -> bool:
     return not tagged(tag)
 
 
+def takes_sigterm() -> bool:
+    """Whether the system, too, has a handler of this process for SIGTERM."""
+    (caught,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
 @pytest.mark.ray
 def test_only_who_has_the_token_of_this_process_can_talk_to_ray(model_folder: Path, tag: str, tmp_path: Path) -> None:
     import ray
 
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     engine = RayEngine(ModelConfig(str(model_folder)), 1, tmp_path / "ray")
     try:
         address, token = ray.get_runtime_context().gcs_address, os.environ["RAY_AUTH_TOKEN"]
@@ -90,6 +97,9 @@ def test_only_who_has_the_token_of_this_process_can_talk_to_ray(model_folder: Pa
         assert "joined" in join(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token).stdout
     finally:
         engine.close()
+        is_ours = takes_sigterm()
+        signal.signal(signal.SIGTERM, before)
+    assert is_ours
     assert not (tmp_path / "ray").exists()
     assert all_gone(tag)
 
