@@ -18,9 +18,9 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are CPUs: tests of Ray and of killed runs wait most of their time."""
-    return (os.cpu_count() or 1) + 1
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One more than there are CPUs where tests of Ray and of killed runs are among them: they wait most of the time."""
+    return (os.cpu_count() or 1) + ("not ray" not in config.option.markexpr)
 
 
 @pytest.fixture
