@@ -117,7 +117,10 @@ def bench(csv_file: Path | None, out: Path | None, as_json: bool, **what: Any) -
 
 def main() -> None:
     """The `neurotally` command."""
-    sys.exit(_main(sys.argv[1:]))
+    status = _main(sys.argv[1:])
+    for number in (signal.SIGINT, signal.SIGTERM):  # too late to stop anything: it ends as it did
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(status)
 
 
 def _main(arguments: list[str]) -> int:

@@ -52,6 +52,7 @@ _IN_FLIGHT = 2
 _START_TIMEOUT_S = 1800.0
 _LOOK_EVERY_S = 0.5
 """So often, while it waits, the driver looks whether Ray is still there."""
+_PUT_BACK_EVERY_S = 0.01
 _RAY_PROCESSES = ("raylet", "gcs_server")
 """Without these nothing goes on."""
 _DEAD = (RayActorError, WorkerCrashedError)
@@ -207,8 +208,7 @@ class RayEngine:
             if not has_ended:  # else Ray would end this process, before it can say why
                 for actor in self._actors:
                     ray.kill(actor.handle)
-                with _own_sigterm():
-                    ray.shutdown()
+                _shut_down()
             self._actors = []
         finally:
             self._quiet.close()
@@ -378,8 +378,7 @@ def _token() -> str:
 
 @contextlib.contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Keep the handler of SIGTERM: Ray puts one in its place, which ends the process with a status of its own, and
-    leaves the system's behind when it is shut down."""
+    """Keep the handler of SIGTERM: Ray puts one in its place, which ends the process with a status of its own."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -388,6 +387,21 @@ def _own_sigterm() -> Iterator[None]:
     finally:
         with contextlib.suppress(ValueError):  # not in the main thread, where Ray takes no signals either
             signal.signal(signal.SIGTERM, before)
+
+
+def _shut_down() -> None:
+    """Shut Ray down.
+
+    Its core takes SIGTERM's handler with it, seconds before Ray's processes have ended, so that a signal would end this
+    process on the spot. So it is put back, while another thread waits for these.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    shutting_down = threading.Thread(target=ray.shutdown)
+    shutting_down.start()
+    while shutting_down.is_alive():
+        shutting_down.join(_PUT_BACK_EVERY_S)
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _failed_start(error: RayTaskError) -> Exception:

@@ -26,7 +26,7 @@ _LIMIT_S = 300.0
 _IDLE_S = 15.0
 _WRONG = re.compile(
     rb"can(?:'|&#39;|&#x27;)t be read|isn(?:'|&#39;|&#x27;)t the metadata"
-    rb"|cut off|damaged|checksum|lacks|unreadable|was changed"
+    rb"|cut off|damaged|checksum|lacks|unreadable|was changed|, expected "
 )
 """How outputs that go on without what is damaged say so."""
 
