@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -384,3 +385,16 @@ def test_no_share_is_not_a_number(options: tuple[str, str], run: Run, tmp_path: 
     code, out, error = run(command, tmp_path, option, "nan")
     assert (code, out) == (2, "")
     assert "'nan' is not in the range 0 to 1" in error
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_the_end_changes_nothing(number: signal.Signals) -> None:
+    code = f"""
+import atexit, os, sys
+from neurotally.jobs import cli
+atexit.register(os.kill, os.getpid(), {int(number)})
+sys.argv = ["neurotally", "--version"]
+cli.main()
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
