@@ -95,7 +95,7 @@ def check_axes(
 
     `known`: how long some of them must be, and who says so.
     """
-    sizes = dict(known or {})
+    sizes = {"sha256": (32, "a SHA-256"), **(known or {})}
     for name, layout in layouts.items():
         for dimension, size in zip(layout.dimensions, layout.shape, strict=True):
             expected, other = sizes.setdefault(dimension, (size, name))

@@ -137,8 +137,8 @@ def test_sums_survive_the_round_trip_through_zarr(
     tmp_path_factory: pytest.TempPathFactory, active: np.ndarray, sums: np.ndarray, values: np.ndarray
 ) -> None:
     neurons = CorpusNeurons(3, 4, 2, 2)
-    neurons.active_GLF = active
-    neurons.activation_sum_LF = sums
+    neurons.sums["active"][:] = active
+    neurons.sums["activation_sum"][:] = sums
     neurons.triggers.value_NK[:] = -np.sort(-values.reshape(12, 2))
     neurons.triggers.value_NK[5, 1] = 0  # unused
     path = tmp_path_factory.mktemp("round") / "group"
@@ -198,7 +198,10 @@ def test_edited_metadata_is_refused(case: str, made: Path) -> None:
     assert str(made / "corpora" / "c++" / name) in str(caught.value)
 
 
-@pytest.mark.parametrize("case", ["active: shape", "active: data type", "tokens: shape", "trigger_value: data type"])
+@pytest.mark.parametrize(
+    "case",
+    ["active: shape", "active: data type", "tokens: shape", "trigger_value: data type", "document_hash: shape"],
+)
 def test_metadata_edited_in_the_root_too_is_refused(case: str, made: Path) -> None:
     """By the schema, and by the other arrays of the group."""
     name, change, _ = EDITS[case]
