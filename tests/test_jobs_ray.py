@@ -150,11 +150,8 @@ def test_a_killed_worker_and_replacements_that_die_while_they_load_are_replaced(
     assert everything(tmp_path / "s") == everything(tmp_path / "clean")
 
 
-@pytest.mark.parametrize(
-    ("when", "number", "code"),
-    [("gcs_server", signal.SIGTERM, 143), ("ray::_ActorWorker", signal.SIGINT, 130)],
-    ids=["SIGTERM while Ray starts", "SIGINT while models load"],
-)
+@pytest.mark.parametrize("when", ["gcs_server", "ray::_ActorWorker"], ids=["while Ray starts", "while models load"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
 @pytest.mark.ray
 def test_a_signal_before_the_run_leaves_nothing_behind(
     when: str, number: signal.Signals, code: int, model_folder: Path, make_corpora: Any, tag: str, tmp_path: Path
