@@ -26,6 +26,9 @@ def unit_arrays(unit: UnitNeurons) -> dict[str, np.ndarray]:
     return {**unit.sums, **{name: array for name, array in vars(unit).items() if name != "sums"}}
 
 
+SUMS = ("activation_sum", "coefficient_sum", "coefficient_sum_absolute", "coefficient_sum_squares")
+
+
 class HookCount:
     """Counts of a Llama made with plain forward hooks, row by row as given. Written from the formulas alone."""
 
@@ -40,9 +43,9 @@ class HookCount:
         shape = (len(self.layers), self.model.config.intermediate_size)
         self.tokens = 0
         self.active = np.zeros(shape, np.int64)
-        self.sums = np.zeros((4, *shape))
-        self.absolute = np.zeros(shape)
-        self.absolute_activation = np.zeros(shape)
+        self.sums = {name: np.zeros(shape) for name in SUMS}
+        self.scales = {name: np.zeros(shape) for name in SUMS}
+        """The sums of the terms' magnitudes."""
         self.largest = np.full(shape, -np.inf)
         self.smallest = np.full(shape, np.inf)
 
@@ -68,10 +71,9 @@ class HookCount:
     def _count(self, length: int, activation: np.ndarray, coefficient: np.ndarray) -> np.ndarray:
         self.tokens += length
         self.active += (activation > 0).sum(1)
-        of_coefficient = (coefficient.sum(1), np.abs(coefficient).sum(1), (coefficient**2).sum(1))
-        self.sums += np.stack([activation.sum(1), *of_coefficient])
-        self.absolute += np.abs(coefficient).sum(1)
-        self.absolute_activation += np.abs(activation).sum(1)
+        for name, terms in zip(SUMS, (activation, coefficient, np.abs(coefficient), coefficient**2), strict=True):
+            self.sums[name] += terms.sum(1)
+            self.scales[name] += np.abs(terms).sum(1)
         self.largest = np.maximum(self.largest, coefficient.max(1))
         self.smallest = np.minimum(self.smallest, coefficient.min(1))
         return coefficient
@@ -88,8 +90,8 @@ def top(candidates: list[tuple[float, int, int]], k: int) -> list[tuple[float, i
 
 
 def check_sums(arrays: store.Arrays, count: HookCount, relative: float) -> None:
-    names = ("activation_sum", "coefficient_sum", "coefficient_sum_absolute", "coefficient_sum_squares")
-    for name, expected in zip(names, count.sums, strict=True):
-        assert (np.abs(arrays[name] - expected) <= relative * (np.abs(expected) + count.absolute)).all(), name
+    for name, expected in count.sums.items():
+        bound = relative * (np.abs(expected) + count.scales["coefficient_sum"])
+        assert (np.abs(arrays[name] - expected) <= bound).all(), name
     np.testing.assert_allclose(arrays["coefficient_max"], count.largest, rtol=10 * relative)
     np.testing.assert_allclose(arrays["coefficient_min"], count.smallest, rtol=10 * relative)

@@ -388,6 +388,7 @@ def test_no_share_is_not_a_number(options: tuple[str, str], run: Run, tmp_path: 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 def test_a_signal_after_the_end_changes_nothing(number: signal.Signals) -> None:
     code = f"""
 import atexit, os, sys

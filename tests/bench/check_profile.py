@@ -130,9 +130,7 @@ def compare(arguments: argparse.Namespace, path: Path, corpus: str) -> dict[str,
         swapped = max([swapped, *(abs(v / c[0] - 1) for v, c in zip(chosen.tolist(), expected, strict=False))])
         values = arrays["trigger_value"].reshape(num_neurons, k)[neuron, : len(expected)]
         off = max([off, *(abs(v / c[0] - 1) for v, c in zip(values.tolist(), expected, strict=True))])
-    differences = [np.abs(arrays[n] - e) for n, e in zip(SUMS, count.sums, strict=True)]
-    scales = (count.absolute_activation, count.absolute, count.sums[2])
-    relative = [difference / scale for difference, scale in zip(differences, scales, strict=True)]
+    relative = [np.abs(arrays[name] - expected) / count.scales[name] for name, expected in count.sums.items()]
     cells = count.active.size * count.tokens
     return {
         "tokens": int(arrays["tokens"].sum()),
@@ -149,9 +147,6 @@ def compare(arguments: argparse.Namespace, path: Path, corpus: str) -> dict[str,
         # Where a list differs: how far apart, by the hooks, the documents are that changed places.
         "largest_relative_gap_of_a_swap": swapped,
     }
-
-
-SUMS = ("activation_sum", "coefficient_sum", "coefficient_sum_squares")
 
 
 def together(arrays: store.Arrays, made: list[list], budget: int) -> list[tuple[list[list], int]]:
