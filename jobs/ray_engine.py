@@ -363,11 +363,14 @@ def _start_ray(session_file: Path, quiet: dict[str, Any]) -> None:
     os.environ.pop("RAY_AUTH_MODE", None)  # unset, Ray asks for a token, from 2.59 on
     os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
     os.environ["RAY_AUTH_TOKEN"] = _token()
-    os.environ[SESSION_VARIABLE] = session
+    # The second keeps Ray's agents from writing their names over the environment that they are told by.
+    told = {SESSION_VARIABLE: session, "SPT_NOENV": "1"}
+    os.environ.update(told)
     try:
         ray.init(address="local", num_cpus=os.cpu_count(), include_dashboard=False, **quiet)
     finally:
-        del os.environ[SESSION_VARIABLE]  # later processes are not Ray's
+        for name in told:  # later processes are not Ray's
+            del os.environ[name]
 
 
 @functools.cache

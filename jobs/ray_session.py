@@ -46,11 +46,14 @@ def end_leftovers(session_file: Path) -> None:
 
 
 def _end_session(session: str) -> None:
-    left = processes_of(session)
-    for process in left:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(left, timeout=_KILL_WAIT_S)
+    """Until none is found: one that is killed may just have started another."""
+    while left := processes_of(session):
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        _, alive = psutil.wait_procs(left, timeout=_KILL_WAIT_S)
+        if alive:
+            break
 
 
 def is_gone(process: psutil.Process) -> bool:

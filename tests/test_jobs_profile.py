@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from launching import Launch
 from ray.cluster_utils import Cluster
 from reference import HookCount, check_sums, corpus_order, everything, top
 from transformers import AutoTokenizer
@@ -179,19 +178,10 @@ def test_out_of_memory_restarts_the_unit_and_counts_nothing_twice(
     assert not store.corpus_attributes(tmp_path / "plenty", "python")["restarted_units"]
 
 
-# For runs that are to be killed: a checkpoint after every unit makes them slow, and leaves something to go on from.
-# SIGINT as in a terminal: runs that a shell put in the background, and these tests with them, would ignore it.
-COMMAND = [sys.executable, "-c", "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-           "from neurotally.jobs import profile; from neurotally.jobs.cli import main; "
-           "profile.__kwdefaults__.update(checkpoint_every_s=0.0, max_unit_bytes=400); main()"]  # fmt: skip
-
-
-def start(model: Path, path: Path, corpora: Path, *options: str) -> subprocess.Popen:
-    command = [*COMMAND, "profile", str(model), str(path), "--corpora", str(corpora), "--row-tokens", "64"]
-    return subprocess.Popen(
-        [*command, "--groups", "3", "--triggers", "4", *options],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+def start(model: Path, path: Path, corpora: Path, *options: str) -> Launch:
+    """A run to be killed: a checkpoint after every unit makes it slow, and leaves something to go on from."""
+    arguments = ["profile", str(model), str(path), "--corpora", str(corpora), "--row-tokens", "64", "--groups", "3"]
+    return Launch([*arguments, "--triggers", "4", *options], path, checkpoint_every_s=0.0, max_unit_bytes=400)
 
 
 def go_on(model: Path, path: Path, corpora: Path) -> None:
@@ -199,17 +189,17 @@ def go_on(model: Path, path: Path, corpora: Path) -> None:
     run(model, path, corpora, max_unit_bytes=400)
 
 
-def wait_for_units(path: Path, number: int, process: subprocess.Popen, timeout_s: float = 120) -> None:
+def wait_for_units(path: Path, number: int, process: Launch, timeout_s: float = 120) -> None:
     """Wait until a checkpoint holds so many units, over all corpora."""
     deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and process.status is None:
         done = len(list(path.glob("corpora/*/zarr.json"))) * 1000
         for file in path.glob(".run/corpora/*/current.json"):
             done += json.loads(file.read_text())["units_done"]
         if done >= number:
             return
         time.sleep(0.02)
-    raise AssertionError(f"never got to {number} units: {process.poll()} {process.communicate()}")
+    raise AssertionError(f"never got to {number} units: {process.status} {process.errors}")
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -222,7 +212,7 @@ def test_killed_twice_and_resumed_gives_the_same_bits(
         process = start(model_folder, tmp_path / "killed", corpora, "--workers", workers)
         wait_for_units(tmp_path / "killed", number, process)
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        assert process.finish()[0] == -signal.SIGKILL
     go_on(model_folder, tmp_path / "killed", corpora)
     go_on(model_folder, tmp_path / "whole", corpora)
     assert everything(tmp_path / "killed") == everything(tmp_path / "whole")
@@ -238,8 +228,8 @@ def test_interrupted_by_a_signal_saves_and_goes_on(
     process = start(model_folder, tmp_path / "s", corpora)
     wait_for_units(tmp_path / "s", 3, process)
     os.kill(process.pid, number)
-    _, errors = process.communicate()
-    assert process.returncode == code
+    status, _, errors = process.finish()
+    assert status == code
     assert "Traceback" not in errors
     assert "goes on from here" in errors.splitlines()[-1]
     go_on(model_folder, tmp_path / "s", corpora)

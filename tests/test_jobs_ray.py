@@ -11,8 +11,9 @@ from typing import Any
 
 import psutil
 import pytest
+from launching import start_server
 from reference import everything
-from test_jobs_profile import COMMAND, go_on, start, wait_for_units
+from test_jobs_profile import go_on, start, wait_for_units
 
 from neurotally.jobs.engines import ModelConfig
 from neurotally.jobs.ray_engine import RayEngine
@@ -23,6 +24,7 @@ TAG = "NEUROTALLY_TEST_TAG"
 @pytest.fixture
 def tag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Set in the environment of what a test starts; nothing of it is left behind."""
+    start_server()
     monkeypatch.setenv(TAG, str(tmp_path))
     yield str(tmp_path)
     for process in tagged(str(tmp_path)):
@@ -112,14 +114,17 @@ def test_the_end_of_ray_ends_the_run_at_once_and_it_goes_on(
     corpora = make_corpora({"python": 60})
     process = start(model_folder, tmp_path / "s", corpora, "--workers", "2")
     wait_for_units(tmp_path / "s", 5, process, timeout_s=400)
+    agents = [process for process in named(tag, "raylet/raylet")[0].children() if "Agent" in process.name()]
+    assert agents
     named(tag, name)[0].kill()
     began = time.monotonic()
-    out, errors = process.communicate(timeout=120)
+    status, out, errors = process.finish()
     assert time.monotonic() - began < 60
-    assert process.returncode == 1
+    assert status == 1
     assert out == ""
     assert errors.splitlines()[-1].startswith("neurotally: Ray's process ")
     assert "Traceback" not in errors
+    assert psutil.wait_procs(agents, timeout=5)[1] == []  # else they try for a minute to tell the GCS of the end
     assert all_gone(tag)
     go_on(model_folder, tmp_path / "s", corpora)
     go_on(model_folder, tmp_path / "clean", corpora)
@@ -142,8 +147,8 @@ def test_a_killed_worker_and_replacements_that_die_while_they_load_are_replaced(
         seen.add(replacement.pid)
         replacement.kill()
     other.resume()
-    _, errors = process.communicate(timeout=400)
-    assert process.returncode == 0, errors
+    status, _, errors = process.finish(timeout_s=400)
+    assert status == 0, errors
     assert "worker died" in errors
     assert all_gone(tag)
     go_on(model_folder, tmp_path / "clean", corpora)
@@ -159,8 +164,8 @@ def test_a_signal_before_the_run_leaves_nothing_behind(
     process = start(model_folder, tmp_path / "s", make_corpora({"python": 20}), "--workers", "2")
     wait_for(tag, when)
     os.kill(process.pid, number)
-    out, errors = process.communicate(timeout=120)
-    assert process.returncode == code, errors
+    status, out, errors = process.finish()
+    assert status == code, errors
     assert out == ""
     lines = [line for line in errors.splitlines() if line and not line.startswith("loading ")]
     assert len(lines) == 1, errors
@@ -199,11 +204,8 @@ def test_a_signal_that_ray_sees_while_it_waits(tag: str) -> None:
 def test_a_signal_while_the_model_loads_here(
     number: signal.Signals, code: int, model_folder: Path, make_corpora: Any, tmp_path: Path
 ) -> None:
-    corpora = str(make_corpora({"python": 20}))
-    command = [*COMMAND, "profile", str(model_folder), str(tmp_path / "s"), "--corpora", corpora]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    assert process.stderr.readline().startswith("loading ")
+    process = start(model_folder, tmp_path / "s", make_corpora({"python": 20}))
+    process.wait_until_it_says("loading ")
     os.kill(process.pid, number)
-    out, errors = process.communicate(timeout=120)
-    assert (process.returncode, out, errors.strip().count("\n")) == (code, "", 0), errors
+    status, out, errors = process.finish()
+    assert (status, out, len(errors.split("\n", 1)[1].strip().splitlines())) == (code, "", 1), errors
