@@ -40,21 +40,21 @@ def open_store(path: Path, facts: ModelFacts, config: dict[str, Any] | None) -> 
     theirs = store.store_attributes(path)
     for part in ("model", "tokenizer"):
         _refuse_difference(path, part, {"fingerprint": attributes[part]["fingerprint"]}, theirs.get(part) or {})
-    warnings = [*facts.warnings, *_compare_configs(path, facts.config, theirs["model"].get("config"))]
+    if difference := _shared_difference(facts.config, theirs["model"].get("config") or {}):
+        raise InputError(f"{path} is a store of another model: its config's {difference}; use another store")
     if config is not None:
         noted = theirs.get("config") or {}
         if noted:
-            same = {key: value for key, value in config.items() if key != "kernels"}
-            _refuse_difference(path, "config", same, noted)
-            warnings += _compare_kernels(path, config["kernels"], noted.get("kernels"))
-        if "kernels" not in noted:  # a store that another pass began, or made before kernels were noted
-            store.replace_attributes(path, {**theirs, "config": {**config, **noted}})
+            _refuse_other_kernels(path, config["kernels"], noted.get("kernels"))
+            _refuse_difference(path, "config", config, noted)
+        else:  # a store that another pass began
+            store.replace_attributes(path, {**theirs, "config": config})
     before = theirs["versions"]
-    return warnings + [
-        f"{name} is {ours}, the store was started with {before.get(name)}"
-        for name, ours in attributes["versions"].items()
-        if before.get(name) != ours
-    ]
+    return [
+        *facts.warnings,
+        *(f"{name} is {ours}, the store was started with {before.get(name)}"
+          for name, ours in attributes["versions"].items() if before.get(name) != ours),
+    ]  # fmt: skip
 
 
 def versions() -> dict[str, str]:
@@ -89,18 +89,6 @@ def writer_lock(path: Path, *, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
         raise InputError(f"{path} is being written by another run; wait for it or stop it") from error
 
 
-def _compare_configs(path: Path, ours: dict[str, Any], theirs: dict[str, Any] | None) -> list[str]:
-    """Refuse a model of the same weights that computes something else; a warning where the store can't tell."""
-    if theirs is None:
-        return [
-            f"{path} was begun by a version that kept no model config: that it is the same model is known by its "
-            "weights alone"
-        ]
-    if difference := _shared_difference(ours, theirs):
-        raise InputError(f"{path} is a store of another model: its config's {difference}; use another store")
-    return []
-
-
 def _shared_difference(ours: dict[str, Any], theirs: dict[str, Any], within: str = "") -> str | None:
     """Name the first value that differs among the keys of both: versions of transformers add keys and drop some."""
     for key in (key for key in ours if key in theirs):
@@ -113,16 +101,12 @@ def _shared_difference(ours: dict[str, Any], theirs: dict[str, Any], within: str
     return None
 
 
-def _compare_kernels(path: Path, ours: str, theirs: str | None) -> list[str]:
-    """A warning where the store doesn't say which kernels computed it; InputError where they were others."""
-    if theirs is None:
-        return [f"{path} was made before stores said which kernels computed them; here it goes on with {ours} ones"]
-    if theirs != ours:
+def _refuse_other_kernels(path: Path, ours: str, theirs: str | None) -> None:
+    if theirs in KERNEL_HINTS and theirs != ours:
         raise InputError(
             f"{path} was computed with the {theirs} kernels, these are the {ours} ones, which round sums differently; "
             f"{KERNEL_HINTS[theirs]}, or use another store"
         )
-    return []
 
 
 def _refuse_links(path: Path) -> None:

@@ -85,24 +85,6 @@ def test_a_set_that_is_likelier_than_its_frequency_says_is_found() -> None:
     assert (ranks(4, 40) == 1).mean() > 0.8
 
 
-def test_a_lens_made_before_says_that_its_control_is_one_unmatched_draw() -> None:
-    new = result(sets_of(MEMBERS, 0), logits_of(0))
-    arrays = {name: values for name, values in new.arrays.items() if not name.startswith("draw_")}
-    attributes = {name: of for name, of in new.attributes.items() if name not in ("draws", "vocabulary")}
-    attributes["sets"] = {"A": {"entries": 10, "single": 10, "tokens": 10}}
-    document = lens_document(LensResult(arrays, attributes, new.model))
-    assert (document["draws"], document["matched"]) == (1, False)
-    of = document["all"]["sets"]["A"]
-    assert of["control"]["mass"] == [float(arrays["control_mass"][0, 0, 0])]
-    assert (of["mass_rank"], of["control"]["mass_sd"], document["sets"]["A"]["uniform"]) == (None, None, None)
-    found = lens_result(LensResult(arrays, attributes, new.model))
-    assert "ONE uniform draw" in found.text()
-    assert found.frame("sets")["rank"].tolist() == [None]
-    assert not found.findings
-    labels = [text.get_text() for text in found.figure("panels").legends[0].get_texts()]
-    assert [label for label in labels if "draw" in label] == ["one uniform draw of as many tokens, unmatched"]
-
-
 def test_the_figure_has_the_draws_and_what_uniform_tokens_expect() -> None:
     found = lens_result(result(sets_of(MEMBERS, 0), logits_of(0)))
     document = found.document

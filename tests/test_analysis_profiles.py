@@ -234,6 +234,7 @@ def test_profile_overlap(one: list[int], other: list[int], overlap: float) -> No
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=80), st.integers(2, 5))
+@pytest.mark.slow
 def test_a_profile_on_finer_layers_is_the_same_profile(count_L: list[int], times: int) -> None:
     count_1L = np.array([count_L])
     finer_1L = np.repeat(count_1L, times, axis=1)

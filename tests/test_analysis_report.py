@@ -188,6 +188,7 @@ def test_the_page_stands_alone(html: str, page: Element) -> None:
     assert len(html) < 2_000_000
 
 
+@pytest.mark.slow
 def test_only_the_pages_own_script_may_run(page: Element) -> None:
     script = page.one("script").text
     (policy,) = (one.attributes["content"] for one in page.all("meta") if "http-equiv" in one.attributes)
@@ -196,6 +197,7 @@ def test_only_the_pages_own_script_may_run(page: Element) -> None:
     assert str(policy).startswith("default-src 'none'")
 
 
+@pytest.mark.slow
 def test_the_pages_structure(page: Element) -> None:
     ids = Counter(one.attributes["id"] for one in page.walk() if "id" in one.attributes)
     assert [name for name, number in ids.items() if number > 1] == []
@@ -218,6 +220,7 @@ def test_the_pages_structure(page: Element) -> None:
     assert named <= set(ids)
 
 
+@pytest.mark.slow
 def test_provenance_says_what_the_store_says(page: Element, path: Path) -> None:
     shown = {one.one("dt").text: one.one("dd").text for one in page.one("section", id="provenance").all("div")
              if one.all("dt") and len(one.all("dt")) == 1}  # fmt: skip
@@ -234,6 +237,7 @@ def test_provenance_says_what_the_store_says(page: Element, path: Path) -> None:
         assert ("–" if value is None else str(value)) in page.one("section", id="provenance").text
 
 
+@pytest.mark.slow
 def test_corpora_say_what_the_store_says(page: Element, path: Path) -> None:
     table = table_of(page.one("section", id="corpora"), "Finished corpora")
     keys = header_of(table)[1:]
@@ -245,6 +249,7 @@ def test_corpora_say_what_the_store_says(page: Element, path: Path) -> None:
     assert "empty.py" in page.one("section", id="corpora").text
 
 
+@pytest.mark.slow
 def test_lapes_numbers_are_lapes(page: Element, path: Path) -> None:
     counts = read_counts(path)
     chosen = lape(counts.active_CLF, counts.tokens_C, counts.corpora, Rule(QUANTILE, per_corpus=PER_CORPUS))
@@ -264,6 +269,7 @@ def test_lapes_numbers_are_lapes(page: Element, path: Path) -> None:
         assert found["p"] == f"{p:.4f} ± {half:.4f}"
 
 
+@pytest.mark.slow
 def test_profiles_and_overlap_are_those_of_the_sets(page: Element, path: Path) -> None:
     counts = read_counts(path)
     chosen = lape(counts.active_CLF, counts.tokens_C, counts.corpora, Rule(QUANTILE, per_corpus=PER_CORPUS))
@@ -329,6 +335,7 @@ def test_neurons_and_their_triggers(page: Element, path: Path, folder: Path) -> 
         assert [list(neuron) for neuron in of_corpus] == by_entropy[:NUMBER]
 
 
+@pytest.mark.slow
 def test_hostile_texts_are_shown_as_they_are(html: str, page: Element) -> None:
     codes = "".join(one.text for one in page.all("code"))
     assert "onerror=alert(1)" in codes
@@ -558,6 +565,7 @@ def test_the_report_names_no_neuron_twice(path: Path) -> None:
 
 @pytest.mark.parametrize("width", [1400, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.slow
 def test_in_a_browser(html: str, folder: Path, width: int, scheme: Any) -> None:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed")
     browser_path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

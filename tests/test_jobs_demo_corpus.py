@@ -69,6 +69,7 @@ def test_this_machine_has_four_languages_at_least(installed: tuple[Path, dict[st
         assert demo_corpus.MIN_HELDOUT_BYTES <= sum(sizes["heldout"]) < demo_corpus.HELDOUT_BYTES + 16_000
 
 
+@pytest.mark.slow
 def test_text_is_whole_lines_of_utf8(installed: tuple[Path, dict[str, FileSizes]]) -> None:
     for name, content in contents(installed[0]).items():
         content.decode()
@@ -92,6 +93,7 @@ def test_no_text_is_on_two_sides(installed: tuple[Path, dict[str, FileSizes]]) -
         assert len(names_in(target, language)) == len(digests)
 
 
+@pytest.mark.slow
 def test_no_folder_swamps_a_language(installed: tuple[Path, dict[str, FileSizes]]) -> None:
     parents = [name.rpartition("/")[0] for name in contents(installed[0] / "train" / "c++")]
     assert max(map(parents.count, set(parents))) <= demo_corpus.MAX_FILES_PER_FOLDER
@@ -196,6 +198,7 @@ def test_metadata_gives_its_description_only(small: Path, tmp_path: Path) -> Non
     assert [text.decode() for text in found.values()] == [PROSE]
 
 
+@pytest.mark.slow
 def test_topics_of_the_language_reference_are_english(installed: tuple[Path, dict[str, FileSizes]]) -> None:
     assert any(name.startswith("stdlib/pydoc_data/topics/") for name in names_in(installed[0], "english"))
 

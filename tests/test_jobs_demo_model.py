@@ -63,6 +63,7 @@ def test_is_an_ordinary_model_folder(trained: tuple[Path, list[float]]) -> None:
     assert (folder / "model.safetensors").stat().st_size >= 4 * model.num_parameters()
 
 
+@pytest.mark.slow
 def test_tokenizer_survives_saving(trained: tuple[Path, list[float]]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(trained[0])
     model = AutoModelForCausalLM.from_pretrained(trained[0])
@@ -75,6 +76,7 @@ def test_tokenizer_survives_saving(trained: tuple[Path, list[float]]) -> None:
         assert tokenizer.decode(ids, skip_special_tokens=True) == text
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(trained: tuple[Path, list[float]], tmp_path: Path) -> None:
     folder, of_training = trained
     assert len(of_training) == STEPS
@@ -85,6 +87,7 @@ def test_training_lowers_the_loss(trained: tuple[Path, list[float]], tmp_path: P
     assert max(losses.values()) < np.log(VOCABULARY)
 
 
+@pytest.mark.slow
 def test_loss_counts_every_token_but_pads(trained: tuple[Path, list[float]]) -> None:
     model = AutoModelForCausalLM.from_pretrained(trained[0]).eval()
     rows = [np.arange(5, 5 + length) for length in (2, 40, 100)]
@@ -130,6 +133,7 @@ def test_languages_take_turns_and_deal_every_row_before_any_twice() -> None:
     assert len({row for row in dealt if row[0] == 1}) == 3
 
 
+@pytest.mark.slow
 def test_rows_are_the_documents_cut(trained: tuple[Path, list[float]]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(trained[0])
     document = "".join(f"value {i} is in the list\n" for i in range(200))

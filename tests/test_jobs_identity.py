@@ -108,19 +108,6 @@ def test_a_key_that_only_one_version_of_transformers_has_is_no_difference(
     assert code == 0, errors
 
 
-def test_a_store_made_before_configs_were_kept_goes_on_with_a_warning(
-    run: Run, profiled: tuple[Path, Path, Path]
-) -> None:
-    model, path, corpora = profiled
-    attributes = store.store_attributes(path)
-    assert attributes["model"]["config"]["hidden_act"] == "silu"
-    del attributes["model"]["config"]
-    store.replace_attributes(path, attributes)
-    code, _, errors = run("profile", model, path, "--corpora", corpora, *OPTIONS)
-    assert code == 0
-    assert errors.count("kept no model config") == 1
-
-
 def test_weights_without_a_use_are_told_and_noted(
     run: Run, model_folder: Path, make_corpora: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -217,6 +217,7 @@ def test_goes_on_where_it_stopped_and_on_two_workers_to_the_same_bits(
         assert np.array_equal(ours[name], values, equal_nan=values.dtype.kind == "f"), name
 
 
+@pytest.mark.slow
 def test_the_document_is_the_mean_of_snippets_then_pairs(done: Path) -> None:
     group = store.read_group(done, "lens/translation")
     document = lens_document(read_lens(done, "translation"))
@@ -303,54 +304,21 @@ def test_a_prompt_that_is_not_there_is_named_before_the_pass(data: Path, tmp_pat
     assert not (tmp_path / "s").exists()
 
 
-def as_made_before(path: Path) -> None:
-    """Turn a store's lens into one from before sets had several draws: another control, other tokens of sets."""
-    group = path / "lens" / "translation"
-    shutil.copytree(group / "member_token", group / "control_token")
-    for file in (group / "zarr.json", path / "zarr.json"):
-        document = json.loads(file.read_text())
-        root = file.parent == path
-        nodes = document["consolidated_metadata"]["metadata"] if root else None
-        attributes = (document if nodes is None else nodes["lens/translation"])["attributes"]
-        for name in ("draws", "vocabulary"):
-            del attributes[name]
-        for name in ("draws", "seed"):
-            del attributes["identity"][name]
-        attributes["identity"]["tokens_of_sets"] = "0" * 64
-        attributes["sets"] = {
-            name: {key: of[key] for key in ("entries", "single", "tokens")} for name, of in attributes["sets"].items()
-        }
-        for node in [node for node in nodes or {} if node.startswith("lens/translation/draw_")]:
-            del nodes[node]
-        if nodes is not None:
-            nodes["lens/translation/control_token"] = nodes["lens/translation/member_token"]
-        file.write_text(json.dumps(document))
-    for folder in group.glob("draw_*"):
-        shutil.rmtree(folder)
-
-
 @pytest.mark.slow
-def test_a_lens_made_before_still_reads_and_says_what_its_control_is(
+def test_other_draws_are_another_lens(
     trained: Path, done: Path, data: Path, tmp_path: Path, run: Callable[..., Any]
 ) -> None:
     shutil.copytree(done, tmp_path / "s")
-    as_made_before(tmp_path / "s")
     arguments = [
         "lens", trained, tmp_path / "s", "--parallel", data / "parallel", "--few-shot", data / "few", "--keywords",
         data / "keywords", "--english", data / "words.txt", "--device", "cpu",
     ]  # fmt: skip
-    code, out, errors = run(*arguments)
-    assert code == 0, errors
-    assert "its control" not in out
-    assert "ONE uniform draw of as many tokens" in out
-    assert "control was one unmatched draw" in errors
-    code, _, errors = run(*arguments, "--pairs", "C-Python")
-    assert code == 2
-    assert "pairs" in errors
+    for other in (["--pairs", "C-Python"], ["--draws", 5], ["--seed", 1]):
+        code, _, errors = run(*arguments, *other)
+        assert code == 2
+        assert other[0].lstrip("-") in errors
     code, out, _ = run(*arguments, "--name", "again", "--draws", 5, "--json")
     assert (code, json.loads(out)["draws"]) == (0, 5)
-    code, _, errors = run(*arguments, "--name", "again", "--draws", 5, "--seed", 1)
-    assert "seed is 1, the store has 0" in errors
 
 
 @pytest.mark.slow
@@ -374,6 +342,7 @@ def test_the_papers_way_reads_from_prefixes_with_two_bos(trained: Path, data: Pa
         np.testing.assert_allclose(group["gold_probability"][position], probability_LV[:, ids[index]], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_pairs_and_inputs_that_are_not_there_are_named(trained: Path, data: Path, tmp_path: Path) -> None:
     assert directed_pairs("C++-C, C-C++", ["C", "C++"]) == [("C++", "C"), ("C", "C++")]
     for text, message in {"C-Java": "'C-Java' is no SOURCE-TARGET of C, C#", "": "expected `all`"}.items():
@@ -389,6 +358,7 @@ def test_pairs_and_inputs_that_are_not_there_are_named(trained: Path, data: Path
         (data / "few" / "other").rename(data / "few" / "python_fewshot.txt")
 
 
+@pytest.mark.slow
 def test_a_context_that_no_prompt_fits_is_said_so(trained: Path, data: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "short")
     config = json.loads((tmp_path / "short" / "config.json").read_text())

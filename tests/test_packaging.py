@@ -4,6 +4,7 @@ import ast
 import configparser
 import subprocess
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -13,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = ("kernels", "profiler", "jobs", "analysis")
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """Modules imported anywhere in a file, at the top or inside functions; `from x import y` may name one by y.
 
@@ -73,7 +75,6 @@ ALLOWED = {"kernels": {"kernels"}, "profiler": {"kernels", "profiler"}, "analysi
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-@pytest.mark.slow
 def test_imports_go_one_way(folder: str) -> None:
     for path in files(folder):
         for module in imports(path):

@@ -95,6 +95,7 @@ def strata_by_hand(counts: np.ndarray, left: set[int], tokens: list[int]) -> lis
     return found
 
 
+@pytest.mark.slow
 def test_draws_are_as_frequent_as_their_set_and_hold_no_keyword() -> None:
     vocabulary, rng = 1000, np.random.default_rng(0)
     tokens = np.minimum(rng.zipf(1.3, 40_000), vocabulary - 1)

@@ -70,6 +70,7 @@ def test_rounding_refuses_no_sound_model(model: LoadedModel, monkeypatch: pytest
         assert num_moved > 10
 
 
+@pytest.mark.slow
 def test_a_float32_model_may_differ_in_many_elements(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
 

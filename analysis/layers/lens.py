@@ -1,6 +1,6 @@
 """The logit lens of a store, put together by pair, by source, by target, over all: the document of `neurotally lens`.
 
-    {"schema": 1, "model": {"id", "fingerprint"}, "paper", "layers", "draws", "matched",
+    {"schema": 1, "model": {"id", "fingerprint"}, "paper", "layers", "draws", "matched": true,
      "sets": {name: {"entries", "single", "tokens", "uniform", "share", "drawn_share"}},
      "empty_sets": {name: entries}, "skipped": {pair: {reason: [ids]}},
      "pairs" | "unordered" | "sources" | "targets": {name: MEANS}, "all": MEANS, "pooled": MEANS}
@@ -24,9 +24,6 @@ is what m random tokens of V would have, frequent or not.
 mass_rank is the place of the set's mass among its own and its draws', 1 the largest, D + 1 the smallest. Were the set
 one more draw, every place would be as likely: rank / (D + 1) is the p-value of "more probable than random tokens",
 and (D + 2 - rank) / (D + 1) of "less". Means over layers have a rank of their own (`mean_rank`).
-
-A lens made before sets had several draws has one uniform draw from all tokens: `draws` is 1 and `matched` false, there
-is no rank and no deviation.
 """
 
 from collections.abc import Mapping, Sequence
@@ -62,11 +59,6 @@ class LensResult:
         """The pair of each prompt."""
         return _pairs(self.arrays)
 
-    @property
-    def is_matched(self) -> bool:
-        """Whether each set has several random sets of like frequency; else, in older stores, one uniform draw."""
-        return "draws" in self.attributes
-
 
 @dataclass(frozen=True)
 class PromptLens:
@@ -86,13 +78,10 @@ def read_lens(path: Path, name: str) -> LensResult:
     """A lens of a store; an InputError where it has none of the name."""
     names = ["language", "set", "prompt_source", "prompt_target", "prompt_positions"]
     names += [f"prompt_{of}" for of in (*_GOLD.values(), *_SET.values())]
-    names += [f"control_{of}" for of in _SET.values()]
+    names += [*(f"control_{of}" for of in _SET.values()), "draw_mass", "draw_mass_pooled"]
     group = f"lens/{name}"
     arrays = store.read_group(path, group, names)
-    attributes = store.group_attributes(path, group)
-    if "draws" in attributes:
-        arrays |= store.read_group(path, group, ["draw_mass", "draw_mass_pooled"])
-    return LensResult(arrays, attributes, store.store_attributes(path)["model"])
+    return LensResult(arrays, store.group_attributes(path, group), store.store_attributes(path)["model"])
 
 
 def read_prompt(path: Path, name: str, which: str) -> PromptLens:
@@ -135,9 +124,10 @@ def lens_document(result: LensResult) -> dict[str, Any]:
         "model": model_key(result.model),
         "paper": attributes["paper"],
         "layers": result.arrays["prompt_gold_rank"].shape[1],
-        "draws": attributes.get("draws", 1),
-        "matched": result.is_matched,
-        "sets": {name: _described(of, attributes.get("vocabulary")) for name, of in attributes["sets"].items()},
+        "draws": attributes["draws"],
+        "matched": True,
+        "sets": {name: {**of, "uniform": of["tokens"] / attributes["vocabulary"]}
+                 for name, of in attributes["sets"].items()},
         "empty_sets": attributes["empty_sets"],
         "skipped": attributes["skipped"],
         "pairs": _by(result, ["-".join(pair) for pair in pair_P]),
@@ -176,7 +166,7 @@ def _means(result: LensResult, in_P: np.ndarray, keep_draws: bool = False, is_po
         sets[set_name] = {key: found_LS[:, number].tolist() for key, found_LS in found.items()}
         control = {key: control_LS[:, number].tolist() for key, control_LS in drawn.items()}
         sets[set_name] |= {"mass_rank": None, "mean_rank": None, "control": {**control, "mass_sd": None, "draws": None}}
-    if result.is_matched and counted_P.any():
+    if counted_P.any():
         draw_LSD = _weighted_draws(result, "draw_mass_pooled" if is_pooled else "draw_mass", weight_P)
         for number, of in enumerate(sets.values()):
             _add_ranks(of, found["mass"][:, number], draw_LSD[:, number], keep_draws)
@@ -212,12 +202,6 @@ def _add_ranks(of: dict[str, Any], mass_L: np.ndarray, draw_LD: np.ndarray, keep
 def rank(mass: float, draw_D: np.ndarray) -> int:
     """The place of a mass among its own and its draws', 1 the largest."""
     return 1 + int((draw_D >= mass).sum())
-
-
-def _described(of: Mapping[str, Any], vocabulary: int | None) -> dict[str, Any]:
-    """A set's attributes, and what as many uniform tokens would have; null where an older store doesn't know."""
-    uniform = None if vocabulary is None else of["tokens"] / vocabulary
-    return {**of, "uniform": uniform, "share": of.get("share"), "drawn_share": of.get("drawn_share")}
 
 
 def _weights(result: LensResult, counted_P: np.ndarray, is_pooled: bool) -> np.ndarray:

@@ -240,10 +240,7 @@ def _random_series(document: Document, name: str) -> list[Series]:
         draw_DL = np.array(control["draws"])
         series.append(Series("least to most of the draws", draw_DL.max(axis=0).tolist(), mark="band", tone="grey",
                              low=draw_DL.min(axis=0).tolist()))  # fmt: skip
-    if about["uniform"] is not None:
-        series.append(Series("uniform tokens (m/V)", [about["uniform"]], mark="level", tone="grey"))
-    if not document["matched"]:
-        label = "one uniform draw of as many tokens, unmatched"
+    series.append(Series("uniform tokens (m/V)", [about["uniform"]], mark="level", tone="grey"))
     return [*series, Series(label, control["mass"], tone="grey", is_dashed=True)]
 
 
@@ -284,12 +281,6 @@ def _notes(document: Document) -> list[str]:
 
 def _random_notes(document: Document) -> list[str]:
     """What the random sets are, and how far they can be trusted."""
-    if not document["matched"]:
-        return [
-            "random: ONE uniform draw of as many tokens, not matched by frequency, so without a spread: it proves "
-            "nothing about a single set; `lens` with another --name draws 20 matched ones",
-            "sets overlap, and a larger set gets more by its size alone",
-        ]
     draws = document["draws"]
     notes = [
         f"random: mean ± standard deviation over {draws} sets of as many tokens of like frequency, none a keyword; "

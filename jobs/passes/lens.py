@@ -26,8 +26,7 @@
       member_set, member_token    uint16, uint32 (member): the tokens of each set
       draw_token                  uint32 (draw, member): those of its draws; 2^32-1 where it has none
 
-Layers are counted from 0, after the first block. A lens made before sets had 20 draws has neither `draws` nor draw_*:
-its controls are one uniform draw from all tokens, `control_token` (member).
+Layers are counted from 0, after the first block.
 """
 
 import math
@@ -271,13 +270,6 @@ def read_translation(
             "tokens_of_sets": token_sets.sha256,
             "token_budget": token_budget,
         }
-        if (older := _made_before_draws(where.store, group)) is not None:
-            where.progress.note(
-                f"{group} was made when a set's control was one unmatched draw; another --name makes it with {draws} "
-                "matched ones"
-            )
-            del identity["draws"], identity["seed"]
-            identity["tokens_of_sets"] = older["tokens_of_sets"]
         assemble = partial(_assemble, of.ids, chosen, token_sets, paper, facts.max_row_tokens)
         keep = partial(Parts, assemble=assemble, schema=SCHEMA)
         plan = Plan(group, list(_tasks(of, chosen, task_prompts)), identity, keep, "task")
@@ -308,14 +300,6 @@ def directed_pairs(text: str, languages: Sequence[str]) -> list[tuple[str, str]]
     if not names:
         raise InputError("--pairs: expected `all` or SOURCE-TARGET,...")
     return [by_name[name] for name in names]
-
-
-def _made_before_draws(path: Path, group: str) -> Mapping[str, Any] | None:
-    """The identity of the lens that the store holds, if it is from before sets had several draws."""
-    if group not in store.committed_groups(path):
-        return None
-    identity: Mapping[str, Any] = store.group_attributes(path, group)["identity"]
-    return identity if "tokens_of_sets" in identity and "draws" not in identity else None
 
 
 def _few_shot_lines(folder: Path, pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
