@@ -4,6 +4,7 @@ import os
 import random
 import sysconfig
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,17 +92,18 @@ def save_llama(folder: Path, tokenizer: Any, seed: int) -> Path:
 
 @pytest.fixture
 def make_corpora(tmp_path: Path) -> Callable[..., Path]:
+    """See `lay_out`; returns the folder of the corpora."""
+    return partial(lay_out, tmp_path / "corpora")
+
+
+def lay_out(folder: Path, sizes: dict[str, int], seed: int = 0) -> Path:
     """Lay out corpora of short documents cut from the standard library: {name: number of documents}."""
-
-    def make(sizes: dict[str, int], seed: int = 0) -> Path:
-        source = (Path(sysconfig.get_path("stdlib")) / "argparse.py").read_text().splitlines(keepends=True)
-        rng = random.Random(seed)
-        for name, number in sizes.items():
-            for index in range(number):
-                start, length = rng.randrange(len(source) - 60), rng.choice([1, 2, 5, 20, 55])
-                path = tmp_path / "corpora" / name / f"{index % 3}" / f"{index}.py"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(f"# {name} {index}\n" + "".join(source[start : start + length]))
-        return tmp_path / "corpora"
-
-    return make
+    source = (Path(sysconfig.get_path("stdlib")) / "argparse.py").read_text().splitlines(keepends=True)
+    rng = random.Random(seed)
+    for name, number in sizes.items():
+        for index in range(number):
+            start, length = rng.randrange(len(source) - 60), rng.choice([1, 2, 5, 20, 55])
+            path = folder / name / f"{index % 3}" / f"{index}.py"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"# {name} {index}\n" + "".join(source[start : start + length]))
+    return folder

@@ -105,6 +105,7 @@ def rates(z_of: Callable[[np.random.Generator], float]) -> tuple[float, float]:
     [(60, 0.5, 0.1), (60, 1.5, 0.1), (5, 1.5, 0.1), (12, 1.0, 1.0)],
     ids=["many documents", "heavy tail", "few, heavy tail", "documents vary as much as draws"],
 )
+@pytest.mark.slow
 def test_no_effect_is_found_as_often_as_the_level_says(documents: int, spread: float, noise_sd: float, n: int) -> None:
     control = Control(list(range(2, n + 2)), 1.0, "")
     five, one = rates(lambda rng: change(simulated(rng, documents, spread, 1.0, noise_sd, n), 1, control).judgement.z)
@@ -114,6 +115,7 @@ def test_no_effect_is_found_as_often_as_the_level_says(documents: int, spread: f
 
 
 @pytest.mark.parametrize("others", [200, 40], ids=["many others", "four times as many others"])
+@pytest.mark.slow
 def test_draws_from_the_others_alone_count_how_alike_they_are(others: int) -> None:
     """Ten neurons of t-distributed costs; without the factor 1 of 9 is found at 5 % among four times as many others."""
 
@@ -130,6 +132,7 @@ def test_draws_from_the_others_alone_count_how_alike_they_are(others: int) -> No
 
 
 @pytest.mark.parametrize("others", [10, 20, 200], ids=["as many others", "twice", "twenty times"])
+@pytest.mark.slow
 def test_draws_from_all_need_no_factor_however_few_the_others(others: int) -> None:
     """Ten neurons of very unequal costs (log-normal, σ = 1.5), the worst that was tried."""
 
@@ -145,6 +148,7 @@ def test_draws_from_all_need_no_factor_however_few_the_others(others: int) -> No
 
 
 @pytest.mark.parametrize(("documents", "spread"), [(5, 0.0), (5, 1.5), (12, 1.5), (60, 1.5), (60, 0.5)])
+@pytest.mark.slow
 def test_one_sets_luck_with_its_documents_is_found_as_often_as_the_level_says(documents: int, spread: float) -> None:
     """The draws cost next to nothing, and the set neither, over all documents there could be."""
 

@@ -275,6 +275,7 @@ def often_at(position: int, share: float, keys: int, seed: int) -> TriggerLists:
                         np.where(is_there, np.uint32(position), made.position_LFK), made.used_LFK, 0)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_where_no_key_can_pass_the_zero_is_called_no_finding_and_the_layers_are_compared() -> None:
     places = read([f"v{number} = {number}\n{SOURCE}" for number in range(16)], window=3)
     sampled = np.arange(0, len(places.key_P), 3)

@@ -6,13 +6,13 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import lay_out
 from launching import Launch
 from ray.cluster_utils import Cluster
 from reference import HookCount, check_sums, corpus_order, everything, top
@@ -320,11 +320,17 @@ def refusal(model: Path, path: Path, corpora: Path, **options: Any) -> str:
     return str(caught.value)
 
 
+@pytest.fixture(scope="module")
+def original(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    run(model_folder, folder / "s", lay_out(folder / "corpora", {"python": 10}))
+    return folder
+
+
 @pytest.fixture
-def finished(model_folder: Path, make_corpora: Callable[..., Path], tmp_path: Path) -> tuple[Path, Path]:
-    corpora = make_corpora({"python": 10})
-    run(model_folder, tmp_path / "s", corpora)
-    return tmp_path / "s", corpora
+def finished(original: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A store and its corpora, to be changed."""
+    return shutil.copytree(original / "s", tmp_path / "s"), shutil.copytree(original / "corpora", tmp_path / "corpora")
 
 
 def test_another_model_is_refused(finished: tuple[Path, Path], other_model_folder: Path) -> None:

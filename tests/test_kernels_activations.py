@@ -33,6 +33,7 @@ def transposed(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 @pytest.mark.parametrize("shape", [(911, 1408), (7, 333, 176), (2, 1, 40000), (1, 2, 32769), (1, 5, 3)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["silu", "gelu", "gelu_pytorch_tanh", "gelu_new", "relu2"])
+@pytest.mark.slow
 def test_the_bits_do_not_depend_on_the_threads(
     name: str, dtype: torch.dtype, shape: tuple[int, ...], make: type
 ) -> None:

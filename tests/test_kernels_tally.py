@@ -173,6 +173,7 @@ def test_what_the_model_reads_is_the_same_to_the_bit(
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("is_gated", [True, False], ids=["gated", "plain"])
+@pytest.mark.slow
 def test_any_bit_pattern_goes_through_as_in_pytorch(dtype: torch.dtype, is_gated: bool) -> None:
     """NaN, infinities, subnormals, overflow and ties in rounding, all counted as what they are."""
     number_type = torch.int32 if dtype == torch.float32 else torch.int16
@@ -236,6 +237,7 @@ def test_the_number_of_threads_changes_no_bit(dtype: torch.dtype, is_gated: bool
 @pytest.mark.parametrize("kernel_path", PATHS)
 @given(data=st.data())
 @settings(max_examples=30, deadline=None)
+@pytest.mark.slow
 def test_any_split_into_batches_gives_the_whole(kernel_path: str, data: st.DataObject) -> None:
     shape = (data.draw(st.integers(1, 6)), data.draw(st.integers(1, 40)), data.draw(st.sampled_from([1, 31, 64])))
     dtype = data.draw(st.sampled_from(DTYPES))

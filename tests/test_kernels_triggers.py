@@ -78,6 +78,7 @@ def test_any_order_and_split_gives_the_sorted_list(
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
 @pytest.mark.parametrize("kernel_path", PATHS)
+@pytest.mark.slow
 def test_many_neurons_and_threads(kernel_path: str, num_threads: int) -> None:
     generator = torch.Generator().manual_seed(0)
     num_neurons, num_triggers = 123, 4

@@ -45,6 +45,7 @@ def inserted_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.usefixtures("inserted_by")
 @given(CANDIDATES, st.integers(1, 5), st.integers(1, 3), st.randoms(use_true_random=False))
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.slow
 def test_any_split_into_units_in_any_order_gives_the_sorted_list(
     candidates: list, k: int, threads: int, random: object
 ) -> None:

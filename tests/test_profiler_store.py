@@ -316,6 +316,7 @@ def test_an_edited_attribute_of_a_corpus_is_refused_by_name(name: str, value: ob
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("sizes", [[7], [1, 2, 0, 4], [3, 3, 1], [0], []], ids=str)
 @pytest.mark.parametrize("chunk_bytes", [2**20, 4 * 5 * 3, 4 * 5], ids=["one chunk", "some rows", "a row"])
+@pytest.mark.slow
 def test_blocks_of_any_size_make_the_array(
     axis: int, sizes: list[int], chunk_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

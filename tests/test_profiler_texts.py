@@ -63,6 +63,7 @@ def line_and_column(text: str, offset: int) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("name", FILES)
+@pytest.mark.slow
 def test_line_and_column_of_every_token(name: str, model_folder: Path, folder: Path, tmp_path: Path) -> None:
     path = run(model_folder, tmp_path / "s", folder)
     texts, tokenizer = corpus_texts(path, "python"), load_tokenizer(path)

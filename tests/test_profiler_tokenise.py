@@ -20,6 +20,7 @@ def fragile() -> Any:
 
 @pytest.mark.parametrize("with_spans", [False, True])
 @pytest.mark.parametrize("document_tokens", [None, 2])
+@pytest.mark.slow
 def test_a_text_that_the_tokenizer_fails_over(fragile: Any, with_spans: bool, document_tokens: int | None) -> None:
     bad = "a" * 60 + "c"
     found = tokenise(fragile, ["ab", bad, None, "aab"], document_tokens, with_spans)

@@ -161,6 +161,7 @@ def test_a_skipped_layer_is_refused_by_the_name_of_the_next(
                 verify_hook_points(model, probe_ids(model.vocabulary), gpu_rounding(getattr(torch, model.facts.dtype)))
 
 
+@pytest.mark.slow
 def test_nothing_may_differ_on_the_cpu(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     def one_element(kernel: Gated, *args: Any) -> tuple[Tensor, RowMaxima]:
         h_BTF, maxima = kernel(*args)

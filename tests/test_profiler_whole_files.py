@@ -53,6 +53,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize("old", [b"as it was", None], ids=["there", "not there"])
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_old_file(name: str, old: bytes | None, tmp_path: Path) -> None:
     path = tmp_path / name
     if old is not None:
