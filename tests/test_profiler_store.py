@@ -38,13 +38,19 @@ def filled(shape_by_dimension: dict[str, int]) -> store.Arrays:
 SIZES = {"group": 3, "layer": 4, "neuron": 50, "trigger": 5, "document": 7, "sha256": 32, "unit": 6}
 
 
-@pytest.fixture
-def made(tmp_path: Path) -> Path:
-    path = tmp_path / "store"
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("made") / "store"
     store.create_store(path, {"model": None})
     store.write_arrays(path / ".run" / "c", filled(SIZES), {"tokens": 5})
     store.publish(path, "corpora/c++", path / ".run" / "c")
     return path
+
+
+@pytest.fixture
+def made(original: Path, tmp_path: Path) -> Path:
+    """A store of one corpus, to be changed."""
+    return shutil.copytree(original, tmp_path / "store")
 
 
 def test_round_trip(made: Path) -> None:
