@@ -67,7 +67,7 @@ TASK_TEXTS = 64
 
 
 def profile(
-    model: str, store: Path | str, *,
+    model: str | None, store: Path | str, *,
     corpora: Corpora = None,
     corpus: Corpus = None,
     max_files: MaxFiles = None,
@@ -128,7 +128,7 @@ def profile(
 
 
 def mask(
-    model: str, store: Path | str, *,
+    model: str | None, store: Path | str, *,
     neurons: Annotated[
         Path | str, Option("Named sets of neurons, as `lape --out` and `concepts --out` write them.", "FILE.json")
     ],
@@ -172,7 +172,7 @@ def mask(
 
 
 def ablate(
-    model: str, store: Path | str, *,
+    model: str | None, store: Path | str, *,
     neurons: Annotated[
         Path | str | None, Option("A mask file instead of the store's own selection.", "FILE.json")
     ] = None,
@@ -220,7 +220,7 @@ def ablate(
 
 
 def embed(
-    model: str, store: Path | str, *,
+    model: str | None, store: Path | str, *,
     parallel: Annotated[
         Path | str | ParallelTexts,
         Option("A folder a language with a file an id, or NAME.txt or NAME.jsonl a language; a .zip of these; or a "
@@ -268,7 +268,7 @@ def embed(
 
 
 def lens(
-    model: str, store: Path | str, *,
+    model: str | None, store: Path | str, *,
     parallel: Annotated[Path | str | ParallelTexts, Option("A parallel corpus, as `embed` reads it.", "DIR")],
     few_shot: Annotated[Path | str, Option("LANGUAGE_fewshot.txt files, lower case.", "DIR")],
     pairs: Annotated[str, Option("Directed: source-target.", "all|A-B,...")] = "all",
@@ -321,7 +321,7 @@ def lens(
 
 
 def agreement(
-    model: str, store: Path | str, *,
+    model: str | None, store: Path | str, *,
     corpora: Corpora = None,
     corpus: Corpus = None,
     variants: Annotated[

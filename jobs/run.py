@@ -24,6 +24,7 @@ from neurotally.jobs.store_writer import open_store, versions, writer_lock
 from neurotally.jobs.untrained import untrained_model
 from neurotally.profiler import store
 from neurotally.profiler.corpus.sources import check_names
+from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.load import ModelFacts
 
 
@@ -141,12 +142,25 @@ def run_pass(
 
 
 def make_where(
-    model: str, path: Path | str, workers: int | None, device: str, dtype: str, address: str | None,
+    model: str | None, path: Path | str, workers: int | None, device: str, dtype: str, address: str | None,
     trust_remote_code: bool, progress: Progress | None, random_init: int | None = None,
 ) -> Where:  # fmt: skip
-    """Where a pass runs, from its function's arguments."""
-    config = ModelConfig(model, device, dtype, trust_remote_code)
+    """Where a pass runs, from its function's arguments; the model is the store's where none is named."""
+    if model is None and trust_remote_code:
+        raise InputError("--trust-remote-code needs MODEL: no code is run only because a store names it")
+    config = ModelConfig(_model_of(Path(path)) if model is None else model, device, dtype, trust_remote_code)
     return Where(config, Path(path), workers, address, progress or Progress(), random_init)
+
+
+def _model_of(path: Path) -> str:
+    """MODEL[@REVISION] as a store names it."""
+    if not (path / "zarr.json").exists():
+        raise InputError(f"{path} is no store that could name its model: expected MODEL before it")
+    model = store.store_attributes(path).get("model") or {}
+    name, revision = model.get("id"), model.get("revision")
+    if not isinstance(name, str) or not isinstance(revision, str | None) or model.get("random_init") is not None:
+        raise InputError(f"{path} names no model that can be loaded: expected MODEL before it")
+    return f"{name}@{revision}" if revision else name
 
 
 def make_group(family: str, name: str) -> str:

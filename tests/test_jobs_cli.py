@@ -114,7 +114,7 @@ def test_a_filter_of_corpora_reaches_every_command(
     document = json.loads(out)
     assert (code, document["corpora"], document["compared"]) == (0, ["c", "python"], ["c", "python"])
     selection = Rule(0.8).choose(read_counts(tmp_path / "s", ["python", "c"]))
-    assert document["bar"] == selection.bar
+    assert document["bar"] == selection.threshold
     refused(run("ablate", *heldout, "--corpus", "perl", "--name", "b"), "has no corpus 'perl'; it has c, go, python")
 
 
@@ -174,6 +174,49 @@ def test_a_finished_store_says_so(run: Run, profiled: tuple[Path, Path], model_f
     code, out, _ = run("profile", model_folder, profiled[0], "--corpora", profiled[1], "--row-tokens", 64)
     assert code == 0
     assert "is complete" in out
+
+
+@pytest.mark.slow
+def test_a_store_names_its_model(run: Run, profiled: tuple[Path, Path], model_folder: Path) -> None:
+    path, corpora = profiled
+    options = ["--corpora", corpora, "--quantile", 0.5, "--per-corpus", 4, "--draws", 1, "--force", "--json"]
+    changes = []
+    for places in ([path], [model_folder, path, "--name", "named"]):
+        code, out, errors = run("ablate", *places, *options)
+        assert code == 0, errors
+        changes.append(json.loads(out)["change"])
+    assert changes[0] == changes[1]
+    assert changes[0][0][0] != 0
+
+
+@pytest.mark.parametrize(
+    ("edit", "options", "message"),
+    [
+        ({"id": None}, [], "names no model that can be loaded: expected MODEL before it"),
+        ({"id": "m with random weights, seed 3", "random_init": 3}, [], "names no model that can be loaded"),
+        ({"id": "m"}, ["--trust-remote-code"], "no code is run only because a store names it"),
+    ],
+)
+def test_a_model_that_a_store_names_is_refused(
+    run: Run, tmp_path: Path, edit: dict[str, Any], options: list[str], message: str
+) -> None:
+    store.create_store(tmp_path / "s", {"model": edit})
+    code, _, errors = run("embed", tmp_path / "s", "--parallel", tmp_path, *options)
+    assert code == 2
+    assert message in errors
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "expected [MODEL[@REVISION]] STORE, got neither"),
+        (["a", "b", "c"], "expected [MODEL[@REVISION]] STORE, got a b c"),
+        (["new.store"], "new.store is no store that could name its model: expected MODEL before it"),
+    ],
+)
+def test_a_pass_takes_a_model_and_a_store(run: Run, tmp_path: Path, given: list[str], message: str) -> None:
+    code, _, errors = run("ablate", *given, "--corpora", tmp_path)
+    assert (code, errors) == (2, f"neurotally: {message}\n")
 
 
 def test_json_has_no_nan(run: Run, model_folder: Path, make_corpora: Any, tmp_path: Path) -> None:

@@ -46,7 +46,16 @@ class Share(click.FloatRange):
         return number
 
 
-def _free_store(_context: click.Context, _parameter: click.Parameter, path: Path) -> Path:
+def _model_and_store(context: click.Context, _parameter: click.Parameter, given: Sequence[str]) -> Path:
+    """The store, as `_free_store` gives it; the model becomes a parameter of its own."""
+    if len(given) not in (1, 2):
+        raise click.UsageError(f"expected [MODEL[@REVISION]] STORE, got {' '.join(given) or 'neither'}", context)
+    *model, path = given
+    context.params["model"] = model[0] if model else None
+    return _free_store(Path(path))
+
+
+def _free_store(path: Path) -> Path:
     """The store, refused where another run writes it: before the seconds in which PyTorch is imported.
 
     A run holds the lock from its beginning (`writer_lock`); this only says the same earlier.
@@ -80,7 +89,7 @@ OUTPUT = OutputFile()
 PICTURE = OutputFile(".png", ".pdf", ".svg")
 COUNT = click.IntRange(min=1, max=2**31 - 1)
 STORE = click.argument("store", type=PATH)
-WRITTEN_STORE = click.argument("store", type=PATH, callback=_free_store)
+MODEL_AND_STORE = click.argument("store", nargs=-1, metavar="[MODEL[@REVISION]] STORE", callback=_model_and_store)
 JSON_FLAG = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 OUT = click.option("--out", type=OUTPUT, metavar="FILE.json", help="Write the JSON document there.")
 FULL = click.option("--full", is_flag=True, help="Print the long tables, too.")

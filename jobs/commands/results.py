@@ -19,12 +19,12 @@ from neurotally.jobs.commands.options import (
     FIGURE,
     FULL,
     JSON_FLAG,
+    MODEL_AND_STORE,
     OUT,
     OUTPUT,
     PATH,
     PICTURE,
     STORE,
-    WRITTEN_STORE,
     OutputFile,
     Share,
     as_parameters,
@@ -89,7 +89,7 @@ class WithResults(click.Group):
 def pass_command(name: str) -> click.Command:
     """The command of a pass."""
     function, about = getattr(jobs, name), PASSES[name]
-    own = as_parameters(click.argument("model", metavar="MODEL[@REVISION]"), WRITTEN_STORE)
+    own = as_parameters(MODEL_AND_STORE)
     return _command(name, about.help, function, own, function, about.charts, about.shows)
 
 
