@@ -75,7 +75,9 @@ class ArrayLayout(NamedTuple):
         if foreign := [name for name in self.codecs if name not in _CODECS]:
             raise InputError(f"{path} is written with the codec {foreign[0]!r}, expected one of {', '.join(_CODECS)}")
         if self.byte_order != "little":
-            raise InputError(f"{path} has byte order {self.byte_order!r}, expected 'little'")
+            raise InputError(
+                f"{path} has byte order {self.byte_order!r}, expected 'little'; restore the store from a copy"
+            )
         ours = self._asdict()
         by_root = listed._asdict() if listed else ours
         by_schema: dict[str, Any] = ours if expected is None else {"dtype": expected[0], "dimensions": expected[1]}
