@@ -117,7 +117,7 @@ def test_document(made: Path, tmp_path: Path, select: Any, limit: str) -> None:
     assert document["schema"] == 1
     assert document["model"] == {"id": "org/model", "fingerprint": "f1"}
     assert document["corpora"] == ["C#", "python", "rust"]
-    assert (document["select"], document["quantile"], document["bar"]) == (select, 0.95, selection.bar)
+    assert (document["select"], document["quantile"], document["bar"]) == (select, 0.95, selection.threshold)
     assert document[limit] == {"per_corpus": 7, "top_rate": 0.05}[limit]
     assert not {"per_corpus", "top_rate"} - {limit} <= document.keys()
     for key in ("specific", "exclusive"):
@@ -197,14 +197,14 @@ def test_analysis_loads_no_torch_ray_transformers_or_pyplot() -> None:
 
 
 def test_only_the_corpora_asked_for(made: Path) -> None:
-    """The bar is a quantile of the rates of those alone, so that the sets differ from those of all."""
+    """The threshold is a quantile of the rates of those alone, so that the sets differ from those of all."""
     for counts in (read_counts(made, ["rust", "python"]), read_group_counts(made, ["rust", "python"]).total()):
         assert counts.corpora == ("python", "rust")
         assert counts.left_out == {"C#": "not asked for", "go": "unfinished"}
         rates = np.concatenate([arrays(seed, 1 if seed == 0 else G)["active"].sum(axis=0).ravel()
                                 / arrays(seed, 1 if seed == 0 else G)["tokens"].sum() for seed in (2, 0)])  # fmt: skip
         selection = lape(counts.active_CLF, counts.tokens_C, counts.corpora)
-        assert selection.bar == np.sort(rates)[round(0.95 * rates.size) - 1]
+        assert selection.threshold == np.sort(rates)[round(0.95 * rates.size) - 1]
 
 
 @pytest.mark.parametrize(

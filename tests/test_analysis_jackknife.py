@@ -235,7 +235,7 @@ def test_one_group_has_no_error_bars() -> None:
 
 def test_document_and_table() -> None:
     groups = made_up_groups()
-    groups.active[3][:] //= 10_000  # html: far below any bar
+    groups.active[3][:] //= 10_000  # html: far below any threshold
     selection = Rule(per_corpus=15).choose(groups.total())
     bars = error_bars(groups, level=0.9)
     document = json.loads(json.dumps(error_bars_document(bars, selection), allow_nan=False))
@@ -256,7 +256,7 @@ def test_document_and_table() -> None:
             assert of["entropy_flags"][i] == [
                 flag for flag, is_LF in bars.entropy_flags().items() if is_LF[layer, neuron]
             ]
-        assert document["above_bar"][name] == sum(low > selection.bar for low in of["probability_low"])
+        assert document["above_bar"][name] == sum(low > selection.threshold for low in of["probability_low"])
     assert document["specific"]["html"]["entropy"] == []
     result = lape_result(groups.total(), selection, bars)
     assert result.document["error_bars"] == document

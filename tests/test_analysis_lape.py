@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neurotally.analysis.languages.lape import Rule, Selection, bar_rank, lape, layer_counts
+from neurotally.analysis.languages.lape import Rule, Selection, lape, layer_counts, threshold_rank
 from neurotally.analysis.languages.lape_study import candidates_warnings, proportionate
 from neurotally.profiler.errors import InputError
 
@@ -18,7 +18,7 @@ Sets = dict[str, list[list[int]]]
 
 
 def counts(seed: int = 0, num_layers: int = 6, num_neurons: int = 512) -> tuple[np.ndarray, np.ndarray]:
-    """Counts of 5 corpora: dead neurons, neurons of one corpus, twins that tie, and html far below any bar."""
+    """Counts of 5 corpora: dead neurons, neurons of one corpus, twins that tie, and html far below any threshold."""
     rng = np.random.default_rng(seed)
     tokens_C = rng.integers(10**6, 10**8, len(NAMES))
     shape = (len(NAMES), num_layers, num_neurons)
@@ -40,15 +40,15 @@ def reference(active_CLF: Any, tokens: Any, quantile: float, select: str, limit:
         for neuron in range(num_neurons)
     }
     values = sorted(value for row in p.values() for value in row)
-    bar = values[round(len(values) * quantile) - 1]
+    threshold = values[round(len(values) * quantile) - 1]
     entropy = {}
     for neuron, row in p.items():
-        if max(row) > bar:
+        if max(row) > threshold:
             q = [value / math.fsum(row) for value in row]
             entropy[neuron] = -math.fsum(value * math.log(value) for value in q if value > 0)
     order = sorted(entropy, key=lambda neuron: (entropy[neuron], neuron))
     top = order[: round(limit * len(p))] if select == "top" else order
-    belonging = [[neuron for neuron in top if p[neuron][c] > bar] for c in range(num_corpora)]
+    belonging = [[neuron for neuron in top if p[neuron][c] > threshold] for c in range(num_corpora)]
     if select == "balanced":
         belonging = [neurons[: int(limit)] for neurons in belonging]
     return {name: [list(neuron) for neuron in sorted(neurons)] for name, neurons in zip(NAMES, belonging, strict=False)}
@@ -82,18 +82,18 @@ def test_sets_of_the_papers_float32_arithmetic() -> None:
     active_CLF = np.delete(active_CLF, np.s_[1::4], axis=2)  # the twins
     active = torch.from_numpy(active_CLF.astype(np.int64))
     p = (active / torch.from_numpy(tokens_C.astype(np.int64))[:, None, None]).float().flatten(1)
-    bar = p.flatten().kthvalue(round(p.numel() * 0.95)).values
+    threshold = p.flatten().kthvalue(round(p.numel() * 0.95)).values
     q = torch.nan_to_num(p / p.sum(0))
-    entropy = torch.special.entr(q).sum(0).masked_fill(~(p > bar).any(0), torch.inf)
+    entropy = torch.special.entr(q).sum(0).masked_fill(~(p > threshold).any(0), torch.inf)
     found = lape(active_CLF, tokens_C, NAMES, Rule(select="top"))
     chosen = torch.zeros(p.shape[1], dtype=torch.bool)
     chosen[entropy.topk(round(0.01 * p.shape[1]), largest=False).indices] = True
     for c, name in enumerate(NAMES):
-        belonging = (chosen & (p[c] > bar)).reshape(active.shape[1:]).nonzero()
+        belonging = (chosen & (p[c] > threshold)).reshape(active.shape[1:]).nonzero()
         assert found.specific[name].tolist() == belonging.tolist()
     balanced = lape(active_CLF, tokens_C, NAMES, Rule(per_corpus=30))
     for c, name in enumerate(NAMES):
-        candidates = (p[c] > bar).nonzero().flatten()
+        candidates = (p[c] > threshold).nonzero().flatten()
         best = candidates[entropy[candidates].argsort()[:30]]
         assert sorted(best.tolist()) == (balanced.specific[name] @ [active.shape[2], 1]).tolist()
 
@@ -104,8 +104,8 @@ def test_bar_is_the_kth_smallest_value(dead: float) -> None:
     active_CLF[np.random.default_rng(0).random(active_CLF.shape) < dead] = 0
     p = torch.from_numpy(active_CLF / tokens_C[:, None, None].astype(np.float64))
     for quantile in (0.1, 0.501, 0.95, 1.0):
-        rank = bar_rank(p.numel(), quantile)
-        assert lape(active_CLF, tokens_C, NAMES, Rule(quantile)).bar == p.flatten().kthvalue(rank).values.item()
+        rank = threshold_rank(p.numel(), quantile)
+        assert lape(active_CLF, tokens_C, NAMES, Rule(quantile)).threshold == p.flatten().kthvalue(rank).values.item()
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_bar_is_the_kth_smallest_value(dead: float) -> None:
     ],
 )
 def test_rank_of_the_bar(num_values: int, quantile: float, rank: int, num_above: int) -> None:
-    assert bar_rank(num_values, quantile) == rank
+    assert threshold_rank(num_values, quantile) == rank
     assert num_values - rank == num_above
 
 
@@ -137,9 +137,9 @@ def small(rows: list[list[int]], tokens: int = 100, **settings: Any) -> Selectio
 
 
 def test_the_bar_itself_does_not_pass() -> None:
-    # Ten values, sorted: 0 0 1 2 3 4 5 9 9 9; the 8th is the bar, 9, and equals the largest.
+    # Ten values, sorted: 0 0 1 2 3 4 5 9 9 9; the 8th is the threshold, 9, and equals the largest.
     found = small([[9, 1, 2, 9, 0], [3, 9, 0, 4, 5]], quantile=0.8)
-    assert found.bar == 0.09
+    assert found.threshold == 0.09
     assert as_lists(found.specific) == {"c": [], "english": []}
     # One value above it.
     found = small([[10, 1, 2, 9, 0], [3, 9, 0, 4, 5]], quantile=0.8)
@@ -148,7 +148,7 @@ def test_the_bar_itself_does_not_pass() -> None:
 
 def test_a_dead_neuron_is_never_chosen_though_its_entropy_would_be_lowest() -> None:
     found = small([[0, 50, 40, 0], [0, 20, 40, 0]], quantile=0.25, select="top", top_rate=1.0)
-    assert found.bar == 0
+    assert found.threshold == 0
     assert as_lists(found.specific) == {"c": [[0, 1], [0, 2]], "english": [[0, 1], [0, 2]]}
     assert np.isinf(found.entropy_LF[0, [0, 3]]).all()
 
@@ -164,7 +164,7 @@ def test_all_dead() -> None:
 
 def test_a_quantile_of_one_leaves_nobody() -> None:
     found = small([[50, 20, 3], [1, 2, 70]], quantile=1.0)
-    assert found.bar == 0.7
+    assert found.threshold == 0.7
     assert as_lists(found.specific) == {"c": [], "english": []}
 
 
@@ -210,7 +210,7 @@ def test_entropy_is_in_nats_over_normalised_rates() -> None:
 
 
 def test_exclusive_is_taken_after_the_selection() -> None:
-    # Neuron 0 passes the bar in both corpora and english has a better one: so it is exclusive to c.
+    # Neuron 0 passes the threshold in both corpora and english has a better one: so it is exclusive to c.
     found = small([[60, 50, 0, 0], [60, 0, 55, 0]], quantile=0.5, per_corpus=2)
     assert as_lists(found.specific) == {"c": [[0, 0], [0, 1]], "english": [[0, 0], [0, 2]]}
     assert as_lists(found.exclusive) == {"c": [[0, 1]], "english": [[0, 2]]}
@@ -325,7 +325,7 @@ def test_the_order_of_corpora_changes_nothing(made: Any, quantile: float, choice
     order = random.sample(range(len(tokens_C)), len(tokens_C))
     expected = choose(active_CLF, tokens_C, quantile, choice)
     found = choose(active_CLF[order], tokens_C[order], quantile, choice, [NAMES[c] for c in order])
-    assert found.bar == expected.bar
+    assert found.threshold == expected.threshold
     assert (found.entropy_LF == expected.entropy_LF).all()
     assert as_lists(found.specific) == as_lists(expected.specific)
     assert as_lists(found.exclusive) == as_lists(expected.exclusive)
@@ -338,7 +338,7 @@ def test_more_of_the_same_text_changes_nothing(made: Any, quantile: float, choic
     times_C = np.array(times[: len(tokens_C)], np.uint64)
     expected = choose(active_CLF, tokens_C, quantile, choice)
     found = choose(active_CLF * times_C[:, None, None], tokens_C.astype(np.uint64) * times_C, quantile, choice)
-    assert found.bar == expected.bar
+    assert found.threshold == expected.threshold
     assert as_lists(found.specific) == as_lists(expected.specific)
 
 

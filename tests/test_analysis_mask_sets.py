@@ -43,7 +43,7 @@ def test_candidates_are_above_the_threshold_in_the_same_layers() -> None:
     rng = np.random.default_rng(0)
     active_CLF = rng.integers(0, 1000, (3, 2, 50)).astype(np.uint64)
     selection = lape(active_CLF, np.full(3, 1000), "abc", Rule(0.6, per_corpus=8))
-    above = above_threshold(dict(zip("abc", active_CLF / 1000, strict=True)), selection.bar, [*"abc", "concept"])
+    above = above_threshold(dict(zip("abc", active_CLF / 1000, strict=True)), selection.threshold, [*"abc", "concept"])
     assert {name: int(above[name].sum()) for name in "abc"} == dict(selection.num_candidates)
     np.testing.assert_array_equal(above["concept"], above["a"] | above["b"] | above["c"])
     drawn = candidates_of(dict(selection.specific), above)

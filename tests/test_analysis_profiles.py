@@ -106,7 +106,7 @@ def test_sweep_is_lape_at_every_setting() -> None:
     for setting in document["settings"]:
         limit = {key: setting[key] for key in ("per_corpus", "top_rate") if key in setting}
         selection = Rule(setting["quantile"], setting["select"], **limit).choose(counts)
-        assert setting["bar"] == selection.bar
+        assert setting["bar"] == selection.threshold
         assert setting["candidates"] == selection.num_candidates
         assert setting["sizes"]["specific"] == {name: len(of) for name, of in selection.specific.items()}
         assert setting["sizes"]["exclusive"] == {name: len(of) for name, of in selection.exclusive.items()}
@@ -130,7 +130,7 @@ def test_neighbours_in_a_sweep_differ_by_one_step() -> None:
         assert one["select"] == other["select"]
         limit = "per_corpus" if one["select"] == "balanced" else "top_rate"
         assert {key for key in ("quantile", limit) if one[key] != other[key]} == {pair["changed"]}
-        if pair["changed"] != "quantile":  # at one bar more neurons are a larger set of the same
+        if pair["changed"] != "quantile":  # at one threshold more neurons are a larger set of the same
             assert all(of["contained"] == 1 for of in pair["overlap"].values() if of["contained"] is not None)
 
 
@@ -166,7 +166,7 @@ def test_compare_two_models() -> None:
     for store, counts in zip(document["stores"], sides(), strict=True):
         selection = RULE.choose(counts)
         assert store["specific"] == {name: of.tolist() for name, of in selection.specific.items()}
-        assert store["bar"] == selection.bar
+        assert store["bar"] == selection.threshold
         for name, of in selection.specific.items():
             depth = np.mean((of[:, 0] + 0.5) / store["layers"])
             assert store["mean_depth"][name] == pytest.approx(depth)
@@ -182,7 +182,7 @@ def test_compare_two_models() -> None:
 
 
 def test_compare_only_what_both_have() -> None:
-    """LAPE's bar and entropies depend on the corpora: both are run on those in common, as if there were no others."""
+    """LAPE's threshold and entropies depend on the corpora: both are run on those in common, as if no others were."""
     one, other = made_up_groups(3, num_corpora=6).total(), made_up_groups(3, num_corpora=6, seed=1).total()
     few = replace(other, corpora=("c", "go", "kotlin", "rust", "swift", "zig"))
     document = compare([one, few], ["A", "B"], RULE).document
@@ -192,7 +192,7 @@ def test_compare_only_what_both_have() -> None:
             counts, corpora=("c", "go", "rust"), tokens_C=counts.tokens_C[index], active_CLF=counts.active_CLF[index]
         )
         expected = RULE.choose(alone)
-        assert store["bar"] == expected.bar
+        assert store["bar"] == expected.threshold
         assert store["specific"] == {name: of.tolist() for name, of in expected.specific.items()}
     assert document["stores"][0]["left_out"]["python"] == "not in the other store"
     assert set(document["stores"][1]["left_out"]) == {"kotlin", "swift", "zig"}

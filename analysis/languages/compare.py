@@ -1,7 +1,7 @@
 """Two stores side by side: do two models, or one model before and after, keep their neurons in the same places?
 
 Only corpora that both stores have are compared, and LAPE is run on these alone, in both by the same rule: entropies
-and the bar depend on which corpora there are. Corpora are the same if their names are.
+and the threshold depend on which corpora there are. Corpora are the same if their names are.
 
 Where the models differ in their number of layers, layer l of L is the stretch l/L to (l+1)/L of the depth:
 

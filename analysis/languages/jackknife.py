@@ -80,7 +80,7 @@ class ErrorBars:
     entropy_has_few_hits_LF: np.ndarray
     """bool: and this matters to the entropy."""
     entropy_LF: np.ndarray
-    """Nats, of every neuron that is active in some corpus, above the bar or not; NaN for one that never is."""
+    """Nats, of every neuron that is active in some corpus, above the threshold or not; NaN for one that never is."""
     entropy_error_LF: np.ndarray
     entropy_bias_LF: np.ndarray
     """The jackknife's estimate; not subtracted from anything."""

@@ -1,11 +1,11 @@
 """LAPE: which neurons belong to which corpus, from counts alone.
 
     p[c,l,f]      = active[c,l,f] / tokens[c]      how often the neuron is active in corpus c, float64
-    bar           = the k-th smallest p of all corpora, layers and neurons, k = round(M · quantile), 1-indexed
+    threshold     = the k-th smallest p of all corpora, layers and neurons, k = round(M · quantile), 1-indexed
     q[c,l,f]      = p[c,l,f] / Σ_c p[c,l,f]
-    entropy[l,f]  = -Σ_c q ln q                    0 ln 0 = 0; +inf where no corpus has p > bar
+    entropy[l,f]  = -Σ_c q ln q                    0 ln 0 = 0; +inf where no corpus has p > threshold
 
-A neuron with p > bar (strictly) in corpus c is a candidate of c. Two ways to choose among candidates:
+A neuron with p > threshold (strictly) in corpus c is a candidate of c. Two ways to choose among candidates:
 
     balanced   of every corpus the `per_corpus` candidates of lowest entropy (Kargaran et al., arXiv 2506.01074)
     top        of all neurons the share `top_rate` of lowest entropy; each belongs to every corpus that it is
@@ -13,9 +13,9 @@ A neuron with p > bar (strictly) in corpus c is a candidate of c. Two ways to ch
 
 Ties at the cut go by (entropy, layer, neuron). Chosen neurons are *specific* to their corpora; those specific to
 one corpus only are *exclusive* to it. A neuron that is never active has q = 0 and would have the lowest entropy of
-all: only the bar keeps it out. The order of corpora has no influence, not even in the last bit.
+all: only the threshold keeps it out. The order of corpora has no influence, not even in the last bit.
 
-Shapes: C corpora, L layers, F neurons per layer, N = L·F, P neurons that pass the bar in some corpus.
+Shapes: C corpora, L layers, F neurons per layer, N = L·F, P neurons that pass the threshold in some corpus.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -73,13 +73,13 @@ class Selection:
 
     corpora: tuple[str, ...]
     rule: Rule
-    bar: float
+    threshold: float
     entropy_LF: np.ndarray
-    """float64, nats; +inf where no corpus passes the bar."""
+    """float64, nats; +inf where no corpus passes the threshold."""
     num_candidates: Mapping[str, int]
-    """Neurons with p > bar, by corpus."""
+    """Neurons with p > threshold, by corpus."""
     num_sole_candidates: Mapping[str, int]
-    """Of these, neurons with p > bar in no other corpus: the other reading of "exclusive"."""
+    """Of these, neurons with p > threshold in no other corpus: the other reading of "exclusive"."""
     specific: Sets
     """Empty for a corpus without candidates."""
     exclusive: Sets
@@ -96,7 +96,7 @@ class Selection:
 
     @property
     def without_candidates(self) -> list[str]:
-        """The corpora in which no neuron passes the bar; their sets are empty."""
+        """The corpora in which no neuron passes the threshold; their sets are empty."""
         return [name for name, number in self.num_candidates.items() if not number]
 
 
@@ -116,9 +116,9 @@ def lape(
     limit = _limit(rule, num_neurons)
 
     p_CN = active_CLF.reshape(num_corpora, num_neurons) / tokens_C[:, None]
-    bar = threshold_of(p_CN, rule.quantile)
-    passing_P = np.flatnonzero((p_CN > bar).any(axis=0))
-    is_candidate_CP = p_CN[:, passing_P] > bar
+    threshold = threshold_of(p_CN, rule.quantile)
+    passing_P = np.flatnonzero((p_CN > threshold).any(axis=0))
+    is_candidate_CP = p_CN[:, passing_P] > threshold
     entropy_P = _entropies(p_CN, passing_P)
     del p_CN
     chosen = _choose(is_candidate_CP, entropy_P, rule, limit)
@@ -134,7 +134,7 @@ def lape(
     return Selection(
         corpora=tuple(names),
         rule=rule,
-        bar=bar,
+        threshold=threshold,
         entropy_LF=entropy_N.reshape(by_layer),
         num_candidates=by_corpus(is_candidate_CP.sum(axis=1).tolist()),
         num_sole_candidates=by_corpus(is_candidate_CP[:, is_sole_P].sum(axis=1).tolist()),
@@ -149,7 +149,7 @@ def lape(
 
 def threshold_of(p: np.ndarray, quantile: float) -> float:
     """The value that a neuron's rate must exceed: a quantile of all rates `p`, of any shape, none negative."""
-    rank = bar_rank(p.size, quantile)
+    rank = threshold_rank(p.size, quantile)
     # Zeros apart: with 90 % of them (the dead neurons of a ReLU model) NumPy's SIMD partition is ten times slower.
     positive_M = p[p > 0]
     num_zeros = p.size - len(positive_M)
@@ -159,7 +159,7 @@ def threshold_of(p: np.ndarray, quantile: float) -> float:
     return float(positive_M[rank - num_zeros - 1])
 
 
-def bar_rank(num_values: int, quantile: float) -> int:
+def threshold_rank(num_values: int, quantile: float) -> int:
     """k of "the k-th smallest value is the bar", 1-indexed: round(M · quantile), half to even as Python rounds."""
     if not 0 < quantile <= 1:
         raise InputError(f"quantile: expected a number above 0 and at most 1, got {quantile!r}")

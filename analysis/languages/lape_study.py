@@ -19,8 +19,9 @@ With error bars the document has `error_bars`, too:
      "above_bar": {name: n}, "flagged": {flag: n}, "active_neurons": n}
 
 The lists run beside LAPE's `specific`: entry i belongs to its i-th neuron, the probability to the corpus itself.
-`above_bar` counts the specific neurons whose interval of p lies above the bar whole; `flagged` counts all neurons
-of the model, of which `active_neurons` have an entropy. Everything else is in `jackknife.save_error_bars`'s archive.
+`above_bar` counts the specific neurons whose interval of p lies above the threshold (`bar`) whole; `flagged` counts all
+neurons of the model, of which `active_neurons` have an entropy. Everything else is in `jackknife.save_error_bars`'s
+archive.
 """
 
 import math
@@ -104,7 +105,7 @@ def lape_document(counts: CorpusCounts, selection: Selection) -> dict[str, Any]:
         "model": model_key(counts.model),
         "corpora": list(selection.corpora),
         **selection.rule.as_json(),
-        "bar": selection.bar,
+        "bar": selection.threshold,
         "specific": {name: neurons_n2.tolist() for name, neurons_n2 in selection.specific.items()},
         "exclusive": {name: neurons_n2.tolist() for name, neurons_n2 in selection.exclusive.items()},
         "layers": num_layers,
@@ -143,7 +144,9 @@ def error_bars_document(bars: jackknife.ErrorBars, selection: Selection) -> dict
         "entropy_t": bars.entropy_t,
         "probability_t": dict(zip(bars.corpora, bars.p_t_C().tolist(), strict=True)),
         "specific": specific,
-        "above_bar": {name: sum(low > selection.bar for low in of["probability_low"]) for name, of in specific.items()},
+        "above_bar": {
+            name: sum(low > selection.threshold for low in of["probability_low"]) for name, of in specific.items()
+        },
         "flagged": {flag: int(is_LF.sum()) for flag, is_LF in flags.items()},
         "active_neurons": int(np.isfinite(bars.entropy_LF).sum()),
     }
@@ -215,10 +218,10 @@ def _spread(neurons: Sequence[Sequence[int]], num_layers: int) -> str:
 
 def _notes(counts: CorpusCounts, selection: Selection) -> list[str]:
     rule, num_layers = selection.rule, len(selection.entropy_LF)
-    num_rates = len(selection.corpora) * selection.entropy_LF.size
+    rates = len(selection.corpora) * selection.entropy_LF.size
     num_chosen = len(np.unique(np.concatenate(list(selection.specific.values())), axis=0))
     notes = [
-        f"threshold: active at more than {selection.bar:.6g} of its tokens (that quantile of {num_rates:,} rates)",
+        f"threshold: active at more than {selection.threshold:.6g} of its tokens (that quantile of {rates:,} rates)",
         "candidates are above the threshold, `only here` in no other corpus; exclusive: specific to no other corpus",
         f"low/mid/top: % of them in {' / '.join(layer_runs(num_layers, 3))}; {num_chosen:,} neurons chosen in all",
     ]

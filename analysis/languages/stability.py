@@ -1,7 +1,7 @@
 """How stable LAPE's sets are: what other text of the same kind would have chosen, and how much text is enough.
 
-The groups of every corpus are put in a random order, each corpus's on its own, and LAPE, its bar included, is run
-on the first k of them. Orders come in pairs, the second the first one backwards (complementary pairs, Shah and
+The groups of every corpus are put in a random order, each corpus's on its own, and LAPE, its threshold included, is
+run on the first k of them. Orders come in pairs, the second the first one backwards (complementary pairs, Shah and
 Samworth, JRSS B 75, 2013): for k up to half the groups the two have no text in common, and every group is used
 equally often.
 

@@ -176,7 +176,7 @@ def _setting(selection: Selection, base: Sets) -> dict[str, Any]:
     sets = {"specific": selection.specific, "exclusive": selection.exclusive}
     return {
         **selection.rule.as_json(),
-        "bar": selection.bar,
+        "bar": selection.threshold,
         "distinct": distinct,
         "shared": distinct - sum(by_layer["shared_by"]["1"]),
         "candidates": dict(selection.num_candidates),

@@ -53,8 +53,8 @@ def _chosen_by_lape(path: Path, corpus: Sequence[str], rule: Rule) -> Chosen:
     counts = read_counts(path, corpus)
     selection = rule.choose(counts)
     rate_CLF = dict(zip(counts.corpora, counts.active_CLF / counts.tokens_C[:, None, None], strict=True))
-    above = above_threshold(rate_CLF, selection.bar, selection.specific)
-    described = {**rule.as_json(), "bar": selection.bar, "compared": list(counts.corpora)}
+    above = above_threshold(rate_CLF, selection.threshold, selection.specific)
+    described = {**rule.as_json(), "bar": selection.threshold, "compared": list(counts.corpora)}
     return Chosen(selection.specific, above, profiled_documents(path), described)
 
 
