@@ -41,7 +41,7 @@ def end_leftovers(session_file: Path) -> None:
     """End the processes of a Ray whose driver was killed: its workers go by themselves, some of its agents don't."""
     if not session_file.exists():
         return
-    _end_session(session_file.read_text())
+    _end_session(session_file.read_text(errors="replace"))
     session_file.unlink(missing_ok=True)
 
 

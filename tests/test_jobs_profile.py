@@ -274,7 +274,7 @@ def test_a_finished_store_says_so_and_a_further_corpus_is_added(
     run(model_folder, tmp_path / "s", corpora)
     before = everything(tmp_path / "s")
     session_file = tmp_path / "s" / ".run" / "ray"
-    session_file.write_text("of a run that was killed as it ended")
+    session_file.write_bytes(b"of a run that was killed as it ended, \xff damaged")
     run(model_folder, tmp_path / "s", corpora)
     assert not session_file.exists()
     make_corpora({"go": 10})
