@@ -57,6 +57,7 @@ def test_every_example_runs(name: str, path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", list(studies.STUDIES))
+@pytest.mark.slow
 def test_every_study_is_a_method_that_says_what_it_takes(name: str, path: Path) -> None:
     store = open_store(path)
     assert name in dir(store)

@@ -29,6 +29,7 @@ def as_array(neurons: set[tuple[int, int]]) -> np.ndarray:
 
 
 @given(neuron_sets, neuron_sets)
+@pytest.mark.slow
 def test_overlaps_of_two_sets(one: set[tuple[int, int]], other: set[tuple[int, int]]) -> None:
     a, b = as_array(one), as_array(other)
     assert num_common(a, b) == len(one & other)

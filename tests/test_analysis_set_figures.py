@@ -139,6 +139,7 @@ def test_profiles(tmp_path: Path, num_corpora: int, num_layers: int) -> None:
 
 
 @pytest.mark.parametrize(("num_corpora", "num_layers"), SIZES)
+@pytest.mark.slow
 def test_overlap(tmp_path: Path, num_corpora: int, num_layers: int) -> None:
     counts = made(num_corpora, num_layers).total()
     result = profiles(counts, RULE)
@@ -152,6 +153,7 @@ def test_overlap(tmp_path: Path, num_corpora: int, num_layers: int) -> None:
 
 
 @pytest.mark.parametrize("other_layers", [4, 6])
+@pytest.mark.slow
 def test_compare(tmp_path: Path, other_layers: int) -> None:
     one, other = made(4, 4).total(), made(4, other_layers, empty=other_layers == 4, seed=1).total()
     result = compare([one, other], ["$a_1$", "b"], RULE)

@@ -103,6 +103,7 @@ def test_a_save_that_a_signal_cuts_short_may_go_on_beside_the_next_one(
 
 
 @pytest.mark.parametrize("name", sorted(set(store.SCHEMA) - {"document_text"}))
+@pytest.mark.slow
 def test_a_checkpoint_that_lacks_an_array_is_refused(name: str, begun: Path) -> None:
     shutil.rmtree(begun / ".run" / "corpora" / "a" / "checkpoint-3" / name)
     message = refusal(run_profile, begun)

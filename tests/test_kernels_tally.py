@@ -270,6 +270,7 @@ def test_any_split_into_batches_gives_the_whole(kernel_path: str, data: st.DataO
     content=st.sampled_from([0.0, torch.nan, torch.inf, -torch.inf, 3e4, -5.0]),
 )
 @settings(max_examples=30, deadline=None)
+@pytest.mark.slow
 def test_what_pads_hold_changes_no_bit(kernel_path: str, seed: int, dtype: torch.dtype, content: float) -> None:
     pre_BTF, up_BTF, kind_BT = random_batch((3, 29, 50), dtype, seed)
     is_pad_BT = kind_BT == PAD

@@ -255,6 +255,7 @@ def test_a_file_that_became_a_fifo_never_blocks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["folder", "jsonl", "parquet", "windows"])
+@pytest.mark.slow
 def test_what_is_too_large_is_skipped_by_name_and_the_rest_is_read(kind: str, tmp_path: Path) -> None:
     limit = MAX_DOCUMENT_BYTES
     record = len(json.dumps({"text": ""})) + 1 if kind == "jsonl" else 0

@@ -82,6 +82,7 @@ class Hooked:
 
 @pytest.mark.parametrize("how", WAYS)
 @pytest.mark.parametrize("family", KEYS)
+@pytest.mark.slow
 def test_a_reader_reads_the_masked_model(family: str, how: str, tokenizer: Any) -> None:
     model = prepare_model(with_biases(family), tokenizer, family, None, "float32")
     bare = tallied(model)

@@ -113,6 +113,7 @@ def edit(model: Any, family: str, how: str, mean_LF: np.ndarray) -> None:
 
 @pytest.mark.parametrize("how", ["activation", "coefficient", "weights", "weights-no-bias", "mean"])
 @pytest.mark.parametrize("family", KEYS)
+@pytest.mark.slow
 def test_masked_losses_equal_those_of_edited_weights(family: str, how: str, tokenizer: Any) -> None:
     model, batch = prepared(family, tokenizer), one_batch()
     reader, before = LossReader(model), state_hash(model.model)

@@ -62,6 +62,7 @@ def prompts(translations: Sequence[str]) -> list[Prompt]:
 
 
 @pytest.mark.parametrize("bos", [True, False], ids=["with BOS", "without BOS"])
+@pytest.mark.slow
 def test_the_target_is_predicted_from_the_token_before_it_to_its_end(bos: bool) -> None:
     tokenizer = make_tokenizer(bos=bos)
     translations = ["int C = 3; // C: 1", "é数 != y", "  \n", "{"]
@@ -77,6 +78,7 @@ def test_the_target_is_predicted_from_the_token_before_it_to_its_end(bos: bool) 
 
 
 @pytest.mark.parametrize("clean_up", [True, False], ids=["clean-up", "no clean-up"])
+@pytest.mark.slow
 def test_the_papers_prefixes_are_decoded_and_encoded_again(clean_up: bool) -> None:
     tokenizer = make_tokenizer()
     tokenizer.clean_up_tokenization_spaces = clean_up

@@ -130,6 +130,7 @@ def test_a_moved_folder_is_named_by_the_caller(model_folder: Path, folder: Path,
 
 
 @pytest.mark.parametrize("window_lines", [None, 2])
+@pytest.mark.slow
 def test_kept_texts_stand_alone(window_lines: int | None, model_folder: Path, folder: Path, tmp_path: Path) -> None:
     (folder / "python" / "empty.py").write_bytes(b"")
     (folder / "python" / "latin.py").write_bytes("é = 1\n".encode("latin-1"))
