@@ -24,11 +24,6 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return (os.cpu_count() or 1) + ("not ray" not in config.option.markexpr)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of Ray first, so by one process, one after the other: two of them at a time only wait for each other."""
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
-
-
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a command line: its exit status, stdout and stderr."""
