@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from neurotally.analysis.languages.counts import CorpusCounts
 from neurotally.analysis.languages.lape import Rule, Selection, lape, layer_counts, threshold_rank
-from neurotally.analysis.languages.lape_study import candidates_warnings, proportionate
+from neurotally.analysis.languages.lape_study import candidates_warnings, lape_document, proportionate
 from neurotally.profiler.errors import InputError
 
 NAMES = ("c", "english", "go", "html", "python")
@@ -372,3 +373,16 @@ def test_a_corpus_with_fewer_candidates_than_asked_for_is_named() -> None:
 @pytest.mark.parametrize(("neurons", "number"), [(458_752, 400), (352_256, 307), (2048, 2), (300, 1)])
 def test_the_proportionate_number_is_the_papers_share(neurons: int, number: int) -> None:
     assert proportionate(neurons) == number == max(1, round(400 * neurons / (32 * 14336)))
+
+
+def test_the_document_gives_each_neurons_entropy_and_rate() -> None:
+    active_CLF, tokens_C = few_candidates(), np.array([1000, 1300], np.uint64)
+    found = CorpusCounts(None, ("C", "D"), tokens_C, active_CLF, {})
+    document = lape_document(found, Rule(0.95, per_corpus=9).choose(found))
+    for at, name in enumerate(("C", "D")):
+        assert len(document["specific"][name]) == 9
+        for place, (layer, neuron) in enumerate(document["specific"][name]):
+            rates = [int(active_CLF[c, layer, neuron]) / tokens for c, tokens in enumerate((1000, 1300))]
+            entropy = -sum(rate / sum(rates) * math.log(rate / sum(rates)) for rate in rates if rate)
+            assert document["entropy"][name][place] == pytest.approx(entropy, rel=1e-12)
+            assert document["probability"][name][place] == pytest.approx(rates[at], rel=1e-15)

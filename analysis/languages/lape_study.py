@@ -2,11 +2,13 @@
 
     {"schema": 1, "model": {"id", "fingerprint"} | null, "corpora": [name, ...], "select", "quantile",
      "per_corpus" | "top_rate", "bar", "specific": {name: [[layer, neuron], ...]}, "exclusive": likewise,
-     "layers", "neurons", "tokens": {name: n}, "candidates": {name: n}, "sole_candidates": {name: n},
+     "entropy": {name: [...]}, "probability": {name: [...]}, "layers", "neurons", "tokens": {name: n},
+     "candidates": {name: n}, "sole_candidates": {name: n},
      "without_candidates": [name, ...], "tied_out": {name: n}, "left_out": {name: reason},
      "too_few_candidates": {name: {"candidates": n, "taken": n}}, "proportionate_per_corpus": n}
 
-Lists of neurons are sorted by (layer, neuron). The document is also a mask file. `too_few_candidates` names the corpora
+Lists of neurons are sorted by (layer, neuron); `entropy` (nats) and `probability`, the rate in the corpus itself, run
+beside `specific`. The document is also a mask file. `too_few_candidates` names the corpora
 with fewer candidates than `per_corpus`: all of them were taken, so that nothing was chosen there, and sets differ in
 size. `proportionate_per_corpus` is the paper's 400 of Llama-3.1-8B's 458,752 neurons in proportion to this model's.
 With error bars the document has `error_bars`, too:
@@ -100,6 +102,7 @@ def lape_result(counts: CorpusCounts, selection: Selection, bars: jackknife.Erro
 def lape_document(counts: CorpusCounts, selection: Selection) -> dict[str, Any]:
     """The document of `lape --json` and `--out` but for error bars: plain lists, numbers and strings, no NaN."""
     num_layers, num_neurons = selection.entropy_LF.shape
+    places = {name: tuple(neurons_n2.T) for name, neurons_n2 in selection.specific.items()}
     return {
         "schema": 1,
         "model": model_key(counts.model),
@@ -108,6 +111,11 @@ def lape_document(counts: CorpusCounts, selection: Selection) -> dict[str, Any]:
         "bar": selection.threshold,
         "specific": {name: neurons_n2.tolist() for name, neurons_n2 in selection.specific.items()},
         "exclusive": {name: neurons_n2.tolist() for name, neurons_n2 in selection.exclusive.items()},
+        "entropy": {name: selection.entropy_LF[at].tolist() for name, at in places.items()},
+        "probability": {
+            name: (active_LF[places[name]] / tokens).tolist()
+            for name, active_LF, tokens in zip(counts.corpora, counts.active_CLF, counts.tokens_C, strict=True)
+        },
         "layers": num_layers,
         "neurons": num_neurons,
         "tokens": dict(zip(counts.corpora, counts.tokens_C.tolist(), strict=True)),

@@ -7,6 +7,7 @@ found.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from neurotally.analysis import studies
@@ -18,7 +19,7 @@ from neurotally.analysis.options import Group, Option, parameters
 from neurotally.analysis.progress import BARS, Progress
 from neurotally.analysis.render.html import Section, page, section
 from neurotally.analysis.report.contents import corpora, provenance
-from neurotally.analysis.report.neurons import most_specific, read_chosen
+from neurotally.analysis.report.neurons import most_specific
 from neurotally.analysis.report.neurons import neurons as neurons_section
 from neurotally.analysis.result import Result, model_name
 from neurotally.profiler import store as stores
@@ -62,29 +63,33 @@ def report(
     """
     stores.store_attributes(store)
     more, missing = [], ""
+    known: dict[str, Result] = {}
     if concepts is not None:
         more.append(concepts_result(read_concepts_document(Path(concepts), store)))
     try:
-        chosen = read_chosen(store, rule)
-        found, missing = gather_triggers(store, texts, most_specific(chosen, neurons), triggers, progress)
-        more.append(neurons_section(chosen, neurons, found, missing))
+        lape = known["lape"] = _result("lape", store, {**asdict(rule), **_WISHED})
+        found, missing = gather_triggers(store, texts, most_specific(lape.document, neurons), triggers, progress)
+        more.append(neurons_section(lape.document, neurons, found, missing))
     except InputError as error:
         missing = str(error)
-    return build_report(store, asdict(rule), more, [missing] if missing else [], progress)
+    return build_report(store, asdict(rule), more, [missing] if missing else [], progress, known)
 
 
 def build_report(
     store: Path, settings: Mapping[str, Any], more: Sequence[Result] = (), notes: Sequence[str] = (),
-    progress: Progress = BARS,
+    progress: Progress = BARS, known: Mapping[str, Result] = MappingProxyType({}),
 ) -> Report:  # fmt: skip
-    """The page of a store. `settings` go to all studies that have such a parameter; `more` comes after them."""
+    """The page of a store. `settings` go to all studies that have such a parameter; `more` comes after them.
+
+    `known`: what studies have said already.
+    """
     sections: list[Section] = []
     findings: list[str] = []
     said: list[str] = []
     asked = list(_asked(store, settings))
     for name, wanted, own in progress.over(asked, "report", "section", len(asked)):
         try:
-            result = _result(name, store, {**wanted, **own})
+            result = known.get(name) or _result(name, store, {**wanted, **own})
         except InputError as error:
             if str(error) in said:
                 continue
