@@ -11,7 +11,7 @@ A study fills these in and knows nothing of how they look; `neurotally.analysis.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +90,11 @@ def finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def by_name(names: Iterable[str], values: Any) -> dict[str, Any]:
+    """An array's values as plain lists by name; the names are along its last axis."""
+    return dict(zip(names, values.T.tolist(), strict=True))
 
 
 def model_key(model: Mapping[str, Any] | None) -> dict[str, Any] | None:

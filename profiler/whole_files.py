@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,6 +73,16 @@ def read_json(path: Path, **kinds: type) -> Any:
         if type(document[key]) is not kind or (kind is int and document[key] < 0):
             raise InputError(f"{path} is damaged: {key!r} is {document[key]!r:.60}")
     return document
+
+
+def parsed_file(path: Path, parse: Callable[[str], Any], kind: str) -> Any:
+    """What `parse` makes of a text file; an InputError where it can't be read, or isn't of this kind."""
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, or not of this kind
+        raise InputError(f"{path} isn't {kind}, or was cut off: {error}") from error
 
 
 def open_regular(path: Path) -> BinaryIO:

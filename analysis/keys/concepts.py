@@ -19,7 +19,7 @@ import numpy as np
 
 from neurotally.analysis.keys.null_test import corrected, needed
 from neurotally.analysis.keys.patterns import Statistic, known_means, strongest
-from neurotally.analysis.keys.places import parsed_file, read_concepts
+from neurotally.analysis.keys.places import read_concepts
 from neurotally.analysis.keys.tested import UNTESTED, CorpusKeys, NullTest, left_out_notes, patterns_by_corpus
 from neurotally.analysis.keys.texts import ANYWHERE, Texts
 from neurotally.analysis.layer_runs import LAYERS
@@ -32,6 +32,7 @@ from neurotally.analysis.result import Result, finite, model_key, model_name
 from neurotally.profiler import store as stores
 from neurotally.profiler.corpus.windows import file_of
 from neurotally.profiler.errors import InputError
+from neurotally.profiler.whole_files import parsed_file
 
 CONCEPTS_SCHEMA = 1
 _KEYS = ("by_corpus", "by_layer", "strongest", "overlap", "specific", "concepts", "min_matches")

@@ -16,7 +16,7 @@ calls a preprocessor's comment. Regular expressions see "\\n" line breaks, with 
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from operator import itemgetter
@@ -29,6 +29,7 @@ import tomllib
 from neurotally.profiler.corpus.matches import find_spans
 from neurotally.profiler.corpus.texts import TokenText
 from neurotally.profiler.errors import InputError
+from neurotally.profiler.whole_files import parsed_file
 
 KINDS = ("keyword", "name", "literal", "comment", "operator", "punctuation", "directive", "other")
 WINDOW_LINES = 5
@@ -99,16 +100,6 @@ def read_concepts(path: Path) -> Patterns:
     if not isinstance(concepts, dict) or not concepts:
         raise InputError(f"{path} has no concepts; expected a table [concepts] with lines such as main = 'def main\\('")
     return {name: _compiled(path, name, pattern) for name, pattern in concepts.items()}
-
-
-def parsed_file(path: Path, parse: Callable[[str], Any], kind: str) -> Any:
-    """What `parse` makes of a text file; an InputError where it can't be read, or isn't of this kind."""
-    try:
-        return parse(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} can't be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, or not of this kind
-        raise InputError(f"{path} isn't {kind}: {error}") from error
 
 
 def find_lexer(corpus: str, document_names: Sequence[str]) -> Any:

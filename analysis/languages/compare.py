@@ -23,7 +23,7 @@ The document:
 Null where a set is empty; `jaccard` is null as a whole where layers or neurons differ.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,7 +37,7 @@ from neurotally.analysis.languages.profiles import jaccard_table, neurons_by_lay
 from neurotally.analysis.options import Group, OnlyCorpora, Option
 from neurotally.analysis.overlap import jaccard, safe_divide
 from neurotally.analysis.parts import Cell, Chart, Column, Mark, Panel, Series, Table
-from neurotally.analysis.result import Result, finite, model_name
+from neurotally.analysis.result import Result, by_name, finite, model_name
 from neurotally.profiler.errors import InputError
 
 _OF_LAPE = ("model", "layers", "neurons", "tokens", "bar", "candidates", "specific", "exclusive", "left_out")
@@ -152,7 +152,7 @@ def _document(
         "relative_axis": one["layers"] != other["layers"],
         "same_model": fingerprints[0] is not None and fingerprints[0] == fingerprints[1],
         "profile_overlap": {
-            kind: _by_name(sets, profile_overlaps(*(_counts(of["by_layer"][kind]) for of in stores)))
+            kind: by_name(sets, profile_overlaps(*(_counts(of["by_layer"][kind]) for of in stores)))
             for kind in ("specific", "exclusive")
         },
         "jaccard": {name: jaccard(sets[name], other_sets[name]) for name in sets} if is_same_shape else None,
@@ -167,7 +167,7 @@ def _store(label: str, counts: CorpusCounts, selection: Selection) -> dict[str, 
         **{key: lape[key] for key in _OF_LAPE},
         "by_layer": by_layer,
         "overlap": overlaps(selection.specific),
-        "mean_depth": _by_name(counts.corpora, mean_depths(_counts(by_layer["specific"]))),
+        "mean_depth": by_name(counts.corpora, mean_depths(_counts(by_layer["specific"]))),
     }
 
 
@@ -256,7 +256,3 @@ def _edges(count_CL: np.ndarray) -> np.ndarray:
 def _counts(by_corpus: Mapping[str, Sequence[int]]) -> np.ndarray:
     """int64 [C, L] of what a document says by layer."""
     return np.array(list(by_corpus.values()), np.int64)
-
-
-def _by_name(names: Iterable[str], value_C: np.ndarray) -> dict[str, float]:
-    return dict(zip(names, value_C.tolist(), strict=True))

@@ -27,7 +27,7 @@ from neurotally.analysis.languages.lape_study import NO_NEURON, candidates_warni
 from neurotally.analysis.languages.stability import Curve, Stability, stability
 from neurotally.analysis.options import Group, OnlyCorpora, Option
 from neurotally.analysis.parts import Cell, Chart, Column, Panel, Series, Table
-from neurotally.analysis.result import Result, finite, model_key, model_name
+from neurotally.analysis.result import Result, by_name, finite, model_key, model_name
 
 ENOUGH = 0.9
 """The share of the whole's neurons that counts as enough."""
@@ -95,7 +95,7 @@ def _document(groups: GroupCounts, found: Stability) -> dict[str, Any]:
         "core": _as_lists(found.core),
         "selected_again": {name: _spread(found.again_SC[:, c]) for c, name in enumerate(names)},
         "halves_agree": {name: _spread(found.halves_agree_PC[:, c]) for c, name in enumerate(names)},
-        "by_chance": _by_corpus(names, found.by_chance_C),
+        "by_chance": by_name(names, found.by_chance_C),
         "curve": curve,
         "enough": {name: _enough(curve, name) for name in names},
         "left_out": dict(groups.left_out),
@@ -104,17 +104,17 @@ def _document(groups: GroupCounts, found: Stability) -> dict[str, Any]:
 
 def _curve(names: Sequence[str], curve: Curve) -> dict[str, Any]:
     recovered_OKC = curve.recovered_OKC
-    mean, least, most = (_by_corpus(names, of_KC) for of_KC in (
+    mean, least, most = (by_name(names, of_KC) for of_KC in (
         recovered_OKC.mean(axis=0), recovered_OKC.min(axis=0), recovered_OKC.max(axis=0)))  # fmt: skip
-    documents = _by_corpus(names, curve.documents_KC)
+    documents = by_name(names, curve.documents_KC)
     return {
         "orders": len(recovered_OKC),
-        "groups": _by_corpus(names, curve.groups_KC),
-        "tokens": _by_corpus(names, curve.tokens_KC),
+        "groups": by_name(names, curve.groups_KC),
+        "tokens": by_name(names, curve.tokens_KC),
         "documents": {name: None if np.isnan(of_K).any() else of_K for name, of_K in documents.items()},
         "recovered": {name: {"mean": mean[name], "least": least[name], "most": most[name]} for name in names},
-        "jaccard": _by_corpus(names, curve.jaccard_OKC.mean(axis=0)),
-        "agreement": _by_corpus(names, curve.agreement_PKC.mean(axis=0)),
+        "jaccard": by_name(names, curve.jaccard_OKC.mean(axis=0)),
+        "agreement": by_name(names, curve.agreement_PKC.mean(axis=0)),
     }
 
 
@@ -135,11 +135,6 @@ def _enough(curve: Mapping[str, Any], name: str) -> dict[str, Any] | None:
 
 def _as_lists(arrays: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:
     return {name: array.tolist() for name, array in arrays.items()}
-
-
-def _by_corpus(names: Sequence[str], value_XC: np.ndarray) -> dict[str, Any]:
-    """Each corpus's numbers, as a list where there is an axis before that of the corpora."""
-    return dict(zip(names, value_XC.T.tolist(), strict=True))
 
 
 def _spread(share_S: np.ndarray) -> dict[str, float]:

@@ -34,7 +34,7 @@ from neurotally.analysis.layers.mexa import (
 from neurotally.analysis.options import GroupName, Option
 from neurotally.analysis.overlap import safe_divide
 from neurotally.analysis.parts import Chart, Column, Grid, Panel, Series, Table, Value
-from neurotally.analysis.result import Result, finite, model_name
+from neurotally.analysis.result import Result, by_name, finite, model_name
 from neurotally.profiler import store as stores
 from neurotally.profiler.errors import InputError
 
@@ -143,8 +143,8 @@ def mexa_document(embeddings: TextEmbeddings, not_in_means: Sequence[str] = ()) 
         "not_in_means": list(not_in_means),
         "english": english,
         **{key: _means(languages, of_LCC, member_CC) for key, (of_LCC, member_CC, _) in means.items()},
-        "errors": {key: _by_pivot(languages, error_LC) for key, error_LC in errors_LC.items()},
-        "errors_over_layers": {key: _by_pivot(languages, error_1C[0]) for key, error_1C in errors_C.items()},
+        "errors": {key: by_name(languages, error_LC) for key, error_LC in errors_LC.items()},
+        "errors_over_layers": {key: by_name(languages, error_1C[0]) for key, error_1C in errors_C.items()},
         "pair_errors": {
             "all": _by_pair(languages, pair_errors(mean_CCn, every_CCn)),
             "different": _by_pair(languages, pair_errors(mean_CCn, different_CCn)),
@@ -284,11 +284,6 @@ def _mean(values: Sequence[float | None] | None) -> float:
     return float(np.mean(np.array(values, np.float64))) if values else np.nan
 
 
-def _by_pivot(languages: Sequence[str], value_LC: np.ndarray) -> dict[str, Any]:
-    """[C] or [L, C] as {pivot: value or values by layer}."""
-    return dict(zip(languages, value_LC.T.tolist(), strict=True))
-
-
 def _by_pair(languages: Sequence[str], value_CC: np.ndarray) -> dict[str, dict[str, Any]]:
     """[C, C] or [L, C, C] as {pivot: {language: value or values by layer}}."""
     return {
@@ -303,4 +298,4 @@ def _means(languages: Sequence[str], score_LCC: np.ndarray, member_CC: np.ndarra
     Pairs without a score (no texts that differ) are left out.
     """
     counts_LCC = member_CC & np.isfinite(score_LCC)
-    return _by_pivot(languages, safe_divide(np.where(counts_LCC, score_LCC, 0).sum(axis=2), counts_LCC.sum(axis=2)))
+    return by_name(languages, safe_divide(np.where(counts_LCC, score_LCC, 0).sum(axis=2), counts_LCC.sum(axis=2)))

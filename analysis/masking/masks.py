@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from neurotally.profiler.errors import InputError
+from neurotally.profiler.whole_files import parsed_file
 
 
 def read_mask(path: Path, fingerprint: str | None, num_layers: int, num_neurons: int) -> Mapping[str, np.ndarray]:
@@ -49,12 +50,7 @@ def read_mask(path: Path, fingerprint: str | None, num_layers: int, num_neurons:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} can't be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} isn't JSON, or was cut off: {error}") from error
+    document: dict[str, Any] = parsed_file(path, json.loads, "JSON")
     if not isinstance(document, dict) or (missing := [key for key in ("model", "specific") if key not in document]):
         lacks = "it is no object" if not isinstance(document, dict) else f"it lacks {' and '.join(missing)}"
         raise InputError(f"{path} is no mask: {lacks}; `neurotally lape STORE --out FILE.json` writes one")

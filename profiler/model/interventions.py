@@ -22,6 +22,7 @@ from neurotally.profiler.model.hook_points import HookPoint, Intervention, Stage
 from neurotally.profiler.model.hooked_model import HookedModel
 from neurotally.profiler.model.hooking import hooked
 from neurotally.profiler.model.load import LoadedModel
+from neurotally.profiler.whole_files import parsed_file
 
 WAYS = ("activation", "coefficient", "weights", "weights-no-bias", "mean", "set", "scale")
 """What can be done to a neuron."""
@@ -68,10 +69,7 @@ def switched_off(
 def _by_layer(neurons: Neurons | Mapping[str, Any] | str | Path, set_name: str | None, model: HookedModel) -> Neurons:
     """The neurons meant, by layer: as they are, or of a mask document or its path."""
     if isinstance(neurons, str | Path):
-        try:
-            neurons = json.loads(Path(neurons).read_text())
-        except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"{neurons}: expected a mask document, as `lape --out` writes it: {error}") from error
+        neurons = parsed_file(Path(neurons), json.loads, "JSON")
     if not isinstance(neurons, Mapping):
         raise InputError(f"neurons: expected {{layer: [neurons]}} or a mask document, got {type(neurons).__name__}")
     if any(isinstance(key, str) for key in neurons):
