@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,14 @@ from neurotally.profiler.corpus.texts import keep_texts
 from neurotally.profiler.corpus.units import Unit, documents_by_unit
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.neurons import CorpusNeurons
-from neurotally.profiler.passes.worker import PassConfig, Task, UnitResult
+from neurotally.profiler.passes.worker import PassConfig, UnitResult
 
 _LISTED_SKIPS = 1000
 """So many skipped documents are named in a corpus's attributes; all are in `document_status`."""
+
+
+_NEWS_GROWTH = 1.25
+"""Workers hear of the triggers when there are so many times as many units: a unit ships a quarter more at most."""
 
 
 class CorpusSums:
@@ -29,6 +32,8 @@ class CorpusSums:
         self._units = units
         self._config = config
         self._num_done = 0
+        self._num_told = 0
+        """Units that workers have heard of."""
         self._neurons = CorpusNeurons(num_layers, num_neurons, config.groups, config.triggers)
         num_documents = len(plan.manifest.names)
         self._own: store.Arrays = {
@@ -62,10 +67,13 @@ class CorpusSums:
             self._restarted.append(index)
         self._num_done = index + 1
 
-    def ready(self, task: Task) -> Task:
-        """The task with the admission thresholds of the triggers so far: see `CorpusNeurons.trigger_bar`."""
-        threshold_LF = self._neurons.trigger_bar() if self._num_done else None
-        return task if threshold_LF is None else replace(task, threshold_LF=threshold_LF.copy())
+    def news(self) -> tuple[str, np.ndarray] | None:
+        """The corpus, and the threshold of its triggers: see `CorpusNeurons.trigger_threshold`."""
+        if self._num_done < _NEWS_GROWTH * self._num_told or self._num_done == self._num_told:
+            return None
+        self._num_told = self._num_done
+        threshold_LF = self._neurons.trigger_threshold()
+        return None if threshold_LF is None else (self._plan.name, threshold_LF)
 
     def arrays(self) -> store.Arrays:
         """What the store's arrays hold, and those of a checkpoint."""

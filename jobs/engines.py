@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 from neurotally.profiler.corpus.matches import stop_matching
 from neurotally.profiler.errors import InputError
@@ -75,6 +75,13 @@ class Runner(Protocol):
         """Run the model over what was prepared: the `result` of an Outcome."""
 
 
+class Listener(Runner, Protocol):
+    """The runner of a pass whose reducers have news."""
+
+    def hear(self, about: str, news: Any) -> None:
+        """Take over what is known of all results so far; may come at any time, from another thread."""
+
+
 MakeRunner = Callable[[LoadedModel], Runner]
 """A pass with its settings, to be put on a loaded model; travels between processes."""
 
@@ -95,6 +102,9 @@ class Engine(Protocol):
 
     def submit(self, task: Task) -> None:
         """Hand over a task."""
+
+    def tell(self, about: str, news: Any) -> None:
+        """Let all workers hear it, soon; what was told about the same before is forgotten."""
 
     def next_result(self, timeout_s: float) -> Outcome | None:
         """A finished task, or None if none came in time. Raises JobError or InputError."""
@@ -126,6 +136,9 @@ class InProcessEngine:
 
     def submit(self, task: Task) -> None:
         self._queue.append((task, self._prepare(task)))
+
+    def tell(self, about: str, news: Any) -> None:
+        cast(Listener, self._runner).hear(about, news)
 
     def next_result(self, timeout_s: float) -> Outcome | None:
         """Run the oldest task."""

@@ -34,6 +34,7 @@ from neurotally.jobs.engines import (
     MAX_CRASHES,
     MAX_FAILURES,
     JobError,
+    Listener,
     MakeRunner,
     ModelConfig,
     Outcome,
@@ -49,6 +50,8 @@ from neurotally.profiler.model.load import ModelFacts, resolve_device
 
 _IN_FLIGHT = 2
 """Tasks a worker holds: one is computed while the next is read and tokenised."""
+_TOLD_AT_ONCE = 2
+"""News that a worker hears when it starts late: units of one group and of the next are computed at a time."""
 _START_TIMEOUT_S = 1800.0
 _LOOK_EVERY_S = 0.5
 """So often, while it waits, the driver looks whether Ray is still there."""
@@ -59,7 +62,7 @@ _DEAD = (RayActorError, WorkerCrashedError)
 
 
 class _ActorWorker:
-    """A worker in an actor of two threads: one computes, the other prepares."""
+    """A worker in an actor of three threads: one computes, one prepares, one hears news."""
 
     def __init__(self, model: ModelConfig, num_threads: int):
         self._model_config = model
@@ -76,6 +79,10 @@ class _ActorWorker:
 
     def configure(self, make_runner: MakeRunner) -> None:
         self._runner = make_runner(self._model)
+
+    def hear(self, about: str, news: Any) -> None:
+        """See `Listener`."""
+        cast(Listener, self._runner).hear(about, news)
 
     def run(self, task: Task) -> Outcome:
         torch.set_num_threads(self._num_threads)  # a setting of the thread that asks
@@ -123,6 +130,8 @@ class RayEngine:
         self._waiting: deque[Task] = deque()
         self._failures: Counter[str] = Counter()
         self._crashes: Counter[str] = Counter()
+        self._told: dict[str, Any] = {}
+        """References to the news, for workers that start later."""
         self._dead_starts = 0
         """Workers in a row that died while they loaded the model."""
         self._session_file = session_file
@@ -175,6 +184,15 @@ class RayEngine:
             self._waiting.append(task)
             self._hand_out()
 
+    def tell(self, about: str, news: Any) -> None:
+        """Put it where every node reads it once."""
+        with self._telling_of_its_end():
+            self._told.pop(about, None)
+            self._told = dict([*self._told.items(), (about, ray.put(news))][-_TOLD_AT_ONCE:])
+            for actor in self._actors:
+                if actor.starting is None:
+                    actor.handle.hear.remote(about, self._told[about])
+
     def next_result(self, timeout_s: float) -> Outcome | None:
         """A finished task, or None after `timeout_s`; replaces workers that died."""
         self._check_ray()
@@ -220,7 +238,7 @@ class RayEngine:
 
     def _new_handle(self) -> Any:
         cores, gpus = self._cores, 1 if self._device == "cuda" else 0
-        remote = ray.remote(num_cpus=cores if cores < 1 else int(cores), num_gpus=gpus, max_concurrency=_IN_FLIGHT)
+        remote = ray.remote(num_cpus=cores if cores < 1 else int(cores), num_gpus=gpus, max_concurrency=_IN_FLIGHT + 1)
         return remote(_ActorWorker).remote(self._model, _threads_each(cores))
 
     def _hand_out(self) -> None:
@@ -284,6 +302,8 @@ class RayEngine:
         else:
             self._dead_starts = 0
             actor.starting = None
+            for about, news in self._told.items():
+                actor.handle.hear.remote(about, news)
             self._hand_out()
 
     def _check_starts(self) -> None:

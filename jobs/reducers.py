@@ -108,9 +108,9 @@ class Reducer(ABC):
     def progress(self) -> dict[str, Any]:
         """The group's entry in `neurotally status --json`."""
 
-    def ready(self, task: Task) -> Task:
-        """A task as it is handed out."""
-        return task
+    def news(self) -> tuple[str, Any] | None:
+        """What workers should hear of the results that are in (about what, and what), if that has changed enough."""
+        return None
 
     @abstractmethod
     def take(self, outcome: Outcome) -> None:
@@ -171,9 +171,9 @@ class Fold(Reducer):
     def progress(self) -> dict[str, Any]:
         return self._sums.noted()
 
-    def ready(self, task: Any) -> Task:
-        """See `CorpusSums.ready`."""
-        return self._sums.ready(task)
+    def news(self) -> tuple[str, Any] | None:
+        """See `CorpusSums.news`."""
+        return self._sums.news()
 
     def take(self, outcome: Outcome) -> None:
         """Add a result, or hold it until those before it are in."""

@@ -210,34 +210,37 @@ class _Loop:
     reducers: list[Reducer]
     report: RunReport
     checkpoint_every_s: float
+    clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
         self._waiting = deque((reducer, task) for reducer in self.reducers for task in reducer.todo)
         self._running: dict[str, tuple[Reducer, Task]] = {}
         self._num_early = 0
         """Results that a reducer holds until those before them are in."""
-        self._saved_at = time.monotonic()
+        self._saved_at = self.clock()
         self._started_at = time.time()
         self._stop = StopRequest(self.where.progress.note)
 
     def run(self) -> None:
         """Run to the end. Raises Interrupted after saving, if a signal asked for it."""
-        start = time.perf_counter()
+        start = self.clock()
         with self.where.progress.running(self.reducers, self.where.store) as took, self._stop.listening():
             try:
                 self._publish_complete()  # what a former run finished but didn't commit
+                for reducer in self.reducers:
+                    self._tell(reducer)
                 while self._waiting or self._running:
                     self._hand_out()
                     outcome = self.engine.next_result(timeout_s=0.5)
                     if outcome is not None:
                         self._take(outcome, took)
                         self._publish_complete()
-                    if time.monotonic() - self._saved_at >= self.checkpoint_every_s:
+                    if self.clock() - self._saved_at >= self.checkpoint_every_s:
                         self._save()
                     self._stop.check()
             finally:
                 self._save()
-                self.report.wall_s = time.perf_counter() - start
+                self.report.wall_s = self.clock() - start
 
     def _hand_out(self) -> None:
         """At most 2 x workers results may wait for an earlier one: no task further ahead than that is begun."""
@@ -245,20 +248,25 @@ class _Loop:
         while self._waiting and len(self._running) + self._num_early < ahead and self.engine.has_room():
             reducer, task = self._waiting.popleft()
             self._running[task.key] = reducer, task
-            self.engine.submit(reducer.ready(task))
+            self.engine.submit(task)
 
     def _take(self, outcome: Outcome, took: Took) -> None:
         reducer, task = self._running.pop(outcome.key)
         before = reducer.num_done
         reducer.take(outcome)
         self._num_early += 1 - (reducer.num_done - before)
+        self._tell(reducer)
         self.report.tokens += outcome.result.tokens
         self.report.model_s += outcome.model_s
         self.report.prepare_s += outcome.prepare_s
         took(reducer, task, outcome.result.tokens)
 
+    def _tell(self, reducer: Reducer) -> None:
+        if not reducer.is_complete and (news := reducer.news()) is not None:
+            self.engine.tell(*news)
+
     def _publish_complete(self) -> None:
-        start = time.perf_counter()
+        start = self.clock()
         for reducer in [reducer for reducer in self.reducers if reducer.is_complete]:
             facts = {
                 "versions": versions(),
@@ -269,15 +277,15 @@ class _Loop:
             }
             self.report.groups[reducer.plan.group] = reducer.publish(facts)
             self.reducers.remove(reducer)
-        self.report.write_s += time.perf_counter() - start
+        self.report.write_s += self.clock() - start
 
     def _save(self) -> None:
         """Save what goes on; a group may be complete where committing it failed."""
-        start = time.perf_counter()
+        start = self.clock()
         for reducer in self.reducers:
             reducer.save()
-        self._saved_at = time.monotonic()
-        self.report.write_s += time.perf_counter() - start
+        self._saved_at = self.clock()
+        self.report.write_s += self.clock() - start
 
 
 def _make_engine(model: ModelConfig, workers: int | None, session_file: Path, address: str | None = None) -> Engine:

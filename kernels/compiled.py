@@ -61,7 +61,7 @@ class Offer(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("rows", "tokens", "neurons", "num_triggers")),
-        *((name, ctypes.c_void_p) for name in ("row_value", "row_position", "document", "position", "bar")),
+        *((name, ctypes.c_void_p) for name in ("row_value", "row_position", "document", "position", "threshold")),
         *((name, ctypes.c_void_p) for name in ("value", "list_document", "list_position")),
         ("threads", ctypes.c_int32),
     )
@@ -71,8 +71,8 @@ class Insertion(ctypes.Structure):
     """One call of `neurotally_insert`; the fields are explained in tally.cpp."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("entries", "neurons", "num_triggers")),
-        *((name, ctypes.c_void_p) for name in ("neuron", "entry_value", "entry_document", "entry_position")),
+        *((name, ctypes.c_int64) for name in ("neurons", "num_triggers")),
+        *((name, ctypes.c_void_p) for name in ("start", "entry_value", "entry_document", "entry_position")),
         *((name, ctypes.c_void_p) for name in ("value", "document", "position")),
         ("threads", ctypes.c_int32),
     )

@@ -11,7 +11,6 @@
 // Written with the vector extension that GCC and Clang share, so that the accumulators of 16 neurons stay in
 // registers over a tile; it compiles for any CPU (a 64-byte vector becomes two or four where they are shorter).
 
-#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -394,7 +393,7 @@ struct Offer {
   const float* row_value;  // [B, F]
   const int32_t* row_position;
   const int32_t *document, *position;  // [B, T]
-  const float* bar;  // [F]: a candidate must exceed it
+  const float* threshold;  // [F]: no candidate may be below it
   float* value;  // [F, K], best first; 0, -1, -1 where unused
   int32_t *list_document, *list_position;
   int32_t threads;
@@ -432,8 +431,9 @@ void insert(const Offer& offer, int64_t neuron, const Candidate& candidate) {
 
 // What compiled.py calls an Insertion.
 struct Insertion {
-  int64_t entries, neurons, num_triggers;
-  const int64_t* neuron;  // [entries], ascending; a neuron's entries best first, of documents that its list has none of
+  int64_t neurons, num_triggers;
+  const int64_t* start;  // [F + 1]: neuron f has the entries start[f] to start[f + 1] - 1, best first, of documents
+                         // that its list has none of
   const float* entry_value;
   const int32_t *entry_document, *entry_position;
   float* value;  // [F, K], best first; 0 where unused
@@ -443,9 +443,9 @@ struct Insertion {
 
 namespace {
 
-// Merge the sorted entries first to end - 1 into their neuron's sorted list, in place, from its last place up.
-void merge(const Insertion& into, int64_t first, int64_t end) {
-  const int64_t K = into.num_triggers, at = into.neuron[first] * K;
+// Merge a neuron's sorted entries into its sorted list, in place, from its last place up.
+void merge(const Insertion& into, int64_t neuron) {
+  const int64_t K = into.num_triggers, at = neuron * K, first = into.start[neuron], end = into.start[neuron + 1];
   auto held = [&](int64_t k) { return Candidate{into.value[at + k], into.document[at + k], into.position[at + k]}; };
   auto entry = [&](int64_t n) {
     return Candidate{into.entry_value[first + n], into.entry_document[first + n], into.entry_position[first + n]};
@@ -468,17 +468,9 @@ void merge(const Insertion& into, int64_t first, int64_t end) {
 }  // namespace
 
 extern "C" void neurotally_insert(const Insertion* into) {
-  share(into->neurons, into->threads, [into](int64_t first_neuron, int64_t end_neuron) {
-    auto from = [into](int64_t neuron) {
-      return std::lower_bound(into->neuron, into->neuron + into->entries, neuron) - into->neuron;
-    };
-    const int64_t end = from(end_neuron);
-    for (int64_t n = from(first_neuron); n < end;) {
-      int64_t next = n + 1;
-      while (next < end && into->neuron[next] == into->neuron[n]) next++;
-      merge(*into, n, next);
-      n = next;
-    }
+  share(into->neurons, into->threads, [into](int64_t first, int64_t end) {
+    for (int64_t f = first; f < end; f++)
+      if (into->start[f] < into->start[f + 1]) merge(*into, f);
   });
 }
 
@@ -489,7 +481,7 @@ extern "C" void neurotally_offer(const Offer* offer) {
       for (int64_t f = first; f < end; f++) {
         const float last = offer->value[(f + 1) * offer->num_triggers - 1];
         // An equal value may come from an earlier document.
-        if (!(value[f] > offer->bar[f] && value[f] >= last)) continue;
+        if (!(value[f] > 0 && value[f] >= offer->threshold[f] && value[f] >= last)) continue;
         const int64_t cell = b * offer->tokens + offer->row_position[b * offer->neurons + f];
         insert(*offer, f, {value[f], offer->document[cell], offer->position[cell]});
       }

@@ -35,30 +35,34 @@ class Triggers(NamedTuple):
 class LayerTriggers:
     """The best candidates of one layer so far: K entries a neuron, on its device, changed in place.
 
-    `bar_F` (float32), if given, holds for each neuron the K-th value of documents that all come before those
-    seen here: a candidate must exceed it. The merged list is the same without it; the result is smaller.
+    `threshold_F` (float32), if given, holds for each neuron the K-th value of any documents of the same corpus: what is
+    below it can't enter the corpus's list and is left out, what equals it may come from an earlier document. The merged
+    list is the same without it; the result is smaller.
     """
 
-    def __init__(self, num_neurons: int, num_triggers: int, device: torch.device | str, bar_F: Tensor | None):
+    def __init__(self, num_neurons: int, num_triggers: int, device: torch.device | str, threshold_F: Tensor | None):
         shape = (num_neurons, num_triggers)
-        bar_F = torch.zeros(num_neurons, device=device) if bar_F is None else bar_F.to(device, torch.float32)
-        self._bar_F = bar_F.contiguous()
+        none = torch.zeros(num_neurons, device=device)
+        self._threshold_F = none if threshold_F is None else threshold_F.to(device, torch.float32).contiguous()
         self._value_FK = torch.zeros(shape, device=device)
         self._document_FK = torch.full(shape, -1, dtype=torch.int32, device=device)
         self._position_FK = torch.full(shape, -1, dtype=torch.int32, device=device)
-        self._offer = _offer_for(self._bar_F.device)
+        self._offer = _offer_for(self._threshold_F.device)
 
     def add(self, maxima: RowMaxima, document_BT: Tensor, position_BT: Tensor) -> None:
         """Offer a batch's row maxima; the two tables tell which document and position each cell is."""
-        if maxima.value_BF.shape != (len(document_BT), len(self._bar_F)) or document_BT.shape != position_BT.shape:
+        if (
+            maxima.value_BF.shape != (len(document_BT), len(self._threshold_F))
+            or document_BT.shape != position_BT.shape
+        ):
             raise ValueError(
-                f"expected row maxima [B, F] with B = {len(document_BT)} (documents) and F = {len(self._bar_F)}, "
+                f"expected row maxima [B, F] with B = {len(document_BT)} (documents) and F = {len(self._threshold_F)}, "
                 f"got {list(maxima.value_BF.shape)}"
             )
         self._offer(
             maxima.value_BF.float().contiguous(),
             *(x.to(torch.int32).contiguous() for x in (maxima.position_BF, document_BT, position_BT)),
-            self._bar_F,
+            self._threshold_F,
             self._value_FK,
             self._document_FK,
             self._position_FK,
@@ -102,14 +106,15 @@ def _offer_compiled(*tensors: Tensor) -> None:
 
 def offer_plainly(
     value_BF: Tensor, column_BF: Tensor, document_BT: Tensor, position_BT: Tensor,
-    bar_F: Tensor, value_FK: Tensor, document_FK: Tensor, position_FK: Tensor,
+    threshold_F: Tensor, value_FK: Tensor, document_FK: Tensor, position_FK: Tensor,
 ) -> None:  # fmt: skip
     """In PyTorch: lists and candidates are sorted together, where one may enter. Always in order."""
     # An equal value may come from an earlier document (rows are sorted by length).
-    changes_F = ((value_BF > bar_F) & (value_BF >= value_FK[:, -1])).any(0)
+    may_enter_BF = (value_BF > 0) & (value_BF >= threshold_F)
+    changes_F = (may_enter_BF & (value_BF >= value_FK[:, -1])).any(0)
     column_BF = column_BF.long()
     offered = (
-        torch.where(value_BF > bar_F, value_BF, 0.0),
+        torch.where(may_enter_BF, value_BF, 0.0),
         document_BT.gather(1, column_BF),
         position_BT.gather(1, column_BF),
     )

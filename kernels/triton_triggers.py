@@ -18,7 +18,7 @@ TILE_ENTRIES = 512
 
 @triton.jit(do_not_specialize=["num_rows", "num_tokens"])
 def _offer(
-    row_value, row_position, document, position, bar, value, list_document, list_position,
+    row_value, row_position, document, position, threshold, value, list_document, list_position,
     num_rows, num_tokens, num_neurons,
     NUM_TRIGGERS: tl.constexpr, TILE_B: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -32,7 +32,7 @@ def _offer(
     value_FK = tl.load(value + o_FK, mask=m_FK, other=float("inf"))
     document_FK = tl.load(list_document + o_FK, mask=m_FK, other=-2)
     position_FK = tl.load(list_position + o_FK, mask=m_FK, other=-2)
-    bar_F = tl.load(bar + o_F, mask=m_F, other=float("inf"))
+    threshold_F = tl.load(threshold + o_F, mask=m_F, other=float("inf"))
     last_F = tl.min(value_FK, 1)
     has_changed = 0
     for first in range(0, num_rows, TILE_B):
@@ -40,14 +40,14 @@ def _offer(
         o_BF = o_B.to(tl.int64)[:, None] * num_neurons + o_F[None, :]
         tile_BF = tl.load(row_value + o_BF, mask=(o_B < num_rows)[:, None] & m_F[None, :], other=0.0)
         # An equal value may come from an earlier document.
-        may_enter_BF = (tile_BF > bar_F[None, :]) & (tile_BF >= last_F[None, :])
+        may_enter_BF = (tile_BF > 0) & (tile_BF >= threshold_F[None, :]) & (tile_BF >= last_F[None, :])
         if tl.max(tl.max(may_enter_BF.to(tl.int32), 1), 0) != 0:
             has_changed = 1
             for row in range(first, tl.minimum(first + TILE_B, num_rows)):
                 row_64 = tl.full((BLOCK_F,), 0, tl.int64) + row
                 o_row = row_64 * num_neurons + o_F
                 new_value = tl.load(row_value + o_row, mask=m_F, other=0.0)
-                may_enter = (new_value > bar_F) & (new_value >= last_F)
+                may_enter = (new_value > 0) & (new_value >= threshold_F) & (new_value >= last_F)
                 if tl.max(may_enter.to(tl.int32), 0) != 0:
                     column = tl.load(row_position + o_row, mask=may_enter, other=0)
                     cell = row_64 * num_tokens + column
@@ -84,7 +84,7 @@ def offer(
     position_BF: Tensor,
     document_BT: Tensor,
     position_BT: Tensor,
-    bar_F: Tensor,
+    threshold_F: Tensor,
     value_FK: Tensor,
     document_FK: Tensor,
     position_FK: Tensor,
@@ -100,7 +100,7 @@ def offer(
     block_neurons = max(1, TILE_ENTRIES // block_triggers)
     with torch.cuda.device_of(value_FK):
         _offer[(triton.cdiv(num_neurons, block_neurons),)](
-            value_BF, position_BF, document_BT, position_BT, bar_F, value_FK, document_FK, position_FK,
+            value_BF, position_BF, document_BT, position_BT, threshold_F, value_FK, document_FK, position_FK,
             *document_BT.shape, num_neurons,
             NUM_TRIGGERS=num_triggers, TILE_B=TILE_ROWS, BLOCK_F=block_neurons, BLOCK_K=block_triggers, num_warps=1,
             enable_fp_fusion=False,

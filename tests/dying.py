@@ -80,6 +80,9 @@ class Counting:
     def prepare(self, task: Any) -> Any:
         return None
 
+    def hear(self, about: str, news: Any) -> None:
+        pass
+
     def compute(self, task: Any, _prepared: Any) -> Any:
         if task.index >= self.until:
             raise InputError("as far as that")
@@ -109,7 +112,7 @@ def _neurons(rng: np.random.Generator, task: Task) -> UnitNeurons:
     number, shape = LAYERS * NEURONS, (LAYERS, NEURONS)
     return UnitNeurons(
         {one.name: (7 * rng.random(shape)).astype(one.stored) for one in STATISTICS},
-        trigger_neuron_N=np.arange(number), trigger_value_N=rng.random(number, np.float32),
+        trigger_count_F=np.ones(number, np.uint32), trigger_value_N=rng.random(number, np.float32),
         trigger_document_N=np.full(number, task.first, np.uint32), trigger_position_N=np.zeros(number, np.uint32),
     )  # fmt: skip
 

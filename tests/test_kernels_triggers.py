@@ -53,26 +53,26 @@ def offer(triggers: LayerTriggers, rows: list) -> None:
 @given(
     rows=ROWS,
     num_triggers=st.integers(1, 5),
-    bar=st.one_of(st.none(), st.lists(st.sampled_from(VALUES[:4]), min_size=3, max_size=3)),
+    threshold=st.one_of(st.none(), st.lists(st.sampled_from(VALUES[:4]), min_size=3, max_size=3)),
     sizes=st.lists(st.integers(1, 20), max_size=8),
     random=st.randoms(use_true_random=False),
 )
 @settings(max_examples=200, deadline=None)
 @pytest.mark.slow
 def test_any_order_and_split_gives_the_sorted_list(
-    kernel_path: str, rows: list, num_triggers: int, bar: Any, sizes: list[int], random: Any
+    kernel_path: str, rows: list, num_triggers: int, threshold: Any, sizes: list[int], random: Any
 ) -> None:
-    bar_F = None if bar is None else torch.tensor(bar)
+    threshold_F = None if threshold is None else torch.tensor(threshold)
     offered = list(rows)
     random.shuffle(offered)
     with path(kernel_path):
-        triggers = LayerTriggers(NUM_NEURONS, num_triggers, "cpu", bar_F)
+        triggers = LayerTriggers(NUM_NEURONS, num_triggers, "cpu", threshold_F)
         while offered:
             size = sizes.pop() if sizes else len(offered)
             offer(triggers, offered[:size])
             offered = offered[size:]
         best = triggers.best()
-    assert as_list(best) == sorted_triggers(rows, num_triggers, bar or [0.0] * NUM_NEURONS)
+    assert as_list(best) == sorted_triggers(rows, num_triggers, threshold or [0.0] * NUM_NEURONS)
     assert [column.dtype for column in best] == [torch.int64, torch.float32, torch.int64, torch.int64]
 
 

@@ -76,7 +76,7 @@ pointers |= like("activation_sum coefficient_sum coefficient_sum_absolute coeffi
 constants = {"GATED": True, "STATISTICS": 3, "BLOCK_C": 16, "BLOCK_F": 64}
 ptx(triton_tally._add_partials, pointers, constants)
 ptx(triton_tally._merge_row_maxima, partials | {"value": "*fp32", "position": "*i32"}, {"BLOCK_F": 256})
-lists = like("row_value bar value", "*fp32") | like("row_position document position", "*i32")
+lists = like("row_value threshold value", "*fp32") | like("row_position document position", "*i32")
 lists |= like("list_document list_position", "*i32")
 ptx(triton_triggers._offer, lists, {"NUM_TRIGGERS": 32, "TILE_B": 16, "BLOCK_F": 16, "BLOCK_K": 32}, num_warps=1)
 """

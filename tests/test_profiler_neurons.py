@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from neurotally.kernels import trigger_lists
 from neurotally.kernels.activations import cpu_threads
 from neurotally.kernels.compiled import library
-from neurotally.profiler.model.neurons import TriggerTable
+from neurotally.profiler.model.neurons import TriggerTable, UnitNeurons
 from neurotally.profiler.store import NO_DOCUMENT
 
 NEURONS = 40
@@ -29,8 +29,8 @@ def insert(table: TriggerTable, candidates: list[tuple[int, float, int, int]]) -
     ordered = sorted(candidates, key=lambda c: (c[0], -c[1], c[2], c[3]))
     columns = list(zip(*ordered, strict=True)) if ordered else [(), (), (), ()]
     table.insert(
-        np.array(columns[0], np.int64), np.array(columns[1], np.float32), np.array(columns[2], np.uint32),
-        np.array(columns[3], np.uint32),
+        np.bincount(np.array(columns[0], np.int64), minlength=NEURONS), np.array(columns[1], np.float32),
+        np.array(columns[2], np.uint32), np.array(columns[3], np.uint32),
     )  # fmt: skip
 
 
@@ -64,6 +64,47 @@ def test_any_split_into_units_in_any_order_gives_the_sorted_list(
             got = (table.value_NK[neuron, rank], table.document_NK[neuron, rank], table.position_NK[neuron, rank])
             want = (-expected[rank][0], *expected[rank][1:]) if rank < len(expected) else (0, NO_DOCUMENT, NO_DOCUMENT)
             assert got == want
+
+
+@given(CANDIDATES, st.integers(1, 4), st.integers(2, 6), st.data())
+@settings(deadline=None)
+def test_what_workers_leave_out_by_any_threshold_that_they_know_changes_no_list(
+    candidates: list, k: int, num_units: int, data: st.DataObject
+) -> None:
+    whole, known = TriggerTable.empty(NEURONS, k), [np.zeros(NEURONS, np.float32)]
+    by_unit = [[one for one in candidates if one[2] % num_units == unit] for unit in range(num_units)]
+    shipped = []
+    for unit in data.draw(st.permutations(by_unit)):
+        best = best_of(unit, k)
+        # A worker may know the last values of any units, its own again after a crash, and of any that are merged.
+        heard = data.draw(st.lists(st.sampled_from([*known, best.trigger_threshold(k)])))
+        shipped.append(best.not_below(np.maximum.reduce([known[0], *heard])))
+        known.append(best.trigger_threshold(k))
+        merged = TriggerTable.empty(NEURONS, k)
+        for one in shipped:
+            merge(merged, one)
+        known.append(merged.value_NK[:, -1].copy())
+    for one in data.draw(st.permutations(shipped)):
+        merge(whole, one)
+    expected = TriggerTable.empty(NEURONS, k)
+    insert(expected, candidates)
+    for got, wanted in zip(vars(whole).values(), vars(expected).values(), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def best_of(candidates: list[tuple[int, float, int, int]], k: int) -> UnitNeurons:
+    """The K best of each neuron, as a unit ships them."""
+    ordered = sorted(candidates, key=lambda c: (c[0], -c[1], c[2], c[3]))
+    best = [one for number, one in enumerate(ordered) if [c[0] for c in ordered[:number]].count(one[0]) < k]
+    neuron, value, document, position = zip(*best, strict=True) if best else ((), (), (), ())
+    return UnitNeurons(
+        {}, np.bincount(np.array(neuron, np.int64), minlength=NEURONS).astype(np.uint32), np.array(value, np.float32),
+        np.array(document, np.uint32), np.array(position, np.uint32),
+    )  # fmt: skip
+
+
+def merge(table: TriggerTable, unit: UnitNeurons) -> None:
+    table.insert(unit.trigger_count_F, unit.trigger_value_N, unit.trigger_document_N, unit.trigger_position_N)
 
 
 def test_no_triggers_kept() -> None:

@@ -411,9 +411,9 @@ ROWS = st.lists(
 )
 
 
-def lists_by_triton(num_triggers: int, bar_F: Tensor) -> LayerTriggers:
+def lists_by_triton(num_triggers: int, threshold_F: Tensor) -> LayerTriggers:
     """Lists that the Triton kernel changes, on the CPU too, where it is interpreted."""
-    lists = LayerTriggers(len(bar_F), num_triggers, DEVICE, bar_F)
+    lists = LayerTriggers(len(threshold_F), num_triggers, DEVICE, threshold_F)
     lists._offer = triton_triggers.offer
     return lists
 
@@ -430,24 +430,24 @@ def offer(lists: LayerTriggers, rows: list) -> None:
 @given(
     rows=ROWS,
     num_triggers=st.integers(1, 5),
-    bar=st.lists(st.sampled_from(VALUES[:4]), min_size=3, max_size=3),
+    threshold=st.lists(st.sampled_from(VALUES[:4]), min_size=3, max_size=3),
     sizes=st.lists(st.integers(1, 20), max_size=8),
     random=st.randoms(use_true_random=False),
 )
 @settings(max_examples=60, deadline=None)
 @pytest.mark.slow
 def test_any_order_and_split_gives_the_sorted_list(
-    rows: list, num_triggers: int, bar: list[float], sizes: list[int], random: Any
+    rows: list, num_triggers: int, threshold: list[float], sizes: list[int], random: Any
 ) -> None:
     offered = list(rows)
     random.shuffle(offered)
-    lists = lists_by_triton(num_triggers, torch.tensor(bar, device=DEVICE))
+    lists = lists_by_triton(num_triggers, torch.tensor(threshold, device=DEVICE))
     while offered:
         size = sizes.pop() if sizes else len(offered)
         offer(lists, offered[:size])
         offered = offered[size:]
     best = lists.best()
-    assert as_list(best) == sorted_triggers(rows, num_triggers, bar)
+    assert as_list(best) == sorted_triggers(rows, num_triggers, threshold)
     assert [column.dtype for column in best] == [torch.int64, torch.float32, torch.int64, torch.int64]
 
 

@@ -17,23 +17,25 @@ from neurotally.kernels.trigger_lists import insert
 from neurotally.kernels.triggers import LayerTriggers
 from neurotally.profiler.store import NO_DOCUMENT, Arrays
 
+_NARROW = {"uint64": "uint32"}
 _MERGES = {"sum": np.add, "max": np.maximum, "min": np.minimum}
 
 
 class NeuronRecorder:
     """Adds up one unit, layer by layer, while the model runs.
 
-    `bar_LF` (float32 [L, F] or None): the K-th trigger values of an earlier part of the corpus (see `LayerTriggers`).
+    `threshold_LF` (float32 [L, F] or None): the K-th trigger values of other documents of the corpus; see
+    `LayerTriggers`.
     """
 
     def __init__(
-        self, num_neurons: int, devices: list[torch.device], num_triggers: int, bar_LF: np.ndarray | None = None
+        self, num_neurons: int, devices: list[torch.device], num_triggers: int, threshold_LF: np.ndarray | None = None
     ):
         self.tallies = [LayerTally.empty(num_neurons, device) for device in devices]
-        bars = [None] * len(devices) if bar_LF is None else [torch.from_numpy(bar_F) for bar_F in bar_LF]
+        thresholds = [None] * len(devices) if threshold_LF is None else torch.from_numpy(threshold_LF)
         self._triggers = [
-            LayerTriggers(num_neurons, num_triggers, device, bar_F)
-            for device, bar_F in zip(devices, bars, strict=True)
+            LayerTriggers(num_neurons, num_triggers, device, threshold_F)
+            for device, threshold_F in zip(devices, thresholds, strict=True)
             if num_triggers
         ]
 
@@ -55,10 +57,11 @@ class NeuronRecorder:
             parts = [getattr(layer_best, name).cpu().numpy() for layer_best in best]
             return np.concatenate(parts).astype(dtype) if parts else np.empty(0, dtype)
 
-        layer_N = np.repeat(np.arange(len(best), dtype=np.int64), [len(part.neuron_N) for part in best])
+        counts = [torch.bincount(part.neuron_N, minlength=num_neurons).cpu().numpy() for part in best]
         return UnitNeurons(
-            sums={one.name: stacked(one.name).astype(one.stored) for one in STATISTICS},
-            trigger_neuron_N=layer_N * num_neurons + triggers("neuron_N", np.int64),
+            # No unit has 2^32 tokens: what travels is as narrow as it can be.
+            sums={one.name: stacked(one.name).astype(_NARROW.get(one.stored, one.stored)) for one in STATISTICS},
+            trigger_count_F=np.concatenate(counts).astype(np.uint32) if counts else np.empty(0, np.uint32),
             trigger_value_N=triggers("value_N", np.float32),
             trigger_document_N=triggers("document_N", np.uint32),
             trigger_position_N=triggers("position_N", np.uint32),
@@ -70,12 +73,33 @@ class UnitNeurons:
     """The neurons of one unit."""
 
     sums: Arrays
-    """By the names of STATISTICS, [L, F] each, in the dtype of the store."""
-    trigger_neuron_N: np.ndarray
-    """int64: layer · F + neuron, ascending. A sparse list, of a neuron the best trigger first."""
+    """By the names of STATISTICS, [L, F] each, in the dtype of the store, counts as uint32."""
+    trigger_count_F: np.ndarray
+    """uint32 [L · F]: how many triggers each neuron has; none where no triggers are kept. The other arrays hold them,
+    neuron by neuron, the best first."""
     trigger_value_N: np.ndarray
     trigger_document_N: np.ndarray
     trigger_position_N: np.ndarray
+
+    def trigger_threshold(self, num_triggers: int) -> np.ndarray:
+        """float32 [L · F]: the last value of each full list of `num_triggers`; 0 where a list isn't full."""
+        is_full_F = self.trigger_count_F == num_triggers
+        ends_F = np.cumsum(self.trigger_count_F, dtype=np.int64)
+        threshold_F = np.zeros(len(ends_F), np.float32)
+        threshold_F[is_full_F] = self.trigger_value_N[ends_F[is_full_F] - 1]
+        return threshold_F
+
+    def not_below(self, threshold_F: np.ndarray) -> "UnitNeurons":
+        """Without the triggers that are below a threshold, float32 [L · F]."""
+        neuron_N = np.repeat(np.arange(len(threshold_F)), self.trigger_count_F)
+        stays_N = self.trigger_value_N >= threshold_F[neuron_N]
+        return UnitNeurons(
+            self.sums,
+            np.bincount(neuron_N[stays_N], minlength=len(threshold_F)).astype(np.uint32),
+            self.trigger_value_N[stays_N],
+            self.trigger_document_N[stays_N],
+            self.trigger_position_N[stays_N],
+        )
 
 
 class CorpusNeurons:
@@ -95,14 +119,14 @@ class CorpusNeurons:
             into = self.sums[one.name][group] if one.by_group else self.sums[one.name]
             _MERGES[one.merge](into, unit.sums[one.name], out=into)
         self.triggers.insert(
-            unit.trigger_neuron_N, unit.trigger_value_N, unit.trigger_document_N, unit.trigger_position_N
+            unit.trigger_count_F, unit.trigger_value_N, unit.trigger_document_N, unit.trigger_position_N
         )
 
-    def trigger_bar(self) -> np.ndarray | None:
-        """float32 [L, F]: the value a later document's coefficient must exceed; 0 where a list isn't full."""
+    def trigger_threshold(self) -> np.ndarray | None:
+        """float32 [L, F]: below it a coefficient can't enter the triggers any more; 0 where a list isn't full."""
         if not self.triggers.value_NK.shape[1]:
             return None
-        return self.triggers.value_NK[:, -1].reshape(self._by_neuron)
+        return self.triggers.value_NK[:, -1].reshape(self._by_neuron).copy()
 
     def arrays(self) -> Arrays:
         """The arrays of the store that this pass fills."""
@@ -155,6 +179,6 @@ class TriggerTable:
             np.full(shape, NO_DOCUMENT, np.uint32),
         )
 
-    def insert(self, neuron_N: np.ndarray, value_N: np.ndarray, document_N: np.ndarray, position_N: np.ndarray) -> None:
-        """Insert triggers of documents that the table has none of, sorted by neuron and best first within it."""
-        insert((self.value_NK, self.document_NK, self.position_NK), neuron_N, value_N, document_N, position_N)
+    def insert(self, count_F: np.ndarray, value_N: np.ndarray, document_N: np.ndarray, position_N: np.ndarray) -> None:
+        """Insert so many triggers of each neuron, best first, of documents that the table has none of."""
+        insert((self.value_NK, self.document_NK, self.position_NK), count_F, value_N, document_N, position_N)

@@ -1,7 +1,8 @@
 """The neuron pass over one unit: a pure function from (config, unit) to the result of the unit.
 
 The same in a plain loop, a process or a Ray actor. Which worker ran a unit, when, and after how many crashes
-changes no bit of the result.
+changes no bit of what the units add up to. A worker leaves out triggers of which it knows that they can't enter the
+corpus's lists: from its own earlier units, and from what it hears of all that are in.
 """
 
 import platform
@@ -28,6 +29,10 @@ KERNEL_HINTS = {
     "plain": "set CXX=false, or uninstall triton, to compute without them",
 }
 """What to do where the kernels named are needed."""
+
+
+_CORPORA_AT_ONCE = 2
+"""Units of the next corpus begin while the last ones of this are computed."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +75,6 @@ class Task:
     """Sum of the sizes of all documents before."""
     repeats: list[int] = field(default_factory=list)
     """Numbers of documents that trigger nothing, since an earlier one is the same."""
-    threshold_LF: np.ndarray | None = None
-    """float32: coefficients that cannot enter the triggers any more; see `NeuronRecorder`. Changes no sum."""
 
     @property
     def size(self) -> int:
@@ -120,6 +123,15 @@ class Worker:
             raise InputError(f"{here}, the others with the {config.kernels} ones; {KERNEL_HINTS[config.kernels]}")
         self.model = model
         self.config = config
+        self._thresholds: dict[str, np.ndarray] = {}
+        """By corpus, float32 [L · F]: the highest known; see `LayerTriggers`."""
+
+    def hear(self, corpus: str, threshold_LF: np.ndarray) -> None:
+        """Take over a threshold of the triggers of a corpus. May be called while a unit is computed."""
+        known_F = self._thresholds.pop(corpus, np.float32(0))
+        self._thresholds[corpus] = np.maximum(known_F, threshold_LF.ravel())
+        for other in list(self._thresholds)[:-_CORPORA_AT_ONCE]:
+            self._thresholds.pop(other, None)
 
     def prepare(self, task: Task) -> PreparedUnit:
         """Read and tokenise a unit. Safe to run in a thread beside `compute`."""
@@ -144,13 +156,21 @@ class Worker:
         """
         facts = self.model.facts
 
+        known_F = self._thresholds.get(task.corpus)
+        known_LF = None if known_F is None else known_F.reshape(facts.num_layers, facts.num_neurons)
+
         def tally(budget: int) -> UnitNeurons:
-            recorder = NeuronRecorder(facts.num_neurons, self.model.devices, self.config.triggers, task.threshold_LF)
+            recorder = NeuronRecorder(facts.num_neurons, self.model.devices, self.config.triggers, known_LF)
             NeuronReader(self.model, recorder).tally(rectangles(prepared.rows, budget, facts.attention_budget))
             return recorder.result()
 
         failure = f"a single row of {self.config.row_tokens} tokens doesn't fit in memory; lower --row-tokens"
         neurons, restarts = halving(self.config.token_budget, tally, failure)
+        if self.config.triggers:
+            own_F = neurons.trigger_threshold(self.config.triggers)
+            if (heard_F := self._thresholds.get(task.corpus)) is not known_F and heard_F is not None:
+                neurons = neurons.not_below(heard_F)  # news of what others found meanwhile
+            self.hear(task.corpus, own_F)
         return UnitResult(
             neurons=neurons,
             tokens=len(prepared.rows.ids_N),

@@ -41,7 +41,7 @@ def main() -> None:
         kind = "unfiltered" if number < arguments.units else "filtered"
         each = arguments.triggers if kind == "unfiltered" else FILTERED
         unit = make_unit(rng, shape, each, number)
-        entries[kind] = len(unit.trigger_neuron_N)
+        entries[kind] = len(unit.trigger_value_N)
         copies[kind].append(timed(lambda unit=unit: copy(unit)))
         merges[kind].append(timed(lambda unit=unit, number=number: corpus.add(unit, number % arguments.groups)))
     print(json.dumps({
@@ -61,7 +61,7 @@ def make_unit(rng: np.random.Generator, shape: tuple[int, int], each: int, numbe
     document = (rng.integers(0, DOCUMENTS, (num_neurons, 1)) + np.arange(each)) % DOCUMENTS
     return UnitNeurons(
         {one.name: rng.random(shape).astype(one.stored) for one in STATISTICS},
-        trigger_neuron_N=np.repeat(np.arange(num_neurons), each),
+        trigger_count_F=np.full(num_neurons, each, np.uint32),
         trigger_value_N=value.ravel(),
         trigger_document_N=(document + DOCUMENTS * number).astype(np.uint32).ravel(),
         trigger_position_N=rng.integers(0, 4096, num_neurons * each).astype(np.uint32),
