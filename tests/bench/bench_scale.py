@@ -1,0 +1,116 @@
+"""Whether one driver keeps up with many workers: a profile of one corpus by workers that compute nothing.
+
+    python tests/bench/bench_scale.py [--workers 8] [--size 8b] [--unit-s 15.5] [--units 96]
+
+The driver, its sums, checkpoints and commit are the real ones, on the real disk; a unit's time passes on a clock that
+jumps while the driver waits (see tests/synthetic.py). Prints one JSON line, and adds a row to a table with --csv:
+
+    efficiency          time of all units over workers times the time of the run
+    bytes_a_unit        that reach the driver, median; and the largest
+    driver_s_a_unit     CPU seconds of the driver, drawing left out
+    most_triggers       candidates a neuron in any unit that wasn't its worker's first
+    peak_mib            of this process, with what is drawn
+"""
+
+import argparse
+import csv
+import json
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from synthetic import Drawing, SyntheticEngine
+
+from neurotally.jobs.corpus_sums import CorpusSums
+from neurotally.jobs.engines import ModelConfig
+from neurotally.jobs.plan import CorpusPlan
+from neurotally.jobs.progress import Progress
+from neurotally.jobs.reducers import Fold, Plan
+from neurotally.jobs.run import RunReport, Where, _Loop
+from neurotally.profiler import store
+from neurotally.profiler.corpus.documents import Manifest, Source
+from neurotally.profiler.passes.worker import PassConfig
+
+SIZES = {"8b": (32, 14_336), "70b": (80, 28_672), "small": (4, 1024), "deepseek-v3, an eighth": (61, 62_000)}
+"""Layers, and neurons a layer."""
+DOCUMENTS = 500
+"""Of a unit."""
+
+
+def main() -> None:
+    """Measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--size", choices=SIZES, default="8b")
+    parser.add_argument("--unit-s", type=float, default=15.5)
+    parser.add_argument("--units", type=int, default=96)
+    parser.add_argument("--triggers", type=int, default=32)
+    parser.add_argument("--groups", type=int, default=10)
+    parser.add_argument("--csv", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(
+            Path(folder) / "store", **{key: value for key, value in vars(arguments).items() if key != "csv"}
+        )
+    print(json.dumps(found))
+    if arguments.csv is not None:
+        is_new = not arguments.csv.exists()
+        with arguments.csv.open("a", newline="") as file:
+            writer = csv.DictWriter(file, list(found), lineterminator="\n")
+            if is_new:
+                writer.writeheader()
+            writer.writerow(found)
+
+
+def measure(
+    path: Path, workers: int, size: str, unit_s: float, units: int, triggers: int, groups: int
+) -> dict[str, object]:
+    """A run from its first unit to the commit."""
+    layers, neurons = SIZES[size]
+    engine = SyntheticEngine(workers, unit_s, Drawing(layers, neurons, triggers))
+    config = PassConfig("documents", 2048, None, 32768, 2**21, groups, triggers, kernels="triton")
+    names = [f"{number:07}.py" for number in range(DOCUMENTS * units)]
+    listed = CorpusPlan(
+        "all", Source("folder", "/nowhere", None, "folder"), None, Manifest(names, np.full(len(names), 4000, np.uint64))
+    )
+    cut = listed.units(4000 * DOCUMENTS, groups)
+    assert len(cut) == units, (len(cut), units)
+    store.create_store(path, {"model": None})
+    make_sums = partial(CorpusSums, listed, cut, config, layers, neurons)
+    plan = Plan(
+        "corpora/all", [listed.task(unit) for unit in cut], listed.identity, partial(Fold, make_sums=make_sums),
+        manifest=listed.manifest, noted={"documents": len(names), "source_path": None},
+    )  # fmt: skip
+    where, report = Where(ModelConfig("synthetic"), path, progress=Progress(quiet=True)), RunReport()
+    loop = _Loop(where, engine, "synthetic", [plan.reducer(path, plan)], report, 60.0, engine.clock)
+    cpu = time.process_time()
+    loop.run()
+    cpu = time.process_time() - cpu - engine.drawing_cpu_s
+    wall_s = engine.clock()
+    return {
+        "size": size,
+        "workers": workers,
+        "units": units,
+        "unit_s": unit_s,
+        "wall_s": round(wall_s, 1),
+        "efficiency": round(units * unit_s / (workers * wall_s), 4),
+        "best_efficiency": round(units / (workers * -(-units // workers)), 4),
+        "bytes_a_unit": int(statistics.median(engine.bytes_by_unit)),
+        "most_bytes": max(engine.bytes_by_unit),
+        "driver_s_a_unit": round(cpu / units, 3),
+        "write_s": round(report.write_s, 1),
+        "most_triggers": round(max(engine.triggers_after_the_first, default=0.0), 2),
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+
+
+if __name__ == "__main__":
+    main()
