@@ -200,6 +200,10 @@ def _todo(path: Path, made: Pass) -> list[Plan]:
     return [plan for plan in made.plans if plan.group not in committed]
 
 
+_CHECKPOINT_SHARE = 0.05
+"""Of the driver's time, at most; of large mixtures a checkpoint is gigabytes."""
+
+
 @dataclass
 class _Loop:
     """Hands out tasks, takes in results, saves and commits."""
@@ -218,6 +222,7 @@ class _Loop:
         self._num_early = 0
         """Results that a reducer holds until those before them are in."""
         self._saved_at = self.clock()
+        self._save_took_s = 0.0
         self._started_at = time.time()
         self._stop = StopRequest(self.where.progress.note)
 
@@ -235,7 +240,7 @@ class _Loop:
                     if outcome is not None:
                         self._take(outcome, took)
                         self._publish_complete()
-                    if self.clock() - self._saved_at >= self.checkpoint_every_s:
+                    if self.clock() - self._saved_at >= self._checkpoint_pause_s():
                         self._save()
                     self._stop.check()
             finally:
@@ -285,7 +290,12 @@ class _Loop:
         for reducer in self.reducers:
             reducer.save()
         self._saved_at = self.clock()
-        self.report.write_s += self.clock() - start
+        self._save_took_s = self._saved_at - start
+        self.report.write_s += self._save_took_s
+
+    def _checkpoint_pause_s(self) -> float:
+        """So long that checkpoints take no larger share of the time, however large they are; 0: one whenever it can."""
+        return self.checkpoint_every_s and max(self.checkpoint_every_s, self._save_took_s / _CHECKPOINT_SHARE)
 
 
 def _make_engine(model: ModelConfig, workers: int | None, session_file: Path, address: str | None = None) -> Engine:
