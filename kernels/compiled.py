@@ -71,7 +71,7 @@ class Insertion(ctypes.Structure):
     """One call of `neurotally_insert`; the fields are explained in tally.cpp."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("neurons", "num_triggers")),
+        *((name, ctypes.c_int64) for name in ("neurons", "num_triggers", "units")),
         *((name, ctypes.c_void_p) for name in ("start", "entry_value", "entry_document", "entry_position")),
         *((name, ctypes.c_void_p) for name in ("value", "document", "position")),
         ("threads", ctypes.c_int32),
@@ -100,7 +100,7 @@ class Library:
         self._library.neurotally_offer(ctypes.byref(offer))
 
     def insert(self, insertion: Insertion) -> None:
-        """Insert sorted triggers into lists on the host."""
+        """Insert units' triggers into lists on the host."""
         self._library.neurotally_insert(ctypes.byref(insertion))
 
     def _check_statistics(self) -> None:

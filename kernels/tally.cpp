@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -431,11 +432,12 @@ void insert(const Offer& offer, int64_t neuron, const Candidate& candidate) {
 
 // What compiled.py calls an Insertion.
 struct Insertion {
-  int64_t neurons, num_triggers;
-  const int64_t* start;  // [F + 1]: neuron f has the entries start[f] to start[f + 1] - 1, best first, of documents
-                         // that its list has none of
-  const float* entry_value;
-  const int32_t *entry_document, *entry_position;
+  int64_t neurons, num_triggers, units;
+  // By unit. Neuron f has the entries start[f] to start[f + 1] - 1, best first, of documents that neither its list nor
+  // another unit has.
+  const int64_t* const* start;  // [F + 1]
+  const float* const* entry_value;
+  const int32_t *const *entry_document, *const *entry_position;
   float* value;  // [F, K], best first; 0 where unused
   int32_t *document, *position;
   int32_t threads;
@@ -443,25 +445,54 @@ struct Insertion {
 
 namespace {
 
-// Merge a neuron's sorted entries into its sorted list, in place, from its last place up.
-void merge(const Insertion& into, int64_t neuron) {
-  const int64_t K = into.num_triggers, at = neuron * K, first = into.start[neuron], end = into.start[neuron + 1];
-  auto held = [&](int64_t k) { return Candidate{into.value[at + k], into.document[at + k], into.position[at + k]}; };
-  auto entry = [&](int64_t n) {
-    return Candidate{into.entry_value[first + n], into.entry_document[first + n], into.entry_position[first + n]};
-  };
-  int64_t stay = 0, enter = 0;
-  while (stay + enter < K && first + enter < end) {
-    if (entry(enter).before(held(stay)))
-      enter++;
-    else
-      stay++;
+// Sorted entries, best first, one more than K: a value and a document as one number, larger where they come before.
+struct Entries {
+  std::vector<uint64_t> rank;
+  std::vector<int32_t> position;
+  explicit Entries(int64_t K) : rank(K + 1), position(K + 1) {}
+};
+
+// A positive float's bits are in the order of its value; 0 where an entry of a list is unused (0, -1).
+inline uint64_t rank_of(float value, int32_t document) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return static_cast<uint64_t>(bits) << 32 | ~static_cast<uint32_t>(document);
+}
+
+// The K best of all units' entries for a neuron, if they come before its list's last, then one of rank 0; how many.
+int64_t gather(const Insertion& into, int64_t neuron, Entries& best) {
+  const int64_t K = into.num_triggers, at = (neuron + 1) * K - 1;
+  const uint64_t last = rank_of(into.value[at], into.document[at]);
+  int64_t n = 0;
+  for (int64_t unit = 0; unit < into.units; unit++) {
+    for (int64_t i = into.start[unit][neuron]; i < into.start[unit][neuron + 1]; i++) {
+      const uint64_t rank = rank_of(into.entry_value[unit][i], into.entry_document[unit][i]);
+      if (rank <= (n < K ? last : best.rank[K - 1])) break;  // nor do those after it come before
+      int64_t k = n < K ? n++ : K - 1;
+      for (; k > 0 && best.rank[k - 1] < rank; k--)
+        best.rank[k] = best.rank[k - 1], best.position[k] = best.position[k - 1];
+      best.rank[k] = rank, best.position[k] = into.entry_position[unit][i];
+    }
   }
-  stay = K - enter;
-  for (int64_t k = K - 1; enter > 0; k--) {
-    const bool is_held = stay > 0 && entry(enter - 1).before(held(stay - 1));
-    const Candidate last = is_held ? held(--stay) : entry(--enter);
-    into.value[at + k] = last.value, into.document[at + k] = last.document, into.position[at + k] = last.position;
+  best.rank[n] = 0;
+  return n;
+}
+
+// Merge entries into a neuron's list. No branch hangs on a comparison: half of them would be guessed wrong.
+void merge(const Insertion& into, int64_t neuron, const Entries& entry, Entries& held) {
+  const int64_t K = into.num_triggers;
+  float* value = into.value + neuron * K;
+  int32_t *document = into.document + neuron * K, *position = into.position + neuron * K;
+  for (int64_t k = 0; k < K; k++) held.rank[k] = rank_of(value[k], document[k]), held.position[k] = position[k];
+  int64_t i = 0, j = 0;
+  for (int64_t k = 0; k < K; k++) {
+    const bool enters = entry.rank[j] > held.rank[i];
+    const uint64_t rank = enters ? entry.rank[j] : held.rank[i];
+    position[k] = enters ? entry.position[j] : held.position[i];
+    const uint32_t bits = rank >> 32;
+    std::memcpy(value + k, &bits, sizeof bits);
+    document[k] = ~static_cast<uint32_t>(rank);
+    j += enters, i += !enters;
   }
 }
 
@@ -469,8 +500,9 @@ void merge(const Insertion& into, int64_t neuron) {
 
 extern "C" void neurotally_insert(const Insertion* into) {
   share(into->neurons, into->threads, [into](int64_t first, int64_t end) {
+    Entries best(into->num_triggers), held(into->num_triggers);
     for (int64_t f = first; f < end; f++)
-      if (into->start[f] < into->start[f + 1]) merge(*into, f);
+      if (gather(*into, f, best)) merge(*into, f, best, held);
   });
 }
 

@@ -1,39 +1,86 @@
-"""Insert the triggers of a unit into a corpus's lists, on the host: by `tally.cpp`, or in NumPy.
+"""Insert the triggers of units into a corpus's lists, on the host: by `tally.cpp`, or in NumPy.
 
 The lists are [F, K], best first in the total order of `triggers`: float32 values, 0 where unused, uint32 documents and
-positions. The entries are sorted by neuron, best first within it, and of documents that the lists have none of.
+positions. They change in place.
 """
+
+import ctypes
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from neurotally.kernels.compiled import Insertion, library
 
+Lists = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Values, documents, positions."""
+_COLUMNS = ("i8", "f4", "u4", "u4")
+"""Types of what is inserted of a unit: where each neuron's begin, values, documents, positions."""
 
-def insert(lists: tuple[np.ndarray, np.ndarray, np.ndarray], count_F: np.ndarray, *entries: np.ndarray) -> None:
-    """Insert `count_F[f]` of the `entries` for each neuron f: float32 values, uint32 documents and positions [N].
 
-    Lists (values, documents, positions) are changed in place. Takes time in proportion to N, and to K for each neuron
-    that has an entry.
+class UnitTriggers(NamedTuple):
+    """The triggers that a unit has found, neuron by neuron, the best first; of documents that are in no other unit."""
+
+    count_F: np.ndarray
+    """uint32: how many each neuron has."""
+    value_N: np.ndarray
+    """float32, > 0."""
+    document_N: np.ndarray
+    """uint32."""
+    position_N: np.ndarray
+    """uint32."""
+
+    @classmethod
+    def none(cls) -> "UnitTriggers":
+        """Where no triggers are kept."""
+        empty = np.empty(0, np.uint32)
+        return cls(empty, np.empty(0, np.float32), empty, empty)
+
+    def threshold(self, num_triggers: int) -> np.ndarray:
+        """float32 [F]: the last value of each full list of `num_triggers`; 0 where a list isn't full."""
+        is_full_F = self.count_F == num_triggers
+        ends_F = np.cumsum(self.count_F, dtype=np.int64)
+        threshold_F = np.zeros(len(ends_F), np.float32)
+        threshold_F[is_full_F] = self.value_N[ends_F[is_full_F] - 1]
+        return threshold_F
+
+    def not_below(self, threshold_F: np.ndarray) -> "UnitTriggers":
+        """Without those that are below a threshold, float32 [F]."""
+        neuron_N = np.repeat(np.arange(len(threshold_F)), self.count_F)
+        stays_N = self.value_N >= threshold_F[neuron_N]
+        count_F = np.bincount(neuron_N[stays_N], minlength=len(threshold_F)).astype(np.uint32)
+        return UnitTriggers(count_F, self.value_N[stays_N], self.document_N[stays_N], self.position_N[stays_N])
+
+
+def insert(lists: Lists, units: Sequence[UnitTriggers]) -> None:
+    """Insert the triggers of some units, neuron by neuron: a list is brought into the cache once for all of them.
+
+    Takes time in proportion to the triggers, and to K for each neuron that has one.
     """
-    start = np.concatenate([np.zeros(1, np.int64), np.cumsum(count_F, dtype=np.int64)])
-    if not start[-1] or not lists[0].shape[1]:
+    units = [unit for unit in units if len(unit.value_N)]
+    if not units or not lists[0].shape[1]:
         return
+    starts = [np.concatenate([np.zeros(1, np.int64), np.cumsum(unit.count_F, dtype=np.int64)]) for unit in units]
+    columns = [[starts[number], *unit[1:]] for number, unit in enumerate(units)]
     if (compiled := library()) is None:
-        insert_plainly(lists, start, *entries)
+        for of_unit in columns:
+            insert_plainly(lists, *of_unit)
         return
-    given = [start, *entries, *lists]
-    for array, dtype in zip(given, ("i8", "f4", "u4", "u4", "f4", "u4", "u4"), strict=True):
-        if array.dtype != dtype or not array.flags.c_contiguous:
-            raise ValueError(f"expected contiguous {np.dtype(dtype)}, got {array.dtype} with strides {array.strides}")
-    pointers = (array.ctypes.data for array in given)
-    compiled.insert(Insertion(*lists[0].shape, *pointers, torch.get_num_threads()))
+    for arrays, types in (*((of_unit, _COLUMNS) for of_unit in columns), (lists, _COLUMNS[1:])):
+        for array, dtype in zip(arrays, types, strict=True):
+            if array.dtype != dtype or not array.flags.c_contiguous:
+                raise ValueError(f"expected contiguous {np.dtype(dtype)}, got {array.dtype}, strides {array.strides}")
+    pointers = [(ctypes.c_void_p * len(units))(*(array.ctypes.data for array in column))
+                for column in zip(*columns, strict=True)]  # fmt: skip
+    of_lists = (array.ctypes.data for array in lists)
+    addresses = map(ctypes.addressof, pointers)
+    compiled.insert(Insertion(*lists[0].shape, len(units), *addresses, *of_lists, torch.get_num_threads()))
 
 
 def insert_plainly(
-    lists: tuple[np.ndarray, np.ndarray, np.ndarray],
-    start: np.ndarray, value_N: np.ndarray, document_N: np.ndarray, position_N: np.ndarray,
-) -> None:  # fmt: skip
+    lists: Lists, start: np.ndarray, value_N: np.ndarray, document_N: np.ndarray, position_N: np.ndarray
+) -> None:
     """In NumPy, the entries `start[f]` to `start[f + 1]` - 1 of neuron f.
 
     One round takes the best of every neuron, the next the second best, and so on: at most K rounds, and few neurons in

@@ -41,6 +41,7 @@ from neurotally.jobs.run import RunReport, Where, _Loop
 from neurotally.jobs.status import status
 from neurotally.jobs.store_writer import open_store, writer_lock
 from neurotally.kernels.statistics import STATISTICS
+from neurotally.kernels.trigger_lists import UnitTriggers
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.load import ModelFacts
@@ -112,8 +113,8 @@ def _neurons(rng: np.random.Generator, task: Task) -> UnitNeurons:
     number, shape = LAYERS * NEURONS, (LAYERS, NEURONS)
     return UnitNeurons(
         {one.name: (7 * rng.random(shape)).astype(one.stored) for one in STATISTICS},
-        trigger_count_F=np.ones(number, np.uint32), trigger_value_N=rng.random(number, np.float32),
-        trigger_document_N=np.full(number, task.first, np.uint32), trigger_position_N=np.zeros(number, np.uint32),
+        UnitTriggers(np.ones(number, np.uint32), rng.random(number, np.float32),
+                     np.full(number, task.first, np.uint32), np.zeros(number, np.uint32)),
     )  # fmt: skip
 
 

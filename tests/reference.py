@@ -23,7 +23,7 @@ def everything(path: Path) -> dict[str, bytes]:
 
 def unit_arrays(unit: UnitNeurons) -> dict[str, np.ndarray]:
     """All arrays of a unit, sums and triggers, by name."""
-    return {**unit.sums, **{name: array for name, array in vars(unit).items() if name != "sums"}}
+    return {**unit.sums, **unit.triggers._asdict()}
 
 
 SUMS = ("activation_sum", "coefficient_sum", "coefficient_sum_absolute", "coefficient_sum_squares")

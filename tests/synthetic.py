@@ -18,6 +18,7 @@ import numpy as np
 
 from neurotally.jobs.engines import Outcome
 from neurotally.kernels.statistics import STATISTICS
+from neurotally.kernels.trigger_lists import UnitTriggers
 from neurotally.profiler.model.neurons import UnitNeurons
 from neurotally.profiler.passes.worker import Task, UnitResult
 
@@ -70,7 +71,7 @@ class Drawing:
         return UnitResult(
             UnitNeurons(
                 {one.name: sums[one.name].astype(narrow.get(one.stored, one.stored)) for one in STATISTICS},
-                *self._triggers(rng, task.first, count, threshold_F),
+                self._triggers(rng, task.first, count, threshold_F),
             ),
             tokens=self.tokens,
             special_tokens=count,
@@ -82,8 +83,8 @@ class Drawing:
 
     def _triggers(
         self, rng: np.random.Generator, first: int, num_documents: int, threshold_F: np.ndarray | None
-    ) -> tuple[np.ndarray, ...]:
-        """(counts, values, documents, positions): the largest of so many normal numbers, one after the other."""
+    ) -> UnitTriggers:
+        """The largest of so many normal numbers, one after the other."""
         total = self.layers * self.neurons
         # The share of normal numbers above the r-th largest of n grows by exponential steps of mean 1/n.
         above_F = np.zeros(total, np.float32)
@@ -106,7 +107,7 @@ class Drawing:
         for rank, (neuron_n, value_n) in enumerate(columns):
             value_N[start_F[neuron_n] + rank] = value_n
             document_N[start_F[neuron_n] + rank] = (first_document_F[neuron_n] + rank) % num_documents + first
-        return count_F, value_N, document_N, document_N % np.uint32(1024)
+        return UnitTriggers(count_F, value_N, document_N, document_N % np.uint32(1024))
 
 
 @dataclass
@@ -180,13 +181,13 @@ class SyntheticEngine:
         known = [*heard, *([worker.own[task.corpus]] if task.corpus in worker.own else [])]
         result = self._drawing.unit(task, np.maximum.reduce(known) if known else None)
         if self._drawing.num_triggers:
-            own_F = result.neurons.trigger_threshold(self._drawing.num_triggers)
+            own_F = result.neurons.triggers.threshold(self._drawing.num_triggers)
             worker.own[task.corpus] = np.maximum(own_F, worker.own.get(task.corpus, np.float32(0)))
         buffers: list[pickle.PickleBuffer] = []
         pickled = pickle.dumps(result, protocol=5, buffer_callback=buffers.append)
         self.bytes_by_unit.append(len(pickled) + sum(buffer.raw().nbytes for buffer in buffers))
         if worker.units:
-            triggers = len(result.neurons.trigger_value_N) / (self._drawing.layers * self._drawing.neurons)
+            triggers = len(result.neurons.triggers.value_N) / (self._drawing.layers * self._drawing.neurons)
             self.triggers_after_the_first.append(triggers)
         worker.units += 1
         worker.held -= 1

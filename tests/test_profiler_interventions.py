@@ -110,8 +110,8 @@ def test_a_reader_reads_the_masked_model(family: str, how: str, tokenizer: Any) 
         np.testing.assert_allclose(masked.sums["coefficient_min"][layer], coefficient_NF.amin(0), rtol=1e-4, atol=1e-5)
     if how in ("activation", "coefficient"):  # a coefficient of 0 triggers nothing
         off = [layer * 96 + neuron for layer, neurons in NEURONS.items() for neuron in neurons]
-        assert bare.trigger_count_F[off].any()
-        assert not masked.trigger_count_F[off].any()
+        assert bare.triggers.count_F[off].any()
+        assert not masked.triggers.count_F[off].any()
     # Neurons of the first layer that aren't switched off compute what they did; those of the second read other input.
     others = np.setdiff1d(np.arange(96), NEURONS[0])
     np.testing.assert_array_equal(masked.sums["coefficient_sum"][0, others], bare.sums["coefficient_sum"][0, others])
@@ -127,12 +127,12 @@ def test_triggers_are_those_of_the_masked_model(tokenizer: Any) -> None:
     for layer, neurons in NEURONS.items():
         for neuron in neurons:
             number = layer * 96 + neuron
-            first = int(masked.trigger_count_F[:number].sum())
-            mine = slice(first, first + int(masked.trigger_count_F[number]))
+            first = int(masked.triggers.count_F[:number].sum())
+            mine = slice(first, first + int(masked.triggers.count_F[number]))
             value = np.float32(MEAN_LF[layer, neuron])
             # The same value at every token: the first ones, after the special token, of the first documents.
             expected = ([value] * 2, [0, 1], [1, 1]) if value > 0 else ([], [], [])
-            got = (masked.trigger_value_N[mine], masked.trigger_document_N[mine], masked.trigger_position_N[mine])
+            got = (masked.triggers.value_N[mine], masked.triggers.document_N[mine], masked.triggers.position_N[mine])
             for of, wanted in zip(got, expected, strict=True):
                 np.testing.assert_array_equal(of, wanted)
 

@@ -1,5 +1,7 @@
 """Merging units: triggers in the total order, whatever the order of the units."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -8,7 +10,8 @@ from hypothesis import strategies as st
 from neurotally.kernels import trigger_lists
 from neurotally.kernels.activations import cpu_threads
 from neurotally.kernels.compiled import library
-from neurotally.profiler.model.neurons import TriggerTable, UnitNeurons
+from neurotally.kernels.trigger_lists import UnitTriggers
+from neurotally.profiler.model.neurons import TriggerTable
 from neurotally.profiler.store import NO_DOCUMENT
 
 NEURONS = 40
@@ -26,11 +29,15 @@ CANDIDATES = st.lists(
 
 
 def insert(table: TriggerTable, candidates: list[tuple[int, float, int, int]]) -> None:
+    table.insert([triggers_of(candidates)])
+
+
+def triggers_of(candidates: Sequence[tuple[int, float, int, int]]) -> UnitTriggers:
     ordered = sorted(candidates, key=lambda c: (c[0], -c[1], c[2], c[3]))
-    columns = list(zip(*ordered, strict=True)) if ordered else [(), (), (), ()]
-    table.insert(
-        np.bincount(np.array(columns[0], np.int64), minlength=NEURONS), np.array(columns[1], np.float32),
-        np.array(columns[2], np.uint32), np.array(columns[3], np.uint32),
+    neuron, value, document, position = zip(*ordered, strict=True) if ordered else ((), (), (), ())
+    return UnitTriggers(
+        np.bincount(np.array(neuron, np.int64), minlength=NEURONS).astype(np.uint32), np.array(value, np.float32),
+        np.array(document, np.uint32), np.array(position, np.uint32),
     )  # fmt: skip
 
 
@@ -43,11 +50,11 @@ def inserted_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.usefixtures("inserted_by")
-@given(CANDIDATES, st.integers(1, 5), st.integers(1, 3), st.randoms(use_true_random=False))
+@given(CANDIDATES, st.integers(1, 5), st.integers(1, 3), st.integers(0, 4), st.randoms(use_true_random=False))
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @pytest.mark.slow
 def test_any_split_into_units_in_any_order_gives_the_sorted_list(
-    candidates: list, k: int, threads: int, random: object
+    candidates: list, k: int, threads: int, together: int, random: object
 ) -> None:
     table = TriggerTable.empty(NEURONS, k)
     units: dict[int, list] = {}
@@ -56,8 +63,8 @@ def test_any_split_into_units_in_any_order_gives_the_sorted_list(
     order = list(units)
     random.shuffle(order)  # type: ignore[attr-defined]
     with cpu_threads(threads):
-        for unit in order:
-            insert(table, units[unit])
+        for at_once in (order[:together], *([unit] for unit in order[together:])):
+            table.insert([triggers_of(units[unit]) for unit in at_once])
     for neuron in range(NEURONS):
         expected = sorted((-value, document, position) for n, value, document, position in candidates if n == neuron)
         for rank in range(k):
@@ -77,34 +84,24 @@ def test_what_workers_leave_out_by_any_threshold_that_they_know_changes_no_list(
     for unit in data.draw(st.permutations(by_unit)):
         best = best_of(unit, k)
         # A worker may know the last values of any units, its own again after a crash, and of any that are merged.
-        heard = data.draw(st.lists(st.sampled_from([*known, best.trigger_threshold(k)])))
+        heard = data.draw(st.lists(st.sampled_from([*known, best.threshold(k)])))
         shipped.append(best.not_below(np.maximum.reduce([known[0], *heard])))
-        known.append(best.trigger_threshold(k))
+        known.append(best.threshold(k))
         merged = TriggerTable.empty(NEURONS, k)
-        for one in shipped:
-            merge(merged, one)
+        merged.insert(shipped)
         known.append(merged.value_NK[:, -1].copy())
-    for one in data.draw(st.permutations(shipped)):
-        merge(whole, one)
+    whole.insert(data.draw(st.permutations(shipped)))
     expected = TriggerTable.empty(NEURONS, k)
     insert(expected, candidates)
     for got, wanted in zip(vars(whole).values(), vars(expected).values(), strict=True):
         np.testing.assert_array_equal(got, wanted)
 
 
-def best_of(candidates: list[tuple[int, float, int, int]], k: int) -> UnitNeurons:
+def best_of(candidates: list[tuple[int, float, int, int]], k: int) -> UnitTriggers:
     """The K best of each neuron, as a unit ships them."""
     ordered = sorted(candidates, key=lambda c: (c[0], -c[1], c[2], c[3]))
     best = [one for number, one in enumerate(ordered) if [c[0] for c in ordered[:number]].count(one[0]) < k]
-    neuron, value, document, position = zip(*best, strict=True) if best else ((), (), (), ())
-    return UnitNeurons(
-        {}, np.bincount(np.array(neuron, np.int64), minlength=NEURONS).astype(np.uint32), np.array(value, np.float32),
-        np.array(document, np.uint32), np.array(position, np.uint32),
-    )  # fmt: skip
-
-
-def merge(table: TriggerTable, unit: UnitNeurons) -> None:
-    table.insert(unit.trigger_count_F, unit.trigger_value_N, unit.trigger_document_N, unit.trigger_position_N)
+    return triggers_of(best)
 
 
 def test_no_triggers_kept() -> None:

@@ -5,6 +5,7 @@
 added left to right by unit, so that a store does not depend on which worker finished first.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +14,13 @@ from torch import Tensor
 
 from neurotally.kernels.layer_tally import LayerTally, RowMaxima
 from neurotally.kernels.statistics import STATISTICS
-from neurotally.kernels.trigger_lists import insert
+from neurotally.kernels.trigger_lists import UnitTriggers, insert
 from neurotally.kernels.triggers import LayerTriggers
 from neurotally.profiler.store import NO_DOCUMENT, Arrays
 
 _NARROW = {"uint64": "uint32"}
+_HELD_UNITS = 8
+"""So many units are inserted together; fewer where their triggers would take more memory than the lists."""
 _MERGES = {"sum": np.add, "max": np.maximum, "min": np.minimum}
 
 
@@ -55,17 +58,20 @@ class NeuronRecorder:
 
         def triggers(name: str, dtype: type) -> np.ndarray:
             parts = [getattr(layer_best, name).cpu().numpy() for layer_best in best]
-            return np.concatenate(parts).astype(dtype) if parts else np.empty(0, dtype)
+            return np.concatenate(parts).astype(dtype)
 
+        # No unit has 2^32 tokens: what travels is as narrow as it can be.
+        sums = {one.name: stacked(one.name).astype(_NARROW.get(one.stored, one.stored)) for one in STATISTICS}
+        if not best:
+            return UnitNeurons(sums, UnitTriggers.none())
         counts = [torch.bincount(part.neuron_N, minlength=num_neurons).cpu().numpy() for part in best]
         return UnitNeurons(
-            # No unit has 2^32 tokens: what travels is as narrow as it can be.
-            sums={one.name: stacked(one.name).astype(_NARROW.get(one.stored, one.stored)) for one in STATISTICS},
-            trigger_count_F=np.concatenate(counts).astype(np.uint32) if counts else np.empty(0, np.uint32),
-            trigger_value_N=triggers("value_N", np.float32),
-            trigger_document_N=triggers("document_N", np.uint32),
-            trigger_position_N=triggers("position_N", np.uint32),
-        )
+            sums,
+            UnitTriggers(
+                np.concatenate(counts).astype(np.uint32), triggers("value_N", np.float32),
+                triggers("document_N", np.uint32), triggers("position_N", np.uint32),
+            ),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,32 +80,8 @@ class UnitNeurons:
 
     sums: Arrays
     """By the names of STATISTICS, [L, F] each, in the dtype of the store, counts as uint32."""
-    trigger_count_F: np.ndarray
-    """uint32 [L · F]: how many triggers each neuron has; none where no triggers are kept. The other arrays hold them,
-    neuron by neuron, the best first."""
-    trigger_value_N: np.ndarray
-    trigger_document_N: np.ndarray
-    trigger_position_N: np.ndarray
-
-    def trigger_threshold(self, num_triggers: int) -> np.ndarray:
-        """float32 [L · F]: the last value of each full list of `num_triggers`; 0 where a list isn't full."""
-        is_full_F = self.trigger_count_F == num_triggers
-        ends_F = np.cumsum(self.trigger_count_F, dtype=np.int64)
-        threshold_F = np.zeros(len(ends_F), np.float32)
-        threshold_F[is_full_F] = self.trigger_value_N[ends_F[is_full_F] - 1]
-        return threshold_F
-
-    def not_below(self, threshold_F: np.ndarray) -> "UnitNeurons":
-        """Without the triggers that are below a threshold, float32 [L · F]."""
-        neuron_N = np.repeat(np.arange(len(threshold_F)), self.trigger_count_F)
-        stays_N = self.trigger_value_N >= threshold_F[neuron_N]
-        return UnitNeurons(
-            self.sums,
-            np.bincount(neuron_N[stays_N], minlength=len(threshold_F)).astype(np.uint32),
-            self.trigger_value_N[stays_N],
-            self.trigger_document_N[stays_N],
-            self.trigger_position_N[stays_N],
-        )
+    triggers: UnitTriggers
+    """Of neurons numbered layer · F + neuron; none where no triggers are kept."""
 
 
 class CorpusNeurons:
@@ -112,26 +94,31 @@ class CorpusNeurons:
             for one in STATISTICS
         }
         self.triggers = TriggerTable.empty(num_layers * num_neurons, num_triggers)
+        self._held: list[UnitTriggers] = []
+        """Triggers of the latest units, not inserted yet."""
 
     def add(self, unit: UnitNeurons, group: int) -> None:
         """Add one unit, the next in order, to its group and to the sums."""
         for one in STATISTICS:
             into = self.sums[one.name][group] if one.by_group else self.sums[one.name]
             _MERGES[one.merge](into, unit.sums[one.name], out=into)
-        self.triggers.insert(
-            unit.trigger_count_F, unit.trigger_value_N, unit.trigger_document_N, unit.trigger_position_N
-        )
+        self._held.append(unit.triggers)
+        held = sum(len(triggers.value_N) for triggers in self._held)
+        if len(self._held) == _HELD_UNITS or held >= self.triggers.value_NK.size:
+            self._insert_held()
 
     def trigger_threshold(self) -> np.ndarray | None:
         """float32 [L, F]: below it a coefficient can't enter the triggers any more; 0 where a list isn't full."""
         if not self.triggers.value_NK.shape[1]:
             return None
+        self._insert_held()
         return self.triggers.value_NK[:, -1].reshape(self._by_neuron).copy()
 
     def arrays(self) -> Arrays:
         """The arrays of the store that this pass fills."""
         if not self.triggers.value_NK.shape[1]:
             return dict(self.sums)
+        self._insert_held()
         by_trigger = (*self._by_neuron, -1)
         used_NK = self.triggers.value_NK > 0
         return self.sums | {
@@ -139,6 +126,10 @@ class CorpusNeurons:
             "trigger_document": self.triggers.document_NK.reshape(by_trigger),
             "trigger_position": self.triggers.position_NK.reshape(by_trigger),
         }
+
+    def _insert_held(self) -> None:
+        self.triggers.insert(self._held)
+        self._held = []
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> "CorpusNeurons":
@@ -179,6 +170,6 @@ class TriggerTable:
             np.full(shape, NO_DOCUMENT, np.uint32),
         )
 
-    def insert(self, count_F: np.ndarray, value_N: np.ndarray, document_N: np.ndarray, position_N: np.ndarray) -> None:
-        """Insert so many triggers of each neuron, best first, of documents that the table has none of."""
-        insert((self.value_NK, self.document_NK, self.position_NK), count_F, value_N, document_N, position_N)
+    def insert(self, units: Sequence[UnitTriggers]) -> None:
+        """Insert the triggers of units that the table has no document of."""
+        insert((self.value_NK, self.document_NK, self.position_NK), units)

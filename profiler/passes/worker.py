@@ -6,7 +6,7 @@ corpus's lists: from its own earlier units, and from what it hears of all that a
 """
 
 import platform
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -167,9 +167,10 @@ class Worker:
         failure = f"a single row of {self.config.row_tokens} tokens doesn't fit in memory; lower --row-tokens"
         neurons, restarts = halving(self.config.token_budget, tally, failure)
         if self.config.triggers:
-            own_F = neurons.trigger_threshold(self.config.triggers)
+            own_F = neurons.triggers.threshold(self.config.triggers)
             if (heard_F := self._thresholds.get(task.corpus)) is not known_F and heard_F is not None:
-                neurons = neurons.not_below(heard_F)  # news of what others found meanwhile
+                # news of what others found meanwhile
+                neurons = replace(neurons, triggers=neurons.triggers.not_below(heard_F))
             self.hear(task.corpus, own_F)
         return UnitResult(
             neurons=neurons,
