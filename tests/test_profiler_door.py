@@ -227,7 +227,7 @@ def test_a_mask_document_is_taken_whole_or_by_set(model: Any, tmp_path: Path) ->
         (mask_document(None), {"set_name": "rust"}, "set_name='rust': the mask document has 'go', 'c'"),
         ({"specific": {"go": [1, 2]}}, {}, "set 'go' of the mask document: expected a list of"),
         (mask_document("0" * 64), {}, r"the mask document is of another model \(fingerprint 00000000"),
-        ("nowhere.json", {}, "nowhere.json: expected a mask document"),
+        ("nowhere.json", {}, "nowhere.json can't be read"),
     ],
 )
 def test_what_cant_be_switched_off_is_refused(neurons: Any, options: dict[str, Any], message: str, model: Any) -> None:
