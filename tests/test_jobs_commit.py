@@ -12,7 +12,7 @@ import pytest
 @pytest.mark.parametrize("what", ["profile", "pass"])
 @pytest.mark.slow
 def test_dying_anywhere_loses_nothing(what: str, tmp_path: Path) -> None:
-    command = [sys.executable, Path(__file__).with_name("dying.py"), what, tmp_path / what, "400"]
+    command = [sys.executable, Path(__file__).with_name("dying.py"), what, tmp_path / what, "800"]
     tried = subprocess.run(command, capture_output=True, text=True)
     assert tried.returncode == 0, tried.stdout + tried.stderr
     assert tried.stdout.endswith(" 0 failures\n")

@@ -7,10 +7,10 @@ from bench.attack import bad_inputs, damage, full_disk, kills
 from bench.attack.findings import Findings
 
 _ATTACKS = {
-    kills: {"runs": 2, "ray_runs": 0, "documents": 6, "commands": "profile"},
+    kills: {"runs": 1, "ray_runs": 0, "documents": 6, "commands": "profile"},
     full_disk: {"runs": 0, "faults": 1, "documents": 6},
-    damage: {"finished": 2, "unfinished": 3, "documents": 4, "every_command": False},
-    bad_inputs: {"sample": 25, "only": "", "quick": True},
+    damage: {"finished": 2, "unfinished": 2, "documents": 4, "every_command": False},
+    bad_inputs: {"sample": 12, "only": "", "quick": True},
 }
 
 
