@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from reference import HookCount, corpus_order, everything
+from reference import HookCount, corpus_order
 from test_profiler_texts import FILES, line_and_column
 from transformers import AutoTokenizer
 
@@ -115,15 +115,6 @@ def test_triggers_equal_a_brute_force_topk(
             assert entry["line"] - entry["text_line"] == entry["text"][: entry["text_start"]].count("\n")
             assert entry["corpus"] == "python"
     assert whole_lists > 5
-
-
-@pytest.mark.ray
-def test_windows_are_the_same_with_more_workers(run: Run, model_folder: Path, corpora: Path, tmp_path: Path) -> None:
-    for workers in (1, 2):
-        path = tmp_path / f"s{workers}"
-        profile(run, model_folder, path, corpora, "--window-lines", 2, "--keep-texts", "--workers", workers)
-    assert everything(tmp_path / "s1") == everything(tmp_path / "s2")
-    assert "python/document_text" in everything(tmp_path / "s1")
 
 
 @pytest.mark.slow

@@ -113,29 +113,30 @@ def test_bfloat16_sums(model_folder: Path, make_corpora: Any, tmp_path: Path) ->
     assert difference.sum() <= 2e-3 * count.scales["coefficient_sum"].sum()
 
 
-@pytest.mark.parametrize(("layout", "numbers"), [("documents", (2, 3)), ("concat", (2,))])
+@pytest.mark.parametrize("options", [{"layout": "concat"}, {"window_lines": 2, "keep_texts": True}], ids=str)
 @pytest.mark.ray
-def test_any_number_of_workers_gives_the_same_bits(
-    layout: str, numbers: tuple[int, ...], model_folder: Path, make_corpora: Any, tmp_path: Path
+def test_two_workers_give_the_same_bits(
+    options: dict[str, Any], model_folder: Path, make_corpora: Any, tmp_path: Path
 ) -> None:
     corpora = make_corpora({"python": 40, "c++": 25})
-    run(model_folder, tmp_path / "s1", corpora, layout=layout)
-    for number in numbers:
-        run(model_folder, tmp_path / f"s{number}", corpora, workers=number, layout=layout)
-        assert everything(tmp_path / "s1") == everything(tmp_path / f"s{number}")
+    run(model_folder, tmp_path / "s1", corpora, **options)
+    run(model_folder, tmp_path / "s2", corpora, workers=2, **options)
+    assert everything(tmp_path / "s1") == everything(tmp_path / "s2")
+    assert ("python/document_text" in everything(tmp_path / "s1")) == ("keep_texts" in options)
 
 
 @pytest.mark.ray
 def test_a_ray_cluster_of_two_nodes_gives_the_same_bits(model_folder: Path, make_corpora: Any, tmp_path: Path) -> None:
-    corpora = make_corpora({"python": 20})
+    corpora = make_corpora({"python": 40, "c++": 25})
     run(model_folder, tmp_path / "here", corpora)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         cluster.add_node(num_cpus=2)
-        run(model_folder, tmp_path / "there", corpora, workers=3, address=cluster.address)
+        for number in (2, 3):
+            run(model_folder, tmp_path / f"s{number}", corpora, workers=number, address=cluster.address)
     finally:
         cluster.shutdown()
-    assert everything(tmp_path / "here") == everything(tmp_path / "there")
+    assert everything(tmp_path / "here") == everything(tmp_path / "s2") == everything(tmp_path / "s3")
 
 
 @pytest.mark.slow
