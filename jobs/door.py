@@ -24,7 +24,10 @@ Device = Annotated[Literal["auto", "cpu", "cuda"], Option()]
 Dtype = Annotated[
     Literal["auto", "bfloat16", "float32"], Option("auto: the checkpoint's on a GPU, float32 on the CPU.")
 ]
-Address = Annotated[str | None, Option("Join the Ray cluster at this address (its nodes see the same files).", "RAY")]
+Address = Annotated[
+    str | None,
+    Option("Join the Ray cluster at this address (its nodes see the same files). Default: RAY_ADDRESS, if set.", "RAY"),
+]
 Trust = Annotated[bool, Option("Run code that comes with the model. Only if you trust it.")]
 Corpora = Annotated[Path | str | None, Option("A folder with one subfolder per corpus.", "DIR")]
 Corpus = Annotated[

@@ -29,6 +29,7 @@ import psutil
 import ray
 import torch
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError, WorkerCrashedError
+from ray.util import metrics
 
 from neurotally.jobs.engines import (
     MAX_CRASHES,
@@ -106,8 +107,32 @@ class _WithoutRay:
         return getattr(self._stream, name)
 
 
+class _Metrics:
+    """What Ray's dashboard and its Prometheus endpoint show of a run, by worker."""
+
+    def __init__(self) -> None:
+        self._tokens, self._units, self._restarts = (
+            metrics.Counter(f"neurotally_{name}", description, tag_keys=("worker",))
+            for name, description in (
+                ("tokens", "Tokens that the model read."), ("units", "Units of work that are done."),
+                ("restarts", "Times that a worker died and was replaced."),
+            )
+        )  # fmt: skip
+
+    def count_unit(self, worker: int, tokens: int) -> None:
+        """A worker's result is there."""
+        self._units.inc(1, {"worker": str(worker)})
+        if tokens:
+            self._tokens.inc(tokens, {"worker": str(worker)})
+
+    def count_restart(self, worker: int) -> None:
+        """A worker is replaced."""
+        self._restarts.inc(1, {"worker": str(worker)})
+
+
 @dataclass
 class _Actor:
+    number: int
     handle: Any
     in_flight: dict[Any, Task] = field(default_factory=dict)
     """Result reference: task."""
@@ -164,7 +189,8 @@ class RayEngine:
     def start(self) -> ModelFacts:
         """Start the actors and load the model on each of them."""
         library()  # built once here, before workers would all build it
-        self._actors = [_Actor(self._new_handle()) for _ in range(self.num_workers)]
+        self._metrics = _Metrics()
+        self._actors = [_Actor(number, self._new_handle()) for number in range(self.num_workers)]
         facts: list[ModelFacts] = self._get_all([actor.handle.start.remote(None) for actor in self._actors])
         if any(other.fingerprint != facts[0].fingerprint for other in facts):
             raise InputError(f"the workers loaded different weights of {self._model.spec}")
@@ -216,6 +242,7 @@ class RayEngine:
                 self._note_failure(actor.in_flight.pop(ready[0]), error)
                 return None
             del actor.in_flight[ready[0]]
+            self._metrics.count_unit(actor.number, outcome.result.tokens)
             self._hand_out()
             return outcome
 
@@ -282,6 +309,7 @@ class RayEngine:
     def _start_again(self, dead: _Actor) -> None:
         """Begin to load the model on a new worker; `next_result` sees when it has."""
         ray.kill(dead.handle)
+        self._metrics.count_restart(dead.number)
         dead.handle = self._new_handle()
         dead.starting = dead.handle.start.remote(self._make_runner)
         dead.started_at = time.monotonic()

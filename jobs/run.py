@@ -5,6 +5,7 @@ kept survives any end of the process; the same command goes on from there, and w
 before the model is loaded.
 """
 
+import os
 import shutil
 import time
 from collections import deque
@@ -149,7 +150,9 @@ def make_where(
     if model is None and trust_remote_code:
         raise InputError("--trust-remote-code needs MODEL: no code is run only because a store names it")
     config = ModelConfig(_model_of(Path(path)) if model is None else model, device, dtype, trust_remote_code)
-    return Where(config, Path(path), workers, address, progress or Progress(), random_init)
+    cluster = address or os.environ.get("RAY_ADDRESS", "")
+    is_local = cluster in ("", "local")  # in Ray's words
+    return Where(config, Path(path), workers, None if is_local else cluster, progress or Progress(), random_init)
 
 
 def _model_of(path: Path) -> str:

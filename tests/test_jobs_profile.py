@@ -126,14 +126,17 @@ def test_two_workers_give_the_same_bits(
 
 
 @pytest.mark.ray
-def test_a_ray_cluster_of_two_nodes_gives_the_same_bits(model_folder: Path, make_corpora: Any, tmp_path: Path) -> None:
+def test_a_ray_cluster_of_two_nodes_gives_the_same_bits(
+    model_folder: Path, make_corpora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     corpora = make_corpora({"python": 40, "c++": 25})
     run(model_folder, tmp_path / "here", corpora)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         cluster.add_node(num_cpus=2)
-        for number in (2, 3):
-            run(model_folder, tmp_path / f"s{number}", corpora, workers=number, address=cluster.address)
+        run(model_folder, tmp_path / "s2", corpora, workers=2, address=cluster.address)
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        run(model_folder, tmp_path / "s3", corpora, workers=3)
     finally:
         cluster.shutdown()
     assert everything(tmp_path / "here") == everything(tmp_path / "s2") == everything(tmp_path / "s3")
