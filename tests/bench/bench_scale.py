@@ -1,6 +1,6 @@
 """Whether one driver keeps up with many workers: a profile of one corpus by workers that compute nothing.
 
-    python tests/bench/bench_scale.py [--workers 8] [--size 8b] [--unit-s 15.5] [--units 96]
+    python tests/bench/bench_scale.py [--workers 8] [--size 8b] [--unit-s 15.5] [--units 96] [--csv scale.csv]
 
 The driver, its sums, checkpoints and commit are the real ones, on the real disk; a unit's time passes on a clock that
 jumps while the driver waits (see tests/synthetic.py). Prints one JSON line, and adds a row to a table with --csv:
@@ -15,6 +15,7 @@ jumps while the driver waits (see tests/synthetic.py). Prints one JSON line, and
 import argparse
 import csv
 import json
+import os
 import resource
 import statistics
 import sys
@@ -37,10 +38,11 @@ from neurotally.jobs.reducers import Fold, Plan
 from neurotally.jobs.run import RunReport, Where, _Loop
 from neurotally.profiler import store
 from neurotally.profiler.corpus.documents import Manifest, Source
+from neurotally.profiler.model.load import device_name
 from neurotally.profiler.passes.worker import PassConfig
 
 SIZES = {"8b": (32, 14_336), "70b": (80, 28_672), "small": (4, 1024), "deepseek-v3, an eighth": (61, 62_000)}
-"""Layers, and neurons a layer."""
+"""Layers, and neurons a layer; of DeepSeek-V3 what one of eight shards would hold."""
 DOCUMENTS = 500
 """Of a unit."""
 
@@ -96,6 +98,8 @@ def measure(
     cpu = time.process_time() - cpu - engine.drawing_cpu_s
     wall_s = engine.clock()
     return {
+        "device": device_name("cpu"),
+        "cores": os.cpu_count(),
         "size": size,
         "workers": workers,
         "units": units,

@@ -3,7 +3,8 @@
 Each seed draws a command (`profile` half of the time, else a pass), one to three disturbed launches and a last one in
 peace. A launch with one worker is killed just before one of its changes of files, of every kind of change in turn, or
 gets a signal at a random moment; one with two or three workers, on Ray, has its driver, a worker, the raylet, the GCS
-or the whole process group hit by SIGKILL, SIGTERM or SIGINT, while it starts or while it works.
+or the whole process group hit by SIGKILL, SIGTERM or SIGINT, or stopped for some seconds (SIGSTOP), while it starts or
+while it works.
 """
 
 import argparse
@@ -26,9 +27,10 @@ from bench.attack.material import PASSES, SMALL_TASKS, Material, make_material
 
 from neurotally.profiler.store import RUN_FOLDER
 
-_ENDS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
+_ENDS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGSTOP: 0}
 _RAY_ENDS = {0, 1, 2, 130, 143, -9}
 _TARGETS = ("driver", "worker", "raylet", "gcs_server", "group")
+_LONGEST_STOP_S = 3.0
 _LIMIT_S = 300.0
 _RAY_LIMIT_S = 400.0
 _MOST_DISTURBED = 3
@@ -155,10 +157,10 @@ class _Seed:
             self._story.append(f"{number.name} to the driver")
             self._wait(launch, self._rng.uniform(0, 1.1 * self._reference.seconds))
             again = self._rng.random() < 0.2
-            self._send(launch.pid, number)
+            self._send(launch.pid, number, "driver")
             if again:
                 self._wait(launch, self._rng.uniform(0, 0.5))
-                self._send(launch.pid, number)
+                self._send(launch.pid, number, "driver")
             self._note(launch.finish(_LIMIT_S), {0, _ENDS[number]})
 
     def _hit_ray(self, workers: int) -> None:
@@ -179,14 +181,10 @@ class _Seed:
         self._story.append(f"{number.name} to {target} of {workers} workers, {'at work' if at_work else 'at any time'}")
         processes = launch.processes()
         self._seen.update(processes[1:])
-        if target == "driver":
-            self._send(launch.pid, number)
-        elif target == "group":
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(launch.pid, number)
-                self._findings.count("signals")
+        if target in ("driver", "group"):
+            self._send(launch.pid, number, target)
         elif victims := [process for process in processes[1:] if _is(process, target)]:
-            self._send(self._rng.choice(victims).pid, number)
+            self._send(self._rng.choice(victims).pid, number, target)
         self._note(launch.finish(_RAY_LIMIT_S), _RAY_ENDS)
 
     def _finish(self, workers: int) -> None:
@@ -218,10 +216,14 @@ class _Seed:
     def _note(self, outcome: Outcome, allowed: set[int]) -> None:
         self._findings.check(f"{self._where}: {'; '.join(self._story)}", outcome, allowed)
 
-    def _send(self, pid: int, number: signal.Signals) -> None:
+    def _send(self, pid: int, number: signal.Signals, target: str) -> None:
+        send = os.killpg if target == "group" else os.kill
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-            self._findings.count("signals")
+            send(pid, number)
+            self._findings.count(f"{number.name} to {target}")
+            if number == signal.SIGSTOP:
+                time.sleep(self._rng.uniform(0, _LONGEST_STOP_S))
+                send(pid, signal.SIGCONT)
 
     def _wait(self, launch: Launch, seconds: float) -> None:
         deadline = time.monotonic() + seconds

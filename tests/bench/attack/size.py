@@ -1,14 +1,16 @@
-"""A corpus of many files: time to list it, the driver's memory, what `status` and a checkpoint take.
+"""A corpus of many files: time to list it, memory of driver and workers, what `status` and a checkpoint take.
 
     python tests/bench/attack size FOLDER... [--files 50000]
 
-The files below the folders, hard-linked, become one corpus of so many files, and again one of a tenth, to compare with.
-A tiny model reads the first tokens of each, on two workers of Ray, so that the driver's memory is the driver's alone.
+The files below the folders, hard-linked, become one corpus of so many files, and again two of a tenth and of two
+fifths, to compare with. A tiny model reads the first tokens of each, on two workers of Ray, so that the driver's memory
+is the driver's alone; the same command is then given once more on the finished store.
 Fails where memory grows by more than 200 MB from a tenth to the whole, listing takes more than 10 s, or `status` more
 than 2 s; times are of this machine, and it may be busy.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -43,12 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def attack(arguments: argparse.Namespace, folder: Path) -> Findings:
-    """The corpus of a tenth, then the whole."""
+    """The corpus of a tenth, that of two fifths, the whole."""
     findings = Findings("size", files=arguments.files, document_tokens=arguments.document_tokens)
     os.environ["RAY_TMPDIR"] = str(folder)
     material = make_material(folder / "material", arguments.seed, 4)
     measured = {}
-    for number in (arguments.files // 10, arguments.files):
+    for number in (arguments.files // 10, 2 * arguments.files // 5, arguments.files):
         corpus = _link_files(arguments.folders, folder / f"corpora-{number}" / "big", number)
         listing = _list(corpus, folder)
         command = [
@@ -57,7 +59,7 @@ def attack(arguments: argparse.Namespace, folder: Path) -> Findings:
         ]  # fmt: skip
         settings = {"neurotally.jobs.door:profile": {"checkpoint_every_s": arguments.checkpoint_every}}
         launch = start(command, folder / "log", settings, fresh=True)
-        peak, status_s, seen = _watch(launch, folder / f"store-{number}", folder, arguments.stop_after, findings)
+        peaks, status_s, seen = _watch(launch, folder / f"store-{number}", folder, arguments.stop_after, findings)
         outcome = launch.finish(120.0)
         findings.check(f"{number} files", outcome, {0, 130})
         for process in left_behind(seen, {launch.run_id or ""}):
@@ -65,14 +67,16 @@ def attack(arguments: argparse.Namespace, folder: Path) -> Findings:
         measured[number] = {
             "files": listing[0],
             "listing_s": listing[1],
-            "driver_bytes": peak,
+            "driver_bytes": peaks["driver"],
+            "worker_bytes": peaks["worker"],
             "status_s": status_s,
             "run_s": outcome.seconds,
             "write_s": _write_seconds(outcome),
             "checkpoint_bytes": _checkpoint_bytes(folder / f"store-{number}"),
+            "again_s": run(command, folder / "log").seconds,
         }
         print(json.dumps(measured[number]))
-    small, large = measured.values()
+    small, _, large = measured.values()
     _judge(small, large, findings)
     return findings
 
@@ -87,6 +91,10 @@ def _judge(small: dict[str, float], large: dict[str, float], findings: Findings)
     findings.count("whole run, s", round(large["run_s"]))
     if not math.isnan(large["write_s"]):  # of a run that wasn't stopped
         findings.count("writing, all checkpoints and the commit, ms", round(1e3 * large["write_s"]))
+    for kind in ("driver", "worker"):
+        by_file = (large[f"{kind}_bytes"] - small[f"{kind}_bytes"]) / (large["files"] - small["files"])
+        findings.count(f"growth of a {kind}, bytes a file", round(by_file))
+    findings.count("the same command again, ms", round(1e3 * large["again_s"]))
     if growth > _MOST_GROWTH_BYTES:
         findings.fail("memory", "driver", f"grew by {growth / 1e6:.0f} MB")
     if large["listing_s"] > _MOST_LISTING_S:
@@ -121,17 +129,18 @@ def _list(corpus: Path, folder: Path) -> tuple[int, float]:
 
 def _watch(
     launch: Launch, store: Path, folder: Path, stop_after_s: float, findings: Findings
-) -> tuple[int, float, set[psutil.Process]]:
-    """(the driver's peak memory, seconds of the slowest `status`, processes seen) until the run ends or is stopped."""
+) -> tuple[dict[str, int], float, set[psutil.Process]]:
+    """(peak memory by kind, seconds of the slowest `status`, processes seen) until the run ends or is stopped."""
     launch.wait_ready()
-    driver, peak, status_s, seen = psutil.Process(launch.pid), 0, 0.0, set()
+    peaks, status_s, seen = {"driver": 0, "worker": 0}, 0.0, set()
     began = time.monotonic()
     while not launch.poll():
-        try:
-            peak = max(peak, driver.memory_info().rss)
-        except psutil.Error:
-            break
-        seen.update(launch.processes()[1:])
+        for process in (processes := launch.processes()):
+            with contextlib.suppress(psutil.Error):
+                kind = "driver" if process.pid == launch.pid else "worker" if "Worker" in process.name() else ""
+                if kind:
+                    peaks[kind] = max(peaks[kind], process.memory_info().rss)
+        seen.update(processes[1:])
         if (store / "zarr.json").exists():
             status = run(["status", store, "--json"], folder / "status-log")
             findings.check("status while it runs", status, {0})
@@ -140,7 +149,7 @@ def _watch(
             os.kill(launch.pid, 2)
             break
         time.sleep(1.0)
-    return peak, status_s, seen
+    return peaks, status_s, seen
 
 
 def _write_seconds(outcome: Outcome) -> float:
