@@ -78,6 +78,7 @@ def test_the_edges_are_neither_rare_nor_frequent(made: Path, counts: dict[str, n
     assert by_layer["frequent"]["a"][0] == np.count_nonzero(rate_LF[0] > 0.5)
 
 
+@pytest.mark.slow
 def test_the_command_and_its_choice_of_corpora(
     made: Path, tmp_path: Path, run: Callable[..., tuple[int, str, str]]
 ) -> None:

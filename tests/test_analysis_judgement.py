@@ -164,6 +164,7 @@ def test_one_sets_luck_with_its_documents_is_found_as_often_as_the_level_says(do
     assert one <= 0.022
 
 
+@pytest.mark.slow
 def test_an_effect_is_found() -> None:
     def z_of(rng: np.random.Generator) -> float:
         cell = simulated(rng, 20, 1.0, 0.1, 0.1, 8)

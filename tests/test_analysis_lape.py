@@ -68,6 +68,7 @@ def as_lists(sets: Any) -> Sets:
 
 @pytest.mark.parametrize("quantile", [0.5, 0.95, 0.99])
 @pytest.mark.parametrize(("select", "limit"), [("balanced", 40), ("balanced", 1), ("top", 0.01), ("top", 0.2)])
+@pytest.mark.slow
 def test_sets_of_6_layers_512_neurons_5_corpora(select: Any, limit: float, quantile: float) -> None:
     active_CLF, tokens_C = counts()
     found = lape(active_CLF, tokens_C, NAMES, Rule(quantile, select, int(limit) or 1, limit % 1))

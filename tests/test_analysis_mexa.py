@@ -48,6 +48,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("width", [1, 7, 300])
+@pytest.mark.slow
 def test_equals_a_double_loop(case: str, width: int) -> None:
     vector_ND, text_Cn = parallel_vectors(*CASES[case], width)
     found = mexa(vector_ND[None], text_Cn)

@@ -317,6 +317,7 @@ def test_stores_that_are_refused(
     assert run("lape", path)[0] == 0
 
 
+@pytest.mark.slow
 def test_a_store_cut_off_in_the_middle_of_a_write(run: Run, profiled: tuple[Path, Path]) -> None:
     path, _ = profiled
     chunk = next((path / "corpora" / "python" / "active" / "c").rglob("0"), None)

@@ -195,6 +195,7 @@ def test_a_worker_with_other_kernels_is_refused(model_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("place", np.linspace(0, 0.999, 12).tolist())
+@pytest.mark.slow
 def test_a_flipped_part_of_a_pass_is_done_again(place: float, begun_pass: Path, made: Path) -> None:
     part = sorted((begun_pass / ".run" / "numbers").rglob("*.npz"))[0]
     content = bytearray(part.read_bytes())

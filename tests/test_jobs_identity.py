@@ -88,6 +88,7 @@ def test_neurons_are_not_switched_off_in_a_model_of_another_config(
         assert "another model: its config's hidden_act is 'gelu', the store has 'silu'" in errors
 
 
+@pytest.mark.slow
 def test_what_decides_no_hidden_state_is_no_other_model(run: Run, profiled: tuple[Path, Path, Path]) -> None:
     model, path, corpora = profiled
     edit_config(model, initializer_range=0.7, attention_dropout=0.5, eos_token_id=3, architectures=["Other"])

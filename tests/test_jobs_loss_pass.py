@@ -376,6 +376,7 @@ def test_bad_masks_are_refused_in_one_line(
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_regular_expression_that_does_not_compile(profiled: Path, model_folder: Path) -> None:
     neurons = write_mask(profiled / "m.json", {"x": [[0, 1]]})
     (profiled / "bad.toml").write_text("[concepts]\nx = '('\n")

@@ -354,6 +354,7 @@ def test_another_model_is_refused(finished: tuple[Path, Path], other_model_folde
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
+@pytest.mark.slow
 def test_another_config_is_refused(
     finished: tuple[Path, Path], model_folder: Path, options: dict[str, Any], named: str
 ) -> None:

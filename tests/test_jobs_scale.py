@@ -27,6 +27,7 @@ def test_any_number_of_synthetic_workers_gives_the_same_bits_and_no_flood(
     assert 0.5 < found[8]["efficiency"] <= 1
 
 
+@pytest.mark.slow
 def test_checkpoints_that_take_long_are_rarer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every one takes 20 s: once a minute they would take a quarter of the time."""
     engines: list[SyntheticEngine] = []

@@ -13,6 +13,7 @@ DOCUMENTS = st.lists(st.lists(st.integers(0, 50), min_size=1, max_size=90), min_
 
 @pytest.mark.parametrize("layout", ["documents", "concat"])
 @given(documents=DOCUMENTS, row_tokens=st.integers(1, 64), budget=st.integers(1, 700))
+@pytest.mark.slow
 def test_every_token_is_counted_once(layout: str, documents: list[list[int]], row_tokens: int, budget: int) -> None:
     numbered = [(3 * number, ids) for number, ids in enumerate(documents)]
     rows = lay_out(numbered, frozenset({0, 7}), layout, row_tokens)

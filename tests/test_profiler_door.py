@@ -79,6 +79,7 @@ def generated(model: Any) -> list[int]:
 
 
 @pytest.mark.parametrize("what", CHANGES)
+@pytest.mark.slow
 def test_a_model_of_ones_own_runs_and_generates_masked(what: str) -> None:
     options, change = CHANGES[what]
     bare, model = tiny("llama"), tiny("llama")
@@ -178,6 +179,7 @@ def test_the_masked_model_is_read() -> None:
     assert not masked[:, 1:3].any()
 
 
+@pytest.mark.slow
 def test_text_is_read_with_the_tokens_beside_it(model: Any) -> None:
     pandas = pytest.importorskip("pandas")
     read = read_neurons(model, "x = [1]\n", [(0, 3), (1, 7)])

@@ -75,6 +75,7 @@ def test_any_split_into_units_in_any_order_gives_the_sorted_list(
 
 @given(CANDIDATES, st.integers(1, 4), st.integers(2, 6), st.data())
 @settings(deadline=None)
+@pytest.mark.slow
 def test_what_workers_leave_out_by_any_threshold_that_they_know_changes_no_list(
     candidates: list, k: int, num_units: int, data: st.DataObject
 ) -> None:

@@ -162,6 +162,7 @@ def test_other_settings_of_texts_are_refused(model_folder: Path, folder: Path, t
         run(model_folder, tmp_path / "t", folder, window_lines=5, layout="concat")
 
 
+@pytest.mark.slow
 def test_records(model_folder: Path, tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -182,6 +183,7 @@ def test_records(model_folder: Path, tmp_path: Path) -> None:
     assert "changed" in str(reasons[2])
 
 
+@pytest.mark.slow
 def test_another_tokenizer_is_refused(model_folder: Path, folder: Path, tmp_path: Path) -> None:
     path = run(model_folder, tmp_path / "s", folder)
     make_tokenizer(vocabulary=400).save_pretrained(tmp_path / "other")
