@@ -313,9 +313,10 @@ def test_other_draws_are_another_lens(
         "lens", trained, tmp_path / "s", "--parallel", data / "parallel", "--few-shot", data / "few", "--keywords",
         data / "keywords", "--english", data / "words.txt", "--device", "cpu",
     ]  # fmt: skip
-    code, _, errors = run(*arguments, "--pairs", "C-Python")
-    assert code == 2
-    assert "pairs" in errors
+    for other in (["--pairs", "C-Python"], ["--draws", 5], ["--seed", 1]):
+        code, _, errors = run(*arguments, *other)
+        assert code == 2
+        assert other[0].lstrip("-") in errors
     code, out, _ = run(*arguments, "--name", "again", "--draws", 5, "--json")
     assert (code, json.loads(out)["draws"]) == (0, 5)
     code, _, errors = run(*arguments, "--name", "again", "--draws", 5, "--seed", 1)
