@@ -31,6 +31,11 @@ class Statistic:
         return {"sum": 0.0, "max": -math.inf, "min": math.inf}[self.merge]
 
     @property
+    def shipped(self) -> str:
+        """The dtype in a unit's result, as narrow as it can be: no unit has 2^32 tokens."""
+        return "uint32" if self.stored == "uint64" else self.stored
+
+    @property
     def axes(self) -> tuple[str, ...]:
         """In the store."""
         return ("group", "layer", "neuron") if self.by_group else ("layer", "neuron")

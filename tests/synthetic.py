@@ -67,10 +67,9 @@ class Drawing:
         count, shape = len(task.names), (self.layers, self.neurons)
         sums = {one.name: (rng.random(shape, np.float32) * self.tokens / 4) for one in STATISTICS}
         sha256_n32 = rng.integers(0, 256, (count, 32), np.uint8)
-        narrow = {"uint64": "uint32"}
         return UnitResult(
             UnitNeurons(
-                {one.name: sums[one.name].astype(narrow.get(one.stored, one.stored)) for one in STATISTICS},
+                {one.name: sums[one.name].astype(one.shipped) for one in STATISTICS},
                 self._triggers(rng, task.first, count, threshold_F),
             ),
             tokens=self.tokens,

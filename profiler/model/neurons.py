@@ -18,7 +18,6 @@ from neurotally.kernels.trigger_lists import UnitTriggers, insert
 from neurotally.kernels.triggers import LayerTriggers
 from neurotally.profiler.store import NO_DOCUMENT, Arrays
 
-_NARROW = {"uint64": "uint32"}
 _HELD_UNITS = 8
 """So many units are inserted together; fewer where their triggers would take more memory than the lists."""
 _MERGES = {"sum": np.add, "max": np.maximum, "min": np.minimum}
@@ -60,8 +59,7 @@ class NeuronRecorder:
             parts = [getattr(layer_best, name).cpu().numpy() for layer_best in best]
             return np.concatenate(parts).astype(dtype)
 
-        # No unit has 2^32 tokens: what travels is as narrow as it can be.
-        sums = {one.name: stacked(one.name).astype(_NARROW.get(one.stored, one.stored)) for one in STATISTICS}
+        sums = {one.name: stacked(one.name).astype(one.shipped) for one in STATISTICS}
         if not best:
             return UnitNeurons(sums, UnitTriggers.none())
         counts = [torch.bincount(part.neuron_N, minlength=num_neurons).cpu().numpy() for part in best]
@@ -79,7 +77,7 @@ class UnitNeurons:
     """The neurons of one unit."""
 
     sums: Arrays
-    """By the names of STATISTICS, [L, F] each, in the dtype of the store, counts as uint32."""
+    """By the names of STATISTICS, [L, F] each, in the dtype that `Statistic.shipped` says."""
     triggers: UnitTriggers
     """Of neurons numbered layer · F + neuron; none where no triggers are kept."""
 

@@ -22,7 +22,6 @@ from neurotally.profiler.model.neurons import CorpusNeurons, UnitNeurons
 
 DOCUMENTS = 500
 FILTERED = 2
-NARROW = {"uint64": "uint32"}
 
 
 def main() -> None:
@@ -61,7 +60,7 @@ def make_unit(rng: np.random.Generator, shape: tuple[int, int], each: int, numbe
     value = np.sqrt(-2 * np.log(np.clip(place, 1e-9, 0.9))).astype(np.float32)
     document = (rng.integers(0, DOCUMENTS, (num_neurons, 1)) + np.arange(each)) % DOCUMENTS
     return UnitNeurons(
-        {one.name: (100 * rng.random(shape)).astype(NARROW.get(one.stored, one.stored)) for one in STATISTICS},
+        {one.name: (100 * rng.random(shape)).astype(one.shipped) for one in STATISTICS},
         UnitTriggers(
             np.full(num_neurons, each, np.uint32), value.ravel(),
             (document + DOCUMENTS * number).astype(np.uint32).ravel(),
