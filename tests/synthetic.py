@@ -20,7 +20,7 @@ from neurotally.jobs.engines import Outcome
 from neurotally.kernels.statistics import STATISTICS
 from neurotally.kernels.trigger_lists import UnitTriggers
 from neurotally.profiler.model.neurons import UnitNeurons
-from neurotally.profiler.passes.worker import Task, UnitResult
+from neurotally.profiler.passes.worker import KnownThresholds, Task, UnitResult
 
 HEARD_AFTER_S = 0.1
 """From the driver to a worker."""
@@ -114,8 +114,7 @@ class _Worker:
     free_at: float = 0.0
     held: int = 0
     units: int = 0
-    own: dict[str, np.ndarray] = field(default_factory=dict)
-    """What it knows of each corpus from its own units."""
+    known: KnownThresholds = field(default_factory=KnownThresholds)
 
 
 class SyntheticEngine:
@@ -176,12 +175,11 @@ class SyntheticEngine:
         """Nothing to end."""
 
     def _result(self, finished_at: float, worker: _Worker, task: Task) -> Outcome:
-        heard = [news for heard_at, news in self._told[task.corpus] if heard_at <= finished_at][-1:]
-        known = [*heard, *([worker.own[task.corpus]] if task.corpus in worker.own else [])]
-        result = self._drawing.unit(task, np.maximum.reduce(known) if known else None)
+        for news in [news for heard_at, news in self._told[task.corpus] if heard_at <= finished_at][-1:]:
+            worker.known.hear(task.corpus, news)
+        result = self._drawing.unit(task, worker.known.of(task.corpus))
         if self._drawing.num_triggers:
-            own_F = result.neurons.triggers.threshold(self._drawing.num_triggers)
-            worker.own[task.corpus] = np.maximum(own_F, worker.own.get(task.corpus, np.float32(0)))
+            worker.known.hear(task.corpus, result.neurons.triggers.threshold(self._drawing.num_triggers))
         buffers: list[pickle.PickleBuffer] = []
         pickled = pickle.dumps(result, protocol=5, buffer_callback=buffers.append)
         self.bytes_by_unit.append(len(pickled) + sum(buffer.raw().nbytes for buffer in buffers))

@@ -114,6 +114,27 @@ class UnitResult:
     """How often the device ran out of memory and the unit began again with half the token budget."""
 
 
+class KnownThresholds:
+    """Of the triggers of each corpus, the highest threshold known so far, float32 [L · F]: see `LayerTriggers`.
+
+    Only of the corpora heard of last; from several threads.
+    """
+
+    def __init__(self) -> None:
+        self._by_corpus: dict[str, np.ndarray] = {}
+
+    def of(self, corpus: str) -> np.ndarray | None:
+        """None where none is known."""
+        return self._by_corpus.get(corpus)
+
+    def hear(self, corpus: str, threshold_F: np.ndarray) -> None:
+        """Take over what is higher than all before."""
+        known_F = self._by_corpus.pop(corpus, np.float32(0))
+        self._by_corpus[corpus] = np.maximum(known_F, threshold_F)
+        for other in list(self._by_corpus)[:-_CORPORA_AT_ONCE]:
+            self._by_corpus.pop(other, None)
+
+
 class Worker:
     """A loaded model and the config of the pass. InputError where it would compute with other kernels than the rest."""
 
@@ -123,15 +144,11 @@ class Worker:
             raise InputError(f"{here}, the others with the {config.kernels} ones; {KERNEL_HINTS[config.kernels]}")
         self.model = model
         self.config = config
-        self._thresholds: dict[str, np.ndarray] = {}
-        """By corpus, float32 [L · F]: the highest known; see `LayerTriggers`."""
+        self._thresholds = KnownThresholds()
 
     def hear(self, corpus: str, threshold_LF: np.ndarray) -> None:
         """Take over a threshold of the triggers of a corpus. May be called while a unit is computed."""
-        known_F = self._thresholds.pop(corpus, np.float32(0))
-        self._thresholds[corpus] = np.maximum(known_F, threshold_LF.ravel())
-        for other in list(self._thresholds)[:-_CORPORA_AT_ONCE]:
-            self._thresholds.pop(other, None)
+        self._thresholds.hear(corpus, threshold_LF.ravel())
 
     def prepare(self, task: Task) -> PreparedUnit:
         """Read and tokenise a unit. Safe to run in a thread beside `compute`."""
@@ -155,8 +172,7 @@ class Worker:
         layer, so half a batch must never stay counted.
         """
         facts = self.model.facts
-
-        known_F = self._thresholds.get(task.corpus)
+        known_F = self._thresholds.of(task.corpus)
         known_LF = None if known_F is None else known_F.reshape(facts.num_layers, facts.num_neurons)
 
         def tally(budget: int) -> UnitNeurons:
@@ -168,10 +184,10 @@ class Worker:
         neurons, restarts = halving(self.config.token_budget, tally, failure)
         if self.config.triggers:
             own_F = neurons.triggers.threshold(self.config.triggers)
-            if (heard_F := self._thresholds.get(task.corpus)) is not known_F and heard_F is not None:
+            if (heard_F := self._thresholds.of(task.corpus)) is not known_F and heard_F is not None:
                 # news of what others found meanwhile
                 neurons = replace(neurons, triggers=neurons.triggers.not_below(heard_F))
-            self.hear(task.corpus, own_F)
+            self._thresholds.hear(task.corpus, own_F)
         return UnitResult(
             neurons=neurons,
             tokens=len(prepared.rows.ids_N),
