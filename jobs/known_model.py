@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from neurotally.jobs.engines import ModelConfig
-from neurotally.jobs.store_writer import versions
+from neurotally.jobs.versions import versions
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.load import ModelFacts, resolve_device, split_revision

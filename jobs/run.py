@@ -21,8 +21,9 @@ from neurotally.jobs.plan import CorpusPlan, list_corpus
 from neurotally.jobs.progress import Progress, Took
 from neurotally.jobs.ray_session import end_leftovers
 from neurotally.jobs.reducers import Plan, Reducer, refuse_other
-from neurotally.jobs.store_writer import open_store, versions, writer_lock
+from neurotally.jobs.store_writer import open_store, writer_lock
 from neurotally.jobs.untrained import untrained_model
+from neurotally.jobs.versions import versions
 from neurotally.profiler import store
 from neurotally.profiler.corpus.sources import check_names
 from neurotally.profiler.errors import InputError

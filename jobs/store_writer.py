@@ -1,23 +1,21 @@
 """The one writer of a store: its lock, and the check that the store is one of this model."""
 
 import contextlib
-import platform
 import shutil
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import filelock
 
 from neurotally.jobs.status import LOCK_WAIT_S
+from neurotally.jobs.versions import versions
 from neurotally.profiler import store
 from neurotally.profiler.differences import first_difference
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.load import ModelFacts
 from neurotally.profiler.passes.worker import KERNEL_HINTS
 
-_VERSIONED = ("neurotally", "torch", "transformers", "tokenizers", "numpy", "zarr", "triton")
 _RUN_FACTS = ("tokenizer_fingerprint", "device_type", "device", "attention", "kernels", "row_tokens", "max_row_tokens")
 """What `ModelFacts` says beyond weights, config and dtype."""
 
@@ -55,15 +53,6 @@ def open_store(path: Path, facts: ModelFacts, config: dict[str, Any] | None) -> 
         *(f"{name} is {ours}, the store was started with {before.get(name)}"
           for name, ours in attributes["versions"].items() if before.get(name) != ours),
     ]  # fmt: skip
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide results, where installed."""
-    found = {"python": platform.python_version()}
-    for name in _VERSIONED:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
 
 
 @contextlib.contextmanager

@@ -9,6 +9,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+NO_DOCUMENT = 2**32 - 1
+"""The document, and the position, of an unused trigger."""
+
 
 @dataclass(frozen=True)
 class Statistic:

@@ -25,7 +25,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from neurotally.kernels.statistics import STATISTICS
+from neurotally.kernels.statistics import NO_DOCUMENT, STATISTICS
 from neurotally.profiler.array_layout import ArrayLayout, check_axes
 from neurotally.profiler.errors import InputError, first_line
 from neurotally.profiler.whole_files import NotRegularError, open_regular, read_json, replace_json, sync_tree
@@ -33,7 +33,6 @@ from neurotally.profiler.whole_files import NotRegularError, open_regular, read_
 SCHEMA_VERSION = 1
 RUN_FOLDER = ".run"
 """Of a store: the working state of runs, until they end."""
-NO_DOCUMENT = 2**32 - 1
 _CHUNK_BYTES = 16 * 2**20
 
 

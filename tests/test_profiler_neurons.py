@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from neurotally.kernels import trigger_lists
 from neurotally.kernels.activations import cpu_threads
 from neurotally.kernels.compiled import library
+from neurotally.kernels.statistics import NO_DOCUMENT
 from neurotally.kernels.trigger_lists import UnitTriggers
 from neurotally.profiler.model.neurons import TriggerTable
-from neurotally.profiler.store import NO_DOCUMENT
 
 NEURONS = 40
 """More than one thread takes: threads meet at multiples of 32."""

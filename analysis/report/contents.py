@@ -54,7 +54,7 @@ def corpora(path: Path) -> Result:
     notes = [f"{name}: unfinished, so not in this report" for name in unfinished_corpora(path)]
     for name, of in found.items():
         if restarted := of.get("restarted_units"):
-            notes.append(f"{name}: {len(restarted):,} units ran again after the machine was out of memory")
+            notes.append(f"{name}: {len(restarted):,} units were computed in smaller batches, since memory ran out")
         if (beyond := corpus_concat_rows(path, name)) is not None:
             notes.append(concat_note(name, beyond, of["tokens"]))
         if differing := _differing(root, of):

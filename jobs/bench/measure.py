@@ -32,7 +32,7 @@ from transformers.activations import ACT2FN
 
 from neurotally.jobs.bench.models import flops_per_token, random_model
 from neurotally.jobs.bench.variants import Variant, variants_of
-from neurotally.jobs.store_writer import versions
+from neurotally.jobs.versions import versions
 from neurotally.kernels.layer_tally import TOKEN, LayerTally
 from neurotally.kernels.tally import tally_layer
 from neurotally.profiler.corpus.batches import Batch

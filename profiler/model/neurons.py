@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from neurotally.kernels.layer_tally import LayerTally, RowMaxima
-from neurotally.kernels.statistics import STATISTICS
+from neurotally.kernels.statistics import NO_DOCUMENT, STATISTICS
 from neurotally.kernels.trigger_lists import UnitTriggers, insert
 from neurotally.kernels.triggers import LayerTriggers
-from neurotally.profiler.store import NO_DOCUMENT, Arrays
+
+Arrays = dict[str, np.ndarray]
+"""By the names of STATISTICS, and of the store's trigger arrays."""
 
 _HELD_UNITS = 8
 """So many units are inserted together; fewer where their triggers would take more memory than the lists."""

@@ -1,11 +1,14 @@
 """When a batch doesn't fit in memory: begin again with half the token budget."""
 
+import re
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 
 T = TypeVar("T")
+_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|_ALLOC_FAILED", re.IGNORECASE)
+"""In the messages of PyTorch's allocators, of CUDA, Triton, cuBLAS, cuDNN and cuSPARSE."""
 
 
 def halving(
@@ -20,7 +23,7 @@ def halving(
         try:
             return compute(token_budget >> halvings), halvings
         except RuntimeError as error:
-            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            if not isinstance(error, torch.OutOfMemoryError) and not _OUT_OF_MEMORY.search(str(error)):
                 raise
         # Out here the error is gone, and with it the frames that held the batch.
         if torch.cuda.is_available():

@@ -6,6 +6,7 @@ corpus's lists: from its own earlier units, and from what it hears of all that a
 """
 
 import platform
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -111,7 +112,7 @@ class UnitResult:
     sha256_n32: np.ndarray
     document_tokens_n: np.ndarray
     restarts: int
-    """How often the device ran out of memory and the unit began again with half the token budget."""
+    """How often the token budget was halved, since the device ran out of memory."""
 
 
 class KnownThresholds:
@@ -145,6 +146,26 @@ class Worker:
         self.model = model
         self.config = config
         self._thresholds = KnownThresholds()
+        self._halvings = 0
+        """Of the token budget, before the first unit."""
+        if model.input_device.type == "cuda":
+            self.fit_token_budget()
+
+    def fit_token_budget(self) -> None:
+        """Halve the token budget until a full batch of the longest rows fits in memory.
+
+        So not every unit runs out of memory, and devices that are alike compute units alike. It stays whole where not
+        even one such row fits: units may have shorter ones.
+        """
+        length = self.config.row_tokens
+
+        def one_batch(budget: int) -> None:
+            documents = [(number, [0] * length) for number in range(max(1, budget // length))]
+            rows = lay_out(documents, frozenset(), "documents", length)
+            self._neurons(rows, budget, None)
+
+        with suppress(MemoryError):
+            _, self._halvings = halving(self.config.token_budget, one_batch)
 
     def hear(self, corpus: str, threshold_LF: np.ndarray) -> None:
         """Take over a threshold of the triggers of a corpus. May be called while a unit is computed."""
@@ -175,13 +196,12 @@ class Worker:
         known_F = self._thresholds.of(task.corpus)
         known_LF = None if known_F is None else known_F.reshape(facts.num_layers, facts.num_neurons)
 
-        def tally(budget: int) -> UnitNeurons:
-            recorder = NeuronRecorder(facts.num_neurons, self.model.devices, self.config.triggers, known_LF)
-            NeuronReader(self.model, recorder).tally(rectangles(prepared.rows, budget, facts.attention_budget))
-            return recorder.result()
-
         failure = f"a single row of {self.config.row_tokens} tokens doesn't fit in memory; lower --row-tokens"
-        neurons, restarts = halving(self.config.token_budget, tally, failure)
+        neurons, restarts = halving(
+            self.config.token_budget >> self._halvings,
+            lambda budget: self._neurons(prepared.rows, budget, known_LF),
+            failure,
+        )
         if self.config.triggers:
             own_F = neurons.triggers.threshold(self.config.triggers)
             if (heard_F := self._thresholds.of(task.corpus)) is not known_F and heard_F is not None:
@@ -195,5 +215,11 @@ class Worker:
             status_n=prepared.status_n,
             sha256_n32=prepared.sha256_n32,
             document_tokens_n=prepared.document_tokens_n,
-            restarts=restarts,
+            restarts=self._halvings + restarts,
         )
+
+    def _neurons(self, rows: TokenRows, budget: int, threshold_LF: np.ndarray | None) -> UnitNeurons:
+        facts = self.model.facts
+        recorder = NeuronRecorder(facts.num_neurons, self.model.devices, self.config.triggers, threshold_LF)
+        NeuronReader(self.model, recorder).tally(rectangles(rows, budget, facts.attention_budget))
+        return recorder.result()
