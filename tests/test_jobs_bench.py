@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from neurotally.jobs.bench.models import random_model
 from neurotally.jobs.cli import _main
 
 VARIANTS = {"bare", "bare_again", "head", "eager_counts", "eager_everything", "counts", "moments", "full"}
@@ -38,6 +39,12 @@ def test_every_variant_is_measured(shape: Path, tmp_path: Path, capsys: pytest.C
     rows = list(csv.DictReader((tmp_path / "results.csv").open()))
     assert {row["variant"] for row in rows} == document["seconds"].keys()
     assert {row["variant"]: float(row["seconds"]) for row in rows} == document["seconds"]
+
+
+def test_a_shape_cut_short_keeps_its_name(shape: Path) -> None:
+    assert random_model("llama-3m", 1, "bfloat16", "cpu")[1] == "llama-3m-1-layers"
+    assert random_model("llama-3m", None, "bfloat16", "cpu")[1] == "llama-3m"
+    assert random_model(str(shape), 2, "bfloat16", "cpu")[1] == "config-2-layers"
 
 
 def test_a_row_beyond_the_context_is_refused(shape: Path, capsys: pytest.CaptureFixture) -> None:

@@ -18,8 +18,6 @@ import io
 import random
 import statistics
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers.activations import ACT2FN
 
+from neurotally.jobs.bench.clock import copy_rate, device_seconds, host_seconds, matrix_rate
 from neurotally.jobs.bench.models import flops_per_token, random_model
 from neurotally.jobs.bench.variants import Variant, variants_of
 from neurotally.jobs.versions import versions
@@ -41,8 +40,6 @@ from neurotally.profiler.model.load import LoadedModel, device_name, load_model,
 from neurotally.profiler.whole_files import whole_file
 
 _DEFAULT_BATCH = {"cpu": (8, 512), "cuda": (16, 2048)}
-_COPY_BYTES = 2**28
-_MATRIX = {"cpu": 1024, "cuda": 8192}
 _VERSIONED = ("torch", "transformers", "triton")
 _ACTIVATIONS = ("silu", "relu", "relu2", "gelu", "gelu_pytorch_tanh")
 """By transformers' names: those whose kernels are measured alone."""
@@ -81,7 +78,11 @@ def bench(
             document[f"ratio_{variant}"], document[f"ratio_{variant}_se"] = _median_ratio(times, seconds["bare"])
     document |= _kernels_alone(loaded, rows, row_tokens)
     if loaded.facts.device_type == "cuda":
-        document["mfu"] = flops_per_token(loaded, row_tokens) * document["tokens_per_s"] / _matrix_rate(loaded)
+        document["mfu"] = (
+            flops_per_token(loaded, row_tokens)
+            * document["tokens_per_s"]
+            / matrix_rate(loaded.devices[0], getattr(torch, loaded.facts.dtype))
+        )
     return document
 
 
@@ -138,19 +139,10 @@ def _run_rounds(
         for name in names:
             run, state = variants[name]
             with state():
-                elapsed = _time(run, device_type)
+                elapsed = host_seconds(run, device_type)
             if number >= 0:
                 seconds[name].append(elapsed)
     return seconds
-
-
-def _time(run: Callable[[], object], device_type: str) -> float:
-    device = torch.get_device_module(device_type)
-    device.synchronize()
-    start = time.perf_counter()
-    run()
-    device.synchronize()
-    return time.perf_counter() - start
 
 
 def _median_ratio(times: list[float], bare: list[float]) -> tuple[float, float]:
@@ -180,38 +172,23 @@ def _kernels_alone(model: LoadedModel, rows: int, row_tokens: int) -> dict[str, 
     up_BTF = other_BTF if model.facts.gated else None
     kind_BT = torch.full((rows, row_tokens), TOKEN, dtype=torch.uint8, device=device)
     tally = LayerTally.empty(neurons, device)
-    source = torch.empty(_COPY_BYTES, dtype=torch.uint8, device=device).random_()
-    target = torch.empty_like(source)
     op_bytes = (3 if model.facts.gated else 2) * pre_BTF.numel() * dtype.itemsize
-    copy_rate = 2 * _COPY_BYTES / _median_time(lambda: target.copy_(source), device.type)
+    copied = copy_rate(device)
 
     def alone(act: nn.Module) -> dict[str, float]:
         with torch.inference_mode():
-            op_s = _median_time(lambda: tally_layer(act, pre_BTF, up_BTF, kind_BT, tally), device.type)
-            pytorch_s = _median_time(lambda: act(pre_BTF) if up_BTF is None else act(pre_BTF) * up_BTF, device.type)
+            op_s = device_seconds(lambda: tally_layer(act, pre_BTF, up_BTF, kind_BT, tally), device.type)
+            pytorch_s = device_seconds(lambda: act(pre_BTF) if up_BTF is None else act(pre_BTF) * up_BTF, device.type)
         rate = op_bytes / op_s
-        return {"gb_per_s": rate / 1e9, "bandwidth_share": rate / copy_rate, "over_pytorch": op_s / pytorch_s}
+        return {"gb_per_s": rate / 1e9, "bandwidth_share": rate / copied, "over_pytorch": op_s / pytorch_s}
 
     own = alone(model.hook_points[0].activation)
     return {
         "kernel_gb_per_s": own["gb_per_s"],
-        "copy_gb_per_s": copy_rate / 1e9,
+        "copy_gb_per_s": copied / 1e9,
         "kernel_bandwidth_share": own["bandwidth_share"],
         "kernels": {name: alone(ACT2FN[name]) for name in _ACTIVATIONS},
     }
-
-
-def _matrix_rate(model: LoadedModel) -> float:
-    """Floating-point operations a second of one large matrix product in the model's dtype."""
-    size, device = _MATRIX[model.facts.device_type], model.devices[0]
-    a, b = (torch.randn(size, size, dtype=getattr(torch, model.facts.dtype), device=device) for _ in range(2))
-    return float(2 * size**3 / _median_time(lambda: a @ b, device.type))
-
-
-def _median_time(run: Callable[[], object], device_type: str, repeats: int = 15) -> float:
-    for _ in range(3):
-        run()
-    return statistics.median(_time(run, device_type) for _ in range(repeats))
 
 
 def _load(model: str | None, shape: str | None, layers: int | None, dtype: str, device: str) -> tuple[LoadedModel, str]:

@@ -49,7 +49,9 @@ def random_model(shape: str, layers: int | None, dtype: str, device: str) -> tup
             model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval()
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"--shape {shape}: {first_line(error)}") from error
-    name = f"{Path(shape).stem}-{layers}-layers" if layers else Path(shape).stem if shape not in SHAPES else shape
+    name = shape if shape in SHAPES else Path(shape).stem
+    if layers is not None:
+        name += f"-{layers}-layers"
     return prepare_model(model, _NoTokenizer(), name, None, dtype), name
 
 
