@@ -1,7 +1,8 @@
 """Batches on their way to the devices: the next one is copied while this one runs.
 
 On a GPU the host's tables are copied from pinned memory on a stream of their own, so that the loop over batches
-doesn't wait for copies (transformers looks at the positions once a batch, and waits then). On the CPU a batch's arrays are used as they are.
+doesn't wait for copies (transformers looks at the positions once a batch, and waits then). On the CPU a batch's arrays
+are used as they are.
 """
 
 import itertools

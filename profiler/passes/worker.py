@@ -146,7 +146,7 @@ class Worker:
         self.model = model
         self.config = config
         self._thresholds = KnownThresholds()
-        self._halvings = 0
+        self.halvings = 0
         """Of the token budget, before the first unit."""
         if model.input_device.type == "cuda":
             self.fit_token_budget()
@@ -165,7 +165,7 @@ class Worker:
             self._neurons(rows, budget, None)
 
         with suppress(MemoryError):
-            _, self._halvings = halving(self.config.token_budget, one_batch)
+            _, self.halvings = halving(self.config.token_budget, one_batch)
 
     def hear(self, corpus: str, threshold_LF: np.ndarray) -> None:
         """Take over a threshold of the triggers of a corpus. May be called while a unit is computed."""
@@ -198,7 +198,7 @@ class Worker:
 
         failure = f"a single row of {self.config.row_tokens} tokens doesn't fit in memory; lower --row-tokens"
         neurons, restarts = halving(
-            self.config.token_budget >> self._halvings,
+            self.config.token_budget >> self.halvings,
             lambda budget: self._neurons(prepared.rows, budget, known_LF),
             failure,
         )
@@ -215,7 +215,7 @@ class Worker:
             status_n=prepared.status_n,
             sha256_n32=prepared.sha256_n32,
             document_tokens_n=prepared.document_tokens_n,
-            restarts=self._halvings + restarts,
+            restarts=self.halvings + restarts,
         )
 
     def _neurons(self, rows: TokenRows, budget: int, threshold_LF: np.ndarray | None) -> UnitNeurons:
