@@ -6,11 +6,11 @@ The most valuable first: the kernels' cases; what a copy and a matrix product re
 differs from PyTorch's in any bit; whether models of three dtypes pass the check at loading; the kernels alone, by
 tilings; the whole pass of Llama-3.1-8B's and PolyCoder's shapes; a token budget that is too large; the kernels' other
 tests. Each step is a process of its own with a limit of its own, so that one that dies takes nothing with it, and is
-saved in OUT/on_gpu.json when it ends; its output is OUT/STEP.log. Rows of the whole pass are added to OUT/results.csv
-and, on a GPU, to tests/bench/results.csv.
+saved in OUT/STEP.json and OUT/on_gpu.json when it ends; its output is OUT/STEP.log. Rows of the whole pass are added to
+OUT/results.csv and, on a GPU, to tests/bench/results.csv.
 
 Needs a checkout, Python 3.11 and the packages that it checks for, but neither Ray nor zarr, and downloads nothing.
-Where there is no GPU it is a rehearsal: small shapes, Triton's interpreter, figures without meaning.
+Where there is no GPU it is a rehearsal in one process: small shapes, Triton's interpreter, figures without meaning.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,7 +37,7 @@ WHEELS = "python -m pip download --only-binary=:all: --no-deps -d wheels"
 
 
 def main() -> None:
-    """Run the steps, or one of them in this process."""
+    """Run the steps, or, as the process of some of them, these."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("--limit", type=float, default=480, help="seconds for all steps; the rest is left out")
@@ -47,12 +48,14 @@ def main() -> None:
         names = " ".join("pytest-xdist" if name == "xdist" else name for name in missing)
         raise SystemExit(f"missing here: {names}; where there is a network: {WHEELS} {names}")
     if arguments.here:
-        print(json.dumps(STEPS[arguments.only[0]][0](arguments.out)))
+        for name in arguments.only:
+            run_here(name, arguments.out)
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as packages:
         lay_out(Path(packages))
-        run_all(arguments.only, arguments.out, packages, time.monotonic() + arguments.limit)
+        processes = [[name] for name in arguments.only] if ON_GPU else [arguments.only]
+        run_all(processes, arguments.out, packages, time.monotonic() + arguments.limit)
 
 
 def lay_out(packages: Path) -> None:
@@ -62,29 +65,42 @@ def lay_out(packages: Path) -> None:
         (packages / "neurotally" / name).symlink_to(ROOT / name, target_is_directory=True)
 
 
-def run_all(names: list[str], out: Path, packages: str, end: float) -> None:
-    """Run each step in a process of its own, and save what it found as soon as it ends."""
+def run_all(processes: list[list[str]], out: Path, packages: str, end: float) -> None:
+    """Run the steps of each process in turn, and save what was found whenever one ends."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([packages, str(ROOT / "tests")]), **INTERPRETED}
     found: dict[str, Any] = {}
-    for name in names:
-        start = time.monotonic()
-        limit = min(STEPS[name][1], end - start)
-        command = [sys.executable, __file__, str(out), "--only", name, "--here"]
-        with (out / f"{name}.log").open("w") as log:
-            try:
-                if limit <= 0:
-                    raise subprocess.TimeoutExpired(command, 0)
-                done = subprocess.run(
-                    command, stdout=subprocess.PIPE, stderr=log, text=True, timeout=limit, env=environment, cwd=ROOT
-                )
-                lines = done.stdout.splitlines()
-                log.write("\n".join(lines[:-1]))
-                result = json.loads(lines[-1]) if done.returncode == 0 else {"failed": done.returncode}
-            except subprocess.TimeoutExpired:
-                result = {"failed": "left out: no time" if limit <= 0 else f"not done in {limit:.0f} s"}
-        found[name] = {"step_s": round(time.monotonic() - start, 1), **result}
+    for names in processes:
+        for name in names:
+            (out / f"{name}.json").unlink(missing_ok=True)
+        limit = min(sum(STEPS[name][1] for name in names), end - time.monotonic())
+        why = run_process([*names, "--here"], out, limit, environment) if limit > 0 else "left out: no time"
+        for name in names:
+            result = out / f"{name}.json"
+            found[name] = json.loads(result.read_text()) if result.exists() else {"failed": why}
+            print(name, json.dumps(found[name])[:1000], flush=True)
         (out / "on_gpu.json").write_text(json.dumps(found, indent=1))
-        print(name, json.dumps(found[name])[:1000], flush=True)
+
+
+def run_process(only: list[str], out: Path, limit: float, environment: dict[str, str]) -> str:
+    """Run steps in a process of its own; returns how it ended."""
+    command = [sys.executable, __file__, str(out), "--only", *only]
+    with (out / f"{only[0]}.log").open("w") as log:
+        try:
+            done = subprocess.run(command, stdout=log, stderr=log, timeout=limit, env=environment, cwd=ROOT)
+        except subprocess.TimeoutExpired:
+            return f"not done in {limit:.0f} s"
+    return f"exit status {done.returncode}"
+
+
+def run_here(name: str, out: Path) -> None:
+    """Run one step, and save what it found."""
+    start = time.monotonic()
+    try:
+        result = STEPS[name][0](out)
+    except Exception:  # a finding, and no reason to leave out the others
+        result = {"failed": traceback.format_exc()[-2000:]}
+    result = {"step_s": round(time.monotonic() - start, 1), **result}
+    (out / f"{name}.json").write_text(json.dumps(result))
 
 
 def has_gpu() -> bool:

@@ -1,6 +1,7 @@
-"""The READMEs' tables: what the statistics cost, from results.csv, the planted concept, and what the demo found.
+"""The READMEs' tables: what the statistics cost, from results.csv, the planted concept, what the demo
+found, and other tools.
 
-    python tests/bench/results_table.py [results.csv | planted_concept.csv | demo.csv]
+    python tests/bench/results_table.py [results.csv | planted_concept.csv | demo.csv | peers.csv]
 
 A ratio is a variant's median ratio to the bare body over that of `bare again`; ± is its standard error in the run.
 """
@@ -62,12 +63,27 @@ def demo_table(rows: Iterable[dict[str, str]]) -> str:
     return tabulate(lines, header, tablefmt="github", disable_numparse=True)
 
 
+def peers_table(rows: Iterable[dict[str, str]]) -> str:
+    """A Markdown table of what `bench_peers.py` measured last, by shape."""
+    runs: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
+    for row in rows:
+        runs.setdefault((row["device"], row["shape"]), {})[row["program"]] = row
+    lines = [
+        [f"{device}, {row['threads']} threads", shape, row["program"], f"{float(row['tokens_per_s']):,.0f}",
+         f"{float(row['ratio']):.2f}", f"{float(row['peak_mb']):,.0f}", row["lines"]]
+        for (device, shape), run in runs.items()
+        for row in run.values()
+    ]  # fmt: skip
+    header = ("device", "shape", "program", "tokens/s", "time over ours", "peak memory, MB", "lines")
+    return tabulate(lines, header, tablefmt="github", disable_numparse=True)
+
+
 def main() -> None:
     """Print the table."""
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    made_by = {"min_matches": planted_table, "z_same_layers": demo_table, "variant": table}
+    made_by = {"min_matches": planted_table, "z_same_layers": demo_table, "variant": table, "peak_mb": peers_table}
     print(next(make(rows) for column, make in made_by.items() if column in rows[0]))
 
 
