@@ -111,23 +111,20 @@ class _Metrics:
     """What Ray's dashboard and its Prometheus endpoint show of a run, by worker."""
 
     def __init__(self) -> None:
-        self._tokens, self._units, self._restarts = (
-            metrics.Counter(f"neurotally_{name}", description, tag_keys=("worker",))
-            for name, description in (
-                ("tokens", "Tokens that the model read."), ("units", "Units of work that are done."),
-                ("restarts", "Times that a worker died and was replaced."),
-            )
-        )  # fmt: skip
+        described = {
+            "tokens": "Tokens that the model read.",
+            "units": "Units of work that are done.",
+            "restarts": "Times that a worker died and was replaced.",
+        }
+        self._counters = {
+            name: metrics.Counter(f"neurotally_{name}", text, tag_keys=("worker",)) for name, text in described.items()
+        }
 
-    def count_unit(self, worker: int, tokens: int) -> None:
-        """A worker's result is there."""
-        self._units.inc(1, {"worker": str(worker)})
-        if tokens:
-            self._tokens.inc(tokens, {"worker": str(worker)})
-
-    def count_restart(self, worker: int) -> None:
-        """A worker is replaced."""
-        self._restarts.inc(1, {"worker": str(worker)})
+    def count(self, worker: int, **numbers: int) -> None:
+        """Add to a worker's counters."""
+        for name, number in numbers.items():
+            if number:  # Ray refuses to add 0
+                self._counters[name].inc(number, {"worker": str(worker)})
 
 
 @dataclass
@@ -242,7 +239,7 @@ class RayEngine:
                 self._note_failure(actor.in_flight.pop(ready[0]), error)
                 return None
             del actor.in_flight[ready[0]]
-            self._metrics.count_unit(actor.number, outcome.result.tokens)
+            self._metrics.count(actor.number, units=1, tokens=outcome.result.tokens)
             self._hand_out()
             return outcome
 
@@ -309,7 +306,7 @@ class RayEngine:
     def _start_again(self, dead: _Actor) -> None:
         """Begin to load the model on a new worker; `next_result` sees when it has."""
         ray.kill(dead.handle)
-        self._metrics.count_restart(dead.number)
+        self._metrics.count(dead.number, restarts=1)
         dead.handle = self._new_handle()
         dead.starting = dead.handle.start.remote(self._make_runner)
         dead.started_at = time.monotonic()

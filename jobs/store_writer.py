@@ -37,14 +37,14 @@ def open_store(path: Path, facts: ModelFacts, config: dict[str, Any] | None) -> 
         return list(facts.warnings)
     theirs = store.store_attributes(path)
     for part in ("model", "tokenizer"):
-        _refuse_difference(path, part, {"fingerprint": attributes[part]["fingerprint"]}, theirs.get(part) or {})
-    if difference := _shared_difference(facts.config, theirs["model"].get("config") or {}):
-        raise InputError(f"{path} is a store of another model: its config's {difference}; use another store")
+        _refuse_difference(path, f"{part}:", {"fingerprint": attributes[part]["fingerprint"]}, theirs.get(part) or {})
+    before = theirs["model"].get("config") or {}
+    _refuse_difference(path, "model: its config's", _shared(facts.config, before), _shared(before, facts.config))
     if config is not None:
         noted = theirs.get("config") or {}
         if noted:
             _refuse_other_kernels(path, config["kernels"], noted.get("kernels"))
-            _refuse_difference(path, "config", config, noted)
+            _refuse_difference(path, "config:", config, noted)
         else:  # a store that another pass began
             store.replace_attributes(path, {**theirs, "config": config})
     before = theirs["versions"]
@@ -78,16 +78,11 @@ def writer_lock(path: Path, *, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
         raise InputError(f"{path} is being written by another run; wait for it or stop it") from error
 
 
-def _shared_difference(ours: dict[str, Any], theirs: dict[str, Any], within: str = "") -> str | None:
-    """Name the first value that differs among the keys of both: versions of transformers add keys and drop some."""
-    for key in (key for key in ours if key in theirs):
-        one, other = ours[key], theirs[key]
-        if isinstance(one, dict) and isinstance(other, dict):
-            if difference := _shared_difference(one, other, f"{within}{key}."):
-                return difference
-        elif one != other:
-            return f"{within}{key} is {one!r}, the store has {other!r}"
-    return None
+def _shared(ours: Any, theirs: Any) -> Any:
+    """Ours, of dictionaries the keys of both alone: versions of transformers add keys and drop some."""
+    if not (isinstance(ours, dict) and isinstance(theirs, dict)):
+        return ours
+    return {key: _shared(value, theirs[key]) for key, value in ours.items() if key in theirs}
 
 
 def _refuse_other_kernels(path: Path, ours: str, theirs: str | None) -> None:
@@ -123,4 +118,4 @@ def _remove_empty_folders(path: Path) -> None:
 
 def _refuse_difference(path: Path, part: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     if difference := first_difference(ours, theirs):
-        raise InputError(f"{path} is a store of another {part}: {difference}; use another store")
+        raise InputError(f"{path} is a store of another {part} {difference}; use another store")

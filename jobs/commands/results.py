@@ -35,23 +35,24 @@ from neurotally.profiler.visible import visible
 from neurotally.profiler.whole_files import write_whole
 
 
-class PassCommand(NamedTuple):
-    """What the command of a pass has beside its function's signature."""
+class Shown(NamedTuple):
+    """What a command has beside the signature that it is made of."""
 
     help: str
     """In a few words."""
     charts: Mapping[str, str] = {}
     """{name: help}: those beside the first that the command draws with `--NAME-figure`."""
-    shows: Sequence[Callable[..., Any]] = (FIGURE, FULL, OUT, JSON_FLAG)
+    options: Sequence[Callable[..., Any]] = (FIGURE, FULL, OUT, JSON_FLAG)
+    """Those that say how the result is shown."""
 
 
-PASSES: Mapping[str, PassCommand] = {
-    "profile": PassCommand("What every neuron does on your corpora", shows=(JSON_FLAG,)),
-    "mask": PassCommand("What any sets of neurons are worth"),
-    "ablate": PassCommand("What each corpus's neurons are worth"),
-    "embed": PassCommand("Embed a parallel corpus at every layer", shows=(OUT, JSON_FLAG)),
-    "lens": PassCommand("What each layer would say next", {"panels": "Draw each set, by target language."}),
-    "agreement": PassCommand("When the next token is decided", {"context": "Draw layers by context sizes."}),
+PASSES: Mapping[str, Shown] = {
+    "profile": Shown("What every neuron does on your corpora", options=(JSON_FLAG,)),
+    "mask": Shown("What any sets of neurons are worth"),
+    "ablate": Shown("What each corpus's neurons are worth"),
+    "embed": Shown("Embed a parallel corpus at every layer", options=(OUT, JSON_FLAG)),
+    "lens": Shown("What each layer would say next", {"panels": "Draw each set, by target language."}),
+    "agreement": Shown("When the next token is decided", {"context": "Draw layers by context sizes."}),
 }
 _FIRST = ("demo", "profile", "status", "import")
 
@@ -88,9 +89,8 @@ class WithResults(click.Group):
 
 def pass_command(name: str) -> click.Command:
     """The command of a pass."""
-    function, about = getattr(jobs, name), PASSES[name]
-    own = as_parameters(MODEL_AND_STORE)
-    return _command(name, about.help, function, own, function, about.charts, about.shows)
+    function = getattr(jobs, name)
+    return _command(name, PASSES[name], function, MODEL_AND_STORE, function)
 
 
 def study_command(name: str) -> click.Command:
@@ -102,8 +102,8 @@ def study_command(name: str) -> click.Command:
 
         return studies.run(name, store, progress=Progress(), **values)
 
-    charts: dict[str, str] = getattr(module, "FIGURES", {})
-    return _command(name, studies.STUDIES[name].help, module.study, as_parameters(STORE), run, charts)
+    shown = Shown(studies.STUDIES[name].help, getattr(module, "FIGURES", {}))
+    return _command(name, shown, module.study, STORE, run)
 
 
 def report_command() -> click.Command:
@@ -129,16 +129,15 @@ def report_command() -> click.Command:
 
 
 def _command(
-    name: str, about: str, signature: Callable[..., Any], own: Sequence[click.Parameter], run: Callable[..., Any],
-    charts: Mapping[str, str], shows: Sequence[Callable[..., Any]] = (FIGURE, FULL, OUT, JSON_FLAG),
-) -> click.Command:  # fmt: skip
-    """A command of a signature's parameters, after some of its `own`, that calls `run` and shows what it returns."""
+    name: str, shown: Shown, signature: Callable[..., Any], store: Callable[..., Any], run: Callable[..., Any]
+) -> click.Command:
+    """A command of the argument `store` and a signature's parameters that calls `run` and shows what it returns."""
 
     def call(
         as_json: bool, figure: Path | None = None, full: bool = False, out: Path | None = None, **values: Any
     ) -> None:
         figures: dict[str | None, Path | None] = {None: figure}
-        figures |= {chart: values.pop(_figure_name(chart)) for chart in charts}
+        figures |= {chart: values.pop(_figure_name(chart)) for chart in shown.charts}
         if values.get("prompt") is not None and figure is None:
             raise InputError("--prompt: expected --figure FILE.png with it")
         result = run(**values)
@@ -157,10 +156,11 @@ def _command(
 
     figures = [
         click.Option([f"--{chart}-figure", _figure_name(chart)], type=PICTURE, metavar="FILE.png", help=text)
-        for chart, text in charts.items()
+        for chart, text in shown.charts.items()
     ]
-    params = [*own, *click_parameters(signature), *figures, *as_parameters(*shows)]
-    return click.Command(name, callback=call, params=params, help=command_help(signature.__doc__), short_help=about)
+    params = [*as_parameters(store), *click_parameters(signature), *figures, *as_parameters(*shown.options)]
+    help_text = command_help(signature.__doc__)
+    return click.Command(name, callback=call, params=params, help=help_text, short_help=shown.help)
 
 
 def _figure_name(chart: str) -> str:

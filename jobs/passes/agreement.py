@@ -223,7 +223,7 @@ def _summed(values: Iterable[np.ndarray], tasks: Sequence[Task]) -> list[np.ndar
     """The sum of each corpus's values, in the order of the corpora."""
     sums: dict[str, np.ndarray] = {}
     for task, value in zip(tasks, values, strict=True):
-        sums[task.corpus] = sums[task.corpus] + value if task.corpus in sums else value
+        sums[task.corpus] = sums.get(task.corpus, 0) + value
     return list(sums.values())
 
 

@@ -227,9 +227,7 @@ class LensWorker:
         leading = draws.sum_PL4R.shape[:-1]
         sum_PL4SD = np.full((*leading, len(has_draws_S), self._config.draws), np.nan)
         sum_PL4SD[..., has_draws_S, :] = draws.sum_PL4R.reshape(*leading, -1, self._config.draws)
-        read_P = positions_P > 0
-        count_P = np.where(read_P, positions_P, 1).reshape(-1, 1, 1, 1, 1)
-        mean_PL4SD = np.where(read_P.reshape(-1, 1, 1, 1, 1), sum_PL4SD / count_P, np.nan)
+        read_P, mean_PL4SD = positions_P > 0, _mean(sum_PL4SD, positions_P)
         control_PL4S = mean_PL4SD.mean(axis=-1).astype(np.float32)
         return {
             **{f"control_{name}": control_PL4S[:, :, at] for at, name in enumerate(_SET_MEANS)},
@@ -391,8 +389,7 @@ def _draws_of_pairs(parts: KeptParts, positions_AI: np.ndarray) -> dict[str, np.
     ):
         sums = parts.each(of)
         sum_ALSD = np.stack([np.stack(list(islice(sums, by_pair))).sum(axis=0) for _ in range(num_pairs)])
-        count_A111 = count_A.reshape(-1, 1, 1, 1)
-        found[name] = np.where(count_A111 > 0, sum_ALSD / np.maximum(count_A111, 1), np.nan)
+        found[name] = _mean(sum_ALSD, count_A)
     return found
 
 
@@ -425,6 +422,10 @@ def _means_by(values: np.ndarray, prompt_N: np.ndarray, num_prompts: int) -> np.
     is_of_PN = np.arange(num_prompts)[:, None] == prompt_N
     flat_NX = values.reshape(len(values), math.prod(values.shape[1:]))
     sums = (is_of_PN.astype(np.float64) @ flat_NX).reshape(num_prompts, *values.shape[1:])
-    count = np.bincount(prompt_N, minlength=num_prompts).reshape(-1, *[1] * (values.ndim - 1))
-    mean: np.ndarray = np.divide(sums, count, out=np.full_like(sums, np.nan), where=count > 0).astype(np.float32)
-    return mean
+    return _mean(sums, np.bincount(prompt_N, minlength=num_prompts)).astype(np.float32)
+
+
+def _mean(sums: np.ndarray, count_P: np.ndarray) -> np.ndarray:
+    """float64 [P, ...]: the sums by how many they are of; NaN where there is none."""
+    count = count_P.reshape(-1, *[1] * (sums.ndim - 1))
+    return np.divide(sums, count, out=np.full_like(sums, np.nan), where=count > 0)
