@@ -59,19 +59,29 @@ def _chosen_by_lape(path: Path, corpus: Sequence[str], rule: Rule) -> Chosen:
 
 
 def _chosen_by_file(file: Path, where: Where) -> Chosen:
-    """The sets of a mask file, checked against the store's model where there is one: before the model is loaded."""
+    """The sets of a mask file, checked against the store's model where there is one: before the model is loaded.
+
+    Chosen by the documents that the file names, else by all of the store's.
+    """
     model: dict[str, Any] = {}
     if (where.store / "zarr.json").exists():
         model = store.store_attributes(where.store).get("model") or {}
     # No model is so large; its own numbers are checked when it is loaded.
     shape = model.get("num_layers", 2**31), model.get("num_neurons", 2**31)
     neurons = read_mask(file, model.get("fingerprint"), *shape)
-    above = _above(file, where.store, neurons)
-    return Chosen(neurons, above, _choosers(file, where.store), {"neurons_from": file.name}, file)
+    origin = read_origin(file)
+    above = _above(origin.threshold, where.store, neurons)
+    if origin.trigger_documents is None:
+        choosers = profiled_documents(where.store)
+    else:
+        choosers = Choosers(
+            origin.trigger_documents, origin.trigger_names, origin.trigger_files, origin.document_lines, are_named=True
+        )
+    return Chosen(neurons, above, choosers, {"neurons_from": file.name}, file)
 
 
-def _above(path: Path, store_path: Path, names: Iterable[str]) -> Above:
-    """Which neurons are above the threshold in the store's corpora: the mask file's, or else LAPE's usual one."""
+def _above(threshold: float | None, store_path: Path, names: Iterable[str]) -> Above:
+    """Which neurons are above the threshold in the store's corpora; None: LAPE's usual one."""
     rate_CLF = {}
     for name in store.committed_corpora(store_path) if (store_path / "zarr.json").exists() else ():
         arrays = store.read_corpus(store_path, name, ["tokens", "active"])
@@ -79,17 +89,6 @@ def _above(path: Path, store_path: Path, names: Iterable[str]) -> Above:
             rate_CLF[name] = arrays["active"].sum(axis=0, dtype=np.uint64) / tokens
     if not rate_CLF:
         return "the store has no corpus that tells which neurons are above LAPE's threshold"
-    threshold = read_origin(path).threshold
     if threshold is None:
         threshold = threshold_of(np.concatenate([rate_LF.ravel() for rate_LF in rate_CLF.values()]), Rule().quantile)
     return above_threshold(rate_CLF, threshold, names)
-
-
-def _choosers(path: Path, store_path: Path) -> Choosers:
-    """The documents that chose a mask file's neurons: those it names, else all of the store's."""
-    origin = read_origin(path)
-    if origin.trigger_documents is not None:
-        return Choosers(
-            origin.trigger_documents, origin.trigger_names, origin.trigger_files, origin.document_lines, are_named=True
-        )
-    return profiled_documents(store_path)

@@ -428,4 +428,5 @@ def _means_by(values: np.ndarray, prompt_N: np.ndarray, num_prompts: int) -> np.
 def _mean(sums: np.ndarray, count_P: np.ndarray) -> np.ndarray:
     """float64 [P, ...]: the sums by how many they are of; NaN where there is none."""
     count = count_P.reshape(-1, *[1] * (sums.ndim - 1))
-    return np.divide(sums, count, out=np.full_like(sums, np.nan), where=count > 0)
+    mean: np.ndarray = np.divide(sums, count, out=np.full_like(sums, np.nan), where=count > 0)
+    return mean
