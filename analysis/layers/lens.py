@@ -54,11 +54,6 @@ class LensResult:
     model: Mapping[str, Any]
     """The store's `model` attribute."""
 
-    @property
-    def pair_P(self) -> list[tuple[str, str]]:
-        """The pair of each prompt."""
-        return _pairs(self.arrays)
-
 
 @dataclass(frozen=True)
 class PromptLens:
@@ -117,7 +112,7 @@ def _pairs(arrays: store.Arrays) -> list[tuple[str, str]]:
 
 def lens_document(result: LensResult) -> dict[str, Any]:
     """The document of `lens --json` and `--out`."""
-    pair_P = result.pair_P
+    pair_P = _pairs(result.arrays)
     attributes = result.attributes
     document: dict[str, Any] = finite({
         "schema": 1,
@@ -181,7 +176,7 @@ def _means(result: LensResult, in_P: np.ndarray, keep_draws: bool = False, is_po
 def _weighted_draws(result: LensResult, name: str, weight_P: np.ndarray) -> np.ndarray:
     """float64 [L, S, D]: the draws' masses; a pair counts as much as its prompts do together."""
     number = {tuple(pair): place for place, pair in enumerate(result.attributes["pairs"])}
-    pair_P = np.array([number[pair] for pair in result.pair_P])
+    pair_P = np.array([number[pair] for pair in _pairs(result.arrays)])
     weight_A = np.bincount(pair_P, weight_P, minlength=len(number))
     counts_A = weight_A > 0
     mean: np.ndarray = np.tensordot(weight_A[counts_A], result.arrays[name][counts_A], axes=1)
