@@ -236,8 +236,7 @@ def _draw_grid(figure: Figure, ax: Any, grid: Grid) -> None:
     label_matrix(ax, grid.rows, grid.columns, grid.row_label, grid.column_label)
     if grid.above:
         above = ax.secondary_xaxis("top")
-        above.set_xticks(range(len(grid.above)), [short_name(name) for name in grid.above], fontsize=9,
-                         parse_math=False, **_slant(grid.above, "left"))  # fmt: skip
+        _name_columns(above, grid.above, "left")
         above.tick_params(length=0)
         above.spines[:].set_visible(False)
     ax.set_title(grid.name, fontsize=10, loc="left", color=INK, parse_math=False)
@@ -274,8 +273,7 @@ def _cell_texts(grid: Grid) -> Sequence[Sequence[str]]:
 
 def label_matrix(axes: Any, rows: Sequence[str], columns: Sequence[str], row_label: str, column_label: str) -> None:
     """Names along both axes of a heat map, and white lines between its cells."""
-    axes.set_xticks(range(len(columns)), [short_name(name) for name in columns], fontsize=9, parse_math=False,
-                    **_slant(columns, "right"))  # fmt: skip
+    _name_columns(axes, columns, "right")
     axes.set_yticks(range(len(rows)), [short_name(name) for name in rows], fontsize=9, parse_math=False)
     axes.set_xlabel(column_label, fontsize=10, color=INK)
     axes.set_ylabel(row_label, fontsize=10, color=INK)
@@ -287,10 +285,11 @@ def label_matrix(axes: Any, rows: Sequence[str], columns: Sequence[str], row_lab
     axes.spines[:].set_visible(False)
 
 
-def _slant(names: Sequence[str], side: str) -> dict[str, Any]:
-    """Long names along an axis stand aslant, with this side at their place."""
-    longest = max(len(short_name(name)) for name in names)
-    return {"rotation": 40, "ha": side, "rotation_mode": "anchor"} if longest > 7 else {}
+def _name_columns(axes: Any, names: Sequence[str], side: str) -> None:
+    """Names along an x axis; long ones stand aslant, with this side at their place."""
+    shown = [short_name(name) for name in names]
+    slant = {"rotation": 40, "ha": side, "rotation_mode": "anchor"} if max(map(len, shown)) > 7 else {}
+    axes.set_xticks(range(len(names)), shown, fontsize=9, parse_math=False, **slant)
 
 
 def short_name(name: str, longest: int = _LONGEST_NAME) -> str:
