@@ -37,7 +37,6 @@ _PICTURES = {9: "⇥", 10: "⏎", 32: "␣"}
 """White space in a list of tokens shows."""
 
 _COLOUR = re.compile(r"#([0-9a-f]{6})\b")
-_REFERENCE = re.compile(r"url\(#")
 _HREF = "{http://www.w3.org/1999/xlink}href"
 
 
@@ -180,4 +179,4 @@ def _into_page(element: Any, anchor: str) -> None:
             value = f"{anchor}-{value}"
         elif name == "style":
             value = _COLOUR.sub(r"var(--c-\1,#\1)", value)
-        element.attrib[name] = _REFERENCE.sub(f"url(#{anchor}-", value)
+        element.attrib[name] = value.replace("url(#", f"url(#{anchor}-")
