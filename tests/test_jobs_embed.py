@@ -1,6 +1,7 @@
 """`embed` and `mexa` end to end: against transformers and a double loop; the same bits however it ran."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 from conftest import Run, make_tokenizer, save_llama
 from test_analysis_mexa import double_loop
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from neurotally.analysis import studies
 from neurotally.jobs import embed
@@ -19,6 +21,7 @@ from neurotally.jobs.progress import Progress
 from neurotally.profiler import store
 from neurotally.profiler.corpus.parallel import ParallelTexts
 from neurotally.profiler.errors import InputError
+from neurotally.profiler.model.load import load_model
 
 LANGUAGES = ("C", "Java", "Python")
 
@@ -159,6 +162,18 @@ def test_other_texts_or_rules_need_another_name(model_folder: Path, tmp_path: Pa
         run(model_folder, tmp_path / "s", make_texts(3, C_00="?"))
     run(model_folder, tmp_path / "s", make_texts(3), "read", name="without")
     assert store.committed(tmp_path / "s", "embeddings") == ["parallel", "without"]
+
+
+def test_a_text_that_the_tokenizer_fails_over_is_skipped(model_folder: Path) -> None:
+    """Its regular expression gives up on a run of letters that ends otherwise."""
+    fragile = Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
+    fragile.pre_tokenizer = pre_tokenizers.Split(Regex(r"(a+)+$"), "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=fragile)
+    model = replace(load_model(str(model_folder), device="cpu"), tokenizer=tokenizer)
+    prepared = embedding.Embedder(model, "none", 256).prepare(embedding.TextTask(0, ("ab", "a" * 60 + "c", "aab")))
+    assert prepared.fits_n.tolist() == [True, False, True]
+    assert prepared.tokens_n.tolist() == [1, 0, 2]
+    assert prepared.rows.ids_N.tolist() == [2, 0, 2]
 
 
 def test_out_of_memory_halves_the_batch(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

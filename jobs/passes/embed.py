@@ -27,6 +27,7 @@ from neurotally.jobs.run import Pass, Where, model_identity, run_pass
 from neurotally.profiler import store
 from neurotally.profiler.corpus.batches import TokenRows, lay_out
 from neurotally.profiler.corpus.parallel import ParallelTexts
+from neurotally.profiler.corpus.tokenise import tokenise
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.load import LoadedModel, ModelFacts
 from neurotally.profiler.passes.embedding import BOS_RULES, embed_rows
@@ -87,10 +88,8 @@ class Embedder:
 
     def prepare(self, task: TextTask) -> Tokenised:
         """Tokenise a task's texts and lay out those that can be embedded."""
-        ids: list[list[int]] = self._model.tokenizer(
-            list(task.texts), add_special_tokens=self._bos != "none",
-            return_attention_mask=False, return_token_type_ids=False, verbose=False,
-        )["input_ids"]  # fmt: skip
+        found = tokenise(self._model.tokenizer, task.texts, with_special=self._bos != "none")
+        ids = [one.ids_T for one in found]
         special_ids = self._model.special_ids
         special_n = np.array([sum(token in special_ids for token in row) for row in ids], np.uint32)
         skips_bos_n = np.array([self._bos != "counted" and bool(row) and row[0] in special_ids for row in ids])

@@ -17,17 +17,20 @@ class TokenIds(NamedTuple):
 
 
 def tokenise(
-    tokenizer: Any, texts: Sequence[str | None], document_tokens: int | None = None, with_spans: bool = False
-) -> list[TokenIds]:
-    """Every text's tokens, special ones included; none of None, and none of a text that the tokenizer fails over.
+    tokenizer: Any, texts: Sequence[str | None], document_tokens: int | None = None, with_spans: bool = False,
+    with_special: bool = True,
+) -> list[TokenIds]:  # fmt: skip
+    """Every text's tokens; none of None, and none of a text that the tokenizer fails over.
 
-    `document_tokens`: the first so many; None: all.
+    `document_tokens`: the first so many; None: all. `with_special`: the special ones that it puts around a text, too.
     """
     there = [text for text in texts if text is not None]
     encoded: Any = {"input_ids": [], "offset_mapping": []}
     if there:
-        cut = {} if document_tokens is None else {"truncation": True, "max_length": document_tokens}
-        encoded = _encode(tokenizer, there, {"return_offsets_mapping": with_spans, **cut})
+        options: dict[str, Any] = {"return_offsets_mapping": with_spans, "add_special_tokens": with_special}
+        if document_tokens is not None:
+            options |= {"truncation": True, "max_length": document_tokens}
+        encoded = _encode(tokenizer, there, options)
     ids = iter(encoded["input_ids"])
     spans = iter(encoded["offset_mapping"] if with_spans else [[]] * len(there))
     none = TokenIds([], np.empty((0, 2), np.int64))
