@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from neurotally.jobs.plan import CorpusPlan, stored_names
+from neurotally.kernels.statistics import NO_DOCUMENT
 from neurotally.profiler import store
 from neurotally.profiler.corpus.documents import Status
 from neurotally.profiler.corpus.texts import keep_texts
@@ -40,7 +41,7 @@ class CorpusSums:
             "tokens": np.zeros(config.groups, np.uint64),
             "special_tokens": np.zeros(config.groups, np.uint64),
             "document_hash": np.zeros((num_documents, 32), np.uint8),
-            "document_tokens": np.full(num_documents, store.NO_DOCUMENT, np.uint32),
+            "document_tokens": np.full(num_documents, NO_DOCUMENT, np.uint32),
             "document_status": np.full(num_documents, store.SCHEMA["document_status"].fill, np.uint8),
             "unit_tokens": np.full(len(units), store.SCHEMA["unit_tokens"].fill, np.uint64),
         }

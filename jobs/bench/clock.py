@@ -53,4 +53,5 @@ def _by_events(run: Callable[[], object]) -> float:
         run()
     end.record()
     end.synchronize()
-    return begin.elapsed_time(end) / 1e3 / _CALLS
+    milliseconds: float = begin.elapsed_time(end)
+    return milliseconds / 1e3 / _CALLS

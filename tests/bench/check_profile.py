@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from reference import HookCount, corpus_order, everything, top
 
 from neurotally.jobs.status import status
+from neurotally.kernels.statistics import NO_DOCUMENT
 from neurotally.profiler import store
 
 KILL_AT = (0.2, 0.6)
@@ -126,7 +127,7 @@ def compare(arguments: argparse.Namespace, path: Path, corpus: str) -> dict[str,
         documents = arrays["trigger_document"].reshape(num_neurons, k)[neuron, : len(expected)]
         places = arrays["trigger_position"].reshape(num_neurons, k)[neuron, : len(expected)]
         same += [(c[1], c[2]) for c in expected] == list(zip(documents.tolist(), places.tolist(), strict=True))
-        chosen = maxima[documents[documents != store.NO_DOCUMENT], neuron]
+        chosen = maxima[documents[documents != NO_DOCUMENT], neuron]
         swapped = max([swapped, *(abs(v / c[0] - 1) for v, c in zip(chosen.tolist(), expected, strict=False))])
         values = arrays["trigger_value"].reshape(num_neurons, k)[neuron, : len(expected)]
         off = max([off, *(abs(v / c[0] - 1) for v, c in zip(values.tolist(), expected, strict=True))])
