@@ -129,7 +129,8 @@ def test_transformers_imports_from_the_root_beside_hugging_faces_kernels() -> No
 
 
 @pytest.mark.parametrize(
-    ("results", "folder"), [("results.csv", "kernels"), ("planted_concept.csv", "analysis"), ("demo.csv", ".")]
+    ("results", "folder"),
+    [("results.csv", "kernels"), ("peers.csv", "kernels"), ("planted_concept.csv", "analysis"), ("demo.csv", ".")],
 )
 def test_the_readmes_tables_are_made_from_the_results(results: str, folder: str) -> None:
     command = [sys.executable, ROOT / "tests/bench/results_table.py", ROOT / "tests/bench" / results]

@@ -146,8 +146,9 @@ def run_ours(model: Path, corpora: Path, folder: Path) -> Run:
     """One run of the command."""
     result = folder / "store"
     shutil.rmtree(result, ignore_errors=True)
-    command = ["neurotally", "profile", str(model), str(result), "--corpora", str(corpora), "--device", "cpu"]
-    seconds, peak = run([*command, "--document-tokens", str(TOKENS), "--triggers", "32"])
+    command = [str(Path(sys.executable).with_name("neurotally")), "profile", str(model), str(result)]
+    options = ["--corpora", str(corpora), "--document-tokens", str(TOKENS), "--device", "cpu", "--workers", "1"]
+    seconds, peak = run([*command, *options])
     (corpus,) = store.committed_corpora(result)
     arrays = store.read_corpus(result, corpus)
     return Run(seconds, peak, int(arrays["tokens"].sum()), arrays["active"].sum(0).astype(np.int64))
