@@ -27,7 +27,7 @@ namespace {
 // number: 4 times the time on AVX2.
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
-#elif defined(__AVX__)
+#elif defined(__AVX2__)
 constexpr int kLanes = 8;
 #else
 constexpr int kLanes = 4;
