@@ -57,8 +57,8 @@ class Outcome(NamedTuple):
 
     key: str
     result: Any
-    """What the pass makes of it; has `tokens`, the number that the model read, and `restarts`: how often the device ran
-    out of memory and the task began again with half the token budget."""
+    """What the pass makes of it; has `tokens`, the number that the model read, and `restarts`: how often the token
+    budget was halved, since the device ran out of memory."""
     prepare_s: float
     """Seconds of reading and tokenising, beside the model."""
     model_s: float

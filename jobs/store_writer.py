@@ -38,8 +38,9 @@ def open_store(path: Path, facts: ModelFacts, config: dict[str, Any] | None) -> 
     theirs = store.store_attributes(path)
     for part in ("model", "tokenizer"):
         _refuse_difference(path, f"{part}:", {"fingerprint": attributes[part]["fingerprint"]}, theirs.get(part) or {})
-    before = theirs["model"].get("config") or {}
-    _refuse_difference(path, "model: its config's", _shared(facts.config, before), _shared(before, facts.config))
+    model_config = theirs["model"].get("config") or {}
+    ours_shared, theirs_shared = _shared(facts.config, model_config), _shared(model_config, facts.config)
+    _refuse_difference(path, "model: its config's", ours_shared, theirs_shared)
     if config is not None:
         noted = theirs.get("config") or {}
         if noted:

@@ -64,6 +64,17 @@ def tokenizer() -> Any:
     return make_tokenizer()
 
 
+@pytest.fixture
+def fragile() -> Any:
+    """A tokenizer whose regular expression gives up on a run of letters that ends otherwise."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"(a+)+$"), "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
     """A Llama of 2 layers, 48 neurons each, at random: an ordinary Hugging Face folder."""

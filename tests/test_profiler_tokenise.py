@@ -3,19 +3,9 @@
 from typing import Any
 
 import pytest
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from neurotally.profiler.corpus.documents import Status, text_document
 from neurotally.profiler.corpus.tokenise import final_status, tokenise
-
-
-@pytest.fixture
-def fragile() -> Any:
-    """Its regular expression gives up on a run of letters that ends otherwise."""
-    tokenizer = Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"(a+)+$"), "isolated")
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
 @pytest.mark.parametrize("with_spans", [False, True])

@@ -78,11 +78,8 @@ def bench(
             document[f"ratio_{variant}"], document[f"ratio_{variant}_se"] = _median_ratio(times, seconds["bare"])
     document |= _kernels_alone(loaded, rows, row_tokens)
     if loaded.facts.device_type == "cuda":
-        document["mfu"] = (
-            flops_per_token(loaded, row_tokens)
-            * document["tokens_per_s"]
-            / matrix_rate(loaded.devices[0], getattr(torch, loaded.facts.dtype))
-        )
+        most = matrix_rate(loaded.devices[0], getattr(torch, loaded.facts.dtype))
+        document["mfu"] = flops_per_token(loaded, row_tokens) * document["tokens_per_s"] / most
     return document
 
 

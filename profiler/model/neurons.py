@@ -7,6 +7,7 @@ added left to right by unit, so that a store does not depend on which worker fin
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,8 +18,8 @@ from neurotally.kernels.statistics import NO_DOCUMENT, STATISTICS
 from neurotally.kernels.trigger_lists import UnitTriggers, insert
 from neurotally.kernels.triggers import LayerTriggers
 
-Arrays = dict[str, np.ndarray]
-"""By the names of STATISTICS, and of the store's trigger arrays."""
+if TYPE_CHECKING:  # a model is read, and measured, where zarr isn't installed
+    from neurotally.profiler.store import Arrays
 
 _HELD_UNITS = 8
 """So many units are inserted together; fewer where their triggers would take more memory than the lists."""
@@ -78,7 +79,7 @@ class NeuronRecorder:
 class UnitNeurons:
     """The neurons of one unit."""
 
-    sums: Arrays
+    sums: "Arrays"
     """By the names of STATISTICS, [L, F] each, in the dtype that `Statistic.shipped` says."""
     triggers: UnitTriggers
     """Of neurons numbered layer · F + neuron; none where no triggers are kept."""
@@ -114,7 +115,7 @@ class CorpusNeurons:
         self._insert_held()
         return self.triggers.value_NK[:, -1].reshape(self._by_neuron).copy()
 
-    def arrays(self) -> Arrays:
+    def arrays(self) -> "Arrays":
         """The arrays of the store that this pass fills."""
         if not self.triggers.value_NK.shape[1]:
             return dict(self.sums)
@@ -132,7 +133,7 @@ class CorpusNeurons:
         self._held = []
 
     @classmethod
-    def from_arrays(cls, arrays: Arrays) -> "CorpusNeurons":
+    def from_arrays(cls, arrays: "Arrays") -> "CorpusNeurons":
         """The inverse of `arrays`, lossless."""
         num_groups, num_layers, num_neurons = arrays["active"].shape
         num_triggers = arrays["trigger_value"].shape[-1] if "trigger_value" in arrays else 0

@@ -14,7 +14,6 @@ the shape of its batch, so that a few of a hundred million may differ.
 """
 
 import argparse
-import csv
 import os
 import shutil
 import statistics
@@ -29,6 +28,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from peers.common import TOKENS
+from result_rows import append_rows
+from results_table import peers_table
 from tqdm import tqdm
 
 from neurotally.jobs.bench.models import SHAPES
@@ -44,7 +46,7 @@ PROGRAMS = {
 }
 """By name: the program, and the module that it needs."""
 OURS = "neurotally"
-FILES, TOKENS = 400, 512
+FILES = 400
 SIZES = (1, 4, 16)
 MAY_DIFFER = 1e-6
 """Of all counts."""
@@ -74,9 +76,9 @@ def main() -> None:
         rows = measure(model, files, Path(folder), options.rounds)
     for row in rows:
         row |= {"shape": options.shape or options.model.name, "rounds": options.rounds, **machine()}
-        print(row)
+    print(peers_table(rows))
     if options.csv is not None:
-        append(options.csv, rows)
+        append_rows(options.csv, rows)
 
 
 def lay_out(files: Path, folder: Path) -> Path:
@@ -105,6 +107,8 @@ def random_model(shape: str, tokenizer: Path, folder: Path) -> Path:
 def measure(model: Path, files: Path, folder: Path, rounds: int) -> list[dict[str, Any]]:
     """A row for each program."""
     names = [name for name, (_, needs) in PROGRAMS.items() if find_spec(needs) is not None]
+    if absent := set(PROGRAMS) - set(names):
+        print(f"left out, since not installed: {', '.join(sorted(absent))}", file=sys.stderr)
     size_of = {
         name: min(SIZES, key=lambda size, name=name: run_peer(name, size, model, files, folder).seconds)
         for name in tqdm(names, desc="best sizes")
@@ -179,16 +183,6 @@ def machine() -> dict[str, Any]:
         "device": device_name("cpu"), "threads": torch.get_num_threads(),
         "versions": " ".join(f"{name}={version(name)}" for name in packages),
     }  # fmt: skip
-
-
-def append(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Add rows to a table of results."""
-    is_new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        if is_new:
-            writer.writeheader()
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ jumps while the driver waits (see tests/synthetic.py). Prints one JSON line, and
 """
 
 import argparse
-import csv
 import json
 import os
 import resource
@@ -28,6 +27,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from result_rows import append_rows
 from synthetic import Drawing, SyntheticEngine
 
 from neurotally.jobs.corpus_sums import CorpusSums
@@ -64,12 +64,7 @@ def main() -> None:
         )
     print(json.dumps(found))
     if arguments.csv is not None:
-        is_new = not arguments.csv.exists()
-        with arguments.csv.open("a", newline="") as file:
-            writer = csv.DictWriter(file, list(found), lineterminator="\n")
-            if is_new:
-                writer.writeheader()
-            writer.writerow(found)
+        append_rows(arguments.csv, [found])
 
 
 def measure(

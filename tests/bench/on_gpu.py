@@ -17,12 +17,14 @@ import argparse
 import gc
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -85,11 +87,15 @@ def run_process(only: list[str], out: Path, limit: float, environment: dict[str,
     """Run steps in a process of its own; returns how it ended."""
     command = [sys.executable, __file__, str(out), "--only", *only]
     with (out / f"{only[0]}.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=ROOT, start_new_session=True)
         try:
-            done = subprocess.run(command, stdout=log, stderr=log, timeout=limit, env=environment, cwd=ROOT)
+            return f"exit status {process.wait(limit)}"
         except subprocess.TimeoutExpired:
             return f"not done in {limit:.0f} s"
-    return f"exit status {done.returncode}"
+        finally:  # with the processes of a step's tests, which would go on beside the next step
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def run_here(name: str, out: Path) -> None:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 NUM_TRIGGERS = 32
-FILES, TOKENS = 400, 512
-"""So many files, and of each so many tokens."""
+TOKENS = 512
+"""So many of each file."""
 
 
 class Batch(NamedTuple):
@@ -37,7 +37,7 @@ def arguments() -> argparse.Namespace:
 
 def batches(folder: Path, tokenizer: Any, size: int) -> Iterator[Batch]:
     """The files in batches, the longest first, so that little is padded."""
-    texts = [path.read_text() for path in sorted(path for path in folder.rglob("*") if path.is_file())[:FILES]]
+    texts = [path.read_text() for path in sorted(path for path in folder.rglob("*") if path.is_file())]
     ids = tokenizer(texts, truncation=True, max_length=TOKENS)["input_ids"]
     order = sorted((number for number, row in enumerate(ids) if row), key=lambda number: -len(ids[number]))
     for start in range(0, len(order), size):
