@@ -27,7 +27,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from result_rows import append_rows
+from bench.result_rows import append_rows
 from synthetic import Drawing, SyntheticEngine
 
 from neurotally.jobs.corpus_sums import CorpusSums
