@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, Protocol, cast
 
 from neurotally.profiler.corpus.matches import stop_matching
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.model.load import LoadedModel, ModelFacts, load_model
+from neurotally.profiler.model.allocation import reuse_freed_memory
+from neurotally.profiler.model.load import LoadedModel, ModelFacts, load_model, resolve_device
 
 MAX_FAILURES = 3
 """A task that raises so often stops the job."""
@@ -36,7 +37,9 @@ class ModelConfig:
     trust_remote_code: bool = False
 
     def load(self) -> LoadedModel:
-        """The model, verified."""
+        """The model, verified; on a CPU this process keeps the memory that it frees."""
+        if resolve_device(self.device) == "cpu":
+            reuse_freed_memory()
         return load_model(self.spec, self.device, self.dtype, self.trust_remote_code)
 
 

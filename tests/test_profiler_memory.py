@@ -1,5 +1,8 @@
 """Out of memory, under whatever name: less at a time from then on, and nothing counted twice."""
 
+import platform
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -108,3 +111,24 @@ def test_where_no_row_of_full_length_fits_units_find_out(model_folder: Any) -> N
     with pytest.raises(MemoryError, match="a single row of 400 tokens doesn't fit in memory; lower --row-tokens"):
         worker.compute(task, prepared([400], 400))
     assert device.overflows > overflows
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+@pytest.mark.parametrize("keeps", [False, True])
+def test_freed_memory_is_handed_out_again(keeps: bool) -> None:
+    program = """
+import resource, sys
+from neurotally.profiler.model.allocation import reuse_freed_memory
+
+def pages_faulted():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    b"x" * 2**26
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+if sys.argv[1] == "True":
+    reuse_freed_memory()
+print([pages_faulted() for _ in range(5)][-1], resource.getpagesize())
+"""
+    run = subprocess.run([sys.executable, "-c", program, str(keeps)], capture_output=True, text=True, check=True)
+    faults, page_bytes = map(int, run.stdout.split())
+    assert faults < 100 if keeps else faults * page_bytes >= 2**26

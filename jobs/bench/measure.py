@@ -36,6 +36,7 @@ from neurotally.kernels.layer_tally import TOKEN, LayerTally
 from neurotally.kernels.tally import tally_layer
 from neurotally.profiler.corpus.batches import Batch
 from neurotally.profiler.errors import InputError
+from neurotally.profiler.model.allocation import reuse_freed_memory
 from neurotally.profiler.model.load import LoadedModel, device_name, load_model, resolve_device
 from neurotally.profiler.whole_files import whole_file
 
@@ -189,6 +190,8 @@ def _kernels_alone(model: LoadedModel, rows: int, row_tokens: int) -> dict[str, 
 
 
 def _load(model: str | None, shape: str | None, layers: int | None, dtype: str, device: str) -> tuple[LoadedModel, str]:
+    if resolve_device(device) == "cpu":
+        reuse_freed_memory()  # as a run does
     if model is not None and shape is None:
         if layers is not None:
             raise InputError("--layers cuts a --shape; a MODEL is measured whole")
