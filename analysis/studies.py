@@ -34,6 +34,7 @@ STUDIES: Mapping[str, Study] = {
     "sweep": Study("languages.sweep", "LAPE at every setting of a grid", in_report=False),
     "profiles": Study("languages.profiles", "Where each corpus's neurons sit, and who shares them"),
     "activity": Study("languages.activity", "How often neurons are active: dead, rare, frequent"),
+    "routing": Study("languages.routing", "Where a mixture of experts sends each corpus"),
     "compare": Study("languages.compare", "Two stores side by side", in_report=False),
     "losses": Study("masking.losses_study", "What `ablate` and `mask` found: the price of neurons"),
     "embed": Study("layers.embed_study", "Embed a parallel corpus at every layer", in_report=False, has_command=False),

@@ -15,6 +15,7 @@ from neurotally.profiler.corpus.texts import keep_texts
 from neurotally.profiler.corpus.units import Unit, documents_by_unit
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.neurons import CorpusNeurons
+from neurotally.profiler.networks import Networks
 from neurotally.profiler.passes.worker import PassConfig, UnitResult
 
 _LISTED_SKIPS = 1000
@@ -28,14 +29,18 @@ _NEWS_GROWTH = 1.25
 class CorpusSums:
     """The sums of one corpus, for `Fold`. Units are added in order: those from 0 to `_num_done` - 1 are in."""
 
-    def __init__(self, plan: CorpusPlan, units: Sequence[Unit], config: PassConfig, num_layers: int, num_neurons: int):
+    def __init__(
+        self, plan: CorpusPlan, units: Sequence[Unit], config: PassConfig, num_layers: int, num_neurons: int,
+        networks: Networks = (),
+    ):  # fmt: skip
         self._plan = plan
         self._units = units
         self._config = config
         self._num_done = 0
         self._num_told = 0
         """Units that workers have heard of."""
-        self._neurons = CorpusNeurons(num_layers, num_neurons, config.groups, config.triggers)
+        self._networks = networks
+        self._neurons = CorpusNeurons(num_layers, num_neurons, config.groups, config.triggers, networks)
         num_documents = len(plan.manifest.names)
         self._own: store.Arrays = {
             "tokens": np.zeros(config.groups, np.uint64),
@@ -99,7 +104,7 @@ class CorpusSums:
         for name, values in self._of_the_plan.items():
             if not np.array_equal(arrays[name], values):
                 raise InputError(f"{checkpoint / name} isn't that of the plan")
-        self._neurons = CorpusNeurons.from_arrays(arrays)
+        self._neurons = CorpusNeurons.from_arrays(arrays, self._networks)
         self._own = {name: arrays[name] for name in self._own}
         self._num_done = num_done
         restarted = noted.get("restarted_units")

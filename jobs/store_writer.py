@@ -34,6 +34,7 @@ def open_store(path: Path, facts: ModelFacts, config: dict[str, Any] | None) -> 
     }
     if not (path / "zarr.json").exists():
         store.create_store(path, attributes)
+        store.write_sites(path, facts.networks)
         return list(facts.warnings)
     theirs = store.store_attributes(path)
     for part in ("model", "tokenizer"):
@@ -48,6 +49,7 @@ def open_store(path: Path, facts: ModelFacts, config: dict[str, Any] | None) -> 
             _refuse_difference(path, "config:", config, noted)
         else:  # a store that another pass began
             store.replace_attributes(path, {**theirs, "config": config})
+    store.write_sites(path, facts.networks)  # a run may have ended before it did
     before = theirs["versions"]
     return [
         *facts.warnings,

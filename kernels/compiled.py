@@ -52,6 +52,8 @@ class Job(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("table", "activation", "out", "kind")),
         *((one.name, ctypes.c_void_p) for one in STATISTICS),
         *((name, ctypes.c_void_p) for name in ("row_value", "row_position")),
+        *((name, ctypes.c_void_p) for name in ("run_first", "run_tokens", "run_neuron", "row")),
+        *((name, ctypes.c_void_p) for name in ("weight", "weighted_coefficient_sum")),
         *((name, ctypes.c_int32) for name in ("dtype", "statistics", "threads")),
     )  # fmt: skip
 
@@ -61,7 +63,8 @@ class Offer(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("rows", "tokens", "neurons", "num_triggers")),
-        *((name, ctypes.c_void_p) for name in ("row_value", "row_position", "document", "position", "threshold")),
+        *((name, ctypes.c_void_p) for name in ("row_value", "row_position", "document", "position")),
+        *((name, ctypes.c_void_p) for name in ("run_first", "run_neuron", "threshold")),
         *((name, ctypes.c_void_p) for name in ("value", "list_document", "list_position")),
         ("threads", ctypes.c_int32),
     )

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from neurotally.kernels.statistics import STATISTICS
+from neurotally.kernels.statistics import statistics_of
 
 PAD, TOKEN, SPECIAL, REPEAT = 0, 1, 2, 3
 """Of a cell of a batch; see `neurotally.kernels.tally`."""
@@ -24,15 +24,19 @@ class Statistics(IntEnum):
 
 
 class LayerTally(dict[str, Tensor]):
-    """The sums of one layer by their names in STATISTICS, [F] each, on the layer's device; ops add to them in place."""
+    """A layer's sums by their names in `statistics_of`, [F] each, on the layer's device; ops add to them in place."""
 
     @classmethod
-    def empty(cls, num_neurons: int, device: torch.device | str = "cpu") -> "LayerTally":
+    def empty(cls, num_neurons: int, device: torch.device | str = "cpu", has_experts: bool = False) -> "LayerTally":
         """A tally of no tokens."""
         return cls(
             (one.name, torch.full((num_neurons,), one.initial, dtype=getattr(torch, one.dtype), device=device))
-            for one in STATISTICS
+            for one in statistics_of(has_experts)
         )
+
+    def part(self, neurons: slice) -> "LayerTally":
+        """Some neurons that follow one another, in the same memory."""
+        return LayerTally((name, sums_F[neurons]) for name, sums_F in self.items())
 
     def of(self, index_n: Tensor) -> "LayerTally":
         """A copy of some neurons' part."""

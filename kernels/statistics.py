@@ -34,6 +34,11 @@ class Statistic:
         return {"sum": 0.0, "max": -math.inf, "min": math.inf}[self.merge]
 
     @property
+    def fill(self) -> float:
+        """What the store holds where there is no neuron."""
+        return 2**64 - 1 if self.stored == "uint64" else math.nan
+
+    @property
     def shipped(self) -> str:
         """The dtype in a unit's result, as narrow as it can be: no unit has 2^32 tokens."""
         return "uint32" if self.stored == "uint64" else self.stored
@@ -55,3 +60,10 @@ STATISTICS = (
     Statistic("coefficient_min", "float32", "min", "float32", by_group=False),
 )
 """The formulas are those of `neurotally.kernels.tally`."""
+ROUTED = (Statistic("weighted_coefficient_sum", "float64", "sum", "float64", by_group=False),)
+"""Beside them where a model has experts: see `neurotally.kernels.routed`."""
+
+
+def statistics_of(has_experts: bool) -> tuple[Statistic, ...]:
+    """All that is added up for the neurons of a model."""
+    return STATISTICS + ROUTED if has_experts else STATISTICS

@@ -133,7 +133,7 @@ struct Float16 {
 #define POINTER(type, name) type* name;
 #define ARRAY(type, name) type name[kLanes] = {};
 #define ADDRESS(type, name) name,
-#define ADVANCED(type, name) job.name + f,
+#define ADVANCED(type, name) job.name + neuron,
 #define COPY(type, name) copy_pair(name, sums.name);
 #define SPELLED(type, name) #type " " #name ";"
 
@@ -151,6 +151,13 @@ struct Job {
   STATISTICS(POINTER)  // [F] each
   float* row_value;  // [B, F]
   int32_t* row_position;
+  // Null, or by row what a mixture of experts makes of a batch (`Runs` in routed.py): where its tokens begin among all,
+  // how many they are, and the first of its expert's neurons in the sums, which are [E * F] then. `pre_row` and `up_row`
+  // say nothing.
+  const int64_t *run_first, *run_tokens, *run_neuron;
+  const int64_t* row;  // of each token then: which of the rows of `pre`, `up`, `activation` and `out` it is
+  const float* weight;  // null, or the routing weight of each token, for
+  double* weighted_coefficient_sum;
   int32_t dtype;  // 0 float32, 1 bfloat16, 2 float16
   int32_t statistics;  // 1 counts, 2 and moments, 3 and row maxima
   int32_t threads;
@@ -166,6 +173,8 @@ struct Tile {
   int64_t pre_token, up_token, activation_token, out_token;
   const float* table;
   const uint8_t* kind;
+  const int64_t* row;  // null where the tokens follow one another
+  const float* weight;
   int num_tokens;
   int32_t first_position;
 };
@@ -175,6 +184,7 @@ struct Sums {
   STATISTICS(POINTER)
   float* row_value;
   int32_t* row_position;
+  double* weighted_coefficient_sum;
 };
 
 INLINE Floats gather(const float* table, Words index) {
@@ -223,6 +233,7 @@ INLINE void tally_tile(const Tile<typename Dtype::Element>& in, const Sums& sums
   Floats activations[kTile], coefficients[kTile];
   Ints active = {}, special = {};
   Floats a_sum = {}, c_sum = {}, magnitude_sum = {}, square_sum = {};
+  Doubles weighted_sum = {};
   Floats max, min, best;
   Ints where;
   bool has_special = false;
@@ -231,18 +242,19 @@ INLINE void tally_tile(const Tile<typename Dtype::Element>& in, const Sums& sums
 
   for (int t = 0; t < in.num_tokens; t++) {
     constexpr int ahead = kAheadBytes / sizeof(typename Dtype::Element);
-    __builtin_prefetch(in.pre + t * in.pre_token + ahead);
-    if (in.up) __builtin_prefetch(in.up + t * in.up_token + ahead);
-    if (in.activation) __builtin_prefetch(in.activation + t * in.activation_token + ahead);
-    const Floats pre = Dtype::widen(in.pre + t * in.pre_token);
+    const int64_t row = in.row ? in.row[t] : t;
+    __builtin_prefetch(in.pre + row * in.pre_token + ahead);
+    if (in.up) __builtin_prefetch(in.up + row * in.up_token + ahead);
+    if (in.activation) __builtin_prefetch(in.activation + row * in.activation_token + ahead);
+    const Floats pre = Dtype::widen(in.pre + row * in.pre_token);
     Floats a;
     if (in.table) {
-      a = gather(in.table, __builtin_convertvector(load<Halves>(in.pre + t * in.pre_token), Words));
+      a = gather(in.table, __builtin_convertvector(load<Halves>(in.pre + row * in.pre_token), Words));
     } else {
-      a = Dtype::widen(in.activation + t * in.activation_token);
+      a = Dtype::widen(in.activation + row * in.activation_token);
     }
-    const Floats c = in.up ? Dtype::round(a * Dtype::widen(in.up + t * in.up_token)) : a;
-    if (in.out) Dtype::narrow(in.out + t * in.out_token, c);
+    const Floats c = in.up ? Dtype::round(a * Dtype::widen(in.up + row * in.up_token)) : a;
+    if (in.out) Dtype::narrow(in.out + row * in.out_token, c);
     if (statistics >= 2) activations[t] = a, coefficients[t] = c;
 
     if (in.kind[t] == 0) continue;
@@ -254,6 +266,7 @@ INLINE void tally_tile(const Tile<typename Dtype::Element>& in, const Sums& sums
       c_sum += c;
       magnitude_sum += absolute(c);
       square_sum += c * c;
+      if (in.weight) weighted_sum += __builtin_convertvector(c, Doubles) * static_cast<double>(in.weight[t]);
       max = c > max ? c : max;  // false for a NaN
       min = c < min ? c : min;
     }
@@ -278,6 +291,7 @@ INLINE void tally_tile(const Tile<typename Dtype::Element>& in, const Sums& sums
       add<Doubles>(sums.coefficient_sum_absolute, magnitude_sum);
       add<Doubles>(sums.coefficient_sum_squares, square_sum);
     }
+    if (in.weight) add<Doubles>(sums.weighted_coefficient_sum, weighted_sum);
     store(sums.coefficient_max, max), store(sums.coefficient_min, min);
   }
   if (statistics >= 3) store(sums.row_value, best), store(sums.row_position, where);
@@ -291,20 +305,24 @@ __attribute__((noinline)) void tally_narrow_tile(Tile<typename Dtype::Element> i
   STATISTICS(ARRAY)
   float value[kLanes] = {};
   int32_t position[kLanes] = {};
-  const Sums padded = {STATISTICS(ADDRESS) value, position};
+  double weighted[kLanes] = {};
+  const Sums padded = {STATISTICS(ADDRESS) value, position, weighted};
 
+  auto row = [&in](int t) { return in.row ? in.row[t] : t; };
   for (int t = 0; t < in.num_tokens; t++) {
-    std::memcpy(pre[t], in.pre + t * in.pre_token, n * sizeof(Element));
-    if (in.up) std::memcpy(up[t], in.up + t * in.up_token, n * sizeof(Element));
-    if (in.activation) std::memcpy(activation[t], in.activation + t * in.activation_token, n * sizeof(Element));
+    std::memcpy(pre[t], in.pre + row(t) * in.pre_token, n * sizeof(Element));
+    if (in.up) std::memcpy(up[t], in.up + row(t) * in.up_token, n * sizeof(Element));
+    if (in.activation) std::memcpy(activation[t], in.activation + row(t) * in.activation_token, n * sizeof(Element));
   }
   auto copy = [n](auto* to, const auto* from) { std::memcpy(to, from, n * sizeof *to); };
   auto each = [&](auto copy_pair) {
     STATISTICS(COPY)
     if (statistics >= 3) copy_pair(value, sums.row_value), copy_pair(position, sums.row_position);
+    if (in.weight) copy_pair(weighted, sums.weighted_coefficient_sum);
   };
   each([&](auto* here, auto* there) { copy(here, there); });
   Tile<Element> tile = in;
+  tile.row = nullptr;
   tile.pre = pre[0], tile.pre_token = kLanes;
   if (in.up) tile.up = up[0], tile.up_token = kLanes;
   if (in.activation) tile.activation = activation[0], tile.activation_token = kLanes;
@@ -312,7 +330,7 @@ __attribute__((noinline)) void tally_narrow_tile(Tile<typename Dtype::Element> i
   tally_tile<Dtype, statistics>(tile, padded);
   each([&](auto* here, auto* there) { copy(there, here); });
   if (in.out)
-    for (int t = 0; t < in.num_tokens; t++) std::memcpy(in.out + t * in.out_token, out[t], n * sizeof(Element));
+    for (int t = 0; t < in.num_tokens; t++) std::memcpy(in.out + row(t) * in.out_token, out[t], n * sizeof(Element));
 }
 
 // Neurons first to end - 1: all rows and tokens, tile by tile, so that a tile's lines are still in cache when
@@ -325,25 +343,32 @@ void tally_neurons(const Job& job, int64_t first, int64_t end) {
       std::memset(job.row_value + b * job.neurons + first, 0, (end - first) * sizeof(float));
       std::memset(job.row_position + b * job.neurons + first, 0, (end - first) * sizeof(int32_t));
     }
-    for (int64_t t = 0; t < job.tokens; t += kTile) {
-      const int64_t cell = b * job.tokens + t;
+    const bool is_run = job.run_first;
+    const int64_t first_cell = is_run ? job.run_first[b] : b * job.tokens;
+    const int64_t num_tokens = is_run ? job.run_tokens[b] : job.tokens;
+    const int64_t first_neuron = is_run ? job.run_neuron[b] : 0;
+    for (int64_t t = 0; t < num_tokens; t += kTile) {
+      const int64_t cell = first_cell + t;
       for (int64_t f = first; f < end; f += kLanes) {
         auto at = [f](const void* base, int64_t offset) {
           return base ? static_cast<const Element*>(base) + offset + f : nullptr;
         };
         const Tile<Element> tile = {
-            at(job.pre, b * job.pre_row + t * job.pre_token),
-            at(job.up, b * job.up_row + t * job.up_token),
-            at(job.activation, cell * job.neurons),
-            const_cast<Element*>(at(job.out, cell * job.neurons)),
+            at(job.pre, is_run ? 0 : b * job.pre_row + t * job.pre_token),
+            at(job.up, is_run ? 0 : b * job.up_row + t * job.up_token),
+            at(job.activation, is_run ? 0 : cell * job.neurons),
+            const_cast<Element*>(at(job.out, is_run ? 0 : cell * job.neurons)),
             job.pre_token, job.up_token, job.neurons, job.neurons,
             job.table,
             job.kind + cell,
-            static_cast<int>(job.tokens - t < kTile ? job.tokens - t : kTile),
+            is_run ? job.row + cell : nullptr,
+            job.weight ? job.weight + cell : nullptr,
+            static_cast<int>(num_tokens - t < kTile ? num_tokens - t : kTile),
             static_cast<int32_t>(t),
         };
-        const int64_t r = b * job.neurons + f;
-        const Sums sums = {STATISTICS(ADVANCED) job.row_value + r, job.row_position + r};
+        const int64_t r = b * job.neurons + f, neuron = first_neuron + f;
+        const Sums sums = {STATISTICS(ADVANCED) job.row_value + r, job.row_position + r,
+                           job.weighted_coefficient_sum ? job.weighted_coefficient_sum + neuron : nullptr};
         if (end - f >= kLanes)
           tally_tile<Dtype, statistics>(tile, sums);
         else
@@ -405,6 +430,7 @@ struct Offer {
   const float* row_value;  // [B, F]
   const int32_t* row_position;
   const int32_t *document, *position;  // [B, T]
+  const int64_t *run_first, *run_neuron;  // as in Job
   const float* threshold;  // [F]: no candidate may be below it
   float* value;  // [F, K], best first; 0, -1, -1 where unused
   int32_t *list_document, *list_position;
@@ -521,12 +547,14 @@ extern "C" void neurotally_offer(const Offer* offer) {
   share(offer->neurons, offer->threads, [offer](int64_t first, int64_t end) {
     for (int64_t b = 0; b < offer->rows; b++) {
       const float* value = offer->row_value + b * offer->neurons;
+      const int64_t first_cell = offer->run_first ? offer->run_first[b] : b * offer->tokens;
       for (int64_t f = first; f < end; f++) {
-        const float last = offer->value[(f + 1) * offer->num_triggers - 1];
+        const int64_t neuron = (offer->run_neuron ? offer->run_neuron[b] : 0) + f;
+        const float last = offer->value[(neuron + 1) * offer->num_triggers - 1];
         // An equal value may come from an earlier document.
-        if (!(value[f] > 0 && value[f] >= offer->threshold[f] && value[f] >= last)) continue;
-        const int64_t cell = b * offer->tokens + offer->row_position[b * offer->neurons + f];
-        insert(*offer, f, {value[f], offer->document[cell], offer->position[cell]});
+        if (!(value[f] > 0 && value[f] >= offer->threshold[neuron] && value[f] >= last)) continue;
+        const int64_t cell = first_cell + offer->row_position[b * offer->neurons + f];
+        insert(*offer, neuron, {value[f], offer->document[cell], offer->position[cell]});
       }
     }
   });

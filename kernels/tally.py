@@ -32,7 +32,7 @@ from neurotally.kernels.activations import activate, activation_name, activation
 from neurotally.kernels.compiled import Job, library
 from neurotally.kernels.layer_tally import PAD, SPECIAL, TOKEN, LayerTally, RowMaxima, Statistics, no_maxima
 
-_COMPILED_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+COMPILED_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _OLDEST_GPU = (8, 0)
 """Compute capability that Triton compiles for."""
 
@@ -82,9 +82,9 @@ def kernels_for(device: torch.device, dtype: torch.dtype) -> str:
 
     They add in different orders, so that sums differ in their last bits.
     """
-    if dtype in _COMPILED_DTYPES and device.type == "cpu" and library() is not None:
+    if dtype in COMPILED_DTYPES and device.type == "cpu" and library() is not None:
         return "compiled"
-    if dtype in _COMPILED_DTYPES and device.type == "cuda" and has_triton(device):
+    if dtype in COMPILED_DTYPES and device.type == "cuda" and has_triton(device):
         return "triton"
     return "plain"
 
@@ -191,7 +191,7 @@ def _tally_compiled(
         kind=kind_BT.data_ptr(),
         row_value=maxima.value_BF.data_ptr(),
         row_position=maxima.position_BF.data_ptr(),
-        dtype=_COMPILED_DTYPES[pre_BTF.dtype],
+        dtype=COMPILED_DTYPES[pre_BTF.dtype],
         statistics=statistics,
         threads=torch.get_num_threads(),
         **{name: sums_F.data_ptr() for name, sums_F in tally.items()},

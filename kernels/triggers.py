@@ -16,6 +16,7 @@ from torch import Tensor
 
 from neurotally.kernels.compiled import Offer, library
 from neurotally.kernels.layer_tally import RowMaxima
+from neurotally.kernels.routed import Runs
 from neurotally.kernels.tally import kernels_for
 
 
@@ -48,6 +49,32 @@ class LayerTriggers:
         self._document_FK = torch.full(shape, -1, dtype=torch.int32, device=device)
         self._position_FK = torch.full(shape, -1, dtype=torch.int32, device=device)
         self._offer = _offer_for(self._threshold_F.device)
+
+    def add_routed(self, maxima: RowMaxima, document_S: Tensor, position_S: Tensor, runs: Runs) -> None:
+        """Offer the runs' maxima [R, F] of E experts; the lists are those of E·F neurons.
+
+        The two tables tell which document and position each of the S rows is.
+        """
+        num_neurons = maxima.value_BF.shape[1]
+        tables = (document_S.to(torch.int32).contiguous(), position_S.to(torch.int32).contiguous())
+        lists = (self._value_FK, self._document_FK, self._position_FK)
+        if self._offer is _offer_compiled:
+            _offer_compiled(*maxima, *tables, self._threshold_F, *lists, runs)
+            return
+        cell_RF = runs.first_R.to(document_S.device)[:, None] + maxima.position_BF
+        of_cells_RF = [table[cell_RF] for table in tables]
+        itself_F = torch.arange(num_neurons, dtype=torch.int32, device=document_S.device)
+        for expert in torch.unique(runs.expert_R).tolist():
+            is_its_R = (runs.expert_R == expert).to(document_S.device)
+            value_RF = maxima.value_BF[is_its_R].contiguous()
+            neurons = slice(expert * num_neurons, (expert + 1) * num_neurons)
+            self._offer(
+                value_RF,
+                itself_F.expand_as(value_RF).contiguous(),
+                *(of_RF[is_its_R].contiguous() for of_RF in of_cells_RF),
+                self._threshold_F[neurons],
+                *(of_neurons[neurons] for of_neurons in lists),
+            )
 
     def add(self, maxima: RowMaxima, document_BT: Tensor, position_BT: Tensor) -> None:
         """Offer a batch's row maxima; the two tables tell which document and position each cell is."""
@@ -95,13 +122,35 @@ def _offer_for(device: torch.device) -> Callable[..., None]:
     return offer_plainly
 
 
-def _offer_compiled(*tensors: Tensor) -> None:
-    """By `tally.cpp`: always in order, an entering candidate moves the worse ones down."""
+def _offer_compiled(
+    value_BF: Tensor, column_BF: Tensor, document_BT: Tensor, position_BT: Tensor,
+    threshold_F: Tensor, value_FK: Tensor, document_FK: Tensor, position_FK: Tensor, runs: Runs | None = None,
+) -> None:  # fmt: skip
+    """By `tally.cpp`: always in order, an entering candidate moves the worse ones down.
+
+    With `runs` the rows are runs, and the tables [S].
+    """
     compiled = library()
     assert compiled is not None
-    document_BT, value_FK = tensors[2], tensors[5]
-    pointers = (x.data_ptr() for x in tensors)
-    compiled.offer(Offer(*document_BT.shape, *value_FK.shape, *pointers, torch.get_num_threads()))
+    run_neuron_R = None if runs is None else runs.expert_R * value_BF.shape[1]
+    offer = Offer(
+        rows=len(value_BF),
+        tokens=0 if runs is not None else document_BT.shape[1],
+        neurons=value_BF.shape[1],
+        num_triggers=value_FK.shape[1],
+        row_value=value_BF.data_ptr(),
+        row_position=column_BF.data_ptr(),
+        document=document_BT.data_ptr(),
+        position=position_BT.data_ptr(),
+        run_first=None if runs is None else runs.first_R.data_ptr(),
+        run_neuron=None if run_neuron_R is None else run_neuron_R.data_ptr(),
+        threshold=threshold_F.data_ptr(),
+        value=value_FK.data_ptr(),
+        list_document=document_FK.data_ptr(),
+        list_position=position_FK.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
+    compiled.offer(offer)
 
 
 def offer_plainly(

@@ -1,6 +1,7 @@
 """The store: one Zarr v3 hierarchy that a run leaves behind and that analyses read.
 
     STORE/zarr.json          attrs: schema, model, tokenizer, config; consolidated metadata of all that is committed
+    STORE/sites/             where neurons are, if layers aren't one network of the same width each (SITES_SCHEMA)
     STORE/corpora/NAME/      one group a corpus, written once, complete (arrays: SCHEMA below)
     STORE/embeddings/NAME/   and other families, of the passes beside the neuron pass, under the same rules
     STORE/.run/              the working state of unfinished corpora, and the writer's lock
@@ -25,12 +26,15 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from neurotally.kernels.statistics import NO_DOCUMENT, STATISTICS
+from neurotally.kernels.statistics import NO_DOCUMENT, statistics_of
 from neurotally.profiler.array_layout import ArrayLayout, check_axes
 from neurotally.profiler.errors import InputError, first_line
+from neurotally.profiler.networks import Networks, site_arrays
 from neurotally.profiler.whole_files import NotRegularError, open_regular, read_json, replace_json, sync_tree
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_READABLE = (1, 2)
+"""Schema 2 has sites and fill values where layers differ in width; stores without them are alike in both."""
 RUN_FOLDER = ".run"
 """Of a store: the working state of runs, until they end."""
 _CHUNK_BYTES = 16 * 2**20
@@ -50,10 +54,10 @@ _TRIGGER = ("layer", "neuron", "trigger")
 SCHEMA: Mapping[str, ArraySpec] = {
     "tokens": ArraySpec("uint64", ("group",), _COUNT_FILL),
     "special_tokens": ArraySpec("uint64", ("group",), _COUNT_FILL),
-    **{
-        one.name: ArraySpec(one.stored, one.axes, _COUNT_FILL if one.stored == "uint64" else np.nan)
-        for one in STATISTICS
-    },
+    **{one.name: ArraySpec(one.stored, one.axes, one.fill) for one in statistics_of(has_experts=True)},
+    "site_tokens": ArraySpec("uint64", ("group", "site"), _COUNT_FILL),
+    "site_special_tokens": ArraySpec("uint64", ("group", "site"), _COUNT_FILL),
+    "site_weight": ArraySpec("float64", ("site",), np.nan),
     "trigger_value": ArraySpec("float32", _TRIGGER, np.nan),
     "trigger_document": ArraySpec("uint32", _TRIGGER, NO_DOCUMENT),
     "trigger_position": ArraySpec("uint32", _TRIGGER, NO_DOCUMENT),
@@ -67,6 +71,16 @@ SCHEMA: Mapping[str, ArraySpec] = {
     "unit_tokens": ArraySpec("uint64", ("unit",), _COUNT_FILL),
     "unit_group": ArraySpec("uint16", ("unit",), 2**16 - 1),
 }
+
+SITES_SCHEMA: Mapping[str, ArraySpec] = {
+    "site_layer": ArraySpec("uint32", ("site",), NO_DOCUMENT),
+    "site_first": ArraySpec("uint32", ("site",), NO_DOCUMENT),
+    "site_neurons": ArraySpec("uint32", ("site",), NO_DOCUMENT),
+    "site_expert": ArraySpec("int32", ("site",), -2),
+    "site_stack": ArraySpec("uint8", ("site",), 255),
+    "site_name": ArraySpec("string", ("site",), ""),
+}
+"""Of `profiler.networks.site_arrays`: a row a network or an expert; expert -1: none; stack 0: decoder."""
 
 _CORPUS_ATTRIBUTES: Mapping[str, type] = {
     **dict.fromkeys(("documents", "bytes", "counted", "duplicates", "tokens", "units", "empty_groups"), int),
@@ -106,6 +120,18 @@ def create_store(path: Path, attributes: Mapping[str, Any]) -> None:
     )
 
 
+def write_sites(path: Path, networks: Networks) -> None:
+    """Write and commit the table of sites, unless the store has it or needs none."""
+    if not networks or "sites" in _root(path)["consolidated_metadata"]["metadata"]:
+        return
+    shutil.rmtree(path / "sites", ignore_errors=True)
+    write_arrays(path / "sites", site_arrays(networks), {}, SITES_SCHEMA)
+    sync_tree(path / "sites")
+    root = _root(path)
+    _list_group(root, path, path / "sites")
+    replace_json(path / "zarr.json", root)
+
+
 def store_attributes(path: Path) -> dict[str, Any]:
     """The root's attributes; an InputError where there is no store that we can read."""
     attributes: dict[str, Any] = _root(path)["attributes"]
@@ -130,7 +156,10 @@ def committed(path: Path, family: str) -> list[str]:
 
 def committed_groups(path: Path) -> list[str]:
     """All groups `FAMILY/NAME` that are complete, in name order."""
-    return sorted(node for node in _root(path)["consolidated_metadata"]["metadata"] if node.count("/") == 1)
+    metadata = _root(path)["consolidated_metadata"]["metadata"]
+    return sorted(
+        node for node, entry in metadata.items() if node.count("/") == 1 and entry.get("node_type") == "group"
+    )
 
 
 def write_arrays(
@@ -294,10 +323,16 @@ def publish(store: Path, group: str, finished: Path) -> None:
     root = _root(store)
     metadata = root["consolidated_metadata"]["metadata"]
     metadata[family] = read_json(parent)
-    for node in [target, *sorted(child for child in target.iterdir() if child.is_dir())]:
+    _list_group(root, store, target)
+    replace_json(store / "zarr.json", root)
+
+
+def _list_group(root: dict[str, Any], store: Path, group: Path) -> None:
+    """Let the root list a group and its arrays."""
+    metadata = root["consolidated_metadata"]["metadata"]
+    for node in [group, *sorted(child for child in group.iterdir() if child.is_dir())]:
         metadata[node.relative_to(store).as_posix()] = json.loads((node / "zarr.json").read_text())
     root["consolidated_metadata"]["metadata"] = dict(sorted(metadata.items()))
-    replace_json(store / "zarr.json", root)
 
 
 def _root(path: Path) -> dict[str, Any]:
@@ -318,8 +353,9 @@ def _root(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is a file, not a store") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, NotRegularError) as error:
         raise InputError(f"{path / 'zarr.json'} is not the root of a neurotally store, or was cut off") from error
-    if schema != SCHEMA_VERSION:
-        raise InputError(f"{path} has schema {schema!r}, this version reads {SCHEMA_VERSION}; upgrade neurotally")
+    if schema not in _READABLE:
+        known = " and ".join(map(str, _READABLE))
+        raise InputError(f"{path} has schema {schema!r}, this version reads {known}; upgrade neurotally")
     return root
 
 

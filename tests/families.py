@@ -5,6 +5,7 @@ how sites are found. `keys` gives the pre-activations (with the up projection's 
 where `split` says so), `down` reads the coefficients.
 """
 
+import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -170,6 +171,17 @@ def _shrunk(values: dict[str, Any]) -> dict[str, Any]:
     if values.get("num_key_value_heads") == values.get("num_attention_heads") and "num_key_value_heads" in made:
         made["num_key_value_heads"] = made["num_attention_heads"]
     return made
+
+
+class TwoNetworks(nn.Module):
+    """Two feed-forward networks beside one another, where a layer has one."""
+
+    def __init__(self, mlp: nn.Module):
+        super().__init__()
+        self.one, self.other = mlp, copy.deepcopy(mlp)
+
+    def forward(self, hidden_BTD: Tensor) -> Tensor:
+        return self.one(hidden_BTD) + self.other(hidden_BTD)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import tiny_model
+from families import TwoNetworks, tiny_model
 from test_profiler_sites import tiny
 from torch import Tensor, nn
 
@@ -130,8 +130,8 @@ def test_a_model_in_training_stays_so_and_gradients_flow() -> None:
 
 def test_a_model_that_cant_be_read_is_left_as_it_is() -> None:
     model = tiny("llama")
-    model.model.layers[1].mlp.extra = nn.GELU()
-    with pytest.raises(UnsupportedModelError, match=r"layer 1 .*found layers.1.mlp.act_fn"), switched_off(model, {}):
+    model.model.layers[1].mlp = TwoNetworks(model.model.layers[1].mlp)
+    with pytest.raises(UnsupportedModelError, match=r"layer 1: .*found 2 among"), switched_off(model, {}):
         pass
     encoder = tiny("bert")
     with pytest.raises(InputError, match="no causal language model"), switched_off(encoder, {}):

@@ -42,7 +42,7 @@ def test_a_dense_architecture_is_read_as_plain_hooks_read_it(name: str, tokenize
     documents = [(number, [0, *rng.integers(2, VOCABULARY, size=length - 1)]) for number, length in enumerate(lengths)]
     rows = lay_out(documents, frozenset({0}), "documents", longest)
     batches = list(rectangles(rows, 512, model.facts.attention_budget))
-    recorder = NeuronRecorder(model.facts.num_neurons, model.devices, num_triggers=2)
+    recorder = NeuronRecorder(model, num_triggers=2)
     NeuronReader(model, recorder).tally(batches)
     result = recorder.result()
     hooks = PlainHooks(bare, name)

@@ -29,7 +29,7 @@ def batches() -> list[Batch]:
 
 
 def tallied(model: LoadedModel) -> UnitNeurons:
-    recorder = NeuronRecorder(model.facts.num_neurons, model.devices, num_triggers=2)
+    recorder = NeuronRecorder(model, num_triggers=2)
     NeuronReader(model, recorder).tally(batches())
     return recorder.result()
 

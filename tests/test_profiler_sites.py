@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from families import TwoNetworks
 from reference import unit_arrays
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -99,7 +100,7 @@ def test_nothing_is_lost_by_ending_at_the_last_hook_point(family: str, tokenizer
     batches = list(rectangles(lay_out(documents, frozenset(), "documents", 128), 256))
 
     def result(run: Callable[[NeuronReader], object]) -> UnitNeurons:
-        recorder = NeuronRecorder(model.facts.num_neurons, model.devices, num_triggers=2)
+        recorder = NeuronRecorder(model, num_triggers=2)
         run(NeuronReader(model, recorder))
         return recorder.result()
 
@@ -115,7 +116,7 @@ def test_nothing_runs_after_the_last_hook_point(tokenizer: Any) -> None:
     ran: list[str] = []
     for name, module in model.decoder.named_modules():
         module.register_forward_hook(lambda *_, name=name: ran.append(name))
-    recorder = NeuronRecorder(model.facts.num_neurons, model.devices, num_triggers=0)
+    recorder = NeuronRecorder(model, num_triggers=0)
     (batch,) = rectangles(lay_out([(0, [5, 6, 7])], frozenset(), "documents", 128), 256)
     NeuronReader(model, recorder).tally([batch])
     assert {"layers.0.mlp.down_proj", "layers.1.mlp.up_proj"} <= set(ran)
@@ -156,7 +157,7 @@ def test_a_family_is_read_as_plain_hooks_read_it(family: str, tokenizer: Any) ->
 
     model = loaded(family, tokenizer)
     assert model.facts.gated is gated
-    recorder = NeuronRecorder(model.facts.num_neurons, model.devices, num_triggers=2)
+    recorder = NeuronRecorder(model, num_triggers=2)
     reader = NeuronReader(model, recorder)
     for batch in rectangles(lay_out(documents, frozenset({0}), "documents", 128), 256):
         captured_BTD = reader.read(batch)
@@ -214,9 +215,9 @@ def test_an_encoder_is_refused(tokenizer: Any) -> None:
         loaded("bert", tokenizer)
 
 
-def test_a_mixture_of_experts_is_refused_by_name(tokenizer: Any) -> None:
+def test_experts_behind_another_interface_are_refused_by_name(tokenizer: Any) -> None:
     with pytest.raises(UnsupportedModelError, match=r"layer 0 .*mixture of experts"):
-        loaded("mixtral", tokenizer)
+        loaded("jetmoe", tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -224,17 +225,24 @@ def test_a_mixture_of_experts_is_refused_by_name(tokenizer: Any) -> None:
     [
         (lambda layer: setattr(layer.mlp, "act_fn", nn.Identity()), r"layer 1 .*found none"),
         (
-            lambda layer: setattr(layer.mlp, "extra", nn.GELU()),
-            r"layer 1 .*found layers.1.mlp.act_fn, layers.1.mlp.extra",
+            lambda layer: setattr(layer, "mlp", TwoNetworks(layer.mlp)),
+            r"layer 1: expected one feed-forward network, found 2 among .* layers.1.mlp.one.act_fn, layers.1.mlp.other",
         ),
     ],
-    ids=["no activation module", "two activation modules"],
+    ids=["no activation module", "two networks"],
 )
 def test_other_networks_are_refused_by_layer(tokenizer: Any, edit: Any, message: str) -> None:
     model = tiny("llama")
     edit(model.get_decoder().layers[1])
     with pytest.raises(UnsupportedModelError, match=message):
         prepare_model(model, tokenizer, "edited", None, "float32")
+
+
+def test_an_activation_that_is_no_networks_is_passed_over(tokenizer: Any) -> None:
+    model = tiny("llama")
+    model.get_decoder().layers[1].mlp.extra = nn.GELU()
+    points = prepare_model(model, tokenizer, "edited", None, "float32").hook_points
+    assert [point.name for point in points] == ["layers.0.mlp.act_fn", "layers.1.mlp.act_fn"]
 
 
 class _GateUsedTwice(nn.Module):

@@ -35,7 +35,7 @@ def filled(shape_by_dimension: dict[str, int]) -> store.Arrays:
     return arrays
 
 
-SIZES = {"group": 3, "layer": 4, "neuron": 50, "trigger": 5, "document": 7, "sha256": 32, "unit": 6}
+SIZES = {"group": 3, "layer": 4, "neuron": 50, "trigger": 5, "document": 7, "sha256": 32, "unit": 6, "site": 9}
 
 
 @pytest.fixture(scope="module")

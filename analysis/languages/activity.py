@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from neurotally.analysis.languages.counts import checked_counts, usable_corpora
+from neurotally.analysis.languages.sites import Sites, rates
 from neurotally.analysis.options import OnlyCorpora, Option
 from neurotally.analysis.parts import Cell, Chart, Column, Panel, Series, Table
 from neurotally.analysis.result import Result, model_key, model_name
@@ -50,11 +51,13 @@ def study(
     if not tokens:
         raise InputError(f"{store} has no finished corpus with tokens")
     found: dict[str, dict[str, np.ndarray]] = {}
-    is_dead_LF = np.array(True)
-    for name, (_, active_GLF) in zip(tokens, checked_counts(store, tokens), strict=True):
+    is_dead_LF, num_neurons = np.array(True), 0
+    for name, (_, active_GLF, sites) in zip(tokens, checked_counts(store, tokens), strict=True):
         active_LF = active_GLF.sum(axis=0, dtype=np.uint64)
-        found[name] = activity(active_LF, tokens[name], rare, frequent)
-        is_dead_LF = is_dead_LF & (active_LF == 0)
+        found[name] = activity(active_LF, tokens[name], rare, frequent, sites)
+        is_neuron_LF = True if sites is None else sites.number_LF >= 0
+        is_dead_LF = is_dead_LF & (active_LF == 0) & is_neuron_LF
+        num_neurons = int(np.broadcast_to(is_neuron_LF, active_LF.shape).sum())
     document = {
         "schema": 1,
         "model": model_key(attributes.get("model")),
@@ -70,7 +73,7 @@ def study(
         },
         "left_out": left_out,
     }
-    return _result(document, model_name(attributes.get("model")))
+    return _result(document, num_neurons, model_name(attributes.get("model")))
 
 
 def sections(store: Path) -> list[dict[str, Any]]:
@@ -78,22 +81,30 @@ def sections(store: Path) -> list[dict[str, Any]]:
     return [{}] if stores.committed_corpora(store) else []
 
 
-def activity(active_LF: np.ndarray, tokens: int, rare: float, frequent: float) -> dict[str, np.ndarray]:
-    """By layer [L], of the tokens at which each neuron is active (uint64 [L, F]) among `tokens`, at least one.
+def activity(
+    active_LF: np.ndarray, tokens: int, rare: float, frequent: float, sites: Sites | None = None
+) -> dict[str, np.ndarray]:
+    """By layer [L], of the tokens at which each neuron is active (uint64 [L, F]) among `tokens`, at least one, or those
+    that came by at its site.
 
-    `mean_rate` float64; `dead`, `rare` and `frequent` neurons, int64.
+    `mean_rate` float64; `dead`, `rare` and `frequent` neurons, int64. Neurons of an expert that no token was routed to
+    are dead.
     """
-    rate_LF = active_LF / tokens
-    is_dead_LF = active_LF == 0
+    if sites is None:
+        rate_LF, is_neuron_LF = active_LF / tokens, np.ones(active_LF.shape, bool)
+    else:
+        (rate_LF,) = rates(active_LF[None], np.array([tokens]), sites.summed())
+        is_neuron_LF = sites.number_LF >= 0
+    is_dead_LF = (active_LF == 0) & is_neuron_LF
     return {
-        "mean_rate": rate_LF.mean(axis=1),
+        "mean_rate": rate_LF.mean(axis=1) if sites is None else rate_LF.sum(axis=1) / is_neuron_LF.sum(axis=1),
         "dead": is_dead_LF.sum(axis=1),
-        "rare": ((rate_LF < rare) & ~is_dead_LF).sum(axis=1),
+        "rare": ((rate_LF < rare) & ~is_dead_LF & is_neuron_LF).sum(axis=1),
         "frequent": (rate_LF > frequent).sum(axis=1),
     }
 
 
-def _result(document: Mapping[str, Any], model: str) -> Result:
+def _result(document: Mapping[str, Any], total: int, model: str) -> Result:
     """A row a corpus, rows by layer, and rates and dead neurons by layer."""
     by_layer, corpora = document["by_layer"], document["corpora"]
     numbers = [Column("mean rate", "share", 1), *(Column(kind, "count") for kind in _KINDS)]
@@ -108,7 +119,6 @@ def _result(document: Mapping[str, Any], model: str) -> Result:
         for layer in range(document["layers"])
     ]
     everywhere = sum(by_layer["dead_everywhere"])
-    total = document["layers"] * document["neurons"]
     where = corpora[0] if len(corpora) == 1 else f"these {len(corpora)} corpora"
     notes = [
         f"rare: active at fewer than {document['rare']:.3g} of tokens, the dead left out; frequent: at more than "

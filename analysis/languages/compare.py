@@ -132,6 +132,7 @@ def _only(counts: CorpusCounts, corpora: tuple[str, ...]) -> CorpusCounts:
         corpora=corpora,
         tokens_C=counts.tokens_C[index_C],
         active_CLF=counts.active_CLF[index_C],
+        sites=counts.sites and replace(counts.sites, tokens_XS=counts.sites.tokens_XS[index_C]),
         left_out=dict(sorted({**counts.left_out, **alone}.items())),
     )
 

@@ -7,12 +7,13 @@ and 183 MB).
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from neurotally.analysis.languages.sites import Sites, rates, read_sites, together
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 
@@ -28,9 +29,20 @@ class CorpusCounts:
     tokens_C: np.ndarray
     """uint64."""
     active_CLF: np.ndarray
-    """uint64: tokens at which the neuron is active."""
+    """uint64: tokens at which the neuron is active; 0 where there is no neuron."""
     left_out: Mapping[str, str]
     """Corpora of the store that aren't among these, with the reason."""
+    sites: Sites | None = None
+    """By corpus; None where every layer is one network of the same width."""
+
+    @property
+    def num_neurons(self) -> int:
+        """Of all layers."""
+        return self.active_CLF[0].size if self.sites is None else len(self.sites.neuron_N)
+
+    def rates(self, kind: str = "conditional") -> np.ndarray:
+        """float64 [C, L, F]: see `sites.rates`; of all tokens where `kind` is joint."""
+        return rates(self.active_CLF, self.tokens_C, None if kind == "joint" else self.sites)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +66,8 @@ class GroupCounts:
     """By corpus: groups left out because they have no token, as where there are fewer units than groups."""
     left_out: Mapping[str, str]
     """Corpora of the store that aren't among these, with the reason."""
+    sites: tuple[Sites, ...] | None = None
+    """By corpus, by group; None where every layer is one network of the same width."""
 
     @property
     def num_groups(self) -> dict[str, int]:
@@ -68,6 +82,7 @@ class GroupCounts:
             tokens_C=np.array([tokens_G.sum() for tokens_G in self.tokens], np.uint64),
             active_CLF=np.stack([active_GLF.sum(axis=0, dtype=np.uint64) for active_GLF in self.active]),
             left_out=self.left_out,
+            sites=together(list(self.sites or ())),
         )
 
     def need_groups(self, purpose: str) -> None:
@@ -88,14 +103,17 @@ def read_counts(path: Path, only: Sequence[str] = ()) -> CorpusCounts:
     counts can't be (more active than tokens).
     """
     tokens, left_out = _usable(path, only)
+    active, sites = [], []
+    for of_corpus in checked_counts(path, tokens):
+        active.append(of_corpus.active_GLF.sum(axis=0, dtype=np.uint64))
+        sites.append(of_corpus.sites)
     return CorpusCounts(
         model=store.store_attributes(path).get("model"),
         corpora=tuple(tokens),
         tokens_C=np.array(list(tokens.values()), np.uint64),
-        active_CLF=np.stack(
-            [active_GLF.sum(axis=0, dtype=np.uint64) for _, active_GLF in checked_counts(path, tokens)]
-        ),
+        active_CLF=np.stack(active),
         left_out=left_out,
+        sites=together(sites),
     )
 
 
@@ -105,13 +123,16 @@ def read_group_counts(path: Path, only: Sequence[str] = ()) -> GroupCounts:
     tokens: list[np.ndarray] = []
     active: list[np.ndarray] = []
     documents: list[np.ndarray | None] = []
+    sites: list[Sites] = []
     num_empty = {}
-    for name, (tokens_G, active_GLF) in zip(usable, checked_counts(path, usable), strict=True):
+    for name, (tokens_G, active_GLF, of_sites) in zip(usable, checked_counts(path, usable), strict=True):
         documents_G, is_used_G = _documents(path, name), tokens_G > 0
         num_empty[name] = int(np.count_nonzero(~is_used_G))
         tokens.append(tokens_G[is_used_G])
         active.append(active_GLF if is_used_G.all() else active_GLF[is_used_G])
         documents.append(None if documents_G is None else documents_G[is_used_G])
+        if of_sites is not None:
+            sites.append(replace(of_sites, tokens_XS=of_sites.tokens_XS[is_used_G]))
     return GroupCounts(
         model=store.store_attributes(path).get("model"),
         corpora=tuple(usable),
@@ -120,6 +141,7 @@ def read_group_counts(path: Path, only: Sequence[str] = ()) -> GroupCounts:
         documents=tuple(documents),
         num_empty=num_empty,
         left_out=left_out,
+        sites=tuple(sites) or None,
     )
 
 
@@ -161,12 +183,25 @@ def _usable(path: Path, only: Sequence[str]) -> tuple[dict[str, int], dict[str, 
     return usable, left_out
 
 
-def checked_counts(path: Path, corpora: Iterable[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Of one corpus after the other: its `tokens` [G] and `active` [G, L, F], checked."""
+class _Counts(NamedTuple):
+    """Of one corpus."""
+
+    tokens_G: np.ndarray
+    active_GLF: np.ndarray
+    """0 where there is no neuron."""
+    sites: Sites | None
+    """By group."""
+
+
+def checked_counts(path: Path, corpora: Iterable[str]) -> Iterator[_Counts]:
+    """Those of one corpus after the other, checked."""
     shapes: dict[str, str] = {}
     for name in corpora:
         arrays = store.read_corpus(path, name, ["tokens", "active"])
         tokens_G, active_GLF = arrays["tokens"], arrays["active"]
+        sites = read_sites(path, name, tokens_G)
+        if sites is not None:
+            active_GLF = np.where(sites.number_LF >= 0, active_GLF, np.uint64(0))
         if (active_GLF.max(axis=(1, 2), initial=0) > tokens_G).any():
             raise InputError(f"{path}: corpus {name!r} has neurons active at more tokens than a group has")
         _, num_layers, num_neurons = active_GLF.shape
@@ -176,7 +211,7 @@ def checked_counts(path: Path, corpora: Iterable[str]) -> Iterator[tuple[np.ndar
             raise InputError(
                 f"{path}: corpus {name!r} has {shapes[name]}, {first!r} has {shape}; they aren't counts of one model"
             )
-        yield tokens_G, active_GLF
+        yield _Counts(tokens_G, active_GLF, sites)
 
 
 def _documents(path: Path, corpus: str) -> np.ndarray | None:

@@ -141,20 +141,20 @@ def error_bars(groups: GroupCounts, level: float = 0.95) -> ErrorBars:
     by_layer = groups.active[0].shape[1:]
     num_neurons, num_corpora = math.prod(by_layer), len(groups.corpora)
     active = [active_GLF.reshape(-1, num_neurons) for active_GLF in groups.active]
-    tokens = [tokens_G.astype(np.float64) for tokens_G in groups.tokens]
     p_CN, p_error_CN = np.empty((2, num_corpora, num_neurons))
     has_few_hits_CN = np.empty((num_corpora, num_neurons), np.bool_)
     entropy_3N = np.empty((3, num_neurons))
     entropy_has_few_N = np.empty(num_neurons, np.bool_)
-    possible_C1 = np.array([[_POSSIBLE_HITS / n_G.sum()] for n_G in tokens])
 
     def fill(start: int) -> None:
         block = slice(start, start + _BLOCK)
         x = [active_GN[:, block].astype(np.float64) for active_GN in active]
-        for c, (x_GB, n_G) in enumerate(zip(x, tokens, strict=True)):
-            p_CN[c, block], p_error_CN[c, block], has_few_hits_CN[c, block] = _probability(x_GB, n_G)
+        tokens = _tokens(groups, block)
+        for c, (x_GB, n_GX) in enumerate(zip(x, tokens, strict=True)):
+            p_CN[c, block], p_error_CN[c, block], has_few_hits_CN[c, block] = _probability(x_GB, n_GX)
         entropy_3N[:, block] = _entropy(x, tokens, p_CN[:, block])
-        weak_CB = np.where(has_few_hits_CN[:, block], np.maximum(p_CN[:, block], possible_C1), 0)
+        possible_CX = np.array([_POSSIBLE_HITS / np.maximum(n_GX.sum(axis=0), 1) for n_GX in tokens])
+        weak_CB = np.where(has_few_hits_CN[:, block], np.maximum(p_CN[:, block], possible_CX), 0)
         entropy_has_few_N[block] = _matters(weak_CB, p_CN[:, block], entropy_3N[1, block])
 
     with ThreadPoolExecutor(_NUM_THREADS) as pool:  # NumPy lets go of the interpreter in its loops
@@ -187,15 +187,32 @@ def save_error_bars(bars: ErrorBars, path: Path) -> None:
         np.savez_compressed(file, **arrays)
 
 
-def _probability(x_GB: np.ndarray, n_G: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """p, its standard error, and whether hits are few, of one corpus."""
-    hits_B, tokens = x_GB.sum(axis=0), n_G.sum()
-    p_B = hits_B / tokens
+def _tokens(groups: GroupCounts, block: slice) -> list[np.ndarray]:
+    """By corpus, float64: the groups' tokens [G, 1], or in a mixture those that came by at each neuron, [G, B]."""
+    if groups.sites is None:
+        return [tokens_G[:, None].astype(np.float64) for tokens_G in groups.tokens]
+    by_corpus = []
+    for sites in groups.sites:
+        number_B = sites.number_LF.ravel()[block]
+        by_corpus.append(np.where(number_B >= 0, sites.tokens_XS[:, number_B], 0).astype(np.float64))
+    return by_corpus
+
+
+def _probability(x_GB: np.ndarray, n_GX: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """p, its standard error, and whether hits are few, of one corpus.
+
+    Where no group but one has tokens (of an expert) there is no error to tell: infinite, and flagged.
+    """
+    hits_B, tokens_X = x_GB.sum(axis=0), n_GX.sum(axis=0)
+    some_X = np.maximum(tokens_X, 1)
+    p_B = hits_B / some_X
     # (1 - n/N) (p(-g) - p)² with p(-g) - p = (n p - x) / (N - n), which cancels less.
-    residual_GB = x_GB - n_G[:, None] * p_B
-    error_B = np.sqrt(((residual_GB**2) / (tokens * (tokens - n_G))[:, None]).sum(axis=0))
-    rarer_B = np.minimum(hits_B, tokens - hits_B)
-    is_few_B = (rarer_B < FEW_HITS) | ((rarer_B / tokens) ** 2 < FEW_HITS * error_B**2)
+    residual_GB = x_GB - n_GX * p_B
+    others_GX = tokens_X - n_GX
+    error_B = np.sqrt(((residual_GB**2) / (some_X * np.maximum(others_GX, 1))).sum(axis=0))
+    error_B = np.where((others_GX == 0).any(axis=0), np.inf, error_B)
+    rarer_B = np.minimum(hits_B, tokens_X - hits_B)
+    is_few_B = (rarer_B < FEW_HITS) | ((rarer_B / some_X) ** 2 < FEW_HITS * error_B**2)
     return p_B, error_B, is_few_B
 
 
@@ -205,16 +222,24 @@ def _entropy(x: Sequence[np.ndarray], tokens: Sequence[np.ndarray], p_CB: np.nda
     sum_B, terms_B = p_CB.sum(axis=0), term_CB.sum(axis=0)
     entropy_B = _entropy_of(sum_B, terms_B)
     variance_B, bias_B = np.zeros((2, len(sum_B)))
-    for x_GB, n_G, p_B, term_B in zip(x, tokens, p_CB, term_CB, strict=True):
-        weight_G = 1 - n_G / n_G.sum()
-        without_GB = (x_GB.sum(axis=0) - x_GB) / (n_G.sum() - n_G)[:, None]
+    for x_GB, n_GX, p_B, term_B in zip(x, tokens, p_CB, term_CB, strict=True):
+        tokens_X = n_GX.sum(axis=0)
+        weight_GX = 1 - n_GX / np.maximum(tokens_X, 1)
+        without_GB = (x_GB.sum(axis=0) - x_GB) / np.maximum(tokens_X - n_GX, 1)
         rest_B = np.maximum(sum_B - p_B, 0)
         replaced_GB = _entropy_of(rest_B + without_GB, (terms_B - term_B) + _p_log_p(without_GB))
         change_GB = replaced_GB - entropy_B
-        variance_B += weight_G @ change_GB**2
-        bias_B += weight_G @ change_GB
+        variance_B += _weighted(weight_GX, change_GB**2)
+        bias_B += _weighted(weight_GX, change_GB)
     is_dead_B = sum_B == 0
     return np.where(is_dead_B, np.nan, np.stack([np.maximum(entropy_B, 0), np.sqrt(variance_B), bias_B]))
+
+
+def _weighted(weight_GX: np.ndarray, of_GB: np.ndarray) -> np.ndarray:
+    """Σ_g weight[g] · of[g], [B]."""
+    weighted_B: np.ndarray
+    weighted_B = weight_GX[:, 0] @ of_GB if weight_GX.shape[1] == 1 else (weight_GX * of_GB).sum(axis=0)
+    return weighted_B
 
 
 def _matters(weak_CB: np.ndarray, p_CB: np.ndarray, error_B: np.ndarray) -> np.ndarray:

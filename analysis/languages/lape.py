@@ -1,6 +1,7 @@
 """LAPE: which neurons belong to which corpus, from counts alone.
 
-    p[c,l,f]      = active[c,l,f] / tokens[c]      how often the neuron is active in corpus c, float64
+    p[c,l,f]      = active[c,l,f] / tokens[c]      how often the neuron is active in corpus c, float64; in a mixture of
+                                                   experts, of the tokens that were routed to its expert
     threshold     = the k-th smallest p of all corpora, layers and neurons, k = round(M · quantile), 1-indexed
     q[c,l,f]      = p[c,l,f] / Σ_c p[c,l,f]
     entropy[l,f]  = -Σ_c q ln q                    0 ln 0 = 0; +inf where no corpus has p > threshold
@@ -25,10 +26,12 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from neurotally.analysis.languages.counts import CorpusCounts
+from neurotally.analysis.languages.sites import Sites
 from neurotally.analysis.options import Option
 from neurotally.profiler.errors import InputError
 
 Select = Literal["balanced", "top"]
+Rates = Literal["conditional", "joint"]
 Sets = Mapping[str, np.ndarray]
 """By corpus: int64 [n, 2] of (layer, neuron), ascending."""
 
@@ -48,15 +51,19 @@ class Rule:
     ] = "balanced"
     per_corpus: Annotated[int, Option("With balanced.", "N", min=1)] = 400
     top_rate: Annotated[float, Option("With top: share of all neurons.", share=True)] = 0.01
+    rates: Annotated[
+        Rates, Option("Of a mixture's experts: active of the tokens routed to the expert, or of all tokens (joint).")
+    ] = "conditional"
 
     def choose(self, counts: CorpusCounts) -> "Selection":
         """LAPE with these settings; InputError as `lape` raises it."""
-        return lape(counts.active_CLF, counts.tokens_C, counts.corpora, self)
+        return lape(counts.active_CLF, counts.tokens_C, counts.corpora, self, counts.sites)
 
     def as_json(self) -> dict[str, Any]:
         """The keys of LAPE's document: select, quantile and per_corpus or top_rate, whichever it reads."""
         limit = "per_corpus" if self.select == "balanced" else "top_rate"
-        return {"select": self.select, "quantile": self.quantile, limit: getattr(self, limit)}
+        document = {"select": self.select, "quantile": self.quantile, limit: getattr(self, limit)}
+        return document if self.rates == "conditional" else {**document, "rates": self.rates}
 
     def __str__(self) -> str:
         if self.select == "balanced":
@@ -101,21 +108,29 @@ class Selection:
 
 
 def lape(
-    active_CLF: np.ndarray, tokens_C: np.ndarray | Sequence[int], names: Sequence[str], rule: Rule = DEFAULT
-) -> Selection:
+    active_CLF: np.ndarray, tokens_C: np.ndarray | Sequence[int], names: Sequence[str], rule: Rule = DEFAULT,
+    sites: Sites | None = None,
+) -> Selection:  # fmt: skip
     """Choose the neurons that belong to each corpus.
 
-    `active_CLF`: tokens at which the neuron is active, of `tokens_C` (unsigned or signed integers). Raises InputError
-    for fewer than two corpora, a corpus without tokens, and settings that leave nothing to choose from.
+    `active_CLF`: tokens at which the neuron is active, of `tokens_C` (unsigned or signed integers), or of those that
+    came by at its site, if `sites` are given, by corpus. Raises InputError for fewer than two corpora, a corpus without
+    tokens, and settings that leave nothing to choose from.
     """
     num_corpora, *by_layer = active_CLF.shape
-    num_neurons = by_layer[0] * by_layer[1]
+    num_cells = by_layer[0] * by_layer[1]
+    neuron_N = np.arange(num_cells) if sites is None else sites.neuron_N
+    num_neurons = len(neuron_N)
     tokens_C = np.asarray(tokens_C)
     assert len(names) == len(set(names)) == num_corpora == len(tokens_C), "one name and token count a corpus"
     _check_corpora(tokens_C, names)
     limit = _limit(rule, num_neurons)
 
-    p_CN = active_CLF.reshape(num_corpora, num_neurons) / tokens_C[:, None]
+    if sites is None:
+        p_CN = active_CLF.reshape(num_corpora, num_neurons) / tokens_C[:, None]
+    else:
+        tokens_CN = tokens_C[:, None] if rule.rates == "joint" else np.maximum(sites.tokens_XN(), 1)
+        p_CN = active_CLF.reshape(num_corpora, num_cells)[:, neuron_N] / tokens_CN
     threshold = threshold_of(p_CN, rule.quantile)
     passing_P = np.flatnonzero((p_CN > threshold).any(axis=0))
     is_candidate_CP = p_CN[:, passing_P] > threshold
@@ -123,9 +138,9 @@ def lape(
     del p_CN
     chosen = _choose(is_candidate_CP, entropy_P, rule, limit)
     num_corpora_P = np.bincount(np.concatenate(chosen), minlength=len(passing_P))
-    neurons_P2 = np.stack(np.divmod(passing_P, by_layer[1]), axis=1)
-    entropy_N = np.full(num_neurons, np.inf)
-    entropy_N[passing_P] = entropy_P
+    neurons_P2 = np.stack(np.divmod(neuron_N[passing_P], by_layer[1]), axis=1)
+    entropy_M = np.full(num_cells, np.inf)
+    entropy_M[neuron_N[passing_P]] = entropy_P
     is_sole_P = is_candidate_CP.sum(axis=0) == 1
 
     def by_corpus(values: Iterable[Any]) -> dict[str, Any]:
@@ -135,7 +150,7 @@ def lape(
         corpora=tuple(names),
         rule=rule,
         threshold=threshold,
-        entropy_LF=entropy_N.reshape(by_layer),
+        entropy_LF=entropy_M.reshape(by_layer),
         num_candidates=by_corpus(is_candidate_CP.sum(axis=1).tolist()),
         num_sole_candidates=by_corpus(is_candidate_CP[:, is_sole_P].sum(axis=1).tolist()),
         specific=by_corpus(neurons_P2[positions] for positions in chosen),

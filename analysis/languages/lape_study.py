@@ -27,7 +27,7 @@ archive.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,6 +36,7 @@ import numpy as np
 from neurotally.analysis.languages import jackknife
 from neurotally.analysis.languages.counts import CorpusCounts, GroupCounts, read_counts, read_group_counts
 from neurotally.analysis.languages.lape import DEFAULT, Rule, Selection, layer_counts
+from neurotally.analysis.languages.sites import FEW_TOKENS
 from neurotally.analysis.layer_runs import layer_runs
 from neurotally.analysis.options import Group, OnlyCorpora, Option
 from neurotally.analysis.parts import Cell, Chart, Column, Panel, Series, Table, Value
@@ -68,6 +69,8 @@ def study(
     >>> store.lape(quantile=0.6, per_corpus=12).frame().set_index("corpus").loc["python", "specific"].item()
     12
     """
+    if error_bars and rule.rates == "joint":
+        raise InputError("--error-bars are those of conditional rates; leave --rates joint out")
     if not error_bars:
         if archive is not None:
             raise InputError("--archive: expected --error-bars with it")
@@ -92,7 +95,8 @@ def lape_result(counts: CorpusCounts, selection: Selection, bars: jackknife.Erro
         notes += _bars_notes(document["error_bars"])
     sets = [f"{name} {len(neurons_n2):,} ({len(selection.exclusive[name]):,})"
             for name, neurons_n2 in selection.specific.items()]  # fmt: skip
-    shape = f"{document['layers']} layers of {document['neurons']:,} neurons"
+    most = "" if counts.sites is None else "up to "
+    shape = f"{document['layers']} layers of {most}{document['neurons']:,} neurons"
     lead = f"LAPE of {model_name(counts.model)}, {shape}: {selection.rule}"
     finding = f"Specific neurons, in brackets exclusive ones: {', '.join(sets)}."
     return Result("lape", document, lead, tables, charts, notes, candidates_warnings(selection), findings=[finding],
@@ -113,8 +117,10 @@ def lape_document(counts: CorpusCounts, selection: Selection) -> dict[str, Any]:
         "exclusive": {name: neurons_n2.tolist() for name, neurons_n2 in selection.exclusive.items()},
         "entropy": {name: selection.entropy_LF[at].tolist() for name, at in places.items()},
         "probability": {
-            name: (active_LF[places[name]] / tokens).tolist()
-            for name, active_LF, tokens in zip(counts.corpora, counts.active_CLF, counts.tokens_C, strict=True)
+            name: (active_LF[places[name]] / tokens[places[name]]).tolist()
+            for name, active_LF, tokens in zip(
+                counts.corpora, counts.active_CLF, _tokens(counts, selection.rule), strict=True
+            )
         },
         "layers": num_layers,
         "neurons": num_neurons,
@@ -124,12 +130,29 @@ def lape_document(counts: CorpusCounts, selection: Selection) -> dict[str, Any]:
         "tied_out": dict(selection.num_tied_out),
         "without_candidates": selection.without_candidates,
         "left_out": dict(counts.left_out),
+        **({} if counts.sites is None else {"sites_with_few_tokens": _few_tokens(counts)}),
         "too_few_candidates": {
             name: {"candidates": number, "taken": len(selection.specific[name])}
             for name, number in selection.too_few_candidates.items()
         },
-        "proportionate_per_corpus": proportionate(num_layers * num_neurons),
+        "proportionate_per_corpus": proportionate(counts.num_neurons),
     }
+
+
+def _few_tokens(counts: CorpusCounts) -> dict[str, int]:
+    """By corpus: experts (and other networks) that fewer than FEW_TOKENS tokens came by at."""
+    assert counts.sites is not None
+    few_C = np.count_nonzero(counts.sites.tokens_XS < FEW_TOKENS, axis=1)
+    return dict(zip(counts.corpora, few_C.tolist(), strict=True))
+
+
+def _tokens(counts: CorpusCounts, rule: Rule) -> Iterator[np.ndarray]:
+    """uint64 [L, F] by corpus: the tokens that a neuron's rate is the share of; at least 1."""
+    for c, tokens in enumerate(counts.tokens_C):
+        if counts.sites is None or rule.rates == "joint":
+            yield np.broadcast_to(tokens, counts.active_CLF.shape[1:])
+        else:
+            yield np.maximum(counts.sites.tokens_XS[c][counts.sites.number_LF], 1)
 
 
 def error_bars_document(bars: jackknife.ErrorBars, selection: Selection) -> dict[str, Any]:
@@ -226,20 +249,27 @@ def _spread(neurons: Sequence[Sequence[int]], num_layers: int) -> str:
 
 def _notes(counts: CorpusCounts, selection: Selection) -> list[str]:
     rule, num_layers = selection.rule, len(selection.entropy_LF)
-    rates = len(selection.corpora) * selection.entropy_LF.size
+    rates = len(selection.corpora) * counts.num_neurons
     num_chosen = len(np.unique(np.concatenate(list(selection.specific.values())), axis=0))
     notes = [
         f"threshold: active at more than {selection.threshold:.6g} of its tokens (that quantile of {rates:,} rates)",
         "candidates are above the threshold, `only here` in no other corpus; exclusive: specific to no other corpus",
         f"low/mid/top: % of them in {' / '.join(layer_runs(num_layers, 3))}; {num_chosen:,} neurons chosen in all",
     ]
-    if rule.select == "top" and num_chosen < round(rule.top_rate * selection.entropy_LF.size):
+    if rule.select == "top" and num_chosen < round(rule.top_rate * counts.num_neurons):
         notes.append("fewer than asked for: no other neuron is above the threshold")
     notes += [
         f"{name}: {number:,} more candidates tie with the last one chosen; the lowest layers were taken"
         for name, number in selection.num_tied_out.items()
         if number
     ]
+    if counts.sites is not None:
+        rule_rates = "of the tokens routed to its expert" if rule.rates == "conditional" else "of all tokens"
+        few = ", ".join(f"{name} {number:,}" for name, number in _few_tokens(counts).items())
+        notes.append(
+            f"a mixture: a neuron's rate is its share {rule_rates}; {counts.num_neurons:,} neurons in all; of "
+            f"{counts.sites.tokens_XS.shape[1]:,} networks and experts fewer than {FEW_TOKENS:,} tokens: {few}"
+        )
     return notes + set_notes(counts, selection)
 
 

@@ -24,7 +24,7 @@ same share of theirs, rounded down, but at least one. Where a corpus has no spec
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -128,14 +128,19 @@ def _choices(groups: GroupCounts, order: Order, rule: Rule, steps: Sequence[Sequ
     num_corpora = len(groups.corpora)
     active_CLF = np.zeros((num_corpora, *groups.active[0].shape[1:]), np.uint64)
     tokens_C = np.zeros(num_corpora, np.uint64)
+    sites = groups.total().sites if groups.sites else None
+    if sites is not None:
+        sites = replace(sites, tokens_XS=np.zeros_like(sites.tokens_XS))
     used_C: Sequence[int] = [0] * num_corpora
     for taken_C in steps:
         for c, order_G in enumerate(order):
             for group in order_G[used_C[c] : taken_C[c]]:
                 active_CLF[c] += groups.active[c][group]
                 tokens_C[c] += groups.tokens[c][group]
+                if sites is not None and groups.sites:
+                    sites.tokens_XS[c] += groups.sites[c].tokens_XS[group]
         used_C = taken_C
-        yield lape(active_CLF, tokens_C, groups.corpora, rule).specific
+        yield lape(active_CLF, tokens_C, groups.corpora, rule, sites).specific
 
 
 def _curve(groups: GroupCounts, rule: Rule, whole: Sets, orders: Sequence[Order]) -> Curve:

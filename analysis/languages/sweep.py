@@ -95,7 +95,7 @@ def sweep(
     compared with. InputError as of `lape`.
     """
     if top_rates is None:
-        num_neurons = counts.active_CLF[0].size
+        num_neurons = counts.num_neurons
         top_rates = [rate for rate in TOP_RATES if round(rate * num_neurons) >= 1]
     if not quantiles or not (per_corpus or top_rates):
         raise InputError("a sweep needs at least one quantile, and one number per corpus or one top rate")

@@ -25,6 +25,7 @@ import numpy as np
 from neurotally.analysis.masking.judgement import MIN_DOCUMENTS, Judgement, exclusive_factor, judge
 from neurotally.analysis.masking.mask_sets import CONTROLS, MIN_OTHERS
 from neurotally.profiler import store
+from neurotally.profiler.networks import layer_widths, networks_of
 
 FAMILY = "loss"
 CLASSES = ("match", "line", "file", "elsewhere")
@@ -138,11 +139,11 @@ class Losses:
             return NO_CONTROL._replace(not_judged="fewer neurons are left to draw from than the set has")
         if kind == "candidates":
             return Control(randoms, 1.0, "")
-        in_layer = [number for number in own["by_layer"] if number]
-        num_neurons = self.model["num_neurons"]
-        if any(num_neurons - number < MIN_OTHERS * number for number in in_layer):
+        width_L = layer_widths(networks_of(self.model), len(own["by_layer"]), self.model["num_neurons"]).tolist()
+        in_layer = [(number, width) for number, width in zip(own["by_layer"], width_L, strict=True) if number]
+        if any(width - number < MIN_OTHERS * number for number, width in in_layer):
             return NO_CONTROL._replace(not_judged="too few others in a layer to draw from")
-        return Control(randoms, max(exclusive_factor(one, num_neurons - one) for one in in_layer), "")
+        return Control(randoms, max(exclusive_factor(one, width - one) for one, width in in_layer), "")
 
     def cell(self, corpus: str | None = None, concept: str | None = None, kind: str = "") -> Cell:
         """All tokens, or a concept's of one class; of all corpora, or of one."""

@@ -77,17 +77,21 @@ def mask_sets(
     above: Mapping[str, np.ndarray] | str = "no threshold",
     with_spared: bool = False,
     seed: int = 0,
+    is_neuron_LF: np.ndarray | None = None,
 ) -> MaskSets:
-    """The sets of a pass. `num_neurons` a layer; `above`: as `above_threshold` gives it, or why it isn't known."""
+    """The sets of a pass. `num_neurons` a layer; `above`: as `above_threshold` gives it, or why it isn't known.
+
+    `is_neuron_LF`: bool, where layers differ in width.
+    """
     sets = [MaskSet("none", "", 0, np.empty((0, 2), np.int64))]
     sets += [MaskSet("specific", name, 0, neurons_n2) for name, neurons_n2 in specific.items()]
     not_drawn: dict[str, dict[str, str]] = {kind: {} for kind in CONTROLS}
     for number, kind in enumerate(CONTROLS):
         for index, (name, neurons_n2) in enumerate(specific.items() if draws else ()):
             if kind == "random":
-                found = _others(neurons_n2, num_neurons)
+                found = _others(neurons_n2, num_neurons, is_neuron_LF)
             else:
-                found = above if isinstance(above, str) else _candidates(neurons_n2, above[name])
+                found = above if isinstance(above, str) else _candidates(neurons_n2, above[name], is_neuron_LF)
             if isinstance(found, str):
                 not_drawn[kind][name] = found
                 continue
@@ -171,25 +175,29 @@ def file_digests(file_of_D: Sequence[str], sha256_D32: np.ndarray) -> dict[str, 
     return {name: hashlib.sha256(b"".join(of_file)).digest() for name, of_file in hashes.items()}
 
 
-def _others(neurons_n2: np.ndarray, num_neurons: int) -> tuple[Strata, str] | str:
+def _others(neurons_n2: np.ndarray, num_neurons: int, is_neuron_LF: np.ndarray | None) -> tuple[Strata, str] | str:
     """Of each layer as many of its others; or why they can't be drawn."""
     strata = []
     for layer in np.unique(neurons_n2[:, 0]).tolist():
         own = neurons_n2[neurons_n2[:, 0] == layer, 1]
-        others = np.setdiff1d(np.arange(num_neurons), own)
+        all_n = np.arange(num_neurons) if is_neuron_LF is None else np.flatnonzero(is_neuron_LF[layer])
+        others = np.setdiff1d(all_n, own)
         if len(others) < MIN_OTHERS * len(own):
             return f"{len(others)} others in layer {layer} for {len(own)} in the set"
         strata.append((len(own), layer * num_neurons + others))
     return strata, ""
 
 
-def _candidates(neurons_n2: np.ndarray, above_LF: np.ndarray) -> tuple[Strata, str] | str:
+def _candidates(
+    neurons_n2: np.ndarray, above_LF: np.ndarray, is_neuron_LF: np.ndarray | None
+) -> tuple[Strata, str] | str:
     """As many above and below the threshold, from "layers" or "all layers"; or why they can't be drawn."""
     chosen_LF = np.zeros(above_LF.shape, bool)
     chosen_LF[tuple(neurons_n2.T)] = True
     number_LF = np.arange(above_LF.size).reshape(above_LF.shape)
     by_layer, anywhere = [], []
-    for half_LF, where in ((above_LF, "above"), (~above_LF, "below")):
+    below_LF = ~above_LF if is_neuron_LF is None else ~above_LF & is_neuron_LF
+    for half_LF, where in ((above_LF, "above"), (below_LF, "below")):
         number_L = np.count_nonzero(chosen_LF & half_LF, axis=1).tolist()
         number = sum(number_L)
         if (others := np.count_nonzero(half_LF) - number) < number:

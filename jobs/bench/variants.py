@@ -39,7 +39,7 @@ def variants_of(model: LoadedModel, batch: Batch) -> dict[str, Variant]:
 
     def ours(level: Statistics) -> Variant:
         triggers = NUM_TRIGGERS if level == Statistics.EVERYTHING else 0
-        recorder = NeuronRecorder(model.facts.num_neurons, model.devices, triggers)
+        recorder = NeuronRecorder(model, triggers)
         reader = NeuronReader(model, recorder, level)
         return partial(reader.tally, [batch]), nullcontext
 

@@ -11,6 +11,7 @@ import numpy as np
 from neurotally.analysis.keys.places import read_concepts
 from neurotally.analysis.languages.counts import read_counts
 from neurotally.analysis.languages.lape import Rule, threshold_of
+from neurotally.analysis.languages.sites import rates, read_sites
 from neurotally.analysis.masking.mask_sets import above_threshold, read_origin
 from neurotally.analysis.masking.masks import read_mask
 from neurotally.jobs.passes.held_out import Choosers, profiled_documents
@@ -52,7 +53,7 @@ def mask_sets_of_file(
 def _chosen_by_lape(path: Path, corpus: Sequence[str], rule: Rule) -> Chosen:
     counts = read_counts(path, corpus)
     selection = rule.choose(counts)
-    rate_CLF = dict(zip(counts.corpora, counts.active_CLF / counts.tokens_C[:, None, None], strict=True))
+    rate_CLF = dict(zip(counts.corpora, counts.rates(rule.rates), strict=True))
     above = above_threshold(rate_CLF, selection.threshold, selection.specific)
     described = {**rule.as_json(), "bar": selection.threshold, "compared": list(counts.corpora)}
     return Chosen(selection.specific, above, profiled_documents(path), described)
@@ -82,13 +83,16 @@ def _chosen_by_file(file: Path, where: Where) -> Chosen:
 
 def _above(threshold: float | None, store_path: Path, names: Iterable[str]) -> Above:
     """Which neurons are above the threshold in the store's corpora; None: LAPE's usual one."""
-    rate_CLF = {}
+    rate_CLF, all_rates = {}, []
     for name in store.committed_corpora(store_path) if (store_path / "zarr.json").exists() else ():
         arrays = store.read_corpus(store_path, name, ["tokens", "active"])
         if tokens := int(arrays["tokens"].sum()):
-            rate_CLF[name] = arrays["active"].sum(axis=0, dtype=np.uint64) / tokens
+            sites = read_sites(store_path, name, arrays["tokens"])
+            active_LF = arrays["active"].sum(axis=0, dtype=np.uint64)
+            (rate_CLF[name],) = rates(active_LF[None], np.array([tokens]), sites and sites.summed())
+            all_rates.append(rate_CLF[name].ravel() if sites is None else rate_CLF[name][sites.number_LF >= 0])
     if not rate_CLF:
         return "the store has no corpus that tells which neurons are above LAPE's threshold"
     if threshold is None:
-        threshold = threshold_of(np.concatenate([rate_LF.ravel() for rate_LF in rate_CLF.values()]), Rule().quantile)
+        threshold = threshold_of(np.concatenate(all_rates), Rule().quantile)
     return above_threshold(rate_CLF, threshold, names)

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from neurotally.analysis.languages.sites import read_sites
 from neurotally.analysis.masking.mask_sets import MaskSets, mask_sets
 from neurotally.analysis.masking.masks import read_mask
 from neurotally.jobs.passes.held_out import Choosers, find_used
@@ -33,6 +34,7 @@ from neurotally.jobs.run import Pass, Texts, Where, model_identity, run_pass
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.load import ModelFacts
+from neurotally.profiler.networks import is_neuron
 from neurotally.profiler.passes.worker import TOKEN_BUDGET
 
 Above = Mapping[str, np.ndarray] | str
@@ -88,7 +90,10 @@ class Chosen:
         """Them and what they are compared with; InputError where the mask file isn't of this model."""
         if self.file is not None:
             read_mask(self.file, facts.fingerprint, facts.num_layers, facts.num_neurons)
-        return mask_sets(self.neurons, facts.num_neurons, draws, self.above, self.with_spared)
+        return mask_sets(
+            self.neurons, facts.num_neurons, draws, self.above, self.with_spared,
+            is_neuron_LF=is_neuron(facts.networks, facts.num_layers, facts.num_neurons),
+        )  # fmt: skip
 
 
 def measure_losses(
@@ -192,11 +197,15 @@ def _means(path: Path, corpora: Sequence[str]) -> dict[str, np.ndarray]:
     sums, tokens = {}, {}
     for name in store.committed_corpora(path):
         arrays = store.read_corpus(path, name, ["coefficient_sum", "tokens"])
-        sums[name], tokens[name] = arrays["coefficient_sum"], int(arrays["tokens"].sum())
-    if not sum(tokens.values()):
+        sums[name], tokens[name] = arrays["coefficient_sum"], arrays["tokens"].sum(dtype=np.int64)
+        if (sites := read_sites(path, name, arrays["tokens"])) is not None:
+            # Those that came by; of an expert that got none, and where there is no neuron, the mean is 0.
+            sums[name] = np.nan_to_num(sums[name])
+            tokens[name] = np.maximum(sites.spread(sites.summed().tokens_XN(), 0)[0].astype(np.int64), 1)
+    if not any(map(np.any, tokens.values())):
         raise InputError(f"--how mean: {path} has no corpus yet to take means from; run `neurotally profile` first")
     overall_LF = np.sum(list(sums.values()), axis=0) / sum(tokens.values())
-    return {name: sums[name] / tokens[name] if tokens.get(name) else overall_LF for name in corpora}
+    return {name: sums[name] / tokens[name] if np.any(tokens.get(name, 0)) else overall_LF for name in corpora}
 
 
 def _digest(entries: Sequence[Sequence[Any]]) -> str:

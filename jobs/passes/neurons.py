@@ -46,7 +46,8 @@ def profile_neurons(
 
 def _plan(listed: CorpusPlan, config: PassConfig, facts: ModelFacts) -> Plan:
     units = listed.units(config.max_unit_bytes, config.groups)
-    make_sums = partial(CorpusSums, listed, units, config, facts.num_layers, facts.num_neurons)
+    of_model = (facts.num_layers, facts.num_neurons, facts.networks)
+    make_sums = partial(CorpusSums, listed, units, config, *of_model)
     return Plan(
         group=f"corpora/{listed.name}",
         tasks=[listed.task(unit) for unit in units],

@@ -7,12 +7,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
+import torch
 from torch import Tensor
 
 from neurotally.kernels import tally
 from neurotally.kernels.layer_tally import RowMaxima, Statistics
+from neurotally.kernels.routed import tally_routed, tally_routed_reference
 from neurotally.profiler.corpus.batches import Batch
 from neurotally.profiler.errors import UnsupportedModelError
+from neurotally.profiler.model.experts import ExpertsHookPoint
 from neurotally.profiler.model.hook_points import Computed, HookPoint, reading
 from neurotally.profiler.model.hooked_model import HookedModel
 from neurotally.profiler.model.neurons import NeuronRecorder
@@ -50,15 +53,19 @@ class NeuronReader:
         return hidden_BTD
 
     def _run(self, batch: StagedBatch, on_layer: OnLayer | None, to_the_end: bool) -> Tensor | None:
-        seen: list[int] = []
+        seen: list[HookPoint] = []
+        num_tokens = batch.ids_BT.shape[1]
 
         def read(point: HookPoint, pre_BTF: Tensor, up_BTF: Tensor | None) -> Tensor:
-            # Some families run the FFN on [B·T, F].
             shape = pre_BTF.shape
-            rows = (*batch.ids_BT.shape, -1)
-            pre_BTF, up_BTF = pre_BTF.view(rows), None if up_BTF is None else up_BTF.view(rows)
-            read_BTF = self._read(point, pre_BTF, up_BTF, batch)
-            seen.append(point.layer)
+            if isinstance(point, ExpertsHookPoint):
+                read_BTF = self._read_experts(point, pre_BTF, up_BTF, batch, num_tokens)
+            else:
+                # Some families run the FFN on [B·T, F].
+                rows = (*batch.ids_BT.shape, -1)
+                pre_BTF, up_BTF = pre_BTF.view(rows), None if up_BTF is None else up_BTF.view(rows)
+                read_BTF = self._read(point, pre_BTF, up_BTF, batch)
+            seen.append(point)
             if on_layer is not None:
                 read_BTF = on_layer(point, pre_BTF, up_BTF, read_BTF)
             if not to_the_end and len(seen) == len(self._model.hook_points):
@@ -70,7 +77,7 @@ class NeuronReader:
             hidden_BTD = self._model.run_body(batch.ids_BT)
         runs = Counter(seen)
         for point in self._model.hook_points:
-            if (times := runs[point.layer]) != 1:
+            if (times := runs[point]) != 1:
                 raise UnsupportedModelError(
                     f"{point} runs {times} times in a forward pass, expected once; this model isn't supported"
                 )
@@ -79,7 +86,8 @@ class NeuronReader:
     def _read(self, point: HookPoint, pre_BTF: Tensor, up_BTF: Tensor | None, batch: StagedBatch) -> Tensor:
         """Tally one layer of a batch; the coefficients that the down projection reads."""
         kind_BT, document_BT, position_BT = batch.tables[pre_BTF.device]
-        into = self._recorder.tallies[point.layer]
+        into = self._recorder.tallies[point]
+        self._recorder.count(point, kind_BT)
         touched_n = point.touched_n
         if point.interventions:
             touched = Computed(*(values_BTF[..., touched_n] for values_BTF in point.computed(pre_BTF, up_BTF)))
@@ -94,8 +102,29 @@ class NeuronReader:
                 *(of_F.index_copy(-1, touched_n, new) for of_F, new in zip(maxima, maxima_n, strict=True))
             )
         if self._statistics == Statistics.EVERYTHING:
-            self._recorder.offer(point.layer, maxima, document_BT, position_BT)
+            self._recorder.offer(point, maxima, document_BT, position_BT)
         return read_BTF
+
+    def _read_experts(
+        self, point: ExpertsHookPoint, pre_SF: Tensor, up_SF: Tensor | None, batch: StagedBatch, row_cells: int
+    ) -> Tensor:
+        """Tally the experts of a layer; the coefficients [S, F] that their second product reads."""
+        tables = (table_BT.flatten() for table_BT in batch.tables[pre_SF.device])
+        routing = point.routing(row_cells)
+        # By token as the routing sorts them; a row of the product has the kind of its token.
+        kind_S, document_S, position_S = (table_N[routing.cell_S] for table_N in tables)
+        of_row_S = torch.empty_like(kind_S).index_copy_(0, routing.row_S, kind_S)
+        into = self._recorder.tallies[point]
+        if point.has_own_formula or point.interventions:
+            computed = point.computed(pre_SF, up_SF)
+            maxima = tally_routed_reference(*computed, of_row_S, routing, into, self._statistics)
+            read_SF = computed.coefficient_BTF
+        else:
+            read_SF, maxima = tally_routed(point.activation, pre_SF, up_SF, of_row_S, routing, into, self._statistics)
+        self._recorder.count_routed(point, routing, kind_S)
+        if self._statistics == Statistics.EVERYTHING:
+            self._recorder.offer_routed(point, maxima, document_S, position_S, routing.runs)
+        return read_SF
 
 
 class _LastPointRead(Exception):

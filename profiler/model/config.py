@@ -10,6 +10,7 @@ from torch import nn
 
 from neurotally.profiler.errors import InputError, UnsupportedModelError
 from neurotally.profiler.model.decoder import find_experts
+from neurotally.profiler.model.experts import is_experts
 
 _DEFAULT_ROW_TOKENS = 2048
 _UNLIMITED = 2**31 - 1
@@ -61,10 +62,10 @@ def refuse_other_kinds(config: Any, model_id: str, trust_remote_code: bool = Fal
         raise InputError(f"{model_id}: its config says num_hidden_layers={num_layers}, expected {_MAX_LAYERS} or fewer")
     # Dense models may have such keys too, so the model is looked at, without its weights.
     if any(getattr(text, key, None) not in (None, 0, 1) for key in _EXPERT_KEYS):
-        _refuse_experts(config, model_id, trust_remote_code)
+        _refuse_other_experts(config, model_id, trust_remote_code)
 
 
-def _refuse_experts(config: Any, model_id: str, trust_remote_code: bool) -> None:
+def _refuse_other_experts(config: Any, model_id: str, trust_remote_code: bool) -> None:
     from transformers import AutoModelForCausalLM
 
     try:
@@ -72,9 +73,12 @@ def _refuse_experts(config: Any, model_id: str, trust_remote_code: bool) -> None
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except Exception:  # what can't be made without weights is looked at with them, when its hook points are found
         return
+    if any(is_experts(module) for module in model.modules()):
+        return
     if experts := find_experts(model):
         raise UnsupportedModelError(
-            f"{model_id} ({config.model_type}) is a mixture of experts ({experts[0]}): not supported yet"
+            f"{model_id} ({config.model_type}) is a mixture of experts ({experts[0]}) whose experts don't go through "
+            "transformers' experts interface: not supported yet"
         )
 
 

@@ -13,12 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from neurotally.kernels.activations import activate
-from neurotally.profiler.errors import InputError, UnsupportedModelError
+from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.model.offloading import parameter_of
 
 PRODUCTS = frozenset(
@@ -76,9 +75,11 @@ class HookPoint:
     """What reads the coefficients."""
     width: int
     """Its neurons, F."""
+    first: int = field(default=0, kw_only=True)
+    """The number of its first neuron in the layer, which may have several networks."""
     device: torch.device
     """Where it computes; its weights may lie elsewhere meanwhile."""
-    reach: Literal["all"] = "all"
+    reach: Literal["all", "routed"] = "all"
     """Which tokens come by."""
     interventions: list[Intervention] = field(default_factory=list)
     """In the order in which they were entered."""
@@ -105,13 +106,6 @@ class HookPoint:
         bias = parameter_of(matrix, "bias")
         return torch.zeros(self.width, device=self.device) if bias is None else bias[first : first + self.width]
 
-    def index(self, neurons: Sequence[int]) -> Tensor:
-        """int64: these neurons' numbers, where the network computes. InputError where it has no such neuron."""
-        number_n = np.asarray(neurons, np.int64)
-        if wrong := [number for number in number_n.tolist() if not 0 <= number < self.width]:
-            raise InputError(f"layer {self.layer} has no neuron {wrong[0]}; expected 0 to {self.width - 1}")
-        return torch.from_numpy(number_n).to(self.device)
-
     def coefficient(self, pre_BTF: Tensor, up_BTF: Tensor | None) -> Tensor:
         """What the down projection reads. `up_BTF` is None in a plain network."""
         if self.reader is not None:
@@ -121,14 +115,18 @@ class HookPoint:
     def computed(self, pre_BTF: Tensor, up_BTF: Tensor | None) -> Computed:
         """What the network computes with its interventions."""
         for one in self._at("pre"):
-            pre_BTF = one.applied(pre_BTF)
+            pre_BTF = self.changed(one, pre_BTF)
         activation_BTF: Tensor = activate(self.activation, pre_BTF)
         for one in self._at("activation"):
-            activation_BTF, pre_BTF = one.applied(activation_BTF), one.applied(pre_BTF)
+            activation_BTF, pre_BTF = self.changed(one, activation_BTF), self.changed(one, pre_BTF)
         coefficient_BTF = activation_BTF if up_BTF is None else activation_BTF * up_BTF
         for one in self._at("coefficient"):
-            coefficient_BTF = one.applied(coefficient_BTF)
+            coefficient_BTF = self.changed(one, coefficient_BTF)
         return Computed(pre_BTF, activation_BTF, coefficient_BTF)
+
+    def changed(self, intervention: Intervention, values_BTF: Tensor) -> Tensor:
+        """`values_BTF` with an intervention's neurons changed, out of place."""
+        return intervention.applied(values_BTF)
 
     def intervene(self, interventions: list[Intervention]) -> None:
         """Let these be in force, in this order."""

@@ -10,7 +10,7 @@ from torch import nn
 from neurotally.profiler.errors import InputError, UnsupportedModelError, first_line
 from neurotally.profiler.model import verify
 from neurotally.profiler.model.decoder import run_decoder
-from neurotally.profiler.model.hook_points import StandIn
+from neurotally.profiler.model.hook_points import HookPoint, StandIn
 from neurotally.profiler.model.hooked_model import HookedModel, find_body
 from neurotally.profiler.model.probe import find_hook_points
 
@@ -21,8 +21,9 @@ def hook_model(model: Any, name: str) -> HookedModel:
     Raises InputError, naming model or layer, where it isn't one we can read; nothing is installed then.
     """
     decoder, blocks = find_body(model, name)
-    installed = [part.hook_point for part in blocks.modules() if isinstance(part, StandIn)]
+    installed = [point for part in blocks.modules() if (point := _installed_at(part)) is not None]
     if installed:
+        installed.sort(key=lambda point: (point.layer, point.first))
         return HookedModel(model, name, decoder, blocks, installed)
     ids_BT = verify.probe_ids(model.get_input_embeddings().weight.shape[0])
     with _evaluating(model), _refused_if_it_fails(name):
@@ -45,6 +46,14 @@ def hooked(model: HookedModel | Any) -> HookedModel:
     if isinstance(model, HookedModel):
         return model
     return hook_model(model, getattr(model.config, "name_or_path", "") or type(model).__name__)
+
+
+def _installed_at(module: nn.Module) -> HookPoint | None:
+    """The hook point that stands at a module already."""
+    if isinstance(module, StandIn):
+        return module.hook_point
+    point: object = getattr(vars(module).get("_apply_gate"), "__self__", None)
+    return point if isinstance(point, HookPoint) else None
 
 
 @contextmanager

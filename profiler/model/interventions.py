@@ -60,9 +60,9 @@ def switched_off(
         raise InputError(f"how={how!r}, value={value!r}: expected a value for {', '.join(_WITH_VALUE)}, and only there")
     model = hooked(model)
     by_layer = _by_layer(neurons, set_name, model)
-    points = [model.hook_point(layer) for layer in by_layer]
-    changes = [_intervention(at, indices, how, value) for at, indices in zip(points, by_layer.values(), strict=True)]
-    with intervening(points, changes):
+    places = [place for layer, of_layer in by_layer.items() for place in model.places(layer, sorted(set(of_layer)))]
+    changes = [_intervention(point, index_n, how, value) for point, _, index_n in places]
+    with intervening([point for point, *_ in places], changes):
         yield
 
 
@@ -101,13 +101,14 @@ def _of_document(document: Mapping[Any, Any], set_name: str | None, model: Hooke
     return by_layer
 
 
-def _intervention(point: HookPoint, neurons: Sequence[int], how: str, value: Any) -> Intervention:
-    index_n = point.index(sorted(set(neurons)))
+def _intervention(point: HookPoint, index_n: torch.Tensor, how: str, value: Any) -> Intervention:
     if how == "weights-no-bias":
         value_n = point.key_bias()[index_n]
     elif how in _WITH_VALUE:
         value_LF = torch.as_tensor(value, dtype=torch.float64)
-        value_n = value_LF.expand(len(index_n)) if value_LF.dim() == 0 else value_LF[point.layer][index_n.cpu()]
+        value_n = (
+            value_LF.expand(len(index_n)) if value_LF.dim() == 0 else value_LF[point.layer][point.first + index_n.cpu()]
+        )
     else:
         value_n = torch.zeros(len(index_n))
     stage = _STAGES.get(how, "coefficient")

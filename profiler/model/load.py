@@ -25,6 +25,7 @@ from neurotally.profiler.model.config import forward_config, refuse_other_kinds,
 from neurotally.profiler.model.hooked_model import HookedModel, find_body
 from neurotally.profiler.model.hooking import hook_model
 from neurotally.profiler.model.offloading import brought_in
+from neurotally.profiler.networks import Networks, networks_of
 from neurotally.profiler.whole_files import read_json
 
 _ATTENTION_BYTES = 2**30
@@ -51,7 +52,7 @@ class ModelFacts:
     tokenizer_fingerprint: str
     num_layers: int
     num_neurons: int
-    """Neurons a layer."""
+    """Neurons a layer, of the widest."""
     width: int
     num_heads: int
     gated: bool
@@ -71,6 +72,8 @@ class ModelFacts:
     """The seed, if the weights are fresh ones."""
     config: dict[str, Any] = field(default_factory=dict)
     """What decides the forward pass beside the weights; see `forward_config`."""
+    networks: Networks = ()
+    """Where its neurons are; empty where every layer is one network of the same width."""
     warnings: tuple[str, ...] = ()
     """What the user should know about how it was loaded."""
 
@@ -79,9 +82,13 @@ class ModelFacts:
         """Rows x width² that a rectangle may have; None where attention holds no scores of that size."""
         return None if self.attention != "eager" else _ATTENTION_BYTES // (4 * self.num_heads)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "networks", networks_of({"networks": self.networks}))
+
     def to_json(self) -> dict[str, Any]:
-        """As a plain dictionary."""
-        return asdict(self)
+        """As a plain dictionary; `networks` only where it says something."""
+        values = asdict(self)
+        return values if self.networks else {key: value for key, value in values.items() if key != "networks"}
 
 
 @dataclass(frozen=True)
@@ -172,8 +179,8 @@ def prepare_model(
         checkpoint_dtype=checkpoint_dtype,
         fingerprint=fingerprint,
         tokenizer_fingerprint=fingerprint_tokenizer(tokenizer),
-        num_layers=len(hooked.hook_points),
-        num_neurons=first.width,
+        num_layers=hooked.num_layers,
+        num_neurons=hooked.num_neurons,
         width=config.hidden_size,
         num_heads=config.num_attention_heads,
         gated=first.gated,
@@ -185,6 +192,7 @@ def prepare_model(
         row_tokens=row_tokens,
         max_row_tokens=max_row_tokens,
         config=forward_config(config, decoder),
+        networks=hooked.networks,
     )
     return LoadedModel(
         **vars(hooked), tokenizer=tokenizer, facts=facts, special_ids=frozenset(tokenizer.all_special_ids)

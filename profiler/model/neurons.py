@@ -6,17 +6,22 @@ added left to right by unit, so that a store does not depend on which worker fin
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from neurotally.kernels.layer_tally import LayerTally, RowMaxima
-from neurotally.kernels.statistics import NO_DOCUMENT, STATISTICS
+from neurotally.kernels.layer_tally import PAD, SPECIAL, LayerTally, RowMaxima
+from neurotally.kernels.routed import Routing, Runs
+from neurotally.kernels.statistics import NO_DOCUMENT, statistics_of
 from neurotally.kernels.trigger_lists import UnitTriggers, insert
 from neurotally.kernels.triggers import LayerTriggers
+from neurotally.profiler.model.experts import ExpertsHookPoint
+from neurotally.profiler.model.hook_points import HookPoint
+from neurotally.profiler.model.hooked_model import HookedModel
+from neurotally.profiler.networks import Networks, is_expert, site_numbers
 
 if TYPE_CHECKING:  # a model is read, and measured, where zarr isn't installed
     from neurotally.profiler.store import Arrays
@@ -33,46 +38,112 @@ class NeuronRecorder:
     `LayerTriggers`.
     """
 
-    def __init__(
-        self, num_neurons: int, devices: list[torch.device], num_triggers: int, threshold_LF: np.ndarray | None = None
-    ):
-        self.tallies = [LayerTally.empty(num_neurons, device) for device in devices]
-        thresholds = [None] * len(devices) if threshold_LF is None else torch.from_numpy(threshold_LF)
-        self._triggers = [
-            LayerTriggers(num_neurons, num_triggers, device, threshold_F)
-            for device, threshold_F in zip(devices, thresholds, strict=True)
-            if num_triggers
-        ]
+    def __init__(self, model: HookedModel, num_triggers: int, threshold_LF: np.ndarray | None = None):
+        self._shape = (model.num_layers, model.num_neurons)
+        self._has_experts = model.has_experts
+        self.tallies = {
+            point: LayerTally.empty(point.width, point.device, self._has_experts) for point in model.hook_points
+        }
+        self._sites = {
+            point: RoutedTokens.none(point.num_experts if isinstance(point, ExpertsHookPoint) else 1, point.device)
+            for point in model.hook_points
+        }
+        self._triggers: dict[HookPoint, LayerTriggers] = {}
+        for point in model.hook_points if num_triggers else ():
+            threshold_F = None
+            if threshold_LF is not None:
+                threshold_F = torch.from_numpy(threshold_LF[point.layer, _neurons(point)])
+            self._triggers[point] = LayerTriggers(point.width, num_triggers, point.device, threshold_F)
 
-    def offer(self, layer: int, maxima: RowMaxima, document_BT: Tensor, position_BT: Tensor) -> None:
-        """Offer the row maxima of one layer as triggers."""
+    def offer(self, point: HookPoint, maxima: RowMaxima, document_BT: Tensor, position_BT: Tensor) -> None:
+        """Offer the row maxima of one network as triggers."""
         if self._triggers:
-            self._triggers[layer].add(maxima, document_BT, position_BT)
+            self._triggers[point].add(maxima, document_BT, position_BT)
+
+    def offer_routed(
+        self, point: HookPoint, maxima: RowMaxima, document_S: Tensor, position_S: Tensor, runs: Runs
+    ) -> None:
+        """Offer those of a layer's experts."""
+        if self._triggers:
+            self._triggers[point].add_routed(maxima, document_S, position_S, runs)
+
+    def count_routed(self, point: ExpertsHookPoint, routing: Routing, kind_S: Tensor) -> None:
+        """Count the tokens that a batch sent to each expert; `kind_S` goes by the routing's order."""
+        self._sites[point].add(routing, kind_S)
+
+    def count(self, point: HookPoint, kind_BT: Tensor) -> None:
+        """Count the tokens that a batch sent to a network that is no mixture: all."""
+        if self._has_experts:
+            self._sites[point].add_all(kind_BT)
 
     def result(self) -> "UnitNeurons":
         """What was added up, on the host."""
+        by_statistic = statistics_of(self._has_experts)
+        sums = {one.name: np.full(self._shape, one.initial, one.shipped) for one in by_statistic}
+        count_LF = np.zeros(self._shape, np.uint32)
+        parts = [UnitTriggers.none()]
+        for point, tally in self.tallies.items():
+            where = (point.layer, _neurons(point))
+            for one in by_statistic:
+                sums[one.name][where] = tally[one.name].cpu().numpy()
+            if self._triggers:
+                best = self._triggers[point].best()
+                count_LF[where] = torch.bincount(best.neuron_N, minlength=point.width).cpu().numpy()
+                parts.append(UnitTriggers(count_LF[:0, 0], *(column.cpu().numpy() for column in best[1:])))
+        columns = [np.concatenate(column) for column in zip(*(part[1:] for part in parts), strict=True)]
+        triggers = UnitTriggers(
+            count_LF.ravel(), *(column.astype(dtype) for column, dtype in zip(columns, ("f4", "u4", "u4"), strict=True))
+        )
+        routed = RoutedTokens.joined(list(self._sites.values())) if self._has_experts else {}
+        return UnitNeurons(sums, triggers if self._triggers else UnitTriggers.none(), routed)
 
-        def stacked(name: str) -> np.ndarray:
-            return np.stack([tally[name].cpu().numpy() for tally in self.tallies])
 
-        best = [layer.best() for layer in self._triggers]
-        num_neurons = len(self.tallies[0]["active"])
+def _neurons(point: HookPoint) -> slice:
+    """A network's neurons among its layer's."""
+    return slice(point.first, point.first + point.width)
 
-        def triggers(name: str, dtype: type) -> np.ndarray:
-            parts = [getattr(layer_best, name).cpu().numpy() for layer_best in best]
-            return np.concatenate(parts).astype(dtype)
 
-        sums = {one.name: stacked(one.name).astype(one.shipped) for one in STATISTICS}
-        if not best:
-            return UnitNeurons(sums, UnitTriggers.none())
-        counts = [torch.bincount(part.neuron_N, minlength=num_neurons).cpu().numpy() for part in best]
-        return UnitNeurons(
-            sums,
-            UnitTriggers(
-                np.concatenate(counts).astype(np.uint32), triggers("value_N", np.float32),
-                triggers("document_N", np.uint32), triggers("position_N", np.uint32),
-            ),
-        )  # fmt: skip
+class RoutedTokens(NamedTuple):
+    """What came by at the sites of a network, on its device: one, or E experts."""
+
+    tokens_E: Tensor
+    """int64."""
+    special_tokens_E: Tensor
+    """int64."""
+    weight_E: Tensor
+    """float64: the sum of routing weights; 1 a token where nothing is routed."""
+
+    @classmethod
+    def none(cls, num_sites: int, device: torch.device) -> "RoutedTokens":
+        """Before the first batch."""
+        count_E = torch.zeros(num_sites, dtype=torch.int64, device=device)
+        return cls(count_E, count_E.clone(), count_E.double())
+
+    @staticmethod
+    def joined(parts: "Sequence[RoutedTokens]") -> "Arrays":
+        """One after the other, on the host, as `UnitNeurons.routed`."""
+        names = ("site_tokens", "site_special_tokens", "site_weight")
+        columns = (np.concatenate([of_E.cpu().numpy() for of_E in column]) for column in zip(*parts, strict=True))
+        return dict(zip(names, columns, strict=True))
+
+    def add(self, routing: Routing, kind_S: Tensor) -> None:
+        """Add a batch's routed tokens."""
+        is_counted_S = kind_S != PAD
+        expert_S, experts = routing.expert_S[is_counted_S], len(self.tokens_E)
+        self.tokens_E.add_(torch.bincount(expert_S, minlength=experts))
+        is_special_S = kind_S[is_counted_S] == SPECIAL
+        self.special_tokens_E.add_(torch.bincount(expert_S[is_special_S], minlength=experts))
+        # Differences of one running sum: the same bits whatever the threads.
+        running_S = torch.cat([self.weight_E.new_zeros(1), routing.weight_S[is_counted_S].double().cumsum(0)])
+        first_E = torch.searchsorted(expert_S, torch.arange(experts + 1, device=expert_S.device))
+        self.weight_E.add_(running_S[first_E[1:]] - running_S[first_E[:-1]])
+
+    def add_all(self, kind_BT: Tensor) -> None:
+        """Add all tokens of a batch."""
+        tokens = (kind_BT != PAD).sum()
+        self.tokens_E.add_(tokens)
+        self.special_tokens_E.add_((kind_BT == SPECIAL).sum())
+        self.weight_E.add_(tokens)
 
 
 @dataclass(frozen=True)
@@ -83,24 +154,39 @@ class UnitNeurons:
     """By the names of STATISTICS, [L, F] each, in the dtype that `Statistic.shipped` says."""
     triggers: UnitTriggers
     """Of neurons numbered layer · F + neuron; none where no triggers are kept."""
+    routed: "Arrays" = field(default_factory=dict)
+    """Where the model has experts, of its sites, [S] each: `site_tokens` and `site_special_tokens`, int64, those that
+    came by, and `site_weight`, float64, the sum of their routing weights."""
 
 
 class CorpusNeurons:
     """The sum of units of one corpus: what the store's arrays hold."""
 
-    def __init__(self, num_layers: int, num_neurons: int, num_groups: int, num_triggers: int):
+    def __init__(self, num_layers: int, num_neurons: int, num_groups: int, num_triggers: int, networks: Networks = ()):
         self._by_neuron = by_neuron = (num_layers, num_neurons)
+        self._networks = networks
+        self._is_expert_S = is_expert(networks)
+        self._statistics = statistics_of(bool(self._is_expert_S.any()))
         self.sums: Arrays = {
             one.name: np.full((num_groups, *by_neuron) if one.by_group else by_neuron, one.initial, one.stored)
-            for one in STATISTICS
+            for one in self._statistics
         }
+        self.routed: Arrays = {}
+        """By group and site."""
+        if self._is_expert_S.any():
+            by_site = (num_groups, len(self._is_expert_S))
+            self.routed = {name: np.zeros(by_site, np.uint64) for name in ("site_tokens", "site_special_tokens")}
+            self.routed["site_weight"] = np.zeros(by_site[1])
         self.triggers = TriggerTable.empty(num_layers * num_neurons, num_triggers)
         self._held: list[UnitTriggers] = []
         """Triggers of the latest units, not inserted yet."""
 
     def add(self, unit: UnitNeurons, group: int) -> None:
         """Add one unit, the next in order, to its group and to the sums."""
-        for one in STATISTICS:
+        for name, sums in self.routed.items():
+            sum_S = sums if name == "site_weight" else sums[group]
+            sum_S += unit.routed[name].astype(sum_S.dtype)
+        for one in self._statistics:
             into = self.sums[one.name][group] if one.by_group else self.sums[one.name]
             _MERGES[one.merge](into, unit.sums[one.name], out=into)
         self._held.append(unit.triggers)
@@ -117,12 +203,22 @@ class CorpusNeurons:
 
     def arrays(self) -> "Arrays":
         """The arrays of the store that this pass fills."""
+        sums = {**self.sums, **self.routed}
+        if self._networks:
+            number_LF = site_numbers(self._networks, *self._by_neuron)
+            for one in self._statistics:
+                fill = np.array(one.fill, one.stored)
+                sums[one.name] = np.where(number_LF >= 0, self.sums[one.name], fill)
+        if self.routed:
+            is_ordinary_LF = (number_LF >= 0) & ~self._is_expert_S[number_LF]
+            weighted_LF = sums["weighted_coefficient_sum"]
+            weighted_LF[is_ordinary_LF] = sums["coefficient_sum"][is_ordinary_LF]
         if not self.triggers.value_NK.shape[1]:
-            return dict(self.sums)
+            return sums
         self._insert_held()
         by_trigger = (*self._by_neuron, -1)
         used_NK = self.triggers.value_NK > 0
-        return self.sums | {
+        return sums | {
             "trigger_value": np.where(used_NK, self.triggers.value_NK, np.float32(np.nan)).reshape(by_trigger),
             "trigger_document": self.triggers.document_NK.reshape(by_trigger),
             "trigger_position": self.triggers.position_NK.reshape(by_trigger),
@@ -133,12 +229,13 @@ class CorpusNeurons:
         self._held = []
 
     @classmethod
-    def from_arrays(cls, arrays: "Arrays") -> "CorpusNeurons":
+    def from_arrays(cls, arrays: "Arrays", networks: Networks = ()) -> "CorpusNeurons":
         """The inverse of `arrays`, lossless."""
         num_groups, num_layers, num_neurons = arrays["active"].shape
         num_triggers = arrays["trigger_value"].shape[-1] if "trigger_value" in arrays else 0
-        corpus = cls(num_layers, num_neurons, num_groups, num_triggers)
-        corpus.sums = {one.name: arrays[one.name] for one in STATISTICS}
+        corpus = cls(num_layers, num_neurons, num_groups, num_triggers, networks)
+        corpus.sums = {one.name: arrays[one.name] for one in corpus._statistics}
+        corpus.routed = {name: arrays[name] for name in corpus.routed}
         if not num_triggers:
             return corpus
         flat = (num_layers * num_neurons, num_triggers)

@@ -4,10 +4,12 @@ A decoder layer has one activation module: act in `down(act(gate(x)) · up(x))` 
 its class wherever the layer keeps it (OPT has no module for the network at all). What it is given tells the keys, as
 the matrix product, or the part of one, whose memory it is. Its result is marked, and the mark goes on from op to op:
 to a product with a tensor of the same shape, which makes the network gated and tells `up`, and to the weight matrix
-that reads it, the down projection.
+that reads it, the down projection. A layer with experts may have further networks: a shared expert, a dense one; of its
+other activations those count that are given a matrix product and read by one.
 """
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -16,37 +18,83 @@ from torch import Tensor, nn
 
 from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.model.decoder import find_experts, is_activation, weight_matrices
+from neurotally.profiler.model.experts import experts_hook_point, is_experts
 from neurotally.profiler.model.hook_points import PRODUCTS, HookPoint
 
 
 def find_hook_points(decoder: nn.Module, blocks: nn.ModuleList, run: Callable[[], object]) -> list[HookPoint]:
-    """The hook point of each block's network; nothing is installed. `run` passes a short batch through the model.
+    """The hook points of the blocks' networks, by layer; nothing is installed. `run` passes a short batch through.
 
     Raises UnsupportedModelError, naming the layer, where a network isn't one we can read.
     """
     names = {module: name for name, module in decoder.named_modules()}
-    watchers = [_Watcher(layer, block, names) for layer, block in enumerate(blocks)]
+    by_block = [_candidates(layer, block, names) for layer, block in enumerate(blocks)]
     with ExitStack() as stack:
-        for watcher in watchers:
-            stack.enter_context(watcher.watching())
+        for candidate in itertools.chain.from_iterable(by_block):
+            if isinstance(candidate, _Watcher):
+                stack.enter_context(candidate.watching())
         run()
-    points = [watcher.hook_point() for watcher in watchers]
-    for point in points:
-        if point.width != points[0].width:
-            raise UnsupportedModelError(
-                f"{point} has {point.width} neurons, layer 0 has {points[0].width}; models whose layers differ in "
-                "width aren't supported"
-            )
-    return points
+    return [point for layer, candidates in enumerate(by_block) for point in _points_of(layer, candidates, names)]
+
+
+def _points_of(
+    layer: int, candidates: Sequence["_Watcher | nn.Module"], names: dict[nn.Module, str]
+) -> Iterator[HookPoint]:
+    """The networks among a block's candidates; the rest are a router's or a mixer's activations."""
+    watchers = [candidate for candidate in candidates if isinstance(candidate, _Watcher)]
+    is_alone = len(candidates) == 1  # then it must be a network, and says why where it is none
+    networks = {watcher for watcher in watchers if is_alone or watcher.is_network}
+    if len(watchers) == len(candidates) and len(networks) != 1:  # without experts
+        what = ", ".join(watcher.name for watcher in watchers)
+        raise UnsupportedModelError(
+            f"layer {layer}: expected one feed-forward network, found {len(networks)} among the activation modules "
+            f"{what}; this layer isn't supported"
+        )
+    first = 0
+    for candidate in candidates:
+        if not isinstance(candidate, _Watcher):
+            point: HookPoint = experts_hook_point(layer, names[candidate], first, candidate)
+        elif candidate in networks:
+            point = candidate.hook_point(first)
+        else:
+            continue
+        yield point
+        first += point.width
+
+
+def _candidates(layer: int, block: nn.Module, names: dict[nn.Module, str]) -> list["_Watcher | nn.Module"]:
+    """What may be networks of a block, in the order of its modules: experts, and other activations, each watched."""
+    experts = [module for module in block.modules() if is_experts(module)]
+    if not experts and (others := find_experts(block)):
+        raise UnsupportedModelError(
+            f"layer {layer} ({names[block]}.{others[0]}): its neurons are in experts that don't go through "
+            "transformers' experts interface (mixture of experts), which isn't supported yet"
+        )
+    within = {part for module in experts for part in module.modules()}
+    places = [
+        (parent, attribute)
+        for parent in block.modules()
+        for attribute, child in parent.named_children()
+        if is_activation(child) and parent not in within
+    ]
+    if not experts and not places:
+        raise UnsupportedModelError(
+            f"layer {layer} ({names[block]}): expected one activation module, found none; "
+            "this feed-forward network isn't supported"
+        )
+    order = list(block.modules())
+    found: list[tuple[int, _Watcher | nn.Module]] = [(order.index(module), module) for module in experts]
+    found += [(order.index(getattr(*place)), _Watcher(layer, block, place, names)) for place in places]
+    return [candidate for _, candidate in sorted(found, key=lambda entry: entry[0])]
 
 
 class _Watcher(nn.Module):
     """Stands in for a block's activation module while the probe runs, and looks at the block's weight matrices."""
 
-    def __init__(self, layer: int, block: nn.Module, names: dict[nn.Module, str]):
+    def __init__(self, layer: int, block: nn.Module, place: tuple[nn.Module, str], names: dict[nn.Module, str]):
         super().__init__()
         self.layer = layer
-        self.place = _only_activation(layer, block, names)
+        self.place = place
         parent, attribute = self.place
         self.name = f"{names[parent]}.{attribute}"
         self.act = getattr(parent, attribute)
@@ -92,7 +140,12 @@ class _Watcher(nn.Module):
         self.gated = bool(self.gated)
         return result
 
-    def hook_point(self) -> HookPoint:
+    @property
+    def is_network(self) -> bool:
+        """Whether it was given a matrix product, and a weight matrix reads what became of it."""
+        return bool(self.found_down) and self.keys is not None and (self.up is not None or not self.gated)
+
+    def hook_point(self, first: int) -> HookPoint:
         """What was seen; UnsupportedModelError where it is no network that we can read."""
         if self.gated is None or not self.found_down:
             why = "no weight matrix reads what we take for the neurons' coefficients"
@@ -103,7 +156,7 @@ class _Watcher(nn.Module):
             )
         return HookPoint(
             layer=self.layer, name=self.name, activation=self.act, place=self.place, gated=self.gated, keys=self.keys,
-            up=self.up, down=self.found_down[0], width=self.width, device=self.device,
+            up=self.up, down=self.found_down[0], width=self.width, device=self.device, first=first,
         )  # fmt: skip
 
     def _marked(self, tensor: Tensor) -> Tensor:
@@ -139,25 +192,3 @@ class _Marked(Tensor):
         operands = [arg for arg in args if isinstance(arg, Tensor)]
         watcher = next((arg._watcher for arg in operands if hasattr(arg, "_watcher")), None)
         return watcher.follow(func, operands, result) if watcher is not None and isinstance(result, Tensor) else result
-
-
-def _only_activation(layer: int, block: nn.Module, names: dict[nn.Module, str]) -> tuple[nn.Module, str]:
-    """Which module of a block has its one activation, and under which name."""
-    if experts := find_experts(block):
-        raise UnsupportedModelError(
-            f"layer {layer} ({names[block]}.{experts[0]}): its neurons are in experts (mixture of experts), which "
-            "isn't supported yet"
-        )
-    places = [
-        (parent, attribute)
-        for parent in block.modules()
-        for attribute, child in parent.named_children()
-        if is_activation(child)
-    ]
-    if len(places) != 1:
-        what = ", ".join(f"{names[parent]}.{attribute}" for parent, attribute in places) or "none"
-        raise UnsupportedModelError(
-            f"layer {layer} ({names[block]}): expected one activation module, found {what}; "
-            "this feed-forward network isn't supported"
-        )
-    return places[0]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from neurotally.profiler.corpus.tokenise import tokenise
 from neurotally.profiler.errors import InputError
+from neurotally.profiler.model.experts import ExpertsHookPoint
 from neurotally.profiler.model.hook_points import HookPoint, reading
 from neurotally.profiler.model.hooked_model import HookedModel
 from neurotally.profiler.model.hooking import hooked
@@ -28,7 +29,8 @@ class NeuronReading:
     neurons: tuple[tuple[int, int], ...]
     """(layer, neuron), as asked for."""
     coefficient_Tn: np.ndarray
-    """float32: what multiplies the neuron's value vector, as the down projection reads it."""
+    """float32: what multiplies the neuron's value vector, as the down projection reads it; NaN where the token isn't
+    routed to the neuron's expert."""
 
     def frame(self) -> "pandas.DataFrame":
         """As a table: a row a token, a column a neuron. Needs pandas."""
@@ -59,18 +61,23 @@ def read_neurons(
     if not 1 <= len(ids_T) <= longest:
         raise InputError(f"the text has {len(ids_T)} tokens, expected 1 to {longest}")
     asked = tuple((int(layer), int(neuron)) for layer, neuron in neurons)
-    points = [model.hook_point(layer) for layer in dict.fromkeys(layer for layer, _ in asked)]
-    columns = {point: [at for at, (layer, _) in enumerate(asked) if layer == point.layer] for point in points}
-    index = {point: point.index([asked[at][1] for at in columns[point]]) for point in points}
+    columns, index = {}, {}
+    for layer in dict.fromkeys(layer for layer, _ in asked):
+        of_layer = np.array([at for at, (other, _) in enumerate(asked) if other == layer])
+        for point, which_n, index_n in model.places(layer, [asked[at][1] for at in of_layer]):
+            columns[point], index[point] = of_layer[which_n], index_n
     coefficient_Tn = np.full((len(ids_T), len(asked)), np.nan, np.float32)
 
     def keep(point: HookPoint, pre_BTF: Tensor, up_BTF: Tensor | None) -> Tensor:
         coefficient_BTF = point.computed(pre_BTF, up_BTF).coefficient_BTF
-        of_layer_TF = coefficient_BTF.view(len(ids_T), -1)
-        coefficient_Tn[:, columns[point]] = of_layer_TF[:, index[point]].float().cpu().numpy()
+        if isinstance(point, ExpertsHookPoint):
+            coefficient_Tn[:, columns[point]] = point.by_token(coefficient_BTF, len(ids_T), index[point]).cpu().numpy()
+        else:
+            of_layer_TF = coefficient_BTF.view(len(ids_T), -1)
+            coefficient_Tn[:, columns[point]] = of_layer_TF[:, index[point]].float().cpu().numpy()
         return coefficient_BTF
 
-    with reading(points, keep):
+    with reading(list(columns), keep):
         model.run_body(torch.tensor([ids_T]))
     texts = [str(token) if tokenizer is None else tokenizer.decode([token]) for token in ids_T]
     return NeuronReading(tuple(texts), asked, coefficient_Tn)

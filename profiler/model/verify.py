@@ -2,7 +2,8 @@
 
 One short batch of random tokens goes through the bare and the captured model:
 
-- changing later tokens changes no bit of earlier ones (so pads on the right are harmless);
+- changing later tokens changes no bit of earlier ones (so pads on the right are harmless); in a mixture of experts,
+  whose products round by how many tokens each expert gets, no more than rounding does, of nine states in ten;
 - layer by layer, what we call the coefficient h is what the down projection reads;
 - counts and extremes equal, and sums agree with, what the formulas give for the layer's own tensors;
 - the last hidden states agree.
@@ -15,7 +16,7 @@ find another activation, another layer's neurons, or neurons in another order (`
 """
 
 from contextlib import ExitStack
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,11 +26,15 @@ from neurotally.kernels.layer_tally import PAD, TOKEN, LayerTally
 from neurotally.profiler.corpus.batches import Batch
 from neurotally.profiler.errors import InputError, UnsupportedModelError
 from neurotally.profiler.model.capture import NeuronReader
+from neurotally.profiler.model.experts import ExpertsHookPoint, coefficients_of, routed_inputs
 from neurotally.profiler.model.hook_points import HookPoint
 from neurotally.profiler.model.hooked_model import HookedModel
 from neurotally.profiler.model.neurons import NeuronRecorder
+from neurotally.profiler.model.offloading import brought_in
 
 _ROWS, _COLUMNS, _PADS = 2, 40, 8
+_SHARE_ALIKE = 0.9
+"""Of the hidden states of a mixture."""
 _SUMS_WITHIN = 2.0**-16
 """Of the sum of absolutes."""
 
@@ -44,7 +49,8 @@ def verify_causal(model: HookedModel, ids_BT: Tensor) -> None:
     changed_BT = ids_BT.clone()
     changed_BT[:, -_PADS:] = (changed_BT[:, -_PADS:] + 1) % model.vocabulary
     before = slice(0, _COLUMNS - _PADS)
-    if not torch.equal(model.run_body(ids_BT)[:, before], model.run_body(changed_BT)[:, before]):
+    states = [model.run_body(ids)[:, before] for ids in (ids_BT, changed_BT)]
+    if not (_are_about(*states) if model.has_experts else torch.equal(*states)):
         raise InputError(
             f"{model.name} is no causal language model: changing a later token changes an earlier one's hidden state"
         )
@@ -74,26 +80,29 @@ def verify_hook_points(model: HookedModel, ids_BT: Tensor, rounding: Rounding | 
 
     `rounding`: by default that of each layer's device.
     """
-    checks = [_LayerCheck(point, rounding) for point in model.hook_points]
+    checks = {
+        point: _ExpertsCheck(point, rounding) if isinstance(point, ExpertsHookPoint) else _LayerCheck(point, rounding)
+        for point in model.hook_points
+    }
     with ExitStack() as hooks:
-        for check, point in zip(checks, model.hook_points, strict=True):
-            hooks.enter_context(point.down.register_forward_pre_hook(check.keep))
+        for check in checks.values():
+            check.watch(hooks)
         bare_BTD = model.run_body(ids_BT)
     kind_BT = np.full((_ROWS, _COLUMNS), TOKEN, np.uint8)
     kind_BT[1, -_PADS:] = PAD
     zeros_BT = np.zeros((_ROWS, _COLUMNS), np.int32)
-    recorder = NeuronRecorder(model.hook_points[0].width, model.devices, num_triggers=0)
+    recorder = NeuronRecorder(model, num_triggers=0)
     captured_BTD = NeuronReader(model, recorder).read(
         Batch(ids_BT.numpy(), kind_BT, zeros_BT, zeros_BT),
-        on_layer=lambda point, *seen: checks[point.layer].pass_on(*seen),
+        on_layer=lambda point, *seen: checks[point].pass_on(*seen),
     )
     if not _states_agree(bare_BTD, captured_BTD):
         raise UnsupportedModelError(
             f"{model.name}: hidden states of the captured and the bare model differ; this model isn't supported"
         )
     counted_BT = torch.from_numpy(kind_BT == TOKEN)
-    for check, tally in zip(checks, recorder.tallies, strict=True):
-        check.check_tally(tally, counted_BT)
+    for point, check in checks.items():
+        check.check_tally(recorder.tallies[point], counted_BT)
 
 
 class _LayerCheck:
@@ -104,9 +113,13 @@ class _LayerCheck:
         self._rounding = rounding
         self._read: list[Tensor] = []
 
-    def keep(self, _down: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def watch(self, hooks: ExitStack) -> None:
         """Keep what the bare model's down projection reads."""
-        self._read.append(args[0])
+
+        def keep(_down: nn.Module, args: tuple[Tensor, ...]) -> None:
+            self._read.append(args[0])
+
+        hooks.enter_context(self._point.down.register_forward_pre_hook(keep))
 
     def pass_on(self, pre_BTF: Tensor, up_BTF: Tensor | None, h_BTF: Tensor) -> Tensor:
         """What the bare model's down projection read, which our `h_BTF` must equal up to rounding."""
@@ -125,11 +138,13 @@ class _LayerCheck:
     def check_tally(self, tally: LayerTally, counted_BT: Tensor) -> None:
         """Hold a layer's tally of the tokens `counted_BT` against the formulas."""
         counted_BT = counted_BT.to(self._h_BTF.device)
-        h_NF = self._h_BTF[counted_BT].double()
+        self._hold_against_formulas(tally, self._pre_BTF[counted_BT], self._h_BTF[counted_BT].double())
+
+    def _hold_against_formulas(self, tally: LayerTally, pre_NF: Tensor, h_NF: Tensor) -> None:
         number_NF = h_NF.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
         is_nan_NF = h_NF.isnan()
         equal = {
-            "counts": (tally["active"], (self._pre_BTF[counted_BT] > 0).sum(0)),
+            "counts": (tally["active"], (pre_NF > 0).sum(0)),
             "largest coefficients": (tally["coefficient_max"], number_NF.masked_fill(is_nan_NF, -torch.inf).amax(0)),
             "smallest coefficients": (tally["coefficient_min"], number_NF.masked_fill(is_nan_NF, torch.inf).amin(0)),
         }
@@ -145,6 +160,75 @@ class _LayerCheck:
 
     def _refused(self, why: str) -> UnsupportedModelError:
         return UnsupportedModelError(f"{self._point}: {why}")
+
+
+class _ExpertsCheck(_LayerCheck):
+    """The same of a layer's experts; and each row of their product is of the expert and token it is taken for."""
+
+    _point: ExpertsHookPoint
+
+    def watch(self, hooks: ExitStack) -> None:
+        def keep_inputs(_experts: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            self._hidden_ND, *_ = routed_inputs(self._point.experts, args, kwargs)
+
+        hooks.enter_context(coefficients_of([self._point], lambda _, read: self._read.append(read)))
+        hooks.enter_context(self._point.experts.register_forward_pre_hook(keep_inputs, with_kwargs=True))
+
+    def pass_on(self, pre_BTF: Tensor, up_BTF: Tensor | None, h_BTF: Tensor) -> Tensor:
+        expert_S, token_S = self._point.expert_of_row_S, self._point.token_of_row_S
+        assert expert_S is not None
+        assert token_S is not None
+        for expert in torch.unique(expert_S).tolist():
+            rows = (expert_S == expert).nonzero()[:, 0]
+            expected_NF = _first_product(self._point, expert, self._hidden_ND[token_S[rows]])
+            if expected_NF is not None and not _is_about(pre_BTF[rows], expected_NF):
+                raise self._refused(
+                    f"what is taken for expert {expert}'s rows isn't what its matrix gives for its tokens"
+                )
+        self._expert_S, self._token_S = expert_S, token_S
+        return super().pass_on(pre_BTF, up_BTF, h_BTF)
+
+    def check_tally(self, tally: LayerTally, counted_BT: Tensor) -> None:
+        is_counted_S = counted_BT.flatten().to(self._h_BTF.device)[self._token_S]
+        width = self._point.expert_width
+        for expert in range(self._point.num_experts):
+            rows = (self._expert_S == expert) & is_counted_S
+            if rows.any():
+                of_expert = tally.part(slice(expert * width, (expert + 1) * width))
+                self._hold_against_formulas(of_expert, self._pre_BTF[rows], self._h_BTF[rows].double())
+
+
+def _first_product(point: ExpertsHookPoint, expert: int, hidden_ND: Tensor) -> Tensor | None:
+    """Pre-activations [N, F] of one expert, from its own matrix; None where that holds no plain numbers (quantised)."""
+    experts, name = point.experts, "gate_up_proj" if point.gated else "up_proj"
+    with brought_in(experts):
+        weight = getattr(experts, name)
+        if not weight.is_floating_point() or weight.dim() != 3:
+            return None
+        bias = getattr(experts, f"{name}_bias", None)
+        matrix = weight[expert].double()
+        product = hidden_ND.double() @ (matrix if experts.is_transposed else matrix.T)
+        product = product if bias is None else product + bias[expert].double()
+    return point.halves(product)[0] if point.gated else product
+
+
+def _are_about(states_BTD: Tensor, others_BTD: Tensor) -> bool:
+    """Whether most hidden states agree but for rounding.
+
+    A mixture's products have as many rows as tokens are sent to an expert, and round by that number; now and then a
+    router then decides otherwise.
+    """
+    others_BTD = others_BTD.float()
+    scale_BT = others_BTD.abs().amax(-1).clamp(min=1e-30)
+    off_BT = (states_BTD.float() - others_BTD).abs().amax(-1) / scale_BT
+    return bool((off_BT <= 256 * torch.finfo(states_BTD.dtype).eps).float().mean() >= _SHARE_ALIKE)
+
+
+def _is_about(pre_NF: Tensor, expected_NF: Tensor) -> bool:
+    """Whether products agree but for rounding, a thousandth of them set aside."""
+    scale = expected_NF.abs().amax().clamp(min=1e-30)
+    within = 64 * torch.finfo(pre_NF.dtype).eps * scale
+    return bool(((pre_NF.double() - expected_NF).abs() <= within).double().mean() >= 0.999)
 
 
 def _agrees(bare_BTF: Tensor, ours_BTF: Tensor, input_BTF: Tensor, rounding: Rounding) -> bool:

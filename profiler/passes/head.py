@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions, MoeModelOutputWithPast
 
 from neurotally.profiler.corpus.batches import MIN_RECTANGLE_TOKENS
 from neurotally.profiler.model.load import LoadedModel
@@ -45,7 +45,8 @@ def _body_gives(model: LoadedModel, hidden_BTD: Tensor) -> Iterator[None]:
     """Within this context the model's body isn't run; it gives `hidden_BTD`."""
     body: Any = model.decoder
     before = vars(body).get("forward")  # accelerate puts one there
-    body.forward = lambda *_args, **_kwargs: BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_BTD)
+    kind = MoeModelOutputWithPast if model.has_experts else BaseModelOutputWithPastAndCrossAttentions
+    body.forward = lambda *_args, **_kwargs: kind(last_hidden_state=hidden_BTD)
     try:
         yield
     finally:

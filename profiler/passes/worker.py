@@ -219,7 +219,6 @@ class Worker:
         )
 
     def _neurons(self, rows: TokenRows, budget: int, threshold_LF: np.ndarray | None) -> UnitNeurons:
-        facts = self.model.facts
-        recorder = NeuronRecorder(facts.num_neurons, self.model.devices, self.config.triggers, threshold_LF)
-        NeuronReader(self.model, recorder).tally(rectangles(rows, budget, facts.attention_budget))
+        recorder = NeuronRecorder(self.model, self.config.triggers, threshold_LF)
+        NeuronReader(self.model, recorder).tally(rectangles(rows, budget, self.model.facts.attention_budget))
         return recorder.result()

@@ -1,0 +1,177 @@
+"""Tally the neurons of a mixture's experts: as `tally`, each of the tokens that are routed to its expert.
+
+A mixture sends each token to k of E experts; every expert is a feed-forward network of F neurons. The layer's product
+has a row for each pair of token and expert, S = N·k of them (`Routing` tells which). Sums are kept for the
+E·F neurons of all experts, expert by expert, and are those of `tally`; beside them
+
+    weighted_coefficient_sum   Σ_s w_s·c_s     w the routing weight by which the expert's output is multiplied
+
+Triggers need the largest coefficient by expert and row of the batch: a *run* is the part of an expert's tokens that
+come from one row of the batch, R of them. On the CPU the compiled loop goes from run to run, wherever its rows lie in
+the product; elsewhere, and for experts whose coefficients follow a formula of their own, `tally_routed_reference` does.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from neurotally.kernels.activations import activate, activation_table
+from neurotally.kernels.compiled import Job, library
+from neurotally.kernels.layer_tally import TOKEN, LayerTally, RowMaxima, Statistics
+from neurotally.kernels.tally import COMPILED_DTYPES, kernels_for, tally_reference
+
+
+class Runs(NamedTuple):
+    """The parts of an expert's tokens that come from one row of the batch, R of them in order; int64, on the CPU."""
+
+    first_R: Tensor
+    """The run's first token among S."""
+    tokens_R: Tensor
+    expert_R: Tensor
+
+
+class Routing(NamedTuple):
+    """S tokens by expert, then by their place in the batch: a token comes k times."""
+
+    expert_S: Tensor
+    """int64."""
+    cell_S: Tensor
+    """int64: b·T + t, its cell of the batch [B, T]."""
+    row_S: Tensor
+    """int64: its row in the layer's product."""
+    weight_S: Tensor
+    """float32: the routing weight."""
+    runs: Runs
+
+
+def route(expert_S: Tensor, cell_S: Tensor, weight_S: Tensor, row_cells: int) -> Routing:
+    """The routing of a product's rows, in whatever order they are; `row_cells`: T, the cells of a row of the batch."""
+    num_cells = int(cell_S.max()) + 1 if len(cell_S) else 1
+    row_S = torch.argsort(expert_S * num_cells + cell_S, stable=True)
+    expert_S, cell_S, weight_S = expert_S[row_S], cell_S[row_S], weight_S[row_S]
+    num_rows = num_cells // row_cells + 1
+    run_R, tokens_R = torch.unique_consecutive(expert_S * num_rows + cell_S // row_cells, return_counts=True)
+    run_R, tokens_R = run_R.cpu(), tokens_R.cpu()
+    runs = Runs(tokens_R.cumsum(0) - tokens_R, tokens_R, run_R // num_rows)
+    return Routing(expert_S, cell_S, row_S, weight_S.float(), runs)
+
+
+def tally_routed(
+    act: nn.Module,
+    pre_SF: Tensor,
+    up_SF: Tensor | None,
+    kind_S: Tensor,
+    routing: Routing,
+    tally: LayerTally,
+    statistics: Statistics = Statistics.EVERYTHING,
+) -> tuple[Tensor, RowMaxima]:
+    """Activate the neurons of a layer's experts, multiply by `up` unless it is None, and tally them.
+
+    Rows are those of the layer's product; `kind_S` goes by them, too. `tally` is that of the E·F neurons. Returns the
+    coefficients [S, F], and the largest of each run, [R, F], with their positions counted from the run's first token.
+    """
+    if kernels_for(pre_SF.device, pre_SF.dtype) != "compiled" or (up_SF is not None and up_SF.dtype != pre_SF.dtype):
+        activation_SF = activate(act, pre_SF)
+        coefficient_SF = activation_SF if up_SF is None else activation_SF * up_SF
+        maxima = tally_routed_reference(pre_SF, activation_SF, coefficient_SF, kind_S, routing, tally, statistics)
+        return coefficient_SF, maxima
+    table: Tensor | None = None
+    if pre_SF.dtype.itemsize == 2 and pre_SF.stride(-1) == 1:
+        table = activation_table(act, pre_SF.dtype, pre_SF.is_contiguous())
+    given_SF = activate(act, pre_SF).contiguous() if table is None else None
+    return _tally_compiled(table, given_SF, pre_SF, up_SF, kind_S, routing, tally, statistics)
+
+
+def tally_routed_reference(
+    pre_SF: Tensor,
+    activation_SF: Tensor,
+    coefficient_SF: Tensor,
+    kind_S: Tensor,
+    routing: Routing,
+    tally: LayerTally,
+    statistics: Statistics = Statistics.EVERYTHING,
+) -> RowMaxima:
+    """Add rows to `tally` in plain PyTorch, expert by expert, and return the runs' maxima."""
+    width = pre_SF.shape[1]
+    pre_SF, activation_SF, coefficient_SF, kind_S = (
+        of_rows[routing.row_S] for of_rows in (pre_SF, activation_SF, coefficient_SF, kind_S)
+    )
+    expert_E, rows_E = torch.unique_consecutive(routing.expert_S, return_counts=True)
+    first = 0
+    for expert, rows in zip(expert_E.tolist(), rows_E.tolist(), strict=True):
+        part = slice(first, first + rows)
+        of_expert = tally.part(slice(expert * width, (expert + 1) * width))
+        tally_reference(
+            pre_SF[None, part], activation_SF[None, part], coefficient_SF[None, part], kind_S[None, part],
+            of_expert, min(statistics, Statistics.MOMENTS),
+        )  # fmt: skip
+        if statistics >= Statistics.MOMENTS:
+            weighted_SF = coefficient_SF[part].double() * routing.weight_S[part, None].double()
+            weighted_SF = weighted_SF[kind_S[part] != 0]
+            if len(weighted_SF):
+                of_expert["weighted_coefficient_sum"].add_(weighted_SF.cumsum(0)[-1])
+        first += rows
+    value_RF = torch.zeros(len(routing.runs.tokens_R), width, device=pre_SF.device)
+    position_RF = value_RF.int()
+    if statistics < Statistics.EVERYTHING or not len(pre_SF):
+        return RowMaxima(value_RF, position_RF)
+    tokens_R = routing.runs.tokens_R.to(pre_SF.device)
+    run_S = torch.repeat_interleave(torch.arange(len(tokens_R), device=pre_SF.device), tokens_R)
+    at_S = torch.arange(len(pre_SF), device=pre_SF.device) - routing.runs.first_R.to(pre_SF.device)[run_S]
+    number_SF = coefficient_SF.float()
+    candidate_SF = torch.where((number_SF > 0) & (kind_S == TOKEN)[:, None], number_SF, 0.0)
+    run_SF = run_S[:, None].expand_as(candidate_SF)
+    value_RF.scatter_reduce_(0, run_SF, candidate_SF, "amax")
+    is_best_SF = (candidate_SF == value_RF[run_S]) & (candidate_SF > 0)
+    best_at_SF = torch.where(is_best_SF, at_S[:, None], len(pre_SF)).int()
+    position_RF.fill_(len(pre_SF)).scatter_reduce_(0, run_SF, best_at_SF, "amin")
+    return RowMaxima(value_RF, torch.where(value_RF > 0, position_RF, 0))
+
+
+def _tally_compiled(
+    table: Tensor | None,
+    activation_SF: Tensor | None,
+    pre_SF: Tensor,
+    up_SF: Tensor | None,
+    kind_S: Tensor,
+    routing: Routing,
+    tally: LayerTally,
+    statistics: Statistics,
+) -> tuple[Tensor, RowMaxima]:
+    compiled = library()
+    assert compiled is not None
+    pre_SF = pre_SF if pre_SF.stride(-1) == 1 else pre_SF.contiguous()
+    up_SF = up_SF if up_SF is None or up_SF.stride(-1) == 1 else up_SF.contiguous()
+    width = pre_SF.shape[1]
+    coefficient_SF = torch.empty(pre_SF.shape, dtype=pre_SF.dtype)
+    kind_S, row_S, weight_S = kind_S[routing.row_S].to(torch.uint8), routing.row_S, routing.weight_S
+    first_R, tokens_R, expert_R = routing.runs
+    neuron_R = expert_R * width
+    value_RF = torch.zeros(len(tokens_R), width)
+    maxima = RowMaxima(value_RF, value_RF.int())
+    job = Job(
+        rows=len(tokens_R),
+        neurons=width,
+        pre=pre_SF.data_ptr(),
+        pre_token=pre_SF.stride(0),
+        up=None if up_SF is None else up_SF.data_ptr(),
+        up_token=0 if up_SF is None else up_SF.stride(0),
+        table=None if table is None else table.data_ptr(),
+        activation=None if activation_SF is None else activation_SF.data_ptr(),
+        out=coefficient_SF.data_ptr(),
+        kind=kind_S.data_ptr(),
+        row_value=maxima.value_BF.data_ptr(),
+        row_position=maxima.position_BF.data_ptr(),
+        run_first=first_R.data_ptr(),
+        run_tokens=tokens_R.data_ptr(),
+        run_neuron=neuron_R.data_ptr(),
+        row=row_S.data_ptr(),
+        weight=weight_S.data_ptr(),
+        dtype=COMPILED_DTYPES[pre_SF.dtype],
+        statistics=statistics,
+        threads=torch.get_num_threads(),
+        **{name: sums_F.data_ptr() for name, sums_F in tally.items()},
+    )
+    compiled.tally(job)
+    return coefficient_SF, maxima

@@ -1,0 +1,227 @@
+"""Hook points in mixtures of experts, for families whose experts go through transformers' experts interface.
+
+Such a module holds the matrices of all its experts as 3-D parameters. Its forward pass is given the hidden states
+[N, D], the k experts of each token and their routing weights, and one product makes a row for each pair of token and
+expert. Between that product and the next stands `_apply_gate` (`act_fn` where experts have no gate), and there is the
+hook point: pre-activations and `up` come by as [S, F], S = N·k. Which row is whose follows from how transformers
+orders them (`_rows`); `verify` holds it against the experts' own matrices.
+
+Some families compute the coefficient by a formula of their own (gpt-oss: (up + 1)·gate·σ(α·gate), both clamped). It is
+linear in `up`, so that what they multiply it by, the activation, is its value at up = 1 less that at up = 0.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.integrations import moe
+
+from neurotally.kernels.routed import Routing, route
+from neurotally.profiler.errors import UnsupportedModelError
+from neurotally.profiler.model.hook_points import Computed, HookPoint, Intervention
+
+_ORDERS = ("grouped_mm", "batched_mm")
+"""Ways of transformers to compute all experts in one product."""
+
+
+def is_experts(module: nn.Module) -> bool:
+    """Whether a module holds experts that go through transformers' experts interface."""
+    return hasattr(module, "_apply_gate") and hasattr(module, "is_concatenated") and hasattr(module, "has_gate")
+
+
+@dataclass(eq=False)
+class ExpertsHookPoint(HookPoint):
+    """The experts of a layer; neuron e·F + j is the j-th of expert e."""
+
+    experts: Any = field(kw_only=True)
+    """The module that holds them."""
+    num_experts: int = field(kw_only=True)
+    expert_of_row_S: Tensor | None = None
+    """int64: of the product that is computed now."""
+    token_of_row_S: Tensor | None = None
+    """int64: its number among the N."""
+    weight_of_row_S: Tensor | None = None
+    """Its routing weight."""
+
+    @property
+    def expert_width(self) -> int:
+        """Neurons of an expert, F."""
+        return self.width // self.num_experts
+
+    @property
+    def has_own_formula(self) -> bool:
+        """Whether the coefficient is something else than act(gate)·up or act(up)."""
+        return self.gated and (
+            type(self.experts)._apply_gate is not moe._default_apply_gate or not self.experts.is_concatenated
+        )
+
+    def key_bias(self) -> Tensor:
+        raise UnsupportedModelError(f"{self}: the bias of experts' keys isn't read; switch neurons off in another way")
+
+    def computed(self, pre_BTF: Tensor, up_BTF: Tensor | None) -> Computed:
+        if not self.has_own_formula:
+            return super().computed(pre_BTF, up_BTF)
+        assert up_BTF is not None
+        for one in self._at("pre"):
+            pre_BTF = self.changed(one, pre_BTF)
+        coefficient_BTF = self._own_formula(pre_BTF, up_BTF)
+        at_one, at_zero = (self._own_formula(pre_BTF, torch.full_like(up_BTF, up)) for up in (1.0, 0.0))
+        activation_BTF = at_one - at_zero
+        for one in self._at("activation"):
+            activation_BTF, pre_BTF = self.changed(one, activation_BTF), self.changed(one, pre_BTF)
+            coefficient_BTF = self.changed(one, coefficient_BTF)
+        for one in self._at("coefficient"):
+            coefficient_BTF = self.changed(one, coefficient_BTF)
+        return Computed(pre_BTF, activation_BTF, coefficient_BTF)
+
+    def changed(self, intervention: Intervention, values_BTF: Tensor) -> Tensor:
+        """`values_BTF` [S, F] with some experts' neurons changed, out of place."""
+        assert self.expert_of_row_S is not None
+        values_SF, width = values_BTF.clone(), self.expert_width
+        value_n = intervention.value_n.to(values_SF.dtype)
+        for expert in torch.unique(intervention.index_n // width).tolist():
+            is_its_n = intervention.index_n // width == expert
+            at = (self.expert_of_row_S == expert).nonzero(), (intervention.index_n[is_its_n] % width)[None]
+            values_SF[at] = values_SF[at] * value_n[is_its_n] if intervention.is_factor else value_n[is_its_n]
+        return values_SF
+
+    def by_token(self, values_SF: Tensor, num_tokens: int, index_n: Tensor) -> Tensor:
+        """float32 [N, n]: what neurons have at each token, NaN where it isn't routed to their expert."""
+        assert self.expert_of_row_S is not None
+        assert self.token_of_row_S is not None
+        values_Nn = torch.full((num_tokens, len(index_n)), torch.nan, device=values_SF.device)
+        for column, number in enumerate(index_n.tolist()):
+            expert, neuron = divmod(number, self.expert_width)
+            rows = (self.expert_of_row_S == expert).nonzero()[:, 0]
+            values_Nn[self.token_of_row_S[rows], column] = values_SF[rows, neuron].float()
+        return values_Nn
+
+    def install(self) -> None:
+        self._hook = self.experts.register_forward_pre_hook(self._keep_routing, with_kwargs=True)
+        if not self.gated:
+            super().install()
+            return
+        self._original: Callable[[Tensor], Tensor] = self.experts._apply_gate
+        self.experts._apply_gate = self._gate
+
+    def take_out(self) -> None:
+        self._hook.remove()
+        if not self.gated:
+            super().take_out()
+        else:
+            del self.experts._apply_gate
+
+    def halves(self, product_SF: Tensor) -> tuple[Tensor, Tensor]:
+        """Pre-activations and `up` [S, F] of a product [S, 2F]."""
+        if self.experts.is_concatenated:
+            pre_SF, up_SF = product_SF.chunk(2, dim=-1)
+            return pre_SF, up_SF
+        return product_SF[..., ::2], product_SF[..., 1::2]
+
+    def _gate(self, product_SF: Tensor) -> Tensor:
+        """What stands in for `_apply_gate`."""
+        if self.reader is None and not self.interventions:
+            return self._original(product_SF)
+        return self.coefficient(*self.halves(product_SF))
+
+    def _own_formula(self, pre_SF: Tensor, up_SF: Tensor) -> Tensor:
+        pairs = (pre_SF, up_SF)
+        joined = torch.cat(pairs, -1) if self.experts.is_concatenated else torch.stack(pairs, -1).flatten(-2)
+        coefficient_SF: Tensor = type(self.experts)._apply_gate(self.experts, joined)
+        return coefficient_SF
+
+    def routing(self, row_cells: int) -> Routing:
+        """Whose the rows are that are computed now; `row_cells`: T, of batches [B, T]."""
+        assert self.expert_of_row_S is not None
+        assert self.token_of_row_S is not None
+        assert self.weight_of_row_S is not None
+        return route(self.expert_of_row_S, self.token_of_row_S, self.weight_of_row_S, row_cells)
+
+    def _keep_routing(self, _experts: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if self.reader is None and not self.interventions:
+            return
+        _, index_Nk, weight_Nk = routed_inputs(self.experts, args, kwargs)
+        self.expert_of_row_S, self.token_of_row_S, self.weight_of_row_S = _rows(self, index_Nk, weight_Nk)
+
+
+def routed_inputs(experts: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states [N, D], experts [N, k] and routing weights [N, k] that a mixture's experts are given."""
+    given = inspect.signature(experts.forward).bind(*args, **kwargs).arguments
+    hidden_ND, index_Nk, weight_Nk, *_ = given.values()
+    return hidden_ND, index_Nk, weight_Nk
+
+
+def _rows(point: ExpertsHookPoint, index_Nk: Tensor, weight_Nk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Expert, token and routing weight of each row of the product, as transformers orders them."""
+    flat_S, k = index_Nk.reshape(-1), index_Nk.shape[-1]
+    order = implementation_of(point.experts)
+    if order == "grouped_mm":
+        expert_S, permutation_S = torch.sort(flat_S)  # the very call: equal numbers come in the order that it gives
+        return expert_S, permutation_S // k, weight_Nk.reshape(-1)[permutation_S]
+    if order == "batched_mm":
+        return flat_S, torch.arange(len(flat_S), device=flat_S.device) // k, weight_Nk.reshape(-1)
+    raise UnsupportedModelError(
+        f"{point}: its experts are computed by {order!r}, whose neurons can't be read; "
+        "call model.set_experts_implementation('grouped_mm')"
+    )
+
+
+def implementation_of(experts: Any) -> str:
+    """How transformers computes a mixture's experts."""
+    return str(getattr(experts.config, "_experts_implementation", None) or "eager")
+
+
+def experts_hook_point(layer: int, name: str, first: int, experts: Any) -> ExpertsHookPoint:
+    """The hook point of a module of experts; UnsupportedModelError, naming the layer, where it can't be read."""
+    where = f"layer {layer} ({name})"
+    if getattr(experts, "_is_expert_parallel", False):
+        raise UnsupportedModelError(f"{where}: experts spread over devices (expert parallel) aren't supported")
+    if (how := implementation_of(experts)) not in _ORDERS:
+        raise UnsupportedModelError(
+            f"{where}: its experts are computed by {how!r}, whose neurons can't be read; "
+            "call model.set_experts_implementation('grouped_mm')"
+        )
+    down = getattr(experts, "down_proj", None)
+    if not isinstance(down, Tensor) or down.dim() != 3:
+        raise UnsupportedModelError(f"{where}: its experts have no matrix down_proj [E, …]; they aren't supported")
+    width = down.shape[1] if experts.is_transposed else down.shape[2]
+    num_experts = len(down)
+    return ExpertsHookPoint(
+        layer=layer, name=name, first=first, activation=getattr(experts, "act_fn", nn.Identity()),
+        place=(experts, "act_fn"), gated=bool(experts.has_gate), keys=None, up=None, down=experts,
+        width=num_experts * width, device=down.device, reach="routed", experts=experts, num_experts=num_experts,
+    )  # fmt: skip
+
+
+@contextmanager
+def coefficients_of(
+    points: Sequence[ExpertsHookPoint], keep: Callable[[ExpertsHookPoint, Tensor], None]
+) -> Iterator[None]:
+    """Within this context `keep` is shown what the bare experts' second product reads, [S, F]."""
+    handles, gates = [], []
+    for point in points:
+        if point.gated:
+            original = point.experts._apply_gate
+
+            def kept(product_SF: Tensor, point: ExpertsHookPoint = point, original: Any = original) -> Tensor:
+                coefficient_SF: Tensor = original(product_SF)
+                keep(point, coefficient_SF)
+                return coefficient_SF
+
+            gates.append((point.experts, original))
+            point.experts._apply_gate = kept
+        else:
+            handles.append(
+                point.experts.act_fn.register_forward_hook(lambda _m, _a, out, point=point: keep(point, out))
+            )
+    try:
+        yield
+    finally:
+        for experts, original in gates:
+            experts._apply_gate = original
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,223 @@
+"""Mixtures of experts: every expert's neurons, as plain hooks and each family's formula have them."""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from families import VOCABULARY
+from mixtures import EXPERTS, MIXTURES, MixtureHooks, Site, tiny_mixture
+from numpy.testing import assert_allclose, assert_array_equal
+
+from neurotally.kernels.layer_tally import PAD, SPECIAL, TOKEN
+from neurotally.profiler.corpus.batches import Batch, lay_out, rectangles
+from neurotally.profiler.errors import UnsupportedModelError
+from neurotally.profiler.model.capture import NeuronReader
+from neurotally.profiler.model.experts import ExpertsHookPoint
+from neurotally.profiler.model.hooking import hook_model
+from neurotally.profiler.model.interventions import switched_off
+from neurotally.profiler.model.load import load_model
+from neurotally.profiler.model.neurons import NeuronRecorder, UnitNeurons
+from neurotally.profiler.model.reading import read_neurons
+from neurotally.profiler.networks import site_arrays
+
+TRIGGERS = 3
+TOKENS = ("site_tokens", "site_special_tokens")
+
+
+def batches(longest: int, seed: int = 1) -> list[Batch]:
+    """Rectangles with pads and special tokens, a document of several rows among them."""
+    rng = np.random.default_rng(seed)
+    lengths = (63, 90, 7, 40, longest + 30)
+    documents = [(number, [0, *rng.integers(2, VOCABULARY, size=length - 1)]) for number, length in enumerate(lengths)]
+    return list(rectangles(lay_out(documents, frozenset({0}), "documents", longest), 256))
+
+
+class Expected:
+    """The sums and triggers of one site, from what plain hooks saw."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Any] = defaultdict(float)
+        self.scale: Any = 0.0
+        self.max: Any = -np.inf
+        self.min: Any = np.inf
+        self.best: dict[int, dict[int, tuple[float, int]]] = defaultdict(dict)
+        """By neuron, by document: its largest coefficient, and the first position of it."""
+
+    def add(self, site: Site, batch: Batch) -> None:
+        kind_N, document_N, position_N = (
+            table_BT.ravel()[site.cell_N.numpy()] for table_BT in (batch.kind_BT, batch.document_BT, batch.position_BT)
+        )
+        counted_N, weight_N1 = kind_N != PAD, site.weight_N.double().numpy()[:, None]
+        pre_NF, activation_NF, c_NF = (x.numpy() for x in (site.pre_NF, site.activation_NF, site.coefficient_NF))
+        self.sums["site_tokens"] += counted_N.sum()
+        self.sums["site_special_tokens"] += (kind_N == SPECIAL).sum()
+        self.sums["site_weight"] += weight_N1[counted_N].sum()
+        self.sums["active"] += (pre_NF[counted_N] > 0).sum(0)
+        self.sums["active_special"] += (pre_NF[kind_N == SPECIAL] > 0).sum(0)
+        for name, terms_NF in (
+            ("activation_sum", activation_NF), ("coefficient_sum", c_NF), ("coefficient_sum_absolute", np.abs(c_NF)),
+            ("coefficient_sum_squares", c_NF**2), ("weighted_coefficient_sum", weight_N1 * c_NF),
+        ):  # fmt: skip
+            self.sums[name] += terms_NF[counted_N].sum(0)
+        self.scale += np.abs(activation_NF[counted_N]).sum(0) + np.abs(c_NF[counted_N]).sum(0)
+        if counted_N.any():
+            self.max = np.maximum(self.max, c_NF[counted_N].max(0))
+            self.min = np.minimum(self.min, c_NF[counted_N].min(0))
+        for n in np.flatnonzero(kind_N == TOKEN):
+            document, position = int(document_N[n]), int(position_N[n])
+            for neuron, value in enumerate(c_NF[n]):
+                held = self.best[neuron].get(document)
+                if value > 0 and (held is None or (-value, position) < (-held[0], held[1])):
+                    self.best[neuron][document] = (float(value), position)
+
+    def triggers(self, neuron: int) -> list[tuple[float, int, int]]:
+        """(value, document, position), the best first."""
+        found = [(value, document, position) for document, (value, position) in self.best[neuron].items()]
+        return sorted(found, key=lambda entry: (-entry[0], *entry[1:]))[:TRIGGERS]
+
+
+def measured(model: Any, to_read: list[Batch]) -> UnitNeurons:
+    recorder = NeuronRecorder(model, TRIGGERS)
+    NeuronReader(model, recorder).tally(to_read)
+    return recorder.result()
+
+
+def hold_against(result: UnitNeurons, sites: dict[str, np.ndarray], expected: dict[tuple[int, str, int], Expected],
+                 num_neurons: int) -> None:  # fmt: skip
+    """Every site of the model is expected, and has what is expected."""
+    starts = np.concatenate([[0], np.cumsum(result.triggers.count_F)]).astype(int)
+    seen = set()
+    for row in range(len(sites["site_layer"])):
+        layer, first, width = (int(sites[name][row]) for name in ("site_layer", "site_first", "site_neurons"))
+        network = str(sites["site_name"][row]).split(".", 2)[2].removesuffix(".act_fn").removesuffix(".activation")
+        key = (layer, network, int(sites["site_expert"][row]))
+        seen.add(key)
+        of = expected[key]
+        cells = (layer, slice(first, first + width))
+        for name in TOKENS:
+            assert result.routed[name][row] == of.sums[name]
+        assert result.routed["site_weight"][row] == pytest.approx(of.sums["site_weight"], rel=1e-6)
+        for name in ("active", "active_special"):
+            assert_array_equal(result.sums[name][cells], of.sums[name])
+        for name in ("activation_sum", "coefficient_sum", "coefficient_sum_absolute", "coefficient_sum_squares"):
+            assert (np.abs(result.sums[name][cells] - of.sums[name]) <= 2e-6 * (of.scale + of.scale**2)).all(), name
+        if key[2] >= 0:
+            off = np.abs(result.sums["weighted_coefficient_sum"][cells] - of.sums["weighted_coefficient_sum"])
+            assert (off <= 2e-6 * of.scale).all()
+        assert_allclose(result.sums["coefficient_max"][cells], np.broadcast_to(of.max, width), rtol=1e-4, atol=1e-6)
+        assert_allclose(result.sums["coefficient_min"][cells], np.broadcast_to(of.min, width), rtol=1e-4, atol=1e-6)
+        for neuron in range(width):
+            at = layer * num_neurons + first + neuron
+            part = slice(starts[at], starts[at + 1])
+            triggers = of.triggers(neuron)
+            assert result.triggers.document_N[part].tolist() == [document for _, document, _ in triggers]
+            assert result.triggers.position_N[part].tolist() == [position for *_, position in triggers]
+            assert_allclose(result.triggers.value_N[part], [value for value, *_ in triggers], rtol=1e-4)
+    assert seen == set(expected)
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.slow
+def test_every_expert_is_read_as_its_formula_has_it(name: str, tokenizer: Any, tmp_path: Path) -> None:
+    bare = tiny_mixture(name)
+    bare.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model = load_model(str(tmp_path), "cpu")
+    to_read = batches(100)
+    result = measured(model, to_read)
+    hooks, expected = MixtureHooks(bare, name), defaultdict(Expected)
+    for batch in to_read:
+        for site in hooks.run(torch.from_numpy(batch.ids_BT)):
+            expected[site.layer, site.name, site.expert].add(site, batch)
+    hold_against(result, site_arrays(model.facts.networks), expected, model.facts.num_neurons)
+    ids_BT = torch.from_numpy(to_read[0].ids_BT)
+    with torch.inference_mode():
+        assert torch.equal(model.run_body(ids_BT), bare.model(input_ids=ids_BT, use_cache=False)[0])
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+def test_the_reader_leaves_a_mixtures_hidden_states_as_they_are(name: str) -> None:
+    bare = tiny_mixture(name)
+    ids_BT = torch.from_numpy(batches(100)[0].ids_BT)
+    with torch.inference_mode():
+        expected = bare.model(input_ids=ids_BT, use_cache=False)[0]
+    model = hook_model(bare, name)
+    (batch, *_) = batches(100)
+    assert torch.equal(NeuronReader(model, NeuronRecorder(model, TRIGGERS)).read(batch), expected)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+def test_neurons_of_experts_are_switched_off_and_read(name: str) -> None:
+    model = hook_model(tiny_mixture(name), name)
+    point = model.hook_points[1]
+    assert isinstance(point, ExpertsHookPoint)
+    width = point.expert_width
+    neurons = [expert * width + 5 for expert in range(EXPERTS)]
+    ids = list(range(3, 60))
+    asked = [(1, neuron) for neuron in [*neurons, 7]]
+    before = read_neurons(model, ids, asked).coefficient_Tn
+    assert (~np.isnan(before[:, :-1])).sum() == 2 * len(ids)  # a token goes to two experts
+    assert np.nanmax(np.abs(before[:, :-1])) > 0
+    after = {}
+    for how in ("activation", "coefficient"):
+        with switched_off(model, {1: neurons}, how=how):
+            masked = read_neurons(model, ids, asked).coefficient_Tn
+            after[how] = model.run_body(torch.tensor([ids]))
+        assert_array_equal(np.isnan(masked), np.isnan(before))
+        assert (masked[:, :-1][~np.isnan(masked[:, :-1])] == 0).all()
+        assert_array_equal(masked[:, -1], before[:, -1])
+    with switched_off(model, {1: neurons}, how="scale", value=2.0):
+        assert_array_equal(read_neurons(model, ids, asked).coefficient_Tn[:, :-1], 2 * before[:, :-1])
+    torch.testing.assert_close(after["activation"], after["coefficient"])
+    # The last layer's neurons: what is gone is their value vectors, times coefficient and routing weight.
+    with switched_off(model, {1: neurons}):
+        recorder = NeuronRecorder(model, 0)
+        (batch, *_) = batches(100)
+        NeuronReader(model, recorder).tally([batch])
+        sums = recorder.result().sums
+    assert (sums["coefficient_sum_absolute"][1, neurons] == 0).all()
+    assert (sums["active"][1, neurons] == 0).all()
+    assert (sums["coefficient_sum_absolute"][0, neurons] > 0).all()
+
+
+def test_a_masked_expert_neuron_is_as_if_its_value_vector_were_zero() -> None:
+    model, other = (hook_model(tiny_mixture("mixtral"), "mixtral") for _ in range(2))
+    point = other.hook_points[0]
+    assert isinstance(point, ExpertsHookPoint)
+    width, neurons = point.expert_width, [3, 30, 60]
+    with torch.no_grad():
+        for neuron in neurons:
+            point.experts.down_proj[neuron // width, :, neuron % width] = 0
+    ids_BT = torch.arange(3, 83).view(2, 40)
+    with switched_off(model, {0: neurons}):
+        torch.testing.assert_close(model.run_body(ids_BT), other.run_body(ids_BT))
+
+
+def test_experts_in_another_order_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from neurotally.profiler.model import experts
+
+    rows = experts._rows
+
+    def reversed_tokens(*given: Any) -> Any:
+        expert_S, token_S, weight_S = rows(*given)
+        return expert_S, token_S.flip(0), weight_S
+
+    monkeypatch.setattr(experts, "_rows", reversed_tokens)
+    with pytest.raises(UnsupportedModelError, match="isn't what its matrix gives for its tokens"):
+        hook_model(tiny_mixture("mixtral"), "mixtral")
+
+
+def test_another_experts_implementation() -> None:
+    bare = tiny_mixture("mixtral")
+    bare.set_experts_implementation("batched_mm")
+    by_row = measured(hook_model(bare, "mixtral"), batches(100))
+    by_expert = measured(hook_model(tiny_mixture("mixtral"), "mixtral"), batches(100))
+    assert_array_equal(by_row.routed["site_tokens"], by_expert.routed["site_tokens"])
+    assert_array_equal(by_row.sums["active"], by_expert.sums["active"])
+    bare = tiny_mixture("mixtral")
+    bare.set_experts_implementation("eager")
+    with pytest.raises(UnsupportedModelError, match=r"'eager'.*set_experts_implementation\('grouped_mm'\)"):
+        hook_model(bare, "mixtral")
