@@ -39,7 +39,8 @@ class Family:
     """Longest row that its positions allow."""
 
 
-def _each(names: str, value: Any) -> dict[str, Any]:
+def each(names: str, value: Any) -> dict[str, Any]:
+    """The value under each of some names."""
     return dict.fromkeys(names.split(), value)
 
 
@@ -63,32 +64,32 @@ _LLAMA_LIKE = (
 )
 
 FAMILIES: dict[str, Family] = {
-    **_each(_LLAMA_LIKE, _LLAMA),
+    **each(_LLAMA_LIKE, _LLAMA),
     "youtu": replace(_LLAMA, config=(("head_dim", 8),)),
-    **_each("glm glm4 phi3", _FUSED),
-    **_each("apertus arcee jais2", _UP_DOWN),
+    **each("glm glm4 phi3", _FUSED),
+    **each("apertus arcee jais2", _UP_DOWN),
     "nemotron": replace(_UP_DOWN, config=(("num_key_value_heads", 2),)),
-    **_each("bart bigbird_pegasus blenderbot blenderbot-small marian mbart mvp opt pegasus plbart", _BART),
-    **_each("trocr whisper", _BART),
-    **_each("bert bert-generation megatron-bert", _BERT),
+    **each("bart bigbird_pegasus blenderbot blenderbot-small marian mbart mvp opt pegasus plbart", _BART),
+    **each("trocr whisper", _BART),
+    **each("bert bert-generation megatron-bert", _BERT),
     "big_bird": replace(_BERT, config=(("is_decoder", True), ("attention_type", "original_full"))),
     **{name: replace(_BERT, layers=f"{name}.encoder.layer") for name in
        ["electra", "ernie", "rembert", "roc_bert", "roformer"]},
-    **_each("camembert roberta xlm-roberta xlm-roberta-xl", _ROBERTA),
+    **each("camembert roberta xlm-roberta xlm-roberta-xl", _ROBERTA),
     "roberta-prelayernorm": replace(_ROBERTA, layers="roberta_prelayernorm.encoder.layer"),
     "data2vec-text": replace(_ROBERTA, layers="data2vec_text.encoder.layer"),
-    **_each("gpt2 gpt_bigcode", _GPT2),
+    **each("gpt2 gpt_bigcode", _GPT2),
     "openai-gpt": replace(_GPT2, act="gelu_new"),
     "gpt_neo": replace(_GPT2, config=(
         ("attention_types", [[["global", "local"], 1]]), ("attention_layers", ["global", "local"]))),
-    **_each("codegen gptj", _CODEGEN),
+    **each("codegen gptj", _CODEGEN),
     "gpt_neox": _NEOX,
     "gpt_neox_japanese": replace(_NEOX, layers="gpt_neox_japanese.layers", act="gelu"),
     "bloom": replace(_NEOX, layers="transformer.h", act="gelu_new", context=2**31 - 1),  # ALiBi, of any length
     "falcon": replace(_NEOX, layers="transformer.h"),
     "persimmon": replace(_NEOX, layers="model.layers"),
     "fuyu": replace(_NEOX, layers="model.language_model.layers"),
-    **_each("phi nanochat", _PHI),
+    **each("phi nanochat", _PHI),
     "starcoder2": replace(_GPT2, layers="model.layers"),
     "xglm": replace(_BART, layers="model.layers", config=()),
     "biogpt": replace(_BART, layers="biogpt.layers", config=()),
@@ -112,22 +113,22 @@ FAMILIES: dict[str, Family] = {
     "stablelm, parallel": replace(_LLAMA, family="stablelm", config=(("use_parallel_residual", True),)),
 }  # fmt: skip
 
-_SMALL: dict[str, Any] = {
-    **_each("hidden_size d_model n_embd embedding_size word_embed_proj_dim input_embedding_size", 64),
-    **_each("pronunciation_embed_dim shape_embed_dim output_embedding_size", 64),
-    **_each("num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers", LAYERS),
-    **_each("num_attention_heads n_head n_heads num_heads decoder_attention_heads", 4),
-    **_each("encoder_attention_heads linear_num_key_heads linear_num_value_heads", 4),
-    **_each("num_key_value_heads num_kv_heads", 2),
-    **_each("head_dim v_head_dim qk_nope_head_dim kv_lora_rank global_head_dim", 16),
-    **_each("linear_key_head_dim linear_value_head_dim query_pre_attn_scalar", 16),
-    **_each("intermediate_size ffn_dim decoder_ffn_dim encoder_ffn_dim dff n_inner", 96),
-    **_each("ffn_hidden_size shared_intermediate_size", 96),
-    **_each("vocab_size decoder_vocab_size vocab_size_per_layer_input unpadded_vocab_size", VOCABULARY),
-    **_each("max_position_embeddings n_positions n_ctx max_seq_len max_target_positions", CONTEXT),
-    **_each("max_source_positions original_max_position_embeddings", CONTEXT),
-    **_each("sliding_window window_size", 48),
-    **_each("qk_rope_head_dim rotary_dim", 8), "q_lora_rank": 32, "num_codebooks": 2,
+SMALL: dict[str, Any] = {
+    **each("hidden_size d_model n_embd embedding_size word_embed_proj_dim input_embedding_size", 64),
+    **each("pronunciation_embed_dim shape_embed_dim output_embedding_size", 64),
+    **each("num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers", LAYERS),
+    **each("num_attention_heads n_head n_heads num_heads decoder_attention_heads", 4),
+    **each("encoder_attention_heads linear_num_key_heads linear_num_value_heads", 4),
+    **each("num_key_value_heads num_kv_heads", 2),
+    **each("head_dim v_head_dim qk_nope_head_dim kv_lora_rank global_head_dim", 16),
+    **each("linear_key_head_dim linear_value_head_dim query_pre_attn_scalar", 16),
+    **each("intermediate_size ffn_dim decoder_ffn_dim encoder_ffn_dim dff n_inner", 96),
+    **each("ffn_hidden_size shared_intermediate_size", 96),
+    **each("vocab_size decoder_vocab_size vocab_size_per_layer_input unpadded_vocab_size", VOCABULARY),
+    **each("max_position_embeddings n_positions n_ctx max_seq_len max_target_positions", CONTEXT),
+    **each("max_source_positions original_max_position_embeddings", CONTEXT),
+    **each("sliding_window window_size", 48),
+    **each("qk_rope_head_dim rotary_dim", 8), "q_lora_rank": 32, "num_codebooks": 2,
     "dim_model_base": 32, "num_kv_shared_layers": 0, "qk_head_dim": 24, "num_mel_bins": 16,
     "pronunciation_vocab_size": 32, "shape_vocab_size": 32,
     "pad_token_id": 2, "bos_token_id": 0, "eos_token_id": 1, "sep_token_id": 1, "decoder_start_token_id": 0,
@@ -142,7 +143,7 @@ def tiny_model(name: str) -> Any:
     """A model of `FAMILIES`, random: the same each time. No scale is 1, no bias 0."""
     family = FAMILIES[name]
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(_tiny_config(family.family or name, dict(family.config))).eval()
+    model = AutoModelForCausalLM.from_config(tiny_config(family.family or name, dict(family.config))).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             scale = 0.05 if parameter.dim() < 2 else 0.5 / parameter.shape[-1] ** 0.5
@@ -150,24 +151,25 @@ def tiny_model(name: str) -> Any:
     return model
 
 
-def _tiny_config(name: str, settings: dict[str, Any]) -> Any:
-    made = _shrunk(CONFIG_MAPPING[name]().to_dict())
+def tiny_config(name: str, settings: dict[str, Any], small: dict[str, Any] = SMALL) -> Any:
+    """A family's own config with small sizes, and `settings` in it."""
+    made = _shrunk(CONFIG_MAPPING[name]().to_dict(), small)
     return CONFIG_MAPPING[name](**{**made, **settings})
 
 
-def _shrunk(values: dict[str, Any]) -> dict[str, Any]:
+def _shrunk(values: dict[str, Any], small: dict[str, Any]) -> dict[str, Any]:
     depth = next((values[key] for key in ("num_hidden_layers", "n_layer") if isinstance(values.get(key), int)), None)
     made = {}
     for key, value in values.items():
         if key in _OF_THE_CLASS:
             continue
         if isinstance(value, dict) and key.endswith("config"):
-            made[key] = _shrunk(value)
+            made[key] = _shrunk(value, small)
         elif isinstance(value, list) and len(value) == depth:  # a value for each layer: the first and the last kind
             made[key] = [value[0], value[-1]]
         else:
             is_set = value is not None or key in ("head_dim", "n_inner")
-            made[key] = _SMALL[key] if key in _SMALL and is_set else value
+            made[key] = small[key] if key in small and is_set else value
     if values.get("num_key_value_heads") == values.get("num_attention_heads") and "num_key_value_heads" in made:
         made["num_key_value_heads"] = made["num_attention_heads"]
     return made

@@ -5,15 +5,14 @@ pre-activations are computed anew, from its own matrix and the hidden states of 
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from families import CONTEXT, LAYERS, VOCABULARY
+from families import LAYERS, SMALL, each, tiny_config
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 EXPERTS, TOP = 6, 2
 
@@ -29,6 +28,9 @@ class Mixture:
     formula: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     """Activation and coefficient of gate and up; SwiGLU if None."""
     interleaved: bool = False
+    """Whether gate and up alternate in an expert's product."""
+    transposed: bool = False
+    """Whether an expert's matrix is [D, 2F]."""
     fused: bool = False
     """Whether the others' gate and up are one product."""
 
@@ -44,40 +46,55 @@ def _gpt_oss(gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     return activation, (up + 1) * activation
 
 
-_ATTENTION = {"q_lora_rank": 32, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16,
-              "num_key_value_heads": 4, "head_dim": 8}  # fmt: skip
-_DEEPSEEK = {**_ATTENTION, "n_routed_experts": EXPERTS, "moe_intermediate_size": 24, "n_shared_experts": 1,
-             "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "topk_method": "greedy"}  # fmt: skip
-_DENSE_AND_SHARED = (("mlp", "gate_proj", "down_proj"), ("mlp.shared_experts", "gate_proj", "down_proj"))
+_SMALL = {
+    **SMALL,
+    **each("num_experts num_local_experts n_routed_experts moe_num_experts", EXPERTS),
+    **each("num_experts_per_tok moe_topk moe_k num_experts_per_token", TOP),
+    **each("moe_intermediate_size shared_expert_intermediate_size shared_intermediate_size expert_ffn_hidden_size", 24),
+    **each("moe_shared_expert_intermediate_size", 24),
+    **each("n_shared_experts num_shared_experts moe_num_shared_experts first_k_dense_replace num_dense_layers", 1),
+    **each("n_group topk_group num_expert_group", 1),
+    **each("head_dim linear_head_dim swa_head_dim index_topk index_head_dim mamba_d_head", 16),
+    **each("linear_num_heads swa_num_attention_heads index_n_heads mamba_dt_rank", 4),
+    **each("num_mtp_layers num_nextn_predict_layers", 0),
+    **each("mamba_n_heads mamba_d_state", 8), "swa_num_key_value_heads": 2,
+}  # fmt: skip
+_DENSE = ("mlp", "gate_proj", "down_proj")
+_SHARED = ("mlp.shared_experts", "gate_proj", "down_proj")
+_FUSED_SHARED = Mixture(
+    {}, experts="block_sparse_moe.experts", others=(("shared_mlp", "input_linear", "output_linear"),), fused=True
+)
+_LIKE_DEEPSEEK = Mixture({}, others=(_DENSE, _SHARED))
 
 MIXTURES: dict[str, Mixture] = {
-    "mixtral": Mixture({"num_local_experts": EXPERTS, "intermediate_size": 24}),
-    "qwen3_moe": Mixture({"num_experts": EXPERTS, "moe_intermediate_size": 24, "mlp_only_layers": [1]},
-                         others=(("mlp", "gate_proj", "down_proj"),)),
-    "qwen2_moe": Mixture({"num_experts": EXPERTS, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 40},
-                         others=(("mlp.shared_expert", "gate_proj", "down_proj"),)),
-    "olmoe": Mixture({"num_experts": EXPERTS, "intermediate_size": 24}),
-    "deepseek_v2": Mixture(_DEEPSEEK, others=_DENSE_AND_SHARED),
-    "deepseek_v3": Mixture({**_DEEPSEEK, "topk_method": "noaux_tc"}, others=_DENSE_AND_SHARED),
-    "glm4_moe": Mixture({**_DEEPSEEK, "head_dim": 16}, others=_DENSE_AND_SHARED),
-    "gpt_oss": Mixture({"num_local_experts": EXPERTS, "intermediate_size": 24, "head_dim": 16}, formula=_gpt_oss,
-                       interleaved=True),
-    "granitemoehybrid": Mixture(
-        {"num_local_experts": EXPERTS, "intermediate_size": 24, "shared_intermediate_size": 40, "mamba_n_heads": 8,
-         "mamba_d_head": 16, "layer_types": ["full_attention"] * LAYERS},
-        experts="block_sparse_moe.experts", others=(("shared_mlp", "input_linear", "output_linear"),), fused=True),
+    **dict.fromkeys(("flex_olmo", "minimax", "minimax_m2", "mixtral", "olmoe", "phimoe"), Mixture({})),
+    **dict.fromkeys(
+        ("afmoe", "bailing_hybrid", "ernie4_5_moe", "exaone_moe",
+         "glm4_moe", "glm4_moe_lite", "kimi_linear", "mimo_v2_flash", "solar_open"), _LIKE_DEEPSEEK,
+    ),
+    **dict.fromkeys(("axk1", "deepseek_v3"), replace(_LIKE_DEEPSEEK, config={"head_dim": 8})),
+    **dict.fromkeys(("deepseek_v2", "dots1"), replace(_LIKE_DEEPSEEK, config={
+        "head_dim": 8, "n_routed_experts": EXPERTS, "n_shared_experts": 1, "num_experts_per_tok": TOP})),
+    "qwen3_moe": Mixture({"mlp_only_layers": [1]}, others=(_DENSE,)),
+    **dict.fromkeys(("qwen2_moe", "qwen3_next", "qwen3_5_moe_text"),
+                    Mixture({}, others=(("mlp.shared_expert", "gate_proj", "down_proj"),))),
+    "gpt_oss": Mixture({}, formula=_gpt_oss, interleaved=True, transposed=True),
+    "granitemoe": Mixture({}, experts="block_sparse_moe.experts"),
+    "granitemoeshared": _FUSED_SHARED,
+    "granitemoehybrid": replace(_FUSED_SHARED, config={"layer_types": ["full_attention"] * LAYERS}),
+    "hunyuan_v1_moe": Mixture({}, others=(("mlp.shared_mlp", "gate_proj", "down_proj"),)),
+    "cohere2_moe": Mixture({}, others=(_DENSE, _SHARED)),
+    "aria_text": Mixture({}, others=(_SHARED,), transposed=True),
+    "jamba": Mixture(
+        {"expert_layer_period": 2, "expert_layer_offset": 1, "attn_layer_period": 1, "attn_layer_offset": 0},
+        experts="feed_forward.experts", others=(("feed_forward", "gate_proj", "down_proj"),)),
 }  # fmt: skip
 
 
 def tiny_mixture(name: str) -> Any:
     """A model of `MIXTURES`, random: the same each time."""
     torch.manual_seed(0)
-    settings = {
-        "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": LAYERS,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "num_experts_per_tok": TOP,
-        "max_position_embeddings": CONTEXT, "pad_token_id": 2, "bos_token_id": 0, "eos_token_id": 1,
-    }  # fmt: skip
-    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[name](**{**settings, **MIXTURES[name].config})).eval()
+    model = AutoModelForCausalLM.from_config(tiny_config(name, MIXTURES[name].config, _SMALL)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             scale = 0.05 if parameter.dim() < 2 else 0.5 / parameter.shape[-1] ** 0.5
@@ -148,7 +165,7 @@ class MixtureHooks:
         for expert in range(EXPERTS):
             cell_N, place_N = (index_Nk == expert).nonzero(as_tuple=True)
             matrix = experts.gate_up_proj[expert].double()
-            both = hidden_ND[cell_N].double() @ (matrix if self.mixture.interleaved else matrix.T)
+            both = hidden_ND[cell_N].double() @ (matrix if self.mixture.transposed else matrix.T)
             if getattr(experts, "gate_up_proj_bias", None) is not None:
                 both = both + experts.gate_up_proj_bias[expert].double()
             gate, up = (both[:, ::2], both[:, 1::2]) if self.mixture.interleaved else both.chunk(2, dim=-1)

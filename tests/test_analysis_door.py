@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mixtures import tiny_mixture
 from pass_groups import add_agreement, add_embeddings, add_lens, add_losses
 
 from neurotally.analysis import door, open_store, studies
@@ -40,6 +41,17 @@ def path(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "s"
 
 
+@pytest.fixture(scope="module")
+def mixture_path(path: Path, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same text read by a mixture of experts."""
+    folder = tmp_path_factory.mktemp("mixture")
+    tiny_mixture("mixtral").save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    quiet = Progress(quiet=True)
+    profile(str(folder / "model"), folder / "s", corpora=path.parent / "corpora", row_tokens=64, progress=quiet)
+    return folder / "s"
+
+
 def run_examples(text: str, path: Path) -> None:
     examples = doctest.DocTestParser().get_doctest(
         text, {"store": open_store(path), "open_store": open_store}, "", None, 0
@@ -51,9 +63,9 @@ def run_examples(text: str, path: Path) -> None:
 
 @pytest.mark.parametrize("name", [*studies.STUDIES, "open_store", "corpora", "model", "counts", "to_xarray", "report"])
 @pytest.mark.slow
-def test_every_example_runs(name: str, path: Path) -> None:
+def test_every_example_runs(name: str, path: Path, mixture_path: Path) -> None:
     thing = studies.study(name) if name in studies.STUDIES else getattr(door.Store, name, None) or open_store
-    run_examples(inspect.getdoc(thing) or "", path)
+    run_examples(inspect.getdoc(thing) or "", mixture_path if name == "routing" else path)
 
 
 @pytest.mark.parametrize("name", list(studies.STUDIES))

@@ -121,8 +121,8 @@ def test_the_help_says_what_the_signature_does(nothing: None) -> None:
 
 def test_groups_are_taken_apart_and_put_together() -> None:
     names = [parameter.name for parameter in parameters(study)]
-    assert names == ["corpus", "chosen_quantile", "chosen_select", "chosen_per_corpus", "chosen_top_rate", "times",
-                     "share", "way", "loud"]  # fmt: skip
+    assert names == ["corpus", "chosen_quantile", "chosen_select", "chosen_per_corpus", "chosen_top_rate",
+                     "chosen_rates", "times", "share", "way", "loud"]  # fmt: skip
     assert arguments(study, {"chosen_per_corpus": 7})["rule"] == Rule(per_corpus=7)
     assert arguments(study, {})["rule"] == DEFAULT
     with pytest.raises(TypeError, match="unexpected argument per_corpus"):

@@ -208,6 +208,18 @@ def test_experts_neurons_are_ablated_with_controls(made: Path, mixture: Path, tm
         assert json.loads(out)["corpora"] == list(CORPORA)
 
 
+@pytest.mark.slow
+def test_layers_of_several_networks_have_no_update_to_read(
+    mixture: Path, made: Path, corpora: Path, tmp_path: Path, run: Run
+) -> None:
+    path = shutil.copytree(made, tmp_path / "s")
+    arguments = ["agreement", mixture, path, "--corpora", corpora, "--max-files", 3]
+    code, _, err = run(*arguments)
+    assert (code, err.splitlines()[-1].count("several feed-forward networks")) == (2, 1)
+    code, _, err = run(*arguments, "--variants", "residual-raw,residual-norm")
+    assert code == 0, err
+
+
 def test_a_store_of_the_first_schema_is_read_and_gone_on_with(model_folder: Path, tmp_path: Path, run: Run) -> None:
     text = lay_out(tmp_path / "text", {"python": 6, "c++": 6})
     path = make(model_folder, tmp_path / "s", text)

@@ -9,6 +9,7 @@ from typing import Any
 import click
 import pytest
 from families import FAMILIES
+from mixtures import MIXTURES
 
 from neurotally.jobs.cli import cli
 
@@ -39,7 +40,8 @@ def test_there_is_one_for_every_folder() -> None:
 
 def test_as_many_architectures_are_tested_as_the_readme_says() -> None:
     number = len({family.family or name for name, family in FAMILIES.items()})
-    assert f"{number} architectures of transformers" in (ROOT / "README.md").read_text()
+    words = " ".join((ROOT / "README.md").read_text().split())
+    assert f"{number} dense architectures and {len(MIXTURES)} mixtures of transformers" in words
 
 
 @pytest.mark.parametrize("readme", READMES, ids=readme_id)

@@ -37,6 +37,9 @@ def study(store: Path, corpus: OnlyCorpora = ()) -> Result:
 
     Example:
       neurotally routing qwen3moe.store --figure routing.png
+
+    >>> store.routing().frame("layers")["layer"].tolist()
+    [0, 0, 1, 1]
     """
     attributes = stores.store_attributes(store)
     networks = networks_of(attributes.get("model"))

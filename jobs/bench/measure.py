@@ -37,6 +37,7 @@ from neurotally.kernels.tally import tally_layer
 from neurotally.profiler.corpus.batches import Batch
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.allocation import reuse_freed_memory
+from neurotally.profiler.model.experts import ExpertsHookPoint
 from neurotally.profiler.model.load import LoadedModel, device_name, load_model, resolve_device
 from neurotally.profiler.whole_files import whole_file
 
@@ -78,7 +79,7 @@ def bench(
         if variant != "bare":
             document[f"ratio_{variant}"], document[f"ratio_{variant}_se"] = _median_ratio(times, seconds["bare"])
     document |= _kernels_alone(loaded, rows, row_tokens)
-    if loaded.facts.device_type == "cuda":
+    if loaded.facts.device_type == "cuda" and not loaded.has_experts:
         most = matrix_rate(loaded.devices[0], getattr(torch, loaded.facts.dtype))
         document["mfu"] = flops_per_token(loaded, row_tokens) * document["tokens_per_s"] / most
     return document
@@ -164,7 +165,9 @@ def _kernels_alone(model: LoadedModel, rows: int, row_tokens: int) -> dict[str, 
     Its rate: the bytes it reads and writes over its time, against a copy on the same device; and its time over that
     of PyTorch's activation and, in a gated FFN, product.
     """
-    device, neurons = model.devices[0], model.facts.num_neurons
+    point = model.hook_points[0]
+    neurons = point.expert_width if isinstance(point, ExpertsHookPoint) else point.width
+    device = point.device
     dtype = getattr(torch, model.facts.dtype)
     pre_BTF, other_BTF = (torch.randn(rows, row_tokens, neurons, dtype=dtype, device=device) for _ in range(2))
     up_BTF = other_BTF if model.facts.gated else None
@@ -180,7 +183,7 @@ def _kernels_alone(model: LoadedModel, rows: int, row_tokens: int) -> dict[str, 
         rate = op_bytes / op_s
         return {"gb_per_s": rate / 1e9, "bandwidth_share": rate / copied, "over_pytorch": op_s / pytorch_s}
 
-    own = alone(model.hook_points[0].activation)
+    own = alone(point.activation)
     return {
         "kernel_gb_per_s": own["gb_per_s"],
         "copy_gb_per_s": copied / 1e9,

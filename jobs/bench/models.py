@@ -22,6 +22,11 @@ SHAPES: dict[str, dict[str, Any]] = {
         "model_type": "gpt_neox", "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8,
         "num_attention_heads": 8, "vocab_size": 8192, "use_parallel_residual": False, "hidden_act": "gelu",
     },
+    "qwen3-moe-83m": {
+        "model_type": "qwen3_moe", "hidden_size": 512, "moe_intermediate_size": 352, "num_hidden_layers": 8,
+        "num_experts": 16, "num_experts_per_tok": 4, "num_attention_heads": 8, "num_key_value_heads": 8,
+        "head_dim": 64, "vocab_size": 8192,
+    },
     "llama-3.1-8b": {
         "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
         "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "rope_theta": 500000.0,

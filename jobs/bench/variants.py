@@ -47,11 +47,12 @@ def variants_of(model: LoadedModel, batch: Batch) -> dict[str, Variant]:
         "bare": (body, bare),
         "bare_again": (body, bare),
         "head": (head, bare),
-        "eager_counts": (body, _eager_counts(model)),
-        "eager_everything": (body, _eager_everything(model)),
     }
-    if find_spec("nnsight") is not None:
-        found["nnsight_counts"] = (_nnsight_counts(model, ids_BT), bare)
+    if not model.facts.networks:  # nobody else counts the neurons of experts
+        found["eager_counts"] = (body, _eager_counts(model))
+        found["eager_everything"] = (body, _eager_everything(model))
+        if find_spec("nnsight") is not None:
+            found["nnsight_counts"] = (_nnsight_counts(model, ids_BT), bare)
     return found | {
         "counts": ours(Statistics.COUNTS),
         "moments": ours(Statistics.MOMENTS),

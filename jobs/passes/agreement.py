@@ -90,6 +90,13 @@ class AgreementWorker:
                 "use --variants ffn-norm,residual-norm"
             )
 
+        has_one_each = [point.layer for point in model.hook_points] == list(range(model.num_layers))
+        if not has_one_each and any(variant.startswith("ffn") for variant in config.variants):
+            raise UnsupportedModelError(
+                f"{model.facts.id}: its layers have several feed-forward networks, whose sum isn't read; "
+                "use --variants residual-raw,residual-norm"
+            )
+
     def prepare(self, task: Task) -> CutDocuments:
         """Read, tokenise, choose positions."""
         documents = list(read_documents(task.source, task.names, task.sizes, task.offset))
