@@ -61,9 +61,9 @@ STATISTICS = (
 )
 """The formulas are those of `neurotally.kernels.tally`."""
 ROUTED = (Statistic("weighted_coefficient_sum", "float64", "sum", "float64", by_group=False),)
-"""Beside them where a model has experts: see `neurotally.kernels.routed`."""
+"""Beside them for experts: see `neurotally.kernels.routed`."""
 
 
 def statistics_of(has_experts: bool) -> tuple[Statistic, ...]:
-    """All that is added up for the neurons of a model."""
+    """All that is added up for neurons, of experts or of others."""
     return STATISTICS + ROUTED if has_experts else STATISTICS

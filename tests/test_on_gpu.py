@@ -34,7 +34,8 @@ def test_every_step_runs(tmp_path: Path) -> None:
     assert found["polycoder-2.7b"]["ratio_full"] > 0
     assert found["token_budget"]["halvings"] == 0
     rows = list(csv.DictReader((tmp_path / "results.csv").open()))
-    assert [row["variant"] for row in rows].count("full") == 2
+    assert found["qwen3-30b-a3b"]["shape"] == "qwen3-moe-83m-2-layers"
+    assert [row["variant"] for row in rows].count("full") == 3
     assert (ROOT / "tests/bench/results.csv").read_bytes() == before  # figures without meaning
 
 

@@ -12,6 +12,7 @@ from mixtures import EXPERTS, MIXTURES, MixtureHooks, Site, tiny_mixture
 from numpy.testing import assert_allclose, assert_array_equal
 
 from neurotally.kernels.layer_tally import PAD, SPECIAL, TOKEN
+from neurotally.kernels.statistics import statistics_of
 from neurotally.profiler.corpus.batches import Batch, lay_out, rectangles
 from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.model.capture import NeuronReader
@@ -201,6 +202,13 @@ def test_a_masked_expert_neuron_is_as_if_its_value_vector_were_zero() -> None:
     ids_BT = torch.arange(3, 83).view(2, 40)
     with switched_off(model, {0: neurons}):
         torch.testing.assert_close(model.run_body(ids_BT), other.run_body(ids_BT))
+
+
+def test_a_mixtures_ordinary_networks_are_tallied_as_any_others() -> None:
+    model = hook_model(tiny_mixture("deepseek_v3"), "deepseek_v3")
+    for point, tally in NeuronRecorder(model, 0).tallies.items():  # the kernels take these by name
+        assert tuple(tally) == tuple(one.name for one in statistics_of(isinstance(point, ExpertsHookPoint)))
+    assert len({isinstance(point, ExpertsHookPoint) for point in model.hook_points}) == 2
 
 
 def test_experts_in_another_order_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

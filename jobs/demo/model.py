@@ -10,7 +10,7 @@ drawn from the seed: on one machine, with as many threads, the same text gives t
 
 import math
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,19 @@ _MAX_GRADIENT = 1.0
 _IGNORED = -100
 
 
-def train(train_dir: Path, model_dir: Path, steps: int = STEPS, seed: int = 0, progress: bool = True) -> list[float]:
+MakeModel = Callable[[int, int, int], Any]
+"""Of the vocabulary's size, the id of `<s>` and a seed."""
+
+
+def train(
+    train_dir: Path, model_dir: Path, steps: int = STEPS, seed: int = 0, progress: bool = True,
+    make_model: MakeModel | None = None,
+) -> list[float]:  # fmt: skip
     """Train tokenizer and model on the text below `train_dir`, and save them as `model_dir`, on the CPU.
 
-    `model_dir` must not exist: it appears whole, or not at all. Raises InputError where there is no text. Returns the
-    training loss of every step, in nats a token.
+    `make_model` makes another model than the demo's, at random. `model_dir` must not exist: it appears whole, or not at
+    all. Raises InputError where there is no text. Returns the training loss of every step, in nats a token, with a
+    mixture's loss of balance in it.
     """
     if model_dir.exists():
         raise InputError(f"{model_dir} exists already; name a new folder, or remove it")
@@ -63,7 +71,7 @@ def train(train_dir: Path, model_dir: Path, steps: int = STEPS, seed: int = 0, p
         language: _cut_rows(tokenizer, documents)
         for language, documents in tqdm(texts.items(), desc="tokenising", unit="language", disable=not progress)
     }
-    model = _new_model(len(tokenizer), tokenizer.bos_token_id, seed)
+    model = (make_model or _new_model)(len(tokenizer), tokenizer.bos_token_id, seed)
     losses = _optimise(model, _deal(rows, np.random.default_rng(seed)), steps, progress)
     unfinished = model_dir.with_name(f".{model_dir.name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -183,5 +191,7 @@ def _loss(model: Any, rows: Sequence[np.ndarray]) -> Tensor:
     whole = [torch.from_numpy(row) for row in rows]
     ids_BT = pad_sequence(whole, batch_first=True)
     next_BT = pad_sequence([row[1:] for row in whole], batch_first=True, padding_value=_IGNORED)
-    logits_BTV = model(input_ids=ids_BT[:, :-1], use_cache=False).logits
-    return functional.cross_entropy(logits_BTV.flatten(0, 1), next_BT.flatten(), ignore_index=_IGNORED)
+    output = model(input_ids=ids_BT[:, :-1], use_cache=False)
+    loss = functional.cross_entropy(output.logits.flatten(0, 1), next_BT.flatten(), ignore_index=_IGNORED)
+    balance: Tensor | None = getattr(output, "aux_loss", None)  # of a mixture's experts
+    return loss if balance is None else loss + model.router_aux_loss_coef * balance

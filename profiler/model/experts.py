@@ -188,6 +188,8 @@ def experts_hook_point(layer: int, name: str, first: int, experts: Any) -> Exper
     down = getattr(experts, "down_proj", None)
     if not isinstance(down, Tensor) or down.dim() != 3:
         raise UnsupportedModelError(f"{where}: its experts have no matrix down_proj [E, …]; they aren't supported")
+    if down.is_meta:
+        raise UnsupportedModelError(f"{where}: experts that don't fit on their device (offloaded) aren't supported yet")
     width = down.shape[1] if experts.is_transposed else down.shape[2]
     num_experts = len(down)
     return ExpertsHookPoint(

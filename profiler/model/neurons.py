@@ -42,7 +42,8 @@ class NeuronRecorder:
         self._shape = (model.num_layers, model.num_neurons)
         self._has_experts = model.has_experts
         self.tallies = {
-            point: LayerTally.empty(point.width, point.device, self._has_experts) for point in model.hook_points
+            point: LayerTally.empty(point.width, point.device, isinstance(point, ExpertsHookPoint))
+            for point in model.hook_points
         }
         self._sites = {
             point: RoutedTokens.none(point.num_experts if isinstance(point, ExpertsHookPoint) else 1, point.device)
@@ -78,14 +79,13 @@ class NeuronRecorder:
 
     def result(self) -> "UnitNeurons":
         """What was added up, on the host."""
-        by_statistic = statistics_of(self._has_experts)
-        sums = {one.name: np.full(self._shape, one.initial, one.shipped) for one in by_statistic}
+        sums = {one.name: np.full(self._shape, one.initial, one.shipped) for one in statistics_of(self._has_experts)}
         count_LF = np.zeros(self._shape, np.uint32)
         parts = [UnitTriggers.none()]
         for point, tally in self.tallies.items():
             where = (point.layer, _neurons(point))
-            for one in by_statistic:
-                sums[one.name][where] = tally[one.name].cpu().numpy()
+            for name, sums_F in tally.items():
+                sums[name][where] = sums_F.cpu().numpy()
             if self._triggers:
                 best = self._triggers[point].best()
                 count_LF[where] = torch.bincount(best.neuron_N, minlength=point.width).cpu().numpy()
@@ -209,7 +209,7 @@ class CorpusNeurons:
             for one in self._statistics:
                 fill = np.array(one.fill, one.stored)
                 sums[one.name] = np.where(number_LF >= 0, self.sums[one.name], fill)
-        if self.routed:
+        if self.routed:  # of a network that is no mixture the weight is 1
             is_ordinary_LF = (number_LF >= 0) & ~self._is_expert_S[number_LF]
             weighted_LF = sums["weighted_coefficient_sum"]
             weighted_LF[is_ordinary_LF] = sums["coefficient_sum"][is_ordinary_LF]

@@ -4,8 +4,8 @@
 
 The most valuable first: the kernels' cases; what a copy and a matrix product reach; 16-bit numbers whose activation
 differs from PyTorch's in any bit; whether models of three dtypes pass the check at loading; the kernels alone, by
-tilings; the whole pass of Llama-3.1-8B's and PolyCoder's shapes; a token budget that is too large; the kernels' other
-tests. Each step is a process of its own with a limit of its own, so that one that dies takes nothing with it, and is
+tilings; the whole pass of Llama-3.1-8B's, PolyCoder's and a mixture's shapes; a token budget that is too large; the
+kernels' other tests. Each step is a process of its own with a limit of its own, so that one that dies takes nothing with it, and is
 saved in OUT/STEP.json and OUT/on_gpu.json when it ends; its output is OUT/STEP.log. Rows of the whole pass are added to
 OUT/results.csv and, on a GPU, to tests/bench/results.csv.
 
@@ -273,8 +273,10 @@ def kernels(_out: Path) -> dict[str, Any]:
     return {"[ms, share of a copy's rate]": found}
 
 
-def whole_pass(shape: str, rounds: int) -> Callable[[Path], dict[str, Any]]:
-    """The whole pass of a shape against its bare body."""
+def whole_pass(
+    shape: str, rounds: int, layers: int | None = None, rehearsed: str = "llama-3m"
+) -> Callable[[Path], dict[str, Any]]:
+    """The whole pass of a shape, cut to so many `layers`, against its bare body; `rehearsed`: a small one instead."""
 
     def step(out: Path) -> dict[str, Any]:
         from neurotally.jobs.bench.measure import append_csv, bench, bench_table
@@ -283,7 +285,8 @@ def whole_pass(shape: str, rounds: int) -> Callable[[Path], dict[str, Any]]:
 
         small = {} if ON_GPU else {"rows": 2, "row_tokens": 32, "layers": 2}
         options: dict[str, Any] = {
-            "shape": shape if ON_GPU else "llama-3m", "rounds": rounds if ON_GPU else 2, "on_terminal": False, **small
+            "shape": shape if ON_GPU else rehearsed, "layers": layers, "rounds": rounds if ON_GPU else 2,
+            "on_terminal": False, **small,
         }  # fmt: skip
         refused = None
         try:
@@ -329,6 +332,7 @@ STEPS: dict[str, tuple[Callable[[Path], dict[str, Any]], float]] = {
     "kernels": (kernels, 90),
     "llama-3.1-8b": (whole_pass("llama-3.1-8b", 12), 200),
     "polycoder-2.7b": (whole_pass("polycoder-2.7b", 12), 120),
+    "qwen3-30b-a3b": (whole_pass("qwen3-30b-a3b", 6, 4, "qwen3-moe-83m"), 120),
     "token_budget": (token_budget, 60),
     "other_tests": (other_tests, 120),
 }
