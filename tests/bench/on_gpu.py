@@ -5,9 +5,9 @@
 The most valuable first: the kernels' cases; what a copy and a matrix product reach; 16-bit numbers whose activation
 differs from PyTorch's in any bit; whether models of three dtypes pass the check at loading; the kernels alone, by
 tilings; the whole pass of Llama-3.1-8B's, PolyCoder's and a mixture's shapes; a token budget that is too large; the
-kernels' other tests. Each step is a process of its own with a limit of its own, so that one that dies takes nothing with it, and is
-saved in OUT/STEP.json and OUT/on_gpu.json when it ends; its output is OUT/STEP.log. Rows of the whole pass are added to
-OUT/results.csv and, on a GPU, to tests/bench/results.csv.
+kernels' other tests. Each step is a process of its own with a limit of its own, so that one that dies takes nothing
+with it, and is saved in OUT/STEP.json and OUT/on_gpu.json when it ends; its output is OUT/STEP.log. Rows of the whole
+pass are added to OUT/results.csv and, on a GPU, to tests/bench/results.csv.
 
 Needs a checkout, Python 3.11 and the packages that it checks for, but neither Ray nor zarr, and downloads nothing.
 Where there is no GPU it is a rehearsal in one process: small shapes, Triton's interpreter, figures without meaning.
