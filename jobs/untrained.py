@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from neurotally.jobs.engines import ModelConfig
+from neurotally.profiler.model.config import auto_class
 from neurotally.profiler.model.load import load_config_and_tokenizer, quiet_transformers, split_revision
 
 
@@ -28,14 +29,12 @@ def untrained_model(model: ModelConfig, seed: int, folder: Path) -> ModelConfig:
 
 
 def _write(model: ModelConfig, seed: int, folder: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
     model_id, revision = split_revision(model.spec)
     common = {"revision": revision, "trust_remote_code": model.trust_remote_code}
     config, tokenizer = load_config_and_tokenizer(model_id, common)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        fresh = AutoModelForCausalLM.from_config(
+        fresh = auto_class(config).from_config(
             config, dtype=config.dtype or torch.float32, trust_remote_code=model.trust_remote_code
         )
     with quiet_transformers():

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 VOCABULARY, LAYERS, CONTEXT = 608, 2, 128
@@ -35,6 +35,8 @@ class Family:
     """Its name in transformers, where the one in the table is of a variant."""
     config: tuple[tuple[str, Any], ...] = ()
     """Further settings."""
+    is_composite: bool = False
+    """Whether it is a vision-language model, of which the text decoder is read."""
     context: int = CONTEXT
     """Longest row that its positions allow."""
 
@@ -97,6 +99,12 @@ FAMILIES: dict[str, Family] = {
     "mpt": Family("transformer.blocks", "ffn.up_proj", "ffn.down_proj", act="gelu"),
     "moshi": Family("model.layers", "mlp.fc1", "mlp.fc2", gated=True, split="halves"),
     "modernbert-decoder": Family("model.layers", "mlp.Wi", "mlp.Wo", gated=True, split="halves"),
+    **each("mistral3 llava qwen3_vl", replace(_LLAMA, layers="model.language_model.layers", is_composite=True)),
+    "idefics3": replace(_LLAMA, layers="model.text_model.layers", is_composite=True),
+    "bamba": replace(_LLAMA, keys="feed_forward.gate_proj", down="feed_forward.down_proj", config=(
+        ("attn_layer_indices", [1]), ("mamba_n_heads", 8), ("mamba_d_head", 16))),
+    "recurrent_gemma": replace(_LLAMA, keys="mlp_block.gate_proj", down="mlp_block.down_proj", context=2**31 - 1),
+    "gemma4_text": _LLAMA,
     # variants
     "granitemoehybrid, dense": Family(
         "model.layers", "shared_mlp.input_linear", "shared_mlp.output_linear", gated=True, split="halves",
@@ -143,7 +151,8 @@ def tiny_model(name: str) -> Any:
     """A model of `FAMILIES`, random: the same each time. No scale is 1, no bias 0."""
     family = FAMILIES[name]
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(tiny_config(family.family or name, dict(family.config))).eval()
+    auto = AutoModelForImageTextToText if family.is_composite else AutoModelForCausalLM
+    model = auto.from_config(tiny_config(family.family or name, dict(family.config))).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             scale = 0.05 if parameter.dim() < 2 else 0.5 / parameter.shape[-1] ** 0.5

@@ -1,14 +1,18 @@
-"""Body and head: their bits don't depend on the number of threads."""
+"""Body and head: their bits are the model's own and don't depend on the number of threads."""
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from families import tiny_model
+from mixtures import tiny_mixture
 from torch.nn import functional
 
-from neurotally.profiler.model.load import load_model
-from neurotally.profiler.passes.head import of_many_rows
+from neurotally.profiler.model.load import load_model, prepare_model
+from neurotally.profiler.passes.head import head_logits, of_many_rows
+from neurotally.profiler.passes.lens import Lens
 
 
 @pytest.fixture(autouse=True)
@@ -42,3 +46,22 @@ def test_short_rows_have_the_same_bits_for_very_many_threads(model_folder: Path)
         torch.set_num_threads(64)
         assert torch.equal(model.run_body(ids_BT), expected_BTD), columns
         assert torch.get_num_threads() == 64
+
+
+@pytest.mark.parametrize("name", ["mistral3", "llava", "qwen3_vl", "idefics3"])
+def test_a_vision_language_models_head_gives_its_own_logits(name: str, tokenizer: Any) -> None:
+    check_head(tiny_model(name), tokenizer)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "deepseek_v3"])
+def test_a_mixtures_head_gives_its_own_logits(name: str, tokenizer: Any) -> None:
+    check_head(tiny_mixture(name), tokenizer)
+
+
+def check_head(bare: Any, tokenizer: Any) -> None:
+    model = prepare_model(bare, tokenizer, "tiny", None, "float32")
+    ids_BT = torch.randint(3, 600, (1, 80), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected_NV = bare(input_ids=ids_BT, use_cache=False).logits[0]
+    assert torch.equal(head_logits(model, model.run_body(ids_BT)[0]), expected_NV)
+    Lens(model)  # refuses a last layer that isn't the model's own output

@@ -12,11 +12,19 @@ from conftest import save_llama
 from families import tiny_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel, T5Config, T5Model
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    GPT2Config,
+    GPT2LMHeadModel,
+    T5Config,
+    T5Model,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from neurotally.profiler.errors import InputError, UnsupportedModelError
-from neurotally.profiler.model.config import forward_config, refuse_other_kinds, row_limits
+from neurotally.profiler.model.config import auto_class, forward_config, refuse_other_kinds, row_limits
 from neurotally.profiler.model.decoder import decoder_layers, find_decoder
 from neurotally.profiler.model.load import load_model, prepare_model
 
@@ -131,9 +139,11 @@ def test_a_dense_hybrid_is_refused_for_what_it_lacks(tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "mistral3", "llava", "glm4v", "idefics3"])
-def test_a_vision_language_model_is_told_what_it_is(name: str) -> None:
-    message = refusal(lambda: refuse_other_kinds(CONFIG_MAPPING[name](), "some/model"))
-    assert "is a vision-language model: reading its text decoder isn't supported yet" in message
+def test_a_vision_language_model_is_loaded_whole(name: str) -> None:
+    config = CONFIG_MAPPING[name]()
+    refuse_other_kinds(config, "some/model")
+    assert auto_class(config) is AutoModelForImageTextToText
+    assert auto_class(CONFIG_MAPPING["llama"]()) is AutoModelForCausalLM
 
 
 @pytest.mark.parametrize(

@@ -35,16 +35,13 @@ def refuse_other_kinds(config: Any, model_id: str, trust_remote_code: bool = Fal
     """Raise InputError, before any weight is read, unless this is the config of a causal language model we may read."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+    auto_classes = (AutoModelForCausalLM, AutoModelForImageTextToText)
     kind = ", ".join(getattr(config, "architectures", None) or []) or config.model_type
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(f"{model_id} is an encoder-decoder ({config.model_type}), expected a causal language model")
     if any(head in kind for head in _OTHER_HEADS):
         raise InputError(f"{model_id} ({kind}) is no causal language model: its tokens see later tokens")
-    if not hasattr(config, "auto_map") and type(config) not in AutoModelForCausalLM._model_mapping:
-        if type(config) in AutoModelForImageTextToText._model_mapping:
-            raise UnsupportedModelError(
-                f"{model_id} ({kind}) is a vision-language model: reading its text decoder isn't supported yet"
-            )
+    if not hasattr(config, "auto_map") and all(type(config) not in auto._model_mapping for auto in auto_classes):
         raise InputError(
             f"{model_id} ({kind}) is no causal language model that transformers knows: AutoModelForCausalLM has no "
             f"entry for {config.model_type}"
@@ -65,12 +62,20 @@ def refuse_other_kinds(config: Any, model_id: str, trust_remote_code: bool = Fal
         _refuse_other_experts(config, model_id, trust_remote_code)
 
 
-def _refuse_other_experts(config: Any, model_id: str, trust_remote_code: bool) -> None:
-    from transformers import AutoModelForCausalLM
+def auto_class(config: Any) -> Any:
+    """The auto class that loads all weights of a model's checkpoint: of a vision-language model its towers, too."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as COMPOSITE
 
+    is_named = COMPOSITE.get(config.model_type) in (getattr(config, "architectures", None) or ())
+    is_only_one = type(config) not in AutoModelForCausalLM._model_mapping and config.model_type in COMPOSITE
+    return AutoModelForImageTextToText if is_named or is_only_one else AutoModelForCausalLM
+
+
+def _refuse_other_experts(config: Any, model_id: str, trust_remote_code: bool) -> None:
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            model = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
     except Exception:  # what can't be made without weights is looked at with them, when its hook points are found
         return
     if any(is_experts(module) for module in model.modules()):

@@ -1,6 +1,7 @@
 """Load a causal Hugging Face model, find and verify its hook points, and say what it is.
 
-Loaded the way its users do (`AutoModelForCausalLM`), but whole or not at all; only its body runs. `fingerprint`
+Loaded the way its users do (`AutoModelForCausalLM`; a vision-language model, of which the text decoder is read, by the
+auto class that loads it all), but whole or not at all; only its body runs. `fingerprint`
 identifies weights by content: names, shapes, the checkpoint's dtype and a fixed sample of every tensor, so it takes
 seconds at any size and is the same on every device and in every dtype. `config` holds what else decides the result.
 """
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from neurotally.kernels.tally import kernels_for
 from neurotally.profiler.errors import InputError, first_line
-from neurotally.profiler.model.config import forward_config, refuse_other_kinds, row_limits
+from neurotally.profiler.model.config import auto_class, forward_config, refuse_other_kinds, row_limits
 from neurotally.profiler.model.hooked_model import HookedModel, find_body
 from neurotally.profiler.model.hooking import hook_model
 from neurotally.profiler.model.offloading import brought_in
@@ -108,8 +109,6 @@ def load_model(spec: str, device: str = "auto", dtype: str = "auto", trust_remot
         model = load_model("Qwen/Qwen2.5-Coder-0.5B")
         print(model.facts.num_layers, model.facts.num_neurons)
     """
-    from transformers import AutoModelForCausalLM
-
     model_id, revision = split_revision(spec)
     device_type = resolve_device(device)
     with quiet_transformers():
@@ -123,7 +122,7 @@ def load_model(spec: str, device: str = "auto", dtype: str = "auto", trust_remot
             placement: dict[str, Any] = {}
             if device_type == "cuda":
                 placement["device_map"] = _device_map(config, torch_dtype, trust_remote_code)
-            return AutoModelForCausalLM.from_pretrained(
+            return auto_class(config).from_pretrained(
                 model_id,
                 dtype=torch_dtype,
                 output_loading_info=True,
@@ -342,10 +341,9 @@ def _device_map(config: Any, dtype: torch.dtype, trust_remote_code: bool) -> Any
 def weight_bytes(config: Any, dtype: torch.dtype, trust_remote_code: bool) -> int:
     """What a model's weights take, told from its config."""
     from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
 
     with init_empty_weights():
-        empty = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        empty = auto_class(config).from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     num_weights: int = sum(parameter.numel() for parameter in empty.parameters())
     return dtype.itemsize * num_weights
 
