@@ -105,6 +105,10 @@ FAMILIES: dict[str, Family] = {
         ("attn_layer_indices", [1]), ("mamba_n_heads", 8), ("mamba_d_head", 16))),
     "recurrent_gemma": replace(_LLAMA, keys="mlp_block.gate_proj", down="mlp_block.down_proj", context=2**31 - 1),
     "gemma4_text": _LLAMA,
+    "falcon_h1": replace(_LLAMA, keys="feed_forward.gate_proj", down="feed_forward.down_proj", config=(
+        ("mamba_d_ssm", 128), ("mamba_n_heads", 8), ("mamba_d_head", 16), ("mamba_d_state", 8))),
+    "gemma3n_text": replace(_LLAMA, config=(
+        ("activation_sparsity_pattern", [0.0, 0.0]), ("hidden_size_per_layer_input", 16), ("laurel_rank", 8))),
     # variants
     "granitemoehybrid, dense": Family(
         "model.layers", "shared_mlp.input_linear", "shared_mlp.output_linear", gated=True, split="halves",

@@ -142,8 +142,11 @@ class _Watcher(nn.Module):
 
     @property
     def is_network(self) -> bool:
-        """Whether it was given a matrix product, and a weight matrix reads what became of it."""
-        return bool(self.found_down) and self.keys is not None and (self.up is not None or not self.gated)
+        """Whether a weight matrix reads what became of it: its product with one of a matrix, or that of its own.
+
+        In a gated network the keys may have been scaled, or some of them cut off.
+        """
+        return bool(self.found_down) and (self.up if self.gated else self.keys) is not None
 
     def hook_point(self, first: int) -> HookPoint:
         """What was seen; UnsupportedModelError where it is no network that we can read."""
