@@ -15,6 +15,7 @@ from neurotally.analysis.languages.counts import GroupCounts
 from neurotally.analysis.languages.jackknife import ErrorBars, error_bars, save_error_bars
 from neurotally.analysis.languages.lape import Rule
 from neurotally.analysis.languages.lape_study import error_bars_document, lape_result
+from neurotally.analysis.languages.sites import Sites
 from neurotally.profiler.errors import InputError
 
 T9 = 2.262157
@@ -279,3 +280,33 @@ def test_archive_of_everything(tmp_path: Path) -> None:
         assert (archive["entropy_low"] == bars.entropy_interval()[0]).all()
         assert (archive["entropy_few_hits"] == bars.entropy_flags()["few hits"]).all()
         assert archive["p_high"].shape == archive["p_few_hits"].shape == (4, 4, 123)
+
+
+def test_rates_of_experts_go_by_the_tokens_that_came_by() -> None:
+    rng = np.random.default_rng(3)
+    number_LF = np.array([[0, 0, 1, -1], [2, 3, 3, 3]], np.int32)
+    tokens, sites, active = [], [], []
+    for _ in range(2):
+        by_site_GS = rng.integers(50, 400, (5, 4)).astype(np.uint64)
+        by_site_GS[1:, 3] = 0  # an expert that one group alone was routed to
+        came_by_GLF = np.where(number_LF >= 0, by_site_GS[:, number_LF], 0)
+        active.append(rng.binomial(came_by_GLF.astype(int), 0.3).astype(np.uint64))
+        tokens.append(np.full(5, 1000, np.uint64))
+        sites.append(Sites(number_LF, by_site_GS))
+    groups = GroupCounts(None, ("a", "b"), tuple(tokens), tuple(active), (None, None), {}, {}, tuple(sites))
+    bars = error_bars(groups)
+    for c in range(2):
+        for layer, neuron in zip(*np.nonzero(number_LF >= 0), strict=True):
+            n_G = sites[c].tokens_XS[:, number_LF[layer, neuron]].astype(float)
+            x_G = active[c][:, layer, neuron].astype(float)
+            p = x_G.sum() / n_G.sum()
+            assert bars.p_CLF[c, layer, neuron] == pytest.approx(p, rel=1e-12)
+            if number_LF[layer, neuron] == 3:
+                assert bars.p_error_CLF[c, layer, neuron] == 1
+                assert bars.has_few_hits_CLF[c, layer, neuron]
+                continue
+            without_G = (x_G.sum() - x_G) / (n_G.sum() - n_G)
+            expected = np.sqrt(((1 - n_G / n_G.sum()) * (without_G - p) ** 2).sum())
+            assert bars.p_error_CLF[c, layer, neuron] == pytest.approx(expected, rel=1e-9)
+    assert np.isfinite(bars.p_error_CLF).all()
+    assert np.isnan(bars.entropy_LF[0, 3])

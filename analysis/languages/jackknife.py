@@ -201,7 +201,7 @@ def _tokens(groups: GroupCounts, block: slice) -> list[np.ndarray]:
 def _probability(x_GB: np.ndarray, n_GX: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """p, its standard error, and whether hits are few, of one corpus.
 
-    Where no group but one has tokens (of an expert) there is no error to tell: infinite, and flagged.
+    Where no group but one has tokens (of an expert) the error can't be told: it is 1, the whole range, and flagged.
     """
     hits_B, tokens_X = x_GB.sum(axis=0), n_GX.sum(axis=0)
     some_X = np.maximum(tokens_X, 1)
@@ -210,7 +210,7 @@ def _probability(x_GB: np.ndarray, n_GX: np.ndarray) -> tuple[np.ndarray, np.nda
     residual_GB = x_GB - n_GX * p_B
     others_GX = tokens_X - n_GX
     error_B = np.sqrt(((residual_GB**2) / (some_X * np.maximum(others_GX, 1))).sum(axis=0))
-    error_B = np.where((others_GX == 0).any(axis=0), np.inf, error_B)
+    error_B = np.where((others_GX == 0).any(axis=0), 1.0, error_B)
     rarer_B = np.minimum(hits_B, tokens_X - hits_B)
     is_few_B = (rarer_B < FEW_HITS) | ((rarer_B / some_X) ** 2 < FEW_HITS * error_B**2)
     return p_B, error_B, is_few_B

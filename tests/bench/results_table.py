@@ -33,7 +33,10 @@ def table(rows: Iterable[dict[str, str]]) -> str:
     for (device, shape, dtype), run in runs.items():
         again = float(run["bare_again"]["ratio"])
         threads = f", {run['bare']['threads']} threads" if run["bare"]["threads"] else ""
-        cells = [f"{float(run[name]['ratio']) / again:.2f} ± {float(run[name]['ratio_se']):.2f}" for name in VARIANTS]
+        cells = [
+            f"{float(run[name]['ratio']) / again:.2f} ± {float(run[name]['ratio_se']):.2f}" if name in run else "-"
+            for name in VARIANTS
+        ]
         lines.append([device + threads, f"{shape}, {dtype}", *cells])
     return tabulate(lines, ["device", "shape", *VARIANTS.values()], tablefmt="github", disable_numparse=True)
 
