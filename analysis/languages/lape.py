@@ -52,7 +52,8 @@ class Rule:
     per_corpus: Annotated[int, Option("With balanced.", "N", min=1)] = 400
     top_rate: Annotated[float, Option("With top: share of all neurons.", share=True)] = 0.01
     rates: Annotated[
-        Rates, Option("Of a mixture's experts: active of the tokens routed to the expert, or of all tokens (joint).")
+        Rates,
+        Option("In a mixture of experts: rates over the tokens routed to a neuron's expert, or over all (joint)."),
     ] = "conditional"
 
     def choose(self, counts: CorpusCounts) -> "Selection":

@@ -95,8 +95,8 @@ def lape_result(counts: CorpusCounts, selection: Selection, bars: jackknife.Erro
         notes += _bars_notes(document["error_bars"])
     sets = [f"{name} {len(neurons_n2):,} ({len(selection.exclusive[name]):,})"
             for name, neurons_n2 in selection.specific.items()]  # fmt: skip
-    most = "" if counts.sites is None else "up to "
-    shape = f"{document['layers']} layers of {most}{document['neurons']:,} neurons"
+    is_ragged = counts.num_neurons != document["layers"] * document["neurons"]
+    shape = f"{document['layers']} layers of {'up to ' * is_ragged}{document['neurons']:,} neurons"
     lead = f"LAPE of {model_name(counts.model)}, {shape}: {selection.rule}"
     finding = f"Specific neurons, in brackets exclusive ones: {', '.join(sets)}."
     return Result("lape", document, lead, tables, charts, notes, candidates_warnings(selection), findings=[finding],
@@ -264,11 +264,11 @@ def _notes(counts: CorpusCounts, selection: Selection) -> list[str]:
         if number
     ]
     if counts.sites is not None:
-        rule_rates = "of the tokens routed to its expert" if rule.rates == "conditional" else "of all tokens"
+        over = "the tokens routed to a neuron's expert" if rule.rates == "conditional" else "all tokens"
         few = ", ".join(f"{name} {number:,}" for name, number in _few_tokens(counts).items())
         notes.append(
-            f"a mixture: a neuron's rate is its share {rule_rates}; {counts.num_neurons:,} neurons in all; of "
-            f"{counts.sites.tokens_XS.shape[1]:,} networks and experts fewer than {FEW_TOKENS:,} tokens: {few}"
+            f"rates are over {over}; {counts.num_neurons:,} neurons in {counts.sites.tokens_XS.shape[1]:,} networks "
+            f"and experts, of which so many were reached by fewer than {FEW_TOKENS:,} tokens: {few}"
         )
     return notes + set_notes(counts, selection)
 
