@@ -18,8 +18,14 @@ from torch import Tensor, nn
 
 from neurotally.kernels.activations import activate, activation_table
 from neurotally.kernels.compiled import Job, library
-from neurotally.kernels.layer_tally import TOKEN, LayerTally, RowMaxima, Statistics
-from neurotally.kernels.tally import COMPILED_DTYPES, kernels_for, tally_reference
+from neurotally.kernels.layer_tally import PAD, TOKEN, LayerTally, RowMaxima, Statistics
+from neurotally.kernels.tally import (
+    COMPILED_DTYPES,
+    column_sums,
+    kernels_for_these,
+    tally_reference,
+    with_unit_stride,
+)
 
 
 class Runs(NamedTuple):
@@ -71,7 +77,7 @@ def tally_routed(
     Rows are those of the layer's product; `kind_S` goes by them, too. `tally` is that of the E·F neurons. Returns the
     coefficients [S, F], and the largest of each run, [R, F], with their positions counted from the run's first token.
     """
-    if kernels_for(pre_SF.device, pre_SF.dtype) != "compiled" or (up_SF is not None and up_SF.dtype != pre_SF.dtype):
+    if kernels_for_these(pre_SF, up_SF) != "compiled":
         activation_SF = activate(act, pre_SF)
         coefficient_SF = activation_SF if up_SF is None else activation_SF * up_SF
         maxima = tally_routed_reference(pre_SF, activation_SF, coefficient_SF, kind_S, routing, tally, statistics)
@@ -108,9 +114,9 @@ def tally_routed_reference(
         )  # fmt: skip
         if statistics >= Statistics.MOMENTS:
             weighted_SF = coefficient_SF[part].double() * routing.weight_S[part, None].double()
-            weighted_SF = weighted_SF[kind_S[part] != 0]
+            weighted_SF = weighted_SF[kind_S[part] != PAD]
             if len(weighted_SF):
-                of_expert["weighted_coefficient_sum"].add_(weighted_SF.cumsum(0)[-1])
+                of_expert["weighted_coefficient_sum"].add_(column_sums(weighted_SF))
         first += rows
     value_RF = torch.zeros(len(routing.runs.tokens_R), width, device=pre_SF.device)
     position_RF = value_RF.int()
@@ -141,8 +147,8 @@ def _tally_compiled(
 ) -> tuple[Tensor, RowMaxima]:
     compiled = library()
     assert compiled is not None
-    pre_SF = pre_SF if pre_SF.stride(-1) == 1 else pre_SF.contiguous()
-    up_SF = up_SF if up_SF is None or up_SF.stride(-1) == 1 else up_SF.contiguous()
+    pre_SF = with_unit_stride(pre_SF)
+    up_SF = None if up_SF is None else with_unit_stride(up_SF)
     width = pre_SF.shape[1]
     coefficient_SF = torch.empty(pre_SF.shape, dtype=pre_SF.dtype)
     kind_S, row_S, weight_S = kind_S[routing.row_S].to(torch.uint8), routing.row_S, routing.weight_S

@@ -53,7 +53,7 @@ def tally_layer(
     two halves of one tensor.
     """
     _check_shapes(pre_BTF, up_BTF, kind_BT, tally)
-    kernels = _kernels_for_these(pre_BTF, up_BTF)
+    kernels = kernels_for_these(pre_BTF, up_BTF)
     table, formula = None, None  # what the kernels compute the activation by; without either the module itself runs
     if kernels == "compiled" and pre_BTF.dtype.itemsize == 2 and pre_BTF.stride(-1) == 1:
         table = activation_table(act, pre_BTF.dtype, pre_BTF.is_contiguous())
@@ -67,8 +67,8 @@ def tally_layer(
             maxima = tally_reference(pre_BTF, activation_BTF, coefficient_BTF, kind_BT, tally, statistics)
             return coefficient_BTF, maxima
         activation_BTF = activation_BTF.contiguous()
-    pre_BTF = _with_unit_stride(pre_BTF)
-    up_BTF = None if up_BTF is None else _with_unit_stride(up_BTF)
+    pre_BTF = with_unit_stride(pre_BTF)
+    up_BTF = None if up_BTF is None else with_unit_stride(up_BTF)
     kind_BT = kind_BT.to(torch.uint8).contiguous()
     if kernels == "compiled":
         return _tally_compiled(table, activation_BTF, pre_BTF, up_BTF, kind_BT, tally, statistics)
@@ -103,10 +103,10 @@ def tally_reference(
     tally["active_special"].add_((pre_BTF[special_BT] > 0).sum(0))
     coefficient_NF = coefficient_BTF[counted_BT]
     if statistics >= Statistics.MOMENTS and len(coefficient_NF):
-        tally["activation_sum"].add_(_column_sums(activation_BTF[counted_BT]))
-        tally["coefficient_sum"].add_(_column_sums(coefficient_NF))
-        tally["coefficient_sum_absolute"].add_(_column_sums(coefficient_NF.abs()))
-        tally["coefficient_sum_squares"].add_(_column_sums(coefficient_NF.double().square()))
+        tally["activation_sum"].add_(column_sums(activation_BTF[counted_BT]))
+        tally["coefficient_sum"].add_(column_sums(coefficient_NF))
+        tally["coefficient_sum_absolute"].add_(column_sums(coefficient_NF.abs()))
+        tally["coefficient_sum_squares"].add_(column_sums(coefficient_NF.double().square()))
         number_NF = coefficient_NF.float()
         is_nan_NF = number_NF.isnan()
         max_F, min_F = tally["coefficient_max"], tally["coefficient_min"]
@@ -120,7 +120,7 @@ def tally_reference(
     return RowMaxima(value_BF, position_BF.int())
 
 
-def _column_sums(x_NF: Tensor) -> Tensor:
+def column_sums(x_NF: Tensor) -> Tensor:
     """Sum over tokens in float64, one addition after the other: the same bits for any number of threads."""
     # A running sum keeps its order whatever the threads; `sum(0)` splits columns by thread and vector width.
     return x_NF.double().cumsum(0)[-1]
@@ -137,7 +137,7 @@ def _check_shapes(pre_BTF: Tensor, up_BTF: Tensor | None, kind_BT: Tensor, tally
         raise ValueError(f"expected gate and up of one shape, got {list(pre_BTF.shape)} and {list(up_BTF.shape)}")
 
 
-def _kernels_for_these(pre_BTF: Tensor, up_BTF: Tensor | None) -> str:
+def kernels_for_these(pre_BTF: Tensor, up_BTF: Tensor | None) -> str:
     """See `kernels_for`; plain ones, too, where not all is on one device and of one dtype, or a gradient is wanted."""
     given = [pre_BTF] if up_BTF is None else [pre_BTF, up_BTF]
     are_alike = all(x.device == pre_BTF.device and x.dtype == pre_BTF.dtype for x in given)
@@ -200,7 +200,8 @@ def _tally_compiled(
     return coefficient_BTF, maxima
 
 
-def _with_unit_stride(x_BTF: Tensor) -> Tensor:
+def with_unit_stride(x_BTF: Tensor) -> Tensor:
+    """The same with neurons side by side in memory."""
     return x_BTF if x_BTF.stride(-1) == 1 else x_BTF.contiguous()
 
 

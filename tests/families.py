@@ -156,7 +156,11 @@ def tiny_model(name: str) -> Any:
     family = FAMILIES[name]
     torch.manual_seed(0)
     auto = AutoModelForImageTextToText if family.is_composite else AutoModelForCausalLM
-    model = auto.from_config(tiny_config(family.family or name, dict(family.config))).eval()
+    return randomised(auto.from_config(tiny_config(family.family or name, dict(family.config))).eval())
+
+
+def randomised(model: Any) -> Any:
+    """The model with noise on every weight."""
     with torch.no_grad():
         for parameter in model.parameters():
             scale = 0.05 if parameter.dim() < 2 else 0.5 / parameter.shape[-1] ** 0.5

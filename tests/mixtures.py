@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from families import LAYERS, SMALL, each, tiny_config
+from families import LAYERS, SMALL, each, randomised, tiny_config
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
@@ -94,12 +94,7 @@ MIXTURES: dict[str, Mixture] = {
 def tiny_mixture(name: str) -> Any:
     """A model of `MIXTURES`, random: the same each time."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(tiny_config(name, MIXTURES[name].config, _SMALL)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            scale = 0.05 if parameter.dim() < 2 else 0.5 / parameter.shape[-1] ** 0.5
-            parameter.add_(torch.randn(parameter.shape) * scale)
-    return model
+    return randomised(AutoModelForCausalLM.from_config(tiny_config(name, MIXTURES[name].config, _SMALL)).eval())
 
 
 @dataclass(frozen=True)

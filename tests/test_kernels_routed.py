@@ -54,7 +54,7 @@ def tallied(case: Case, statistics: Statistics = Statistics.EVERYTHING) -> tuple
 @pytest.fixture(params=["compiled", "plain"])
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "plain":
-        monkeypatch.setattr("neurotally.kernels.routed.kernels_for", lambda *_: "plain")
+        monkeypatch.setattr("neurotally.kernels.routed.kernels_for_these", lambda *_: "plain")
         monkeypatch.setattr(triggers, "kernels_for", lambda *_: "plain")
     return str(request.param)
 

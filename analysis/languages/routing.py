@@ -89,18 +89,18 @@ def _layer(layer: int, name: str, experts: int, by_corpus: Mapping[str, stores.A
 
 def _result(document: Mapping[str, Any], model: str) -> Result:
     corpora, layers = document["corpora"], document["layers"]
+    shares = [{name: _shares(of["tokens"][name]) for name in corpora} for of in layers]
     rows: list[list[Cell]] = []
-    for of in layers:
+    experts: list[list[Cell]] = []
+    for of, share in zip(layers, shares, strict=True):
         for name in corpora:
-            share_E = _shares(of["tokens"][name])
-            busiest = int(np.argmax(share_E))
-            rows.append([of["layer"], name, of["specialization"][name], busiest, float(share_E[busiest]),
+            busiest = int(np.argmax(share[name]))
+            rows.append([of["layer"], name, of["specialization"][name], busiest, share[name][busiest],
                          sum(not tokens for tokens in of["tokens"][name])])  # fmt: skip
-    experts: list[list[Cell]] = [
-        [of["layer"], expert, name, of["tokens"][name][expert], float(_shares(of["tokens"][name])[expert]),
-         of["weight"][name][expert]]
-        for of in layers for expert in range(of["experts"]) for name in corpora
-    ]  # fmt: skip
+        experts += [
+            [of["layer"], expert, name, of["tokens"][name][expert], share[name][expert], of["weight"][name][expert]]
+            for expert in range(of["experts"]) for name in corpora
+        ]  # fmt: skip
     where, which = max(
         ((of, name) for of in layers for name in corpora), key=lambda pair: pair[0]["specialization"][pair[1]]
     )
@@ -121,7 +121,7 @@ def _result(document: Mapping[str, Any], model: str) -> Result:
                   [Column("layer", "count"), Column("expert", "count"), Column("corpus"), Column("tokens", "count"),
                    Column("share", "share", 1), Column("weight", "number", 1)], experts, is_long=True),
         ],
-        [_chart(layers, corpora)],
+        [_chart(layers, shares)],
         [
             "specialization: Kullback-Leibler divergence, in nats, of a corpus's shares of the experts from their mean "
             "over corpora",
@@ -132,17 +132,16 @@ def _result(document: Mapping[str, Any], model: str) -> Result:
     )  # fmt: skip
 
 
-def _chart(layers: Sequence[Mapping[str, Any]], corpora: Sequence[str]) -> Chart:
+def _chart(layers: Sequence[Mapping[str, Any]], shares: Sequence[Mapping[str, list[float]]]) -> Chart:
     grids = [
-        Grid(f"layer {of['layer']}", list(corpora), [str(expert) for expert in range(of["experts"])],
-             [_shares(of["tokens"][name]).tolist() for name in corpora], texts=[[""] * of["experts"] for _ in corpora],
-             column_label="expert", scale="share of the tokens")
-        for of in layers
+        Grid(f"layer {of['layer']}", list(share), [str(expert) for expert in range(of["experts"])],
+             list(share.values()), texts=[[""] * of["experts"] for _ in share], column_label="expert",
+             scale="share of the tokens")
+        for of, share in zip(layers, shares, strict=True)
     ]  # fmt: skip
     return Chart("routing", "Share of each corpus's routed tokens, by expert", grids, num_columns=2)
 
 
-def _shares(tokens_E: Sequence[int]) -> np.ndarray:
-    counted_E = np.asarray(tokens_E, np.float64)
-    shares_E: np.ndarray = counted_E / counted_E.sum()
-    return shares_E
+def _shares(tokens_E: Sequence[int]) -> list[float]:
+    all_tokens = sum(tokens_E)
+    return [tokens / all_tokens for tokens in tokens_E]

@@ -5,8 +5,8 @@ tokens, is higher where an expert gets more tokens: it confounds routing with fi
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,19 +26,19 @@ class Sites:
     tokens_XS: np.ndarray
     """uint64, by corpus (C) or by group (G): tokens that came by at each site."""
 
-    @property
+    @cached_property
     def neuron_N(self) -> np.ndarray:
         """int64: layer · F + neuron of every neuron, ascending."""
         return np.flatnonzero(self.number_LF >= 0)
 
-    def tokens_XN(self, neurons: slice = slice(None)) -> np.ndarray:
-        """uint64 [X, N]: tokens that came by at each neuron, or some of them."""
-        tokens_XN: np.ndarray = self.tokens_XS[:, self.number_LF.ravel()[self.neuron_N[neurons]]]
+    def tokens_XN(self) -> np.ndarray:
+        """uint64 [X, N]: tokens that came by at each neuron."""
+        tokens_XN: np.ndarray = self.tokens_XS[:, self.number_LF.ravel()[self.neuron_N]]
         return tokens_XN
 
-    def spread(self, values_XN: np.ndarray, elsewhere: Any) -> np.ndarray:
-        """[X, L, F] of values of all neurons, and `elsewhere` where there is none."""
-        spread_XM = np.full((len(values_XN), self.number_LF.size), elsewhere, values_XN.dtype)
+    def spread(self, values_XN: np.ndarray) -> np.ndarray:
+        """[X, L, F] of values of all neurons, and 0 where there is none."""
+        spread_XM = np.zeros((len(values_XN), self.number_LF.size), values_XN.dtype)
         spread_XM[:, self.neuron_N] = values_XN
         return spread_XM.reshape(-1, *self.number_LF.shape)
 
@@ -76,4 +76,4 @@ def rates(active_XLF: np.ndarray, tokens_X: np.ndarray, sites: Sites | None) -> 
         rate_XLF: np.ndarray = active_XLF / tokens_X[:, None, None]
         return rate_XLF
     active_XN = active_XLF.reshape(len(active_XLF), -1)[:, sites.neuron_N]
-    return sites.spread(active_XN / np.maximum(sites.tokens_XN(), 1), 0.0)
+    return sites.spread(active_XN / np.maximum(sites.tokens_XN(), 1))

@@ -54,12 +54,11 @@ class NeuronReader:
 
     def _run(self, batch: StagedBatch, on_layer: OnLayer | None, to_the_end: bool) -> Tensor | None:
         seen: list[HookPoint] = []
-        num_tokens = batch.ids_BT.shape[1]
 
         def read(point: HookPoint, pre_BTF: Tensor, up_BTF: Tensor | None) -> Tensor:
             shape = pre_BTF.shape
             if isinstance(point, ExpertsHookPoint):
-                read_BTF = self._read_experts(point, pre_BTF, up_BTF, batch, num_tokens)
+                read_BTF = self._read_experts(point, pre_BTF, up_BTF, batch)
             else:
                 # Some families run the FFN on [B·T, F].
                 rows = (*batch.ids_BT.shape, -1)
@@ -106,11 +105,11 @@ class NeuronReader:
         return read_BTF
 
     def _read_experts(
-        self, point: ExpertsHookPoint, pre_SF: Tensor, up_SF: Tensor | None, batch: StagedBatch, row_cells: int
+        self, point: ExpertsHookPoint, pre_SF: Tensor, up_SF: Tensor | None, batch: StagedBatch
     ) -> Tensor:
         """Tally the experts of a layer; the coefficients [S, F] that their second product reads."""
         tables = (table_BT.flatten() for table_BT in batch.tables[pre_SF.device])
-        routing = point.routing(row_cells)
+        routing = point.routing(batch.ids_BT.shape[1])
         # By token as the routing sorts them; a row of the product has the kind of its token.
         kind_S, document_S, position_S = (table_N[routing.cell_S] for table_N in tables)
         of_row_S = torch.empty_like(kind_S).index_copy_(0, routing.row_S, kind_S)

@@ -11,7 +11,7 @@ linear in `up`, so that what they multiply it by, the activation, is its value a
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -158,21 +158,21 @@ def routed_inputs(experts: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[Te
 def _rows(point: ExpertsHookPoint, index_Nk: Tensor, weight_Nk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Expert, token and routing weight of each row of the product, as transformers orders them."""
     flat_S, k = index_Nk.reshape(-1), index_Nk.shape[-1]
-    order = implementation_of(point.experts)
-    if order == "grouped_mm":
-        expert_S, permutation_S = torch.sort(flat_S)  # the very call: equal numbers come in the order that it gives
-        return expert_S, permutation_S // k, weight_Nk.reshape(-1)[permutation_S]
-    if order == "batched_mm":
+    if _order_of(point.experts, str(point)) == "batched_mm":
         return flat_S, torch.arange(len(flat_S), device=flat_S.device) // k, weight_Nk.reshape(-1)
-    raise UnsupportedModelError(
-        f"{point}: its experts are computed by {order!r}, whose neurons can't be read; "
-        "call model.set_experts_implementation('grouped_mm')"
-    )
+    expert_S, permutation_S = torch.sort(flat_S)  # the very call: equal numbers come in the order that it gives
+    return expert_S, permutation_S // k, weight_Nk.reshape(-1)[permutation_S]
 
 
-def implementation_of(experts: Any) -> str:
-    """How transformers computes a mixture's experts."""
-    return str(getattr(experts.config, "_experts_implementation", None) or "eager")
+def _order_of(experts: Any, where: str) -> str:
+    """How transformers computes a mixture's experts, one of `_ORDERS`; UnsupportedModelError where otherwise."""
+    order = str(getattr(experts.config, "_experts_implementation", None) or "eager")
+    if order not in _ORDERS:
+        raise UnsupportedModelError(
+            f"{where}: its experts are computed by {order!r}, whose neurons can't be read; "
+            "call model.set_experts_implementation('grouped_mm')"
+        )
+    return order
 
 
 def experts_hook_point(layer: int, name: str, first: int, experts: Any) -> ExpertsHookPoint:
@@ -180,11 +180,7 @@ def experts_hook_point(layer: int, name: str, first: int, experts: Any) -> Exper
     where = f"layer {layer} ({name})"
     if getattr(experts, "_is_expert_parallel", False):
         raise UnsupportedModelError(f"{where}: experts spread over devices (expert parallel) aren't supported")
-    if (how := implementation_of(experts)) not in _ORDERS:
-        raise UnsupportedModelError(
-            f"{where}: its experts are computed by {how!r}, whose neurons can't be read; "
-            "call model.set_experts_implementation('grouped_mm')"
-        )
+    _order_of(experts, where)
     down = getattr(experts, "down_proj", None)
     if not isinstance(down, Tensor) or down.dim() != 3:
         raise UnsupportedModelError(f"{where}: its experts have no matrix down_proj [E, …]; they aren't supported")
@@ -200,30 +196,21 @@ def experts_hook_point(layer: int, name: str, first: int, experts: Any) -> Exper
 
 
 @contextmanager
-def coefficients_of(
-    points: Sequence[ExpertsHookPoint], keep: Callable[[ExpertsHookPoint, Tensor], None]
-) -> Iterator[None]:
+def coefficients_of(point: ExpertsHookPoint, keep: Callable[[Tensor], None]) -> Iterator[None]:
     """Within this context `keep` is shown what the bare experts' second product reads, [S, F]."""
-    handles, gates = [], []
-    for point in points:
-        if point.gated:
-            original = point.experts._apply_gate
+    if not point.gated:
+        with point.experts.act_fn.register_forward_hook(lambda _module, _args, output: keep(output)):
+            yield
+        return
+    original = point.experts._apply_gate
 
-            def kept(product_SF: Tensor, point: ExpertsHookPoint = point, original: Any = original) -> Tensor:
-                coefficient_SF: Tensor = original(product_SF)
-                keep(point, coefficient_SF)
-                return coefficient_SF
+    def kept(product_SF: Tensor) -> Tensor:
+        coefficient_SF: Tensor = original(product_SF)
+        keep(coefficient_SF)
+        return coefficient_SF
 
-            gates.append((point.experts, original))
-            point.experts._apply_gate = kept
-        else:
-            handles.append(
-                point.experts.act_fn.register_forward_hook(lambda _m, _a, out, point=point: keep(point, out))
-            )
+    point.experts._apply_gate = kept
     try:
         yield
     finally:
-        for experts, original in gates:
-            experts._apply_gate = original
-        for handle in handles:
-            handle.remove()
+        point.experts._apply_gate = original

@@ -171,7 +171,7 @@ class _ExpertsCheck(_LayerCheck):
         def keep_inputs(_experts: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             self._hidden_ND, *_ = routed_inputs(self._point.experts, args, kwargs)
 
-        hooks.enter_context(coefficients_of([self._point], lambda _, read: self._read.append(read)))
+        hooks.enter_context(coefficients_of(self._point, self._read.append))
         hooks.enter_context(self._point.experts.register_forward_pre_hook(keep_inputs, with_kwargs=True))
 
     def pass_on(self, pre_BTF: Tensor, up_BTF: Tensor | None, h_BTF: Tensor) -> Tensor:
