@@ -92,6 +92,11 @@ def profile(
     window_lines: Annotated[
         int | None, Option("Documents are windows of N lines, without overlap.", "N", min=1)
     ] = None,
+    decoder_reads: Annotated[
+        Literal["second-half", "all"] | None,
+        Option("Of an encoder-decoder: its decoder goes on where the encoder stops, in the middle of each row, or both "
+               "read all of it. Default: second-half."),
+    ] = None,
     random_init: Annotated[
         int | None,
         Option("Profile the architecture with fresh weights instead: for `patterns --null`.", "SEED", 0, max=2**32 - 1),
@@ -124,9 +129,9 @@ def profile(
     where = make_where(model, store, workers, device, dtype, address, trust_remote_code, progress, random_init)
     texts = Texts(find_corpora(corpora, corpus), max_files, window_lines)
     return profile_neurons(
-        where, texts, row_tokens, token_budget, checkpoint_every_s, document_tokens=document_tokens, layout=layout,
-        triggers=triggers, groups=groups, keep_texts=keep_texts, window_lines=window_lines,
-        max_unit_bytes=max_unit_bytes,
+        where, texts, row_tokens, token_budget, checkpoint_every_s, decoder_reads,
+        document_tokens=document_tokens, layout=layout, triggers=triggers, groups=groups, keep_texts=keep_texts,
+        window_lines=window_lines, max_unit_bytes=max_unit_bytes,
     )  # fmt: skip
 
 

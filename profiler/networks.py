@@ -2,7 +2,8 @@
 
 Neurons are (layer, neuron) everywhere. A layer's networks follow one another in the order in which the layer's modules
 list them; a mixture's experts are E networks of the same width, one after the other. Where layers differ in width
-arrays [L, F] are as wide as the widest, and cells that are no neuron hold fill values.
+arrays [L, F] are as wide as the widest, and cells that are no neuron hold fill values. Of an encoder-decoder the
+encoder's layers come first, then the decoder's.
 
 A *site* is one such network, or one expert: `site_arrays` is the store's table of them.
 """
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+DECODER, ENCODER = 0, 1
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,9 @@ class Network:
     experts: int | None
     """None: it is no mixture, and every token comes by."""
     name: str
-    """Of its activation module, or of the module that holds the experts, in the decoder."""
+    """Of its activation module, or of the module that holds the experts, in its stack."""
+    stack: int = 0
+    """DECODER, or ENCODER where attention sees later tokens."""
 
     @property
     def sites(self) -> int:
@@ -50,10 +55,15 @@ def networks_of(model: Mapping[str, Any] | None) -> Networks:
 
 
 def are_alike(networks: Sequence[Network], num_layers: int) -> bool:
-    """Whether every layer is one network of the same width, and none has experts."""
-    widths = {(network.neurons, network.experts) for network in networks}
+    """Whether every layer is one network of the same width, and none is an encoder's or has experts."""
+    kinds = {(network.neurons, network.experts, network.stack) for network in networks}
     has_one_each = [network.layer for network in networks] == list(range(num_layers))
-    return has_one_each and len(widths) == 1 and networks[0].experts is None
+    return has_one_each and len(kinds) == 1 and networks[0].experts is None and networks[0].stack == DECODER
+
+
+def differ_in_tokens(networks: Networks) -> bool:
+    """Whether some sites see other tokens than others: experts, or the encoder's and the decoder's."""
+    return any(network.experts is not None for network in networks) or len({one.stack for one in networks}) > 1
 
 
 def is_neuron(networks: Networks, num_layers: int, num_neurons: int) -> np.ndarray:
@@ -89,7 +99,14 @@ def is_expert(networks: Networks) -> np.ndarray:
 def site_arrays(networks: Networks) -> dict[str, np.ndarray]:
     """The store's table of sites, a row a site."""
     rows = [
-        (one.layer, one.first + expert * one.neurons, one.neurons, -1 if one.experts is None else expert, 0, one.name)
+        (
+            one.layer,
+            one.first + expert * one.neurons,
+            one.neurons,
+            -1 if one.experts is None else expert,
+            one.stack,
+            one.name,
+        )
         for one in networks
         for expert in range(one.sites)
     ]

@@ -56,7 +56,7 @@ class SmallDevice:
 
     def __init__(self, model: LoadedModel):
         self.overflows = 0
-        self._hook = model.decoder.layers[1].register_forward_pre_hook(self._refuse)  # type: ignore[index,union-attr]
+        self._hook = model.body.layers[1].register_forward_pre_hook(self._refuse)  # type: ignore[index,union-attr]
 
     def _refuse(self, _layer: Any, args: tuple[Any, ...]) -> None:
         num_rows, num_tokens, _ = args[0].shape

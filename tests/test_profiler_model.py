@@ -25,7 +25,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from neurotally.profiler.errors import InputError, UnsupportedModelError
 from neurotally.profiler.model.config import auto_class, forward_config, refuse_other_kinds, row_limits
-from neurotally.profiler.model.decoder import decoder_layers, find_decoder
+from neurotally.profiler.model.decoder import find_decoder, stack_layers
 from neurotally.profiler.model.load import load_model, prepare_model
 
 
@@ -220,8 +220,8 @@ def test_a_decoder_that_get_decoder_misses_is_found_by_its_layers() -> None:
 def test_of_two_stacks_of_equal_depth_none_is_picked() -> None:
     whole = T5Model(T5Config(vocab_size=8, d_model=8, d_kv=4, d_ff=8, num_layers=2, num_decoder_layers=2, num_heads=2))
     with pytest.raises(UnsupportedModelError, match=r"several lists of 2 layers \(encoder.block, decoder.block\)"):
-        decoder_layers(whole, 2)
-    assert decoder_layers(whole.decoder, 2) is whole.decoder.block
+        stack_layers(whole, 2)
+    assert stack_layers(whole.decoder, 2) is whole.decoder.block
 
 
 def test_lists_within_layers_and_lists_of_norms_are_no_stacks() -> None:
@@ -230,7 +230,7 @@ def test_lists_within_layers_and_lists_of_norms_are_no_stacks() -> None:
     norms = nn.ModuleList([nn.LayerNorm(2), nn.LayerNorm(2)])
     projections = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
     decoder = nn.ModuleDict({"norms": norms, "projections": projections, "blocks": blocks})
-    assert decoder_layers(decoder, 2) is blocks
+    assert stack_layers(decoder, 2) is blocks
 
 
 def test_rope_factors_that_depend_on_the_width_bound_the_rows() -> None:

@@ -114,7 +114,7 @@ def test_nothing_is_lost_by_ending_at_the_last_hook_point(family: str, tokenizer
 def test_nothing_runs_after_the_last_hook_point(tokenizer: Any) -> None:
     model = loaded("llama", tokenizer)
     ran: list[str] = []
-    for name, module in model.decoder.named_modules():
+    for name, module in model.body.named_modules():
         module.register_forward_hook(lambda *_, name=name: ran.append(name))
     recorder = NeuronRecorder(model, num_triggers=0)
     (batch,) = rectangles(lay_out([(0, [5, 6, 7])], frozenset(), "documents", 128), 256)
@@ -135,7 +135,7 @@ def test_a_hook_point_knows_the_parts_of_its_network(
     family: str, keys: tuple[str, int], up: tuple[str, int] | None, tokenizer: Any
 ) -> None:
     model = loaded(family, tokenizer)
-    names = {module: name.rpartition(".")[2] for name, module in model.decoder.named_modules()}
+    names = {module: name.rpartition(".")[2] for name, module in model.body.named_modules()}
     for layer, point in enumerate(model.hook_points):
         assert point.keys is not None
         assert (names[point.keys[0]], point.keys[1]) == keys

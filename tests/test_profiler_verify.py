@@ -149,7 +149,7 @@ def test_a_skipped_layer_is_refused_by_the_name_of_the_next(
     model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for layer in range(LOADS):
-        block = model.decoder.layers[layer]  # type: ignore[index,union-attr]
+        block = model.body.layers[layer]  # type: ignore[index,union-attr]
         whole = block.forward
 
         def skipped_when_read(hidden: Tensor, *args: Any, whole: Any = whole, **kwargs: Any) -> Any:

@@ -113,7 +113,7 @@ def _eager_everything(model: LoadedModel) -> State:
 def _nnsight_counts(model: LoadedModel, ids_BT: Tensor) -> Callable[[], object]:
     from nnsight import NNsight
 
-    wrapped = NNsight(model.decoder)
+    wrapped = NNsight(model.body)
 
     def run() -> object:
         counts = []

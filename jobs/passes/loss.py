@@ -105,11 +105,13 @@ def measure_losses(
     def make_pass(facts: ModelFacts, listed: list[CorpusPlan]) -> Pass:
         made = chosen.sets(facts, evaluation.draws)
         used = find_used(listed, chosen.choosers, evaluation.leave_out_used, evaluation.force, where.progress.note)
-        row_tokens = (store.store_attributes(where.store).get("config") or {}).get("row_tokens") or facts.row_tokens
+        profiled = store.store_attributes(where.store).get("config") or {}
+        row_tokens = profiled.get("row_tokens") or facts.row_tokens
         distinct = {one.neurons_n2.tobytes(): one.neurons_n2 for one in made.sets}
         config = LossConfig(
             row_tokens=row_tokens,
             document_tokens=evaluation.document_tokens,
+            forcing=facts.teacher_forcing(profiled.get("decoder_reads")),
             token_budget=max(TOKEN_BUDGET[facts.device_type], row_tokens),
             how=evaluation.how,
             neurons=tuple(distinct.values()),
@@ -153,6 +155,7 @@ def _identity(
         "left_out": _digest([sorted(one.hex() for one in config.left_out)]),
         "row_tokens": config.row_tokens,
         "document_tokens": config.document_tokens,
+        "decoder_reads": None if config.forcing is None else config.forcing.reads,
         "token_budget": config.token_budget,
         "max_unit_bytes": max_unit_bytes,
         "attention": facts.attention,

@@ -11,7 +11,7 @@ from re import Pattern
 import numpy as np
 
 from neurotally.jobs.reducers import Part
-from neurotally.profiler.corpus.batches import TokenRows, lay_out, rectangles
+from neurotally.profiler.corpus.batches import TeacherForcing, TokenRows, lay_out, rectangles
 from neurotally.profiler.corpus.sources import read_documents
 from neurotally.profiler.corpus.texts import check_spans
 from neurotally.profiler.corpus.token_classes import classify
@@ -29,6 +29,8 @@ class LossConfig:
 
     row_tokens: int
     document_tokens: int | None
+    forcing: TeacherForcing | None
+    """Of an encoder-decoder."""
     token_budget: int
     how: str
     neurons: tuple[np.ndarray, ...]
@@ -112,12 +114,14 @@ class LossWorker:
         nats_SnX, hits_SnX = np.zeros((num_sets, *shape)), np.zeros((num_sets, *shape), np.int64)
         scored_nX = np.zeros(shape, np.int64)
         how, mean_LF = self._config.how, self._config.mean_LF.get(task.corpus)
-        for batch in rectangles(prepared.rows, token_budget, self._model.facts.attention_budget):
+        rows, attention_budget = prepared.rows, self._model.facts.attention_budget
+        for batch in rectangles(rows, token_budget, attention_budget, self._config.forcing):
+            scored = batch.decoder or batch
             for index, neurons in enumerate(self._by_layer):
                 with switched_off(self._model, neurons, how, mean_LF):
                     losses = self._reader.read(batch)
-                document_N = batch.document_BT[losses.row_N, losses.column_N] - task.first
-                place_N = prepared.start_n[document_N] + batch.position_BT[losses.row_N, losses.column_N]
+                document_N = scored.document_BT[losses.row_N, losses.column_N] - task.first
+                place_N = prepared.start_n[document_N] + scored.position_BT[losses.row_N, losses.column_N]
                 sums = partial(_sums_by, document_N, prepared.class_NX[place_N], num_documents)
                 nats_SnX[index] += sums(losses.nats_N)
                 hits_SnX[index] += sums(losses.is_hit_N).astype(np.int64)

@@ -23,7 +23,7 @@ _SHOWN_SKIPS = 5
 
 def profile_neurons(
     where: Where, texts: Texts, row_tokens: int | None, token_budget: int | None, checkpoint_every_s: float,
-    **settings: Any,
+    decoder_reads: str | None, **settings: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Bring the store to hold the corpora; what was done. `settings`: the other fields of `PassConfig`."""
 
@@ -32,7 +32,13 @@ def profile_neurons(
         if row > facts.max_row_tokens:
             raise InputError(f"--row-tokens {row}: {facts.id} takes rows of at most {facts.max_row_tokens} tokens")
         budget = max(token_budget or TOKEN_BUDGET[facts.device_type], row)
-        return PassConfig(row_tokens=row, token_budget=budget, kernels=facts.kernels, **settings)
+        forcing = facts.teacher_forcing(decoder_reads)
+        if decoder_reads is not None and forcing is None:
+            raise InputError(f"--decoder-reads {decoder_reads}: {facts.id} is no encoder-decoder")
+        reads = None if forcing is None else forcing.reads
+        return PassConfig(
+            row_tokens=row, token_budget=budget, decoder_reads=reads, kernels=facts.kernels, **settings
+        )  # fmt: skip
 
     def make_pass(facts: ModelFacts, listed: list[CorpusPlan]) -> Pass:
         config = make_config(facts)

@@ -6,17 +6,22 @@ kept. The papers run a whole corpus together and drop the remainder: here a row 
 rows than theirs (`analysis.concat_rows` counts them). In both every token is in exactly one row, once.
 
 Rows become right-padded rectangles: in a causal model pads on the right cannot reach a real token, so no
-attention mask is needed. `kind` tells pads from tokens (`kernels.tally`).
+attention mask is needed; where attention sees later tokens a rectangle with pads gets one. `kind` tells pads from
+tokens (`kernels.tally`).
+
+The decoder of an encoder-decoder is teacher-forced on a part of each row (`TeacherForcing`), in a rectangle of its own
+that goes beside the encoder's.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from neurotally.kernels.layer_tally import PAD, REPEAT, SPECIAL, TOKEN
 
 LAYOUTS = ("documents", "concat")
+DECODER_READS = ("second-half", "all")
 MIN_RECTANGLE_TOKENS = 64
 """Below about this many token rows, fp32 matrix products depend on the number of CPU threads (see `threads`)."""
 
@@ -45,6 +50,53 @@ class Batch:
     kind_BT: np.ndarray
     document_BT: np.ndarray
     position_BT: np.ndarray
+    decoder: "Batch | None" = None
+    """What the decoder of an encoder-decoder reads, row by row beside what its encoder reads."""
+
+    @property
+    def mask_BT(self) -> np.ndarray | None:
+        """bool: which cells are tokens; None where all are."""
+        is_token_BT: np.ndarray = self.kind_BT != PAD
+        return None if is_token_BT.all() else is_token_BT
+
+
+@dataclass(frozen=True)
+class TeacherForcing:
+    """What the decoder of an encoder-decoder reads: a start token, then a part of each row.
+
+    `second-half` (the default): the encoder reads the first half of a row, the middle token with it, and the decoder
+    goes on with the other half, as if it completed the row; every token is read once, by one of the two. `all`: both
+    read all of it. The start token belongs to no document: it is read and counts as a pad.
+    """
+
+    start_id: int
+    reads: str
+    """One of DECODER_READS."""
+
+    def parts(self, bounds_R2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Bounds [R, 2] of what the encoder and what the decoder read of rows."""
+        if self.reads == "all":
+            return bounds_R2, bounds_R2
+        first_R, end_R = bounds_R2.T
+        middle_R = first_R + (end_R - first_R + 1) // 2
+        return np.stack([first_R, middle_R], axis=1), np.stack([middle_R, end_R], axis=1)
+
+    def cells(self, length: int) -> int:
+        """Tokens that encoder and decoder read of a row of so many, with the start token."""
+        return (2 * length if self.reads == "all" else length) + 1
+
+    def started(self, batch: Batch) -> Batch:
+        """A rectangle of the decoder's parts with the start token before each row."""
+
+        def before(table_BT: np.ndarray, value: int) -> np.ndarray:
+            return np.insert(table_BT, 0, np.array(value, table_BT.dtype), axis=1)
+
+        return Batch(
+            ids_BT=before(batch.ids_BT, self.start_id),
+            kind_BT=before(batch.kind_BT, PAD),
+            document_BT=before(batch.document_BT, 0),
+            position_BT=before(batch.position_BT, 0),
+        )
 
 
 def lay_out(
@@ -79,31 +131,41 @@ def lay_out(
     )
 
 
-def rectangles(rows: TokenRows, token_budget: int, attention_budget: int | None = None) -> Iterator[Batch]:
+def rectangles(
+    rows: TokenRows, token_budget: int, attention_budget: int | None = None, forcing: TeacherForcing | None = None
+) -> Iterator[Batch]:
     """Cut rows, longest first, into rectangles of at most `token_budget` cells (one row at least).
 
     `attention_budget` bounds rows x width², for models whose attention takes that much memory.
-    A rectangle has at least 64 cells, filled up with pads.
+    A rectangle has at least 64 cells, filled up with pads. `forcing`: of an encoder-decoder; both rectangles count.
     """
     lengths_R = rows.bounds_R2[:, 1] - rows.bounds_R2[:, 0]
     order = np.argsort(-lengths_R, kind="stable")
     first = 0
     while first < len(order):
         width = int(lengths_R[order[first]])
+        if forcing is not None:
+            width = forcing.cells(width)
         height = max(1, token_budget // width)
         if attention_budget is not None:
             height = max(1, min(height, attention_budget // (width * width)))
         chosen = order[first : first + height]
         first += len(chosen)
-        yield _rectangle(rows, chosen, max(width, -(-MIN_RECTANGLE_TOKENS // len(chosen))))
+        bounds_B2 = rows.bounds_R2[chosen]
+        if forcing is None:
+            yield _rectangle(rows, bounds_B2)
+        else:
+            encoder_B2, decoder_B2 = forcing.parts(bounds_B2)
+            yield replace(_rectangle(rows, encoder_B2), decoder=forcing.started(_rectangle(rows, decoder_B2)))
 
 
-def _rectangle(rows: TokenRows, chosen: np.ndarray, width: int) -> Batch:
-    start_B1 = rows.bounds_R2[chosen, 0][:, None]
-    end_B1 = rows.bounds_R2[chosen, 1][:, None]
+def _rectangle(rows: TokenRows, bounds_B2: np.ndarray) -> Batch:
+    """As wide as the longest of these rows, and of MIN_RECTANGLE_TOKENS cells or more."""
+    width = max(int((bounds_B2[:, 1] - bounds_B2[:, 0]).max()), -(-MIN_RECTANGLE_TOKENS // len(bounds_B2)))
+    start_B1, end_B1 = bounds_B2[:, :1], bounds_B2[:, 1:]
     index_BT = start_B1 + np.arange(width)[None, :]
     is_token_BT = index_BT < end_B1
-    index_BT = np.where(is_token_BT, index_BT, start_B1)
+    index_BT = np.where(is_token_BT, index_BT, 0)
 
     def table(values_N: np.ndarray, pad: int) -> np.ndarray:
         return np.where(is_token_BT, values_N[index_BT], np.array(pad, values_N.dtype))

@@ -4,7 +4,7 @@ The captured model is the model: on the CPU its hidden states are bitwise those 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
 import torch
@@ -21,6 +21,7 @@ from neurotally.profiler.model.hooked_model import HookedModel
 from neurotally.profiler.model.neurons import NeuronRecorder
 from neurotally.profiler.model.offloading import is_offloaded
 from neurotally.profiler.model.staging import StagedBatch, staged
+from neurotally.profiler.networks import DECODER
 
 OnLayer = Callable[[HookPoint, Tensor, "Tensor | None", Tensor], Tensor]
 """Called with the hook point, its pre-activations, `up` (None in a plain FFN) and coefficients, [B, T, F] each; returns
@@ -39,7 +40,7 @@ class NeuronReader:
         """Run batches, each as far as the last hook point: nothing that comes after it decides a statistic."""
         # Weights that accelerate brings in are put back by hooks at the end of a module's forward pass.
         to_the_end = is_offloaded(self._model.model)
-        for batch in staged(batches, self._model.input_device, self._model.devices):
+        for batch in self._staged(batches):
             self._run(batch, None, to_the_end)
 
     def read(self, batch: Batch, on_layer: OnLayer | None = None) -> Tensor:
@@ -47,23 +48,28 @@ class NeuronReader:
 
         `on_layer` is shown each layer in turn.
         """
-        (one,) = staged([batch], self._model.input_device, self._model.devices)
+        (one,) = self._staged([batch])
         hidden_BTD = self._run(one, on_layer, to_the_end=True)
         assert hidden_BTD is not None
         return hidden_BTD
+
+    def _staged(self, batches: Iterable[Batch]) -> Iterator[StagedBatch]:
+        model = self._model
+        return staged(batches, model.input_device, model.devices, model.sees_later_tokens)
 
     def _run(self, batch: StagedBatch, on_layer: OnLayer | None, to_the_end: bool) -> Tensor | None:
         seen: list[HookPoint] = []
 
         def read(point: HookPoint, pre_BTF: Tensor, up_BTF: Tensor | None) -> Tensor:
             shape = pre_BTF.shape
+            of_stack = batch.decoder if batch.decoder is not None and point.stack == DECODER else batch
             if isinstance(point, ExpertsHookPoint):
-                read_BTF = self._read_experts(point, pre_BTF, up_BTF, batch)
+                read_BTF = self._read_experts(point, pre_BTF, up_BTF, of_stack)
             else:
                 # Some families run the FFN on [B·T, F].
-                rows = (*batch.ids_BT.shape, -1)
+                rows = (*of_stack.ids_BT.shape, -1)
                 pre_BTF, up_BTF = pre_BTF.view(rows), None if up_BTF is None else up_BTF.view(rows)
-                read_BTF = self._read(point, pre_BTF, up_BTF, batch)
+                read_BTF = self._read(point, pre_BTF, up_BTF, of_stack)
             seen.append(point)
             if on_layer is not None:
                 read_BTF = on_layer(point, pre_BTF, up_BTF, read_BTF)
@@ -73,7 +79,8 @@ class NeuronReader:
 
         hidden_BTD = None
         with suppress(_LastPointRead), reading(self._model.hook_points, read):
-            hidden_BTD = self._model.run_body(batch.ids_BT)
+            decoder_ids_BT = None if batch.decoder is None else batch.decoder.ids_BT
+            hidden_BTD = self._model.run_body(batch.ids_BT, batch.mask_BT, decoder_ids_BT)
         runs = Counter(seen)
         for point in self._model.hook_points:
             if (times := runs[point]) != 1:

@@ -19,7 +19,7 @@ _MAX_LAYERS = 10_000
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")
 _WIDTH_DEPENDENT_ROPE = ("longrope", "dynamic")
 _EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-_OTHER_HEADS = ("MaskedLM", "PreTraining")
+_HEADS_OF_ENCODERS = ("MaskedLM", "PreTraining")
 _NOT_DECISIVE = re.compile(
     r"_name_or_path|architectures|auto_map|transformers_version|(torch_)?dtype"  # names and versions
     r"|\w+_token_id|(begin_)?suppress_tokens"  # which tokens begin, end and fill: a tokenizer's matter
@@ -32,19 +32,13 @@ _NOT_DECISIVE = re.compile(
 
 
 def refuse_other_kinds(config: Any, model_id: str, trust_remote_code: bool = False) -> None:
-    """Raise InputError, before any weight is read, unless this is the config of a causal language model we may read."""
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-
-    auto_classes = (AutoModelForCausalLM, AutoModelForImageTextToText)
+    """Raise InputError, before any weight is read, unless this is the config of a language model that we may read."""
     kind = ", ".join(getattr(config, "architectures", None) or []) or config.model_type
-    if getattr(config, "is_encoder_decoder", False):
-        raise InputError(f"{model_id} is an encoder-decoder ({config.model_type}), expected a causal language model")
-    if any(head in kind for head in _OTHER_HEADS):
-        raise InputError(f"{model_id} ({kind}) is no causal language model: its tokens see later tokens")
-    if not hasattr(config, "auto_map") and all(type(config) not in auto._model_mapping for auto in auto_classes):
+    auto = auto_class(config)
+    if type(config) not in auto._model_mapping and (config.is_encoder_decoder or not hasattr(config, "auto_map")):
         raise InputError(
-            f"{model_id} ({kind}) is no causal language model that transformers knows: AutoModelForCausalLM has no "
-            f"entry for {config.model_type}"
+            f"{model_id} ({kind}) is no language model that we can read: transformers' {auto.__name__} has no entry "
+            f"for {config.model_type}"
         )
     # Reformer cuts a padded row into chunks; BigBird's sparse attention, which isn't causal, begins at 705 tokens.
     is_sparse = config.model_type == "big_bird" and getattr(config, "attention_type", None) == "block_sparse"
@@ -63,11 +57,28 @@ def refuse_other_kinds(config: Any, model_id: str, trust_remote_code: bool = Fal
 
 
 def auto_class(config: Any) -> Any:
-    """The auto class that loads all weights of a model's checkpoint: of a vision-language model its towers, too."""
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as COMPOSITE
+    """The auto class that loads all weights of a model's checkpoint: of a vision-language model its towers, too.
 
-    is_named = COMPOSITE.get(config.model_type) in (getattr(config, "architectures", None) or ())
+    An encoder's checkpoint names a model with a head for masked tokens, or one without a head.
+    """
+    from transformers import (
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoModelForMaskedLM,
+        AutoModelForSeq2SeqLM,
+    )  # fmt: skip
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as COMPOSITE
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    named = getattr(config, "architectures", None) or []
+    if config.is_encoder_decoder:
+        return AutoModelForSeq2SeqLM
+    if any(head in name for head in _HEADS_OF_ENCODERS for name in named):
+        return AutoModelForMaskedLM
+    if type(config) in AutoModelForMaskedLM._model_mapping and MODEL_MAPPING_NAMES.get(config.model_type) in named:
+        return AutoModel
+    is_named = COMPOSITE.get(config.model_type) in named
     is_only_one = type(config) not in AutoModelForCausalLM._model_mapping and config.model_type in COMPOSITE
     return AutoModelForImageTextToText if is_named or is_only_one else AutoModelForCausalLM
 
@@ -87,13 +98,16 @@ def _refuse_other_experts(config: Any, model_id: str, trust_remote_code: bool) -
         )
 
 
-def row_limits(config: Any, decoder: nn.Module) -> tuple[int, int]:
-    """(default, longest) row in tokens, by the text config and the table of positions."""
+def row_limits(config: Any, body: nn.Module) -> tuple[int, int]:
+    """(default, longest) row in tokens, by the text config and the table of positions.
+
+    The decoder of an encoder-decoder reads a start token besides.
+    """
     limits = [getattr(config, key) for key in _CONTEXT_KEYS if getattr(config, key, None)]
-    table = _table_after_pad(decoder)
+    table = _table_after_pad(body)
     if table is not None and table.padding_idx is not None:
         limits.append(table.num_embeddings - table.padding_idx - 1)
-    longest = min(limits, default=_UNLIMITED)
+    longest = min(limits, default=_UNLIMITED) - config.is_encoder_decoder
     originals = [getattr(config, "original_max_position_embeddings", None)]
     rope_settings = getattr(config, "rope_parameters", None) or {}
     by_kind = [value for value in rope_settings.values() if isinstance(value, dict)]  # of layers; else there is one
@@ -105,9 +119,23 @@ def row_limits(config: Any, decoder: nn.Module) -> tuple[int, int]:
     return min([_DEFAULT_ROW_TOKENS, longest, *filter(None, originals)]), longest
 
 
-def _table_after_pad(decoder: nn.Module) -> nn.Embedding | None:
+def decoder_start(model: Any) -> int | None:
+    """The token with which the decoder of an encoder-decoder begins, as transformers' `generate` has it."""
+    if not model.config.is_encoder_decoder:
+        return None
+    for settings in (model.config, getattr(model, "generation_config", None)):
+        for key in ("decoder_start_token_id", "bos_token_id"):
+            if isinstance(token := getattr(settings, key, None), int):
+                return token
+    raise UnsupportedModelError(
+        f"{model.config.model_type} isn't supported: its config has no decoder_start_token_id, with which its decoder "
+        "would begin"
+    )
+
+
+def _table_after_pad(body: nn.Module) -> nn.Embedding | None:
     """RoBERTa's table of positions, whose first row in use comes after the pad token's."""
-    for name, module in decoder.named_modules():
+    for name, module in body.named_modules():
         if (
             isinstance(module, nn.Embedding)
             and "position" in name.rpartition(".")[2]
@@ -117,12 +145,12 @@ def _table_after_pad(decoder: nn.Module) -> nn.Embedding | None:
     return None
 
 
-def forward_config(config: Any, decoder: nn.Module) -> dict[str, Any]:
+def forward_config(config: Any, body: nn.Module) -> dict[str, Any]:
     """The values of the text config that decide the forward pass beside the weights. JSON-ready, equal after JSON."""
     values = config.to_dict()
     kept = {key: value for key, value in values.items() if not _NOT_DECISIVE.fullmatch(key)}
     kept["quantization_config"] = values.get("quantization_config")
-    if _table_after_pad(decoder) is not None:
+    if _table_after_pad(body) is not None:
         kept["pad_token_id"] = values.get("pad_token_id")
     made: dict[str, Any] = json.loads(json.dumps(_finite(kept), default=str))
     return made

@@ -1,7 +1,7 @@
-"""The body of a causal language model, and its blocks: found by structure, not by name."""
+"""The stacks of a language model, a decoder, an encoder, or both, and their blocks: found by structure, not by name."""
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,20 +20,49 @@ _EXPERTS = re.compile(r"(experts?|moe|moe_?block|moe_?layer)$", re.IGNORECASE)
 """Classes, and names in a layer, of what sends tokens to experts; dense models of the same families have none."""
 
 
-def run_decoder(model: Any, decoder: nn.Module, ids_BT: Tensor) -> Tensor:
-    """The last hidden states [B, T, D] of right-padded rows: no head, no cache, no attention mask."""
+class Stack(NamedTuple):
+    """The layers of an encoder or of a decoder."""
+
+    module: nn.Module
+    """What has them and gives the last hidden states."""
+    blocks: nn.ModuleList
+
+
+def run_stack(model: Any, module: nn.Module, ids_BT: Tensor, **context: Tensor | None) -> Tensor:
+    """The last hidden states [B, T, D] of right-padded rows: no head, no cache.
+
+    `context`: attention masks and an encoder's states; None is left out.
+    """
     device = input_device(model)
+    given = {name: value.to(device) for name, value in context.items() if value is not None}
     with torch.inference_mode(), few_enough_threads(ids_BT.numel(), device):
-        output = decoder(input_ids=ids_BT.to(device), use_cache=False)
+        output = module(input_ids=ids_BT.to(device), use_cache=False, **given)
     hidden_BTD: Tensor = output[0]
     return hidden_BTD
 
 
-def find_decoder(model: Any, num_layers: int) -> nn.Module:
-    """The part of a causal language model that has its decoder layers and gives the last hidden states.
+def find_stacks(model: Any, name: str) -> tuple[Stack, ...]:
+    """The stacks of a model: of an encoder-decoder the encoder and the decoder, of all others one."""
+    config = model.config.get_text_config()
+    if model.config.is_encoder_decoder:
+        return tuple(Stack(part, stack_layers(part)) for part in (model.get_encoder(), model.get_decoder()))
+    num_layers = getattr(config, "num_hidden_layers", None)
+    if not num_layers:
+        raise UnsupportedModelError(
+            f"{name} ({config.model_type}): its config says num_hidden_layers={num_layers!r}, expected 1 or more; "
+            "this model isn't supported"
+        )
+    body = find_decoder(model, num_layers)
+    return (Stack(body, stack_layers(body, num_layers)),)
 
-    `get_decoder()` goes by names and may give a head that is called "decoder".
+
+def find_decoder(model: Any, num_layers: int) -> nn.Module:
+    """The part of a model of one stack that has its layers and gives the last hidden states.
+
+    `get_decoder()` goes by names and may give a head that is called "decoder". A model without a head is its own body.
     """
+    if model.base_model is model and model.get_output_embeddings() is None:
+        return model  # type: ignore[no-any-return]
     named: list[nn.Module] = [model.get_decoder(), model.base_model]
     for part in named:
         if part is not model and _layer_lists(part, num_layers):
@@ -46,31 +75,32 @@ def find_decoder(model: Any, num_layers: int) -> nn.Module:
     )
 
 
-def decoder_layers(decoder: nn.Module, num_layers: int) -> nn.ModuleList:
-    """The decoder's list of blocks: its one outermost ModuleList of `num_layers` modules with weight matrices.
+def stack_layers(stack: nn.Module, num_layers: int | None = None) -> nn.ModuleList:
+    """A stack's list of blocks: its one outermost ModuleList of `num_layers` modules with weight matrices.
 
-    Where there are several, the one whose blocks have activations; an UnsupportedModelError naming them if that
-    leaves none or more than one.
+    None: of so many as there are. Where there are several, the one whose blocks have activations; an
+    UnsupportedModelError naming them if that leaves none or more than one.
     """
-    lists = _layer_lists(decoder, num_layers)
+    lists = _layer_lists(stack, num_layers)
     if len(lists) > 1:
         with_activation = {
             name: blocks for name, blocks in lists.items() if any(is_activation(part) for part in blocks.modules())
         }
         lists = with_activation or lists
     if len(lists) != 1:
-        what = f"several lists of {num_layers} layers ({', '.join(lists)})" if lists else f"no list of {num_layers}"
+        of = f"{num_layers} layers" if num_layers else "layers"
+        what = f"several lists of {of} ({', '.join(lists)})" if lists else f"no list of {of}"
         raise UnsupportedModelError(
-            f"{type(decoder).__name__}: expected one list of decoder layers, found {what}; this model isn't supported"
+            f"{type(stack).__name__}: expected one list of layers, found {what}; this model isn't supported"
         )
     return next(iter(lists.values()))
 
 
-def _layer_lists(decoder: nn.Module, num_layers: int) -> dict[str, nn.ModuleList]:
-    """Outermost ModuleLists of `num_layers` modules that have a weight matrix each, by their names in the decoder."""
+def _layer_lists(stack: nn.Module, num_layers: int | None) -> dict[str, nn.ModuleList]:
+    """Outermost ModuleLists of `num_layers` modules that have a weight matrix each, by their names in the stack."""
     found: dict[str, nn.ModuleList] = {}
-    for name, module in decoder.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == num_layers:
+    for name, module in stack.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == (num_layers or len(module)):
             is_inside = any(name.startswith(f"{outer}.") for outer in found)
             if not is_inside and all(weight_matrices(block) for block in module):
                 found[name] = module

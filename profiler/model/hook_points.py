@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from neurotally.kernels.activations import activate
 from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.model.offloading import parameter_of
+from neurotally.profiler.networks import DECODER
 
 PRODUCTS = frozenset(
     {torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.multiply, Tensor.multiply}  # type: ignore[attr-defined]
@@ -79,6 +80,8 @@ class HookPoint:
     """The number of its first neuron in the layer, which may have several networks."""
     device: torch.device
     """Where it computes; its weights may lie elsewhere meanwhile."""
+    stack: int = DECODER
+    """DECODER or ENCODER: see `networks.Network`."""
     reach: Literal["all", "routed"] = "all"
     """Which tokens come by."""
     interventions: list[Intervention] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""A causal language model with hook points at its feed-forward networks, found once and verified."""
+"""A language model with hook points at its feed-forward networks, found once and verified."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from neurotally.profiler.errors import InputError, UnsupportedModelError
-from neurotally.profiler.model.decoder import decoder_layers, find_decoder, run_decoder
+from neurotally.profiler.corpus.batches import Batch
+from neurotally.profiler.errors import InputError
+from neurotally.profiler.model.decoder import Stack, run_stack
 from neurotally.profiler.model.experts import ExpertsHookPoint
 from neurotally.profiler.model.hook_points import HookPoint
 from neurotally.profiler.model.offloading import input_device
-from neurotally.profiler.networks import Network, Networks, are_alike
+from neurotally.profiler.networks import ENCODER, Network, Networks, are_alike, differ_in_tokens
 
 
 @dataclass(frozen=True)
@@ -23,17 +24,35 @@ class HookedModel:
     model: Any
     """As transformers has it."""
     name: str
-    decoder: nn.Module
-    """Its body."""
-    blocks: nn.ModuleList
-    """The decoder's layers."""
+    stacks: tuple[Stack, ...]
+    """Of an encoder-decoder the encoder and the decoder; of all others one."""
     hook_points: list[HookPoint]
     """By layer, then by first neuron."""
 
     @property
+    def body(self) -> nn.Module:
+        """What gives the last hidden states; of an encoder-decoder the decoder."""
+        return self.stacks[-1].module
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """Its layers."""
+        return self.stacks[-1].blocks
+
+    @property
     def num_layers(self) -> int:
-        """Decoder layers."""
-        return len(self.blocks)
+        """Layers of all stacks."""
+        return sum(len(stack.blocks) for stack in self.stacks)
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether it has two stacks."""
+        return len(self.stacks) > 1
+
+    @property
+    def sees_later_tokens(self) -> bool:
+        """Whether attention sees later tokens in the stack that reads the text, so that pads need a mask."""
+        return any(point.stack == ENCODER for point in self.hook_points)
 
     @property
     def num_neurons(self) -> int:
@@ -44,6 +63,11 @@ class HookedModel:
     def has_experts(self) -> bool:
         """Whether some neurons are in a mixture's experts."""
         return any(isinstance(point, ExpertsHookPoint) for point in self.hook_points)
+
+    @property
+    def differ_in_tokens(self) -> bool:
+        """Whether some networks, or experts, see other tokens than others."""
+        return differ_in_tokens(self.networks)
 
     @property
     def networks(self) -> Networks:
@@ -86,24 +110,40 @@ class HookedModel:
                 found.append((point, which_n, torch.from_numpy(number_n[which_n] - point.first).to(point.device)))
         return found
 
-    def run_body(self, ids_BT: Tensor) -> Tensor:
-        """The last hidden states [B, T, D] of right-padded rows."""
-        return run_decoder(self.model, self.decoder, ids_BT)
+    def run_body(self, ids_BT: Tensor, mask_BT: Tensor | None = None, decoder_ids_BT: Tensor | None = None) -> Tensor:
+        """The last hidden states [B, T, D] of right-padded rows.
+
+        `mask_BT`: bool, which cells are tokens; looked at where attention sees later ones. `decoder_ids_BT`: what the
+        decoder of an encoder-decoder reads, whose states these then are.
+        """
+        states_BTD = self.run_first_stack(ids_BT, mask_BT)
+        if not self.is_encoder_decoder:
+            return states_BTD
+        assert decoder_ids_BT is not None
+        context = {"encoder_hidden_states": states_BTD, "encoder_attention_mask": _as_numbers(mask_BT)}
+        return run_stack(self.model, self.body, decoder_ids_BT, **context)
+
+    def run_first_stack(self, ids_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+        """The last hidden states [B, T, D] of the stack that reads the text: an encoder-decoder's encoder, else all."""
+        mask_BT = mask_BT if self.sees_later_tokens else None
+        return run_stack(self.model, self.stacks[0].module, ids_BT, attention_mask=_as_numbers(mask_BT))
+
+    def run_batch(self, batch: Batch) -> Tensor:
+        """`run_body` of a batch."""
+        decoder_ids_BT = None if batch.decoder is None else torch.from_numpy(batch.decoder.ids_BT)
+        return self.run_body(torch.from_numpy(batch.ids_BT), batch_mask(batch), decoder_ids_BT)
 
 
 def _network(point: HookPoint) -> Network:
     experts = point.num_experts if isinstance(point, ExpertsHookPoint) else None
-    return Network(point.layer, point.first, point.width // (experts or 1), experts, point.name)
+    return Network(point.layer, point.first, point.width // (experts or 1), experts, point.name, point.stack)
 
 
-def find_body(model: Any, name: str) -> tuple[nn.Module, nn.ModuleList]:
-    """The decoder of a model, and its layers."""
-    config = model.config.get_text_config()
-    num_layers = getattr(config, "num_hidden_layers", None)
-    if not num_layers:
-        raise UnsupportedModelError(
-            f"{name} ({config.model_type}): its config says num_hidden_layers={num_layers!r}, expected 1 or more; "
-            "this model isn't supported"
-        )
-    decoder = find_decoder(model, num_layers)
-    return decoder, decoder_layers(decoder, num_layers)
+def batch_mask(batch: Batch) -> Tensor | None:
+    """Its mask, as a tensor."""
+    return None if batch.mask_BT is None else torch.from_numpy(batch.mask_BT)
+
+
+def _as_numbers(mask_BT: Tensor | None) -> Tensor | None:
+    """As transformers takes masks: 1 and 0."""
+    return None if mask_BT is None else mask_BT.long()

@@ -9,27 +9,35 @@ from torch import nn
 
 from neurotally.profiler.errors import InputError, UnsupportedModelError, first_line
 from neurotally.profiler.model import verify
-from neurotally.profiler.model.decoder import run_decoder
+from neurotally.profiler.model.decoder import Stack, find_stacks
 from neurotally.profiler.model.hook_points import HookPoint, StandIn
-from neurotally.profiler.model.hooked_model import HookedModel, find_body
+from neurotally.profiler.model.hooked_model import HookedModel
 from neurotally.profiler.model.probe import find_hook_points
+from neurotally.profiler.networks import DECODER, ENCODER
 
 
 def hook_model(model: Any, name: str) -> HookedModel:
-    """Install hook points in a causal `PreTrainedModel` and verify them; one that has them keeps them.
+    """Install hook points in a `PreTrainedModel` and verify them; one that has them keeps them.
 
     Raises InputError, naming model or layer, where it isn't one we can read; nothing is installed then.
     """
-    decoder, blocks = find_body(model, name)
-    installed = [point for part in blocks.modules() if (point := _installed_at(part)) is not None]
+    stacks = find_stacks(model, name)
+    parts = [part for stack in stacks for part in stack.blocks.modules()]
+    installed = [point for part in parts if (point := _installed_at(part)) is not None]
     if installed:
         installed.sort(key=lambda point: (point.layer, point.first))
-        return HookedModel(model, name, decoder, blocks, installed)
+        return HookedModel(model, name, stacks, installed)
     ids_BT = verify.probe_ids(model.get_input_embeddings().weight.shape[0])
     with _evaluating(model), _refused_if_it_fails(name):
-        points = find_hook_points(decoder, blocks, lambda: run_decoder(model, decoder, ids_BT))
-        made = HookedModel(model, name, decoder, blocks, points)
-        verify.verify_causal(made, ids_BT)
+        points = _points_of(model, stacks, ids_BT)
+        made = HookedModel(model, name, stacks, points)
+        if len(stacks) == 1 and verify.sees_later_tokens(made, ids_BT):
+            for point in points:
+                point.stack = ENCODER
+        if made.sees_later_tokens:
+            verify.verify_masks(made, ids_BT)
+        if made.is_encoder_decoder:
+            verify.verify_decoder(made, ids_BT)
         try:
             for point in points:
                 point.install()
@@ -39,6 +47,23 @@ def hook_model(model: Any, name: str) -> HookedModel:
                 point.take_out()
             raise
     return made
+
+
+def _points_of(model: Any, stacks: tuple[Stack, ...], ids_BT: torch.Tensor) -> list[HookPoint]:
+    """The hook points of all stacks, layers numbered through."""
+    bare = HookedModel(model, "", stacks, [])
+    points: list[HookPoint] = []
+    first = 0
+    for stack in stacks:
+        for point in find_hook_points(*stack, lambda: bare.run_body(ids_BT, decoder_ids_BT=ids_BT)):
+            point.layer += first
+            if len(stacks) > 1:
+                is_encoder = stack is stacks[0]
+                point.name = f"{'encoder' if is_encoder else 'decoder'}.{point.name}"
+                point.stack = ENCODER if is_encoder else DECODER
+            points.append(point)
+        first += len(stack.blocks)
+    return points
 
 
 def hooked(model: HookedModel | Any) -> HookedModel:

@@ -1,9 +1,10 @@
-"""Load a causal Hugging Face model, find and verify its hook points, and say what it is.
+"""Load a Hugging Face language model, find and verify its hook points, and say what it is.
 
-Loaded the way its users do (`AutoModelForCausalLM`; a vision-language model, of which the text decoder is read, by the
-auto class that loads it all), but whole or not at all; only its body runs. `fingerprint`
-identifies weights by content: names, shapes, the checkpoint's dtype and a fixed sample of every tensor, so it takes
-seconds at any size and is the same on every device and in every dtype. `config` holds what else decides the result.
+Loaded the way its users do (`AutoModelForCausalLM`; an encoder, an encoder-decoder, and a vision-language model, of
+which the text decoder is read, by the auto class that loads it all), but whole or not at all; only its body runs.
+`fingerprint` identifies weights by content: names, shapes, the checkpoint's dtype and a fixed sample of every tensor,
+so it takes seconds at any size and is the same on every device and in every dtype. `config` holds what else decides
+the result.
 """
 
 import hashlib
@@ -21,9 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from neurotally.kernels.tally import kernels_for
+from neurotally.profiler.corpus.batches import DECODER_READS, TeacherForcing
 from neurotally.profiler.errors import InputError, first_line
-from neurotally.profiler.model.config import auto_class, forward_config, refuse_other_kinds, row_limits
-from neurotally.profiler.model.hooked_model import HookedModel, find_body
+from neurotally.profiler.model.config import auto_class, decoder_start, forward_config, refuse_other_kinds, row_limits
+from neurotally.profiler.model.decoder import find_stacks
+from neurotally.profiler.model.hooked_model import HookedModel
 from neurotally.profiler.model.hooking import hook_model
 from neurotally.profiler.model.offloading import brought_in
 from neurotally.profiler.networks import Networks, networks_of
@@ -75,6 +78,8 @@ class ModelFacts:
     """What decides the forward pass beside the weights; see `forward_config`."""
     networks: Networks = ()
     """Where its neurons are; empty where every layer is one network of the same width."""
+    decoder_start: int | None = None
+    """The token with which the decoder of an encoder-decoder begins; None of other models."""
     warnings: tuple[str, ...] = ()
     """What the user should know about how it was loaded."""
 
@@ -83,13 +88,18 @@ class ModelFacts:
         """Rows x width² that a rectangle may have; None where attention holds no scores of that size."""
         return None if self.attention != "eager" else _ATTENTION_BYTES // (4 * self.num_heads)
 
+    def teacher_forcing(self, reads: str | None) -> TeacherForcing | None:
+        """What the decoder of an encoder-decoder reads, by `reads` or the default; None of other models."""
+        return None if self.decoder_start is None else TeacherForcing(self.decoder_start, reads or DECODER_READS[0])
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "networks", networks_of({"networks": self.networks}))
 
     def to_json(self) -> dict[str, Any]:
-        """As a plain dictionary; `networks` only where it says something."""
+        """As a plain dictionary; `networks` and `decoder_start` only where they say something."""
         values = asdict(self)
-        return values if self.networks else {key: value for key, value in values.items() if key != "networks"}
+        silent = {"networks": not self.networks, "decoder_start": self.decoder_start is None}
+        return {key: value for key, value in values.items() if not silent.get(key)}
 
 
 @dataclass(frozen=True)
@@ -141,7 +151,7 @@ def load_model(spec: str, device: str = "auto", dtype: str = "auto", trust_remot
 
 
 def load_config_and_tokenizer(model_id: str, common: dict[str, Any]) -> tuple[Any, Any]:
-    """The config and the tokenizer of a causal language model; an InputError if it is of another kind.
+    """The config and the tokenizer of a language model; an InputError if it is of a kind that we can't read.
 
     `common`: `revision` and `trust_remote_code`.
     """
@@ -157,7 +167,7 @@ def prepare_model(
     model: Any, tokenizer: Any, model_id: str, revision: str | None, checkpoint_dtype: str
 ) -> LoadedModel:
     """Install and verify the hook points of a `PreTrainedModel` in memory, in eval mode."""
-    find_body(model, model_id)  # refuses other kinds of models before all weights are read
+    find_stacks(model, model_id)  # refuses other kinds of models before all weights are read
     num_embeddings = model.get_input_embeddings().weight.shape[0]
     largest_id = max(tokenizer.get_vocab().values(), default=-1)
     if largest_id >= num_embeddings:
@@ -167,10 +177,10 @@ def prepare_model(
         )
     fingerprint = fingerprint_weights(model, checkpoint_dtype)
     hooked = hook_model(model, model_id)
-    first, decoder = hooked.hook_points[0], hooked.decoder
+    first, body = hooked.hook_points[0], hooked.body
     config = model.config.get_text_config()
-    weight = next(parameter for parameter in decoder.parameters() if parameter.is_floating_point())
-    row_tokens, max_row_tokens = row_limits(config, decoder)
+    weight = next(parameter for parameter in body.parameters() if parameter.is_floating_point())
+    row_tokens, max_row_tokens = row_limits(config, body)
     facts = ModelFacts(
         id=model_id,
         revision=revision,
@@ -190,8 +200,9 @@ def prepare_model(
         kernels=kernels_for(first.device, weight.dtype),
         row_tokens=row_tokens,
         max_row_tokens=max_row_tokens,
-        config=forward_config(config, decoder),
+        config=forward_config(config, body),
         networks=hooked.networks,
+        decoder_start=decoder_start(model),
     )
     return LoadedModel(
         **vars(hooked), tokenizer=tokenizer, facts=facts, special_ids=frozenset(tokenizer.all_special_ids)

@@ -21,13 +21,14 @@ from neurotally.kernels.triggers import LayerTriggers
 from neurotally.profiler.model.experts import ExpertsHookPoint
 from neurotally.profiler.model.hook_points import HookPoint
 from neurotally.profiler.model.hooked_model import HookedModel
-from neurotally.profiler.networks import Networks, is_expert, site_numbers
+from neurotally.profiler.networks import Networks, differ_in_tokens, is_expert, site_numbers
 
 if TYPE_CHECKING:  # a model is read, and measured, where zarr isn't installed
     from neurotally.profiler.store import Arrays
 
 _HELD_UNITS = 8
 """So many units are inserted together; fewer where their triggers would take more memory than the lists."""
+SITE_COUNTS = ("site_tokens", "site_special_tokens")
 _MERGES = {"sum": np.add, "max": np.maximum, "min": np.minimum}
 
 
@@ -41,6 +42,7 @@ class NeuronRecorder:
     def __init__(self, model: HookedModel, num_triggers: int, threshold_LF: np.ndarray | None = None):
         self._shape = (model.num_layers, model.num_neurons)
         self._has_experts = model.has_experts
+        self._counts_tokens = model.differ_in_tokens
         self.tallies = {
             point: LayerTally.empty(point.width, point.device, isinstance(point, ExpertsHookPoint))
             for point in model.hook_points
@@ -74,7 +76,7 @@ class NeuronRecorder:
 
     def count(self, point: HookPoint, kind_BT: Tensor) -> None:
         """Count the tokens that a batch sent to a network that is no mixture: all."""
-        if self._has_experts:
+        if self._counts_tokens:
             self._sites[point].add_all(kind_BT)
 
     def result(self) -> "UnitNeurons":
@@ -94,7 +96,7 @@ class NeuronRecorder:
         triggers = UnitTriggers(
             count_LF.ravel(), *(column.astype(dtype) for column, dtype in zip(columns, ("f4", "u4", "u4"), strict=True))
         )
-        routed = RoutedTokens.joined(list(self._sites.values())) if self._has_experts else {}
+        routed = RoutedTokens.joined(list(self._sites.values()), self._has_experts) if self._counts_tokens else {}
         return UnitNeurons(sums, triggers if self._triggers else UnitTriggers.none(), routed)
 
 
@@ -120,11 +122,11 @@ class RoutedTokens(NamedTuple):
         return cls(count_E, count_E.clone(), count_E.double())
 
     @staticmethod
-    def joined(parts: "Sequence[RoutedTokens]") -> "Arrays":
+    def joined(parts: "Sequence[RoutedTokens]", has_experts: bool) -> "Arrays":
         """One after the other, on the host, as `UnitNeurons.routed`."""
-        names = ("site_tokens", "site_special_tokens", "site_weight")
         columns = (np.concatenate([of_E.cpu().numpy() for of_E in column]) for column in zip(*parts, strict=True))
-        return dict(zip(names, columns, strict=True))
+        joined = dict(zip(("site_tokens", "site_special_tokens", "site_weight"), columns, strict=True))
+        return joined if has_experts else {name: joined[name] for name in SITE_COUNTS}
 
     def add(self, routing: Routing, kind_S: Tensor) -> None:
         """Add a batch's routed tokens."""
@@ -155,8 +157,8 @@ class UnitNeurons:
     triggers: UnitTriggers
     """Of neurons numbered layer · F + neuron; none where no triggers are kept."""
     routed: "Arrays" = field(default_factory=dict)
-    """Where the model has experts, of its sites, [S] each: `site_tokens` and `site_special_tokens`, int64, those that
-    came by, and `site_weight`, float64, the sum of their routing weights."""
+    """Where sites differ in the tokens that come by, [S] each: `site_tokens` and `site_special_tokens`, int64, those
+    that came by; and of a model that has experts `site_weight`, float64, the sum of their routing weights."""
 
 
 class CorpusNeurons:
@@ -173,10 +175,11 @@ class CorpusNeurons:
         }
         self.routed: Arrays = {}
         """By group and site."""
-        if self._is_expert_S.any():
+        if differ_in_tokens(networks):
             by_site = (num_groups, len(self._is_expert_S))
-            self.routed = {name: np.zeros(by_site, np.uint64) for name in ("site_tokens", "site_special_tokens")}
-            self.routed["site_weight"] = np.zeros(by_site[1])
+            self.routed = {name: np.zeros(by_site, np.uint64) for name in SITE_COUNTS}
+            if self._is_expert_S.any():
+                self.routed["site_weight"] = np.zeros(by_site[1])
         self.triggers = TriggerTable.empty(num_layers * num_neurons, num_triggers)
         self._held: list[UnitTriggers] = []
         """Triggers of the latest units, not inserted yet."""
@@ -209,7 +212,7 @@ class CorpusNeurons:
             for one in self._statistics:
                 fill = np.array(one.fill, one.stored)
                 sums[one.name] = np.where(number_LF >= 0, self.sums[one.name], fill)
-        if self.routed:  # of a network that is no mixture the weight is 1
+        if self._is_expert_S.any():  # of a network that is no mixture the weight is 1
             is_ordinary_LF = (number_LF >= 0) & ~self._is_expert_S[number_LF]
             weighted_LF = sums["weighted_coefficient_sum"]
             weighted_LF[is_ordinary_LF] = sums["coefficient_sum"][is_ordinary_LF]

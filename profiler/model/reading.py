@@ -10,6 +10,7 @@ from torch import Tensor
 
 from neurotally.profiler.corpus.tokenise import tokenise
 from neurotally.profiler.errors import InputError
+from neurotally.profiler.model.config import decoder_start
 from neurotally.profiler.model.experts import ExpertsHookPoint
 from neurotally.profiler.model.hook_points import HookPoint, reading
 from neurotally.profiler.model.hooked_model import HookedModel
@@ -45,9 +46,10 @@ def read_neurons(
 ) -> NeuronReading:
     """The coefficients of `neurons`, (layer, neuron) each, at every token of a text or of a list of token ids.
 
-    `model`: what `load_model` gives, or a causal `transformers` model, which gets hook points the first time; to read
-    text it needs its `tokenizer`. Within `switched_off` the masked model is read. Raises InputError where there is no
-    such neuron, no token, or more tokens than the model takes.
+    `model`: what `load_model` gives, or a `transformers` language model, which gets hook points the first time; to read
+    text it needs its `tokenizer`. Of an encoder-decoder both stacks read all of the text. Within `switched_off` the
+    masked model is read. Raises InputError where there is no such neuron, no token, or more tokens than the model
+    takes.
 
         model = load_model("Qwen/Qwen2.5-Coder-0.5B")
         reading = read_neurons(model, "def f(x):", [(0, 17), (1, 2)])
@@ -73,12 +75,15 @@ def read_neurons(
         if isinstance(point, ExpertsHookPoint):
             coefficient_Tn[:, columns[point]] = point.by_token(coefficient_BTF, len(ids_T), index[point]).cpu().numpy()
         else:
-            of_layer_TF = coefficient_BTF.view(len(ids_T), -1)
+            of_layer_TF = coefficient_BTF.view(-1, point.width)[-len(ids_T) :]  # a decoder's start token is before them
             coefficient_Tn[:, columns[point]] = of_layer_TF[:, index[point]].float().cpu().numpy()
         return coefficient_BTF
 
     with reading(list(columns), keep):
-        model.run_body(torch.tensor([ids_T]))
+        started = [decoder_start(model.model), *ids_T]
+        model.run_body(
+            torch.tensor([ids_T]), decoder_ids_BT=torch.tensor([started]) if model.is_encoder_decoder else None
+        )
     texts = [str(token) if tokenizer is None else tokenizer.decode([token]) for token in ids_T]
     return NeuronReading(tuple(texts), asked, coefficient_Tn)
 

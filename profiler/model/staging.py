@@ -24,6 +24,17 @@ class StagedBatch:
     """int64, where the model takes its input."""
     tables: dict[torch.device, tuple[Tensor, Tensor, Tensor]]
     """By device: kind_BT, document_BT, position_BT, as in `Batch`."""
+    mask_BT: Tensor | None = None
+    """As in `Batch`, where the model takes its input."""
+    decoder: "StagedBatch | None" = None
+    """Of an encoder-decoder."""
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that were copied."""
+        own = [self.ids_BT, *itertools.chain.from_iterable(self.tables.values())]
+        own += [] if self.mask_BT is None else [self.mask_BT]
+        return own if self.decoder is None else own + self.decoder.tensors
 
 
 class DeviceTables:
@@ -41,10 +52,10 @@ class DeviceTables:
 
 
 def staged(
-    batches: Iterable[Batch], input_device: torch.device, devices: Sequence[torch.device]
+    batches: Iterable[Batch], input_device: torch.device, devices: Sequence[torch.device], with_masks: bool = False
 ) -> Iterator[StagedBatch]:
-    """Each batch in turn: its ids on `input_device`, its tables on each of `devices`."""
-    stager = _Stager(input_device, devices)
+    """Each batch in turn: its ids, and its mask if asked for, on `input_device`, its tables on each of `devices`."""
+    stager = _Stager(input_device, devices, with_masks)
     # The next one is staged when a pair is asked for, before the one in front of it is handed over.
     ahead = itertools.chain(map(stager.stage, batches), [None])
     for batch, _ in itertools.pairwise(ahead):
@@ -53,8 +64,9 @@ def staged(
 
 
 class _Stager:
-    def __init__(self, input_device: torch.device, devices: Sequence[torch.device]):
+    def __init__(self, input_device: torch.device, devices: Sequence[torch.device], with_masks: bool):
         self._input_device = input_device
+        self._with_masks = with_masks
         self._devices = list(dict.fromkeys(devices))
         on_gpu = {device for device in (input_device, *devices) if device.type == "cuda"}
         self._streams = {device: torch.cuda.Stream(device) for device in on_gpu}  # type: ignore[no-untyped-call]
@@ -63,14 +75,20 @@ class _Stager:
         """Begin to copy a batch."""
         host = (batch.kind_BT, batch.document_BT, batch.position_BT)
         tables = {device: tuple(self._copy(table_BT, device) for table_BT in host) for device in self._devices}
-        return StagedBatch(self._copy(batch.ids_BT, self._input_device), tables)  # type: ignore[arg-type]
+        mask_BT = batch.mask_BT if self._with_masks else None
+        return StagedBatch(
+            self._copy(batch.ids_BT, self._input_device),
+            tables,  # type: ignore[arg-type]
+            None if mask_BT is None else self._copy(mask_BT, self._input_device),
+            None if batch.decoder is None else self.stage(batch.decoder),
+        )
 
     def hand_over(self, batch: StagedBatch) -> StagedBatch:
         """The batch, once its copies are done: the devices wait for them, the host doesn't."""
         for device, stream in self._streams.items():
             current = torch.cuda.current_stream(device)
             current.wait_stream(stream)
-            for tensor in (batch.ids_BT, *batch.tables.get(device, ())):
+            for tensor in batch.tensors:
                 if tensor.device == device:
                     tensor.record_stream(current)
         return batch

@@ -2,8 +2,11 @@
 
 One short batch of random tokens goes through the bare and the captured model:
 
-- changing later tokens changes no bit of earlier ones (so pads on the right are harmless); in a mixture of experts,
-  whose products round by how many tokens each expert gets, no more than rounding does, of nine states in ten;
+- which way attention sees: where changing later tokens changes no bit of earlier ones pads on the right are harmless
+  (in a mixture of experts, whose products round by how many tokens each expert gets, no more than rounding does, of
+  nine states in ten); else pads get a mask, under which their ids change no bit of a token's state, and tokens agree
+  with those of a row without pads;
+- the decoder of an encoder-decoder is causal, and the whole model runs its two stacks as we do;
 - layer by layer, what we call the coefficient h is what the down projection reads;
 - counts and extremes equal, and sums agree with, what the formulas give for the layer's own tensors;
 - the last hidden states agree.
@@ -16,6 +19,7 @@ find another activation, another layer's neurons, or neurons in another order (`
 """
 
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,15 +28,17 @@ from torch import Tensor, nn
 
 from neurotally.kernels.layer_tally import PAD, TOKEN, LayerTally
 from neurotally.profiler.corpus.batches import Batch
-from neurotally.profiler.errors import InputError, UnsupportedModelError
+from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.model.capture import NeuronReader
 from neurotally.profiler.model.experts import ExpertsHookPoint, coefficients_of, routed_inputs
 from neurotally.profiler.model.hook_points import HookPoint
-from neurotally.profiler.model.hooked_model import HookedModel
+from neurotally.profiler.model.hooked_model import HookedModel, batch_mask
 from neurotally.profiler.model.neurons import NeuronRecorder
 from neurotally.profiler.model.offloading import brought_in
+from neurotally.profiler.networks import DECODER
 
 _ROWS, _COLUMNS, _PADS = 2, 40, 8
+_BEFORE_PADS = slice(0, _COLUMNS - _PADS)
 _SHARE_ALIKE = 0.9
 """Of the hidden states of a mixture."""
 _SUMS_WITHIN = 2.0**-16
@@ -44,16 +50,69 @@ def probe_ids(vocabulary: int) -> Tensor:
     return torch.randint(0, vocabulary, (_ROWS, _COLUMNS), generator=torch.Generator().manual_seed(0))
 
 
-def verify_causal(model: HookedModel, ids_BT: Tensor) -> None:
-    """Raise InputError if a token's hidden state depends on a later token."""
-    changed_BT = ids_BT.clone()
-    changed_BT[:, -_PADS:] = (changed_BT[:, -_PADS:] + 1) % model.vocabulary
-    before = slice(0, _COLUMNS - _PADS)
-    states = [model.run_body(ids)[:, before] for ids in (ids_BT, changed_BT)]
-    if not (_are_about(*states) if model.has_experts else torch.equal(*states)):
-        raise InputError(
-            f"{model.name} is no causal language model: changing a later token changes an earlier one's hidden state"
+def sees_later_tokens(model: HookedModel, ids_BT: Tensor) -> bool:
+    """Whether a token's hidden state depends on later tokens."""
+    states = [model.run_body(ids)[:, _BEFORE_PADS] for ids in (ids_BT, _with_other_pads(ids_BT, model.vocabulary))]
+    return not (_are_about(*states) if model.has_experts else torch.equal(*states))
+
+
+def verify_masks(model: HookedModel, ids_BT: Tensor) -> None:
+    """Raise UnsupportedModelError unless masked pads are as good as none."""
+    mask_BT = torch.ones_like(ids_BT, dtype=torch.bool)
+    mask_BT[:, -_PADS:] = False
+    padded = (ids_BT, _with_other_pads(ids_BT, model.vocabulary))
+    masked_BTD, changed_BTD = (model.run_first_stack(ids, mask_BT)[:, _BEFORE_PADS] for ids in padded)
+    unpadded_BTD = model.run_first_stack(ids_BT[:, _BEFORE_PADS])
+    if not torch.equal(masked_BTD, changed_BTD) or not _are_about(masked_BTD, unpadded_BTD):
+        raise UnsupportedModelError(
+            f"{model.name} isn't supported: its tokens see later tokens, and what it computes depends on the length to "
+            "which a row is padded in spite of an attention mask"
         )
+
+
+def verify_decoder(model: HookedModel, ids_BT: Tensor) -> None:
+    """Raise UnsupportedModelError unless the decoder is causal, and given its states by the encoder as we give them."""
+    batch = probe_batch(model, ids_BT)
+    assert batch.decoder is not None
+    decoder_ids_BT, mask_BT = torch.from_numpy(batch.decoder.ids_BT), batch_mask(batch)
+    changed_BT = _with_other_pads(decoder_ids_BT, model.vocabulary)
+    states_BTD, changed_BTD = (model.run_body(ids_BT, mask_BT, ids) for ids in (decoder_ids_BT, changed_BT))
+    if not torch.equal(states_BTD[:, :-_PADS], changed_BTD[:, :-_PADS]):
+        raise UnsupportedModelError(f"{model.name} isn't supported: its decoder's tokens see later tokens")
+    seen: list[Tensor] = []
+    device = model.input_device
+    with torch.inference_mode(), model.body.register_forward_hook(lambda _body, _args, output: seen.append(output[0])):
+        model.model(
+            input_ids=ids_BT.to(device), attention_mask=None if mask_BT is None else mask_BT.long().to(device),
+            decoder_input_ids=decoder_ids_BT.to(device), use_cache=False,
+        )  # fmt: skip
+    if len(seen) != 1 or not _states_agree(seen[0], states_BTD):
+        raise UnsupportedModelError(
+            f"{model.name} isn't supported: its encoder and decoder, run one after the other, don't give its states"
+        )
+
+
+def probe_batch(model: HookedModel, ids_BT: Tensor) -> Batch:
+    """`ids_BT` with pads at the end of one row; the decoder of an encoder-decoder reads others, fewer."""
+    decoder = None
+    if model.is_encoder_decoder:
+        decoder = _padded(ids_BT.flip(0)[:, _PADS // 2 :])
+        decoder.kind_BT[:, 0] = PAD
+    return replace(_padded(ids_BT), decoder=decoder)
+
+
+def _padded(ids_BT: Tensor) -> Batch:
+    kind_BT = np.full(tuple(ids_BT.shape), TOKEN, np.uint8)
+    kind_BT[1, -_PADS:] = PAD
+    zeros_BT = np.zeros(kind_BT.shape, np.int32)
+    return Batch(ids_BT.numpy(), kind_BT, zeros_BT, zeros_BT)
+
+
+def _with_other_pads(ids_BT: Tensor, vocabulary: int) -> Tensor:
+    """The same with other tokens at the end of each row."""
+    changed_BT = ids_BT.clone()
+    changed_BT[:, -_PADS:] = (changed_BT[:, -_PADS:] + 1) % vocabulary
+    return changed_BT
 
 
 class Rounding(NamedTuple):
@@ -84,25 +143,20 @@ def verify_hook_points(model: HookedModel, ids_BT: Tensor, rounding: Rounding | 
         point: _ExpertsCheck(point, rounding) if isinstance(point, ExpertsHookPoint) else _LayerCheck(point, rounding)
         for point in model.hook_points
     }
+    batch = probe_batch(model, ids_BT)
     with ExitStack() as hooks:
         for check in checks.values():
             check.watch(hooks)
-        bare_BTD = model.run_body(ids_BT)
-    kind_BT = np.full((_ROWS, _COLUMNS), TOKEN, np.uint8)
-    kind_BT[1, -_PADS:] = PAD
-    zeros_BT = np.zeros((_ROWS, _COLUMNS), np.int32)
+        bare_BTD = model.run_batch(batch)
     recorder = NeuronRecorder(model, num_triggers=0)
-    captured_BTD = NeuronReader(model, recorder).read(
-        Batch(ids_BT.numpy(), kind_BT, zeros_BT, zeros_BT),
-        on_layer=lambda point, *seen: checks[point].pass_on(*seen),
-    )
+    captured_BTD = NeuronReader(model, recorder).read(batch, lambda point, *seen: checks[point].pass_on(*seen))
     if not _states_agree(bare_BTD, captured_BTD):
         raise UnsupportedModelError(
             f"{model.name}: hidden states of the captured and the bare model differ; this model isn't supported"
         )
-    counted_BT = torch.from_numpy(kind_BT == TOKEN)
     for point, check in checks.items():
-        check.check_tally(recorder.tallies[point], counted_BT)
+        read = batch.decoder if batch.decoder is not None and point.stack == DECODER else batch
+        check.check_tally(recorder.tallies[point], torch.from_numpy(read.kind_BT == TOKEN))
 
 
 class _LayerCheck:

@@ -7,7 +7,8 @@ the t-th of a text's n tokens that count:
     weighted   Σ t·h_t / Σ t,  t = 1 … n      the position-weighted mean of MEXA (arXiv 2410.05873)
     last       h_n
 
-Sums are taken in float64. Each block's input is reduced where it is, as the model runs: no layer's states are kept.
+Of an encoder-decoder these are the encoder's layers, which read the text. Sums are taken in float64. Each block's input
+is reduced where it is, as the model runs: no layer's states are kept.
 """
 
 from contextlib import ExitStack
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from neurotally.kernels.layer_tally import PAD, SPECIAL
 from neurotally.profiler.corpus.batches import Batch, TokenRows, rectangles
+from neurotally.profiler.model.hooked_model import batch_mask
 from neurotally.profiler.model.load import LoadedModel
 from neurotally.profiler.model.staging import DeviceTables
 
@@ -44,7 +46,7 @@ def embed_rows(
     Texts are numbered from 0. Without `count_bos` a row's first token doesn't count if it is a special one. For the
     budgets see `rectangles`.
     """
-    shape = (len(rows.bounds_R2), model.facts.num_layers + 1, model.facts.width)
+    shape = (len(rows.bounds_R2), len(model.stacks[0].blocks) + 1, model.facts.width)
     weighted_NLD, last_NLD = np.empty(shape, np.float32), np.empty(shape, np.float32)
     for batch in rectangles(rows, token_budget, attention_budget):
         pooled_BL2D = _embed_batch(model, batch, count_bos).numpy()
@@ -78,9 +80,10 @@ def _embed_batch(model: LoadedModel, batch: Batch, count_bos: bool) -> Tensor:
     def look_at_input(layer: int, _module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         pool(layer, args[0] if args else kwargs["hidden_states"])
 
+    blocks = model.stacks[0].blocks
     with ExitStack() as hooks:
-        for layer, block in enumerate(model.blocks):
+        for layer, block in enumerate(blocks):
             hooks.enter_context(block.register_forward_pre_hook(partial(look_at_input, layer), with_kwargs=True))
-        final_BTD = model.run_body(torch.from_numpy(batch.ids_BT))
-    pool(len(model.blocks), final_BTD)
-    return torch.stack([pooled[layer].cpu() for layer in range(len(model.blocks) + 1)], dim=1)
+        final_BTD = model.run_first_stack(torch.from_numpy(batch.ids_BT), batch_mask(batch))
+    pool(len(blocks), final_BTD)
+    return torch.stack([pooled[layer].cpu() for layer in range(len(blocks) + 1)], dim=1)

@@ -11,7 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions, MoeModelOutputWithPast
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    BaseModelOutputWithPastAndCrossAttentions,
+    MoeModelOutputWithPast,
+)
 
 from neurotally.profiler.corpus.batches import MIN_RECTANGLE_TOKENS
 from neurotally.profiler.model.load import LoadedModel
@@ -24,8 +28,11 @@ def head_logits(model: LoadedModel, hidden_ND: Tensor) -> Tensor:
 
     def read(hidden_nD: Tensor) -> Tensor:
         ids_1n = torch.zeros(1, len(hidden_nD), dtype=torch.int64, device=device)
+        given: dict[str, Any] = {"input_ids": ids_1n}
+        if model.is_encoder_decoder:  # else the encoder would be run
+            given = {"decoder_input_ids": ids_1n, "encoder_outputs": BaseModelOutput(hidden_nD[None])}
         with torch.inference_mode(), _body_gives(model, hidden_nD[None]):
-            logits_nV: Tensor = model.model(input_ids=ids_1n, use_cache=False).logits[0]
+            logits_nV: Tensor = model.model(**given, use_cache=False).logits[0]
         return logits_nV
 
     return of_many_rows(read, hidden_ND)
@@ -43,7 +50,7 @@ def of_many_rows(read: Callable[[Tensor], Tensor], x_ND: Tensor) -> Tensor:
 @contextmanager
 def _body_gives(model: LoadedModel, hidden_BTD: Tensor) -> Iterator[None]:
     """Within this context the model's body isn't run; it gives `hidden_BTD`."""
-    body: Any = model.decoder
+    body: Any = model.body
     before = vars(body).get("forward")  # accelerate puts one there
     kind = MoeModelOutputWithPast if model.has_experts else BaseModelOutputWithPastAndCrossAttentions
     body.forward = lambda *_args, **_kwargs: kind(last_hidden_state=hidden_BTD)

@@ -55,6 +55,11 @@ class Lens:
     """A model's final norm and head, found and verified."""
 
     def __init__(self, model: LoadedModel):
+        if model.sees_later_tokens:
+            raise UnsupportedModelError(
+                f"{model.facts.id} is no causal language model: the lens, and the agreement of layers, read what a "
+                "layer says of the next token"
+            )
         self.model = model
         self._head = model.model.get_output_embeddings()
         if self._head is None or self._head.weight.is_meta:
@@ -183,7 +188,7 @@ def _final_modules(model: LoadedModel, ids_BT: Tensor) -> list[nn.Module]:
     called: list[nn.Module] = []
     with ExitStack() as hooks:
         hooks.enter_context(model.blocks[-1].register_forward_hook(lambda *_: called.clear()))
-        for child in model.decoder.children():
+        for child in model.body.children():
             if child is not model.blocks:
                 hooks.enter_context(child.register_forward_hook(lambda module, *_: called.append(module)))
         model.run_body(ids_BT)

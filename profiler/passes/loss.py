@@ -1,7 +1,9 @@
 """Next-token losses of a batch, under whatever is switched off at the moment.
 
 The loss of a token is -ln p(token | the tokens before it in its row), in nats; it is a *hit* if the model thinks it
-likeliest (the first of equals). The first token of a row has nothing before it and isn't scored.
+likeliest (the first of equals). The first token of a row has nothing before it and isn't scored. Of an encoder-decoder
+the tokens that its decoder is teacher-forced on are scored, all of them, given what its encoder reads. An encoder is
+trained to fill in masked tokens, so it has no such loss.
 
 The body runs over the whole rectangle; the head, by far the widest layer, over some tokens at a time, so that there
 are never more logits than a byte budget allows (see `head`).
@@ -29,7 +31,7 @@ class TokenLosses(NamedTuple):
 
     row_N: np.ndarray
     column_N: np.ndarray
-    """Where they are in the batch."""
+    """Where they are in the batch, or in what the decoder reads of it."""
     nats_N: np.ndarray
     """float64."""
     is_hit_N: np.ndarray
@@ -37,9 +39,17 @@ class TokenLosses(NamedTuple):
 
 
 class LossReader:
-    """Scores batches. Raises UnsupportedModelError where head and body can't be run one after the other."""
+    """Scores batches.
+
+    Raises UnsupportedModelError of an encoder, and where head and body can't be run one after the other.
+    """
 
     def __init__(self, model: LoadedModel, logit_bytes: int = LOGIT_BYTES):
+        if model.sees_later_tokens and not model.is_encoder_decoder:
+            raise UnsupportedModelError(
+                f"{model.facts.id} is an encoder, trained to fill in masked tokens: it has no loss of next tokens, "
+                "which masks are judged by; use a causal language model or an encoder-decoder"
+            )
         self._model = model
         vocabulary = model.model.get_output_embeddings().weight.shape[0]
         self._tokens_at_once = max(2 * MIN_RECTANGLE_TOKENS, logit_bytes // (4 * vocabulary))
@@ -47,9 +57,10 @@ class LossReader:
 
     def read(self, batch: Batch) -> TokenLosses:
         """The losses of a batch's scored tokens, row by row."""
-        row_N, before_N = np.nonzero(batch.kind_BT[:, 1:] != PAD)
-        hidden_BTD = self._model.run_body(torch.from_numpy(batch.ids_BT))
-        target_N = batch.ids_BT[row_N, before_N + 1]
+        scored = batch.decoder or batch
+        row_N, before_N = np.nonzero(scored.kind_BT[:, 1:] != PAD)
+        hidden_BTD = self._model.run_batch(batch)
+        target_N = scored.ids_BT[row_N, before_N + 1]
         nats_N = np.empty(len(row_N))
         is_hit_N = np.empty(len(row_N), bool)
         for part in self._parts(len(row_N)):
@@ -76,9 +87,13 @@ def _score(model: LoadedModel, hidden_nD: Tensor, target_n: Tensor) -> tuple[Ten
 
 def _verify_head(model: LoadedModel) -> None:
     ids_BT = probe_ids(model.vocabulary)
+    decoder_ids_BT = ids_BT.flip(0) if model.is_encoder_decoder else None
+    given = {"input_ids": ids_BT.to(model.input_device)}
+    if decoder_ids_BT is not None:
+        given["decoder_input_ids"] = decoder_ids_BT.to(model.input_device)
     with torch.inference_mode():
-        whole_BTV = model.model(input_ids=ids_BT.to(model.input_device), use_cache=False).logits
-    parts_NV = head_logits(model, model.run_body(ids_BT).flatten(0, 1))
+        whole_BTV = model.model(**given, use_cache=False).logits
+    parts_NV = head_logits(model, model.run_body(ids_BT, decoder_ids_BT=decoder_ids_BT).flatten(0, 1))
     whole_NV = whole_BTV.flatten(0, 1).float()
     limit = 16 * torch.finfo(parts_NV.dtype).eps * float(whole_NV.abs().max())
     if float((whole_NV - parts_NV.float()).abs().max()) > limit:

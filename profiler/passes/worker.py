@@ -53,6 +53,8 @@ class PassConfig:
     """Documents are windows of so many lines of a file; None: whole files."""
     keep_texts: bool = False
     """Whether the store holds the texts too."""
+    decoder_reads: str | None = None
+    """Of an encoder-decoder: see `TeacherForcing`."""
     kernels: str = field(kw_only=True)
     """See `kernels.tally.kernels_for`; stores made before don't say."""
 
@@ -219,6 +221,8 @@ class Worker:
         )
 
     def _neurons(self, rows: TokenRows, budget: int, threshold_LF: np.ndarray | None) -> UnitNeurons:
+        facts = self.model.facts
         recorder = NeuronRecorder(self.model, self.config.triggers, threshold_LF)
-        NeuronReader(self.model, recorder).tally(rectangles(rows, budget, self.model.facts.attention_budget))
+        forcing = facts.teacher_forcing(self.config.decoder_reads)
+        NeuronReader(self.model, recorder).tally(rectangles(rows, budget, facts.attention_budget, forcing))
         return recorder.result()
