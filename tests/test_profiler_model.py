@@ -149,9 +149,11 @@ def test_a_vision_language_model_is_loaded_whole(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("t5", {}, "is an encoder-decoder (t5)"),
-        ("roberta", {"architectures": ["RobertaForMaskedLM"]}, "its tokens see later tokens"),
-        ("musicgen_decoder", {}, "has no entry for musicgen_decoder"),
+        ("whisper", {}, "transformers' AutoModelForSeq2SeqLM has no entry for whisper"),
+        ("llama", {"architectures": ["LlamaForMaskedLM"]}, "AutoModelForMaskedLM has no entry for llama"),
+        ("musicgen_decoder", {}, "AutoModelForCausalLM has no entry for musicgen_decoder"),
+        ("bigbird_pegasus", {}, "depends on the length to which a row is padded"),
+        ("mra", {}, "depends on the length to which a row is padded"),
         ("reformer", {"is_decoder": True}, "depends on the length to which a row is padded"),
         ("big_bird", {"is_decoder": True}, "depends on the length to which a row is padded"),
     ],

@@ -210,11 +210,6 @@ def test_switching_neurons_off_equals_zeroed_value_vectors(family: str, tokenize
     assert torch.equal(model.run_body(ids_BT), before)
 
 
-def test_an_encoder_is_refused(tokenizer: Any) -> None:
-    with pytest.raises(InputError, match="later token"):
-        loaded("bert", tokenizer)
-
-
 def test_experts_behind_another_interface_are_refused_by_name(tokenizer: Any) -> None:
     with pytest.raises(UnsupportedModelError, match=r"layer 0 .*mixture of experts"):
         loaded("jetmoe", tokenizer)

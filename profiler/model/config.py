@@ -19,6 +19,7 @@ _MAX_LAYERS = 10_000
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")
 _WIDTH_DEPENDENT_ROPE = ("longrope", "dynamic")
 _EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_BIG_BIRDS = ("big_bird", "bigbird_pegasus")
 _HEADS_OF_ENCODERS = ("MaskedLM", "PreTraining")
 _NOT_DECISIVE = re.compile(
     r"_name_or_path|architectures|auto_map|transformers_version|(torch_)?dtype"  # names and versions
@@ -33,19 +34,20 @@ _NOT_DECISIVE = re.compile(
 
 def refuse_other_kinds(config: Any, model_id: str, trust_remote_code: bool = False) -> None:
     """Raise InputError, before any weight is read, unless this is the config of a language model that we may read."""
+    # Reformer cuts a padded row into chunks; BigBird's sparse attention, which isn't causal, begins at 705 tokens; MRA
+    # approximates attention by blocks.
+    is_sparse = config.model_type in _BIG_BIRDS and getattr(config, "attention_type", None) == "block_sparse"
+    if config.model_type in ("reformer", "mra") or is_sparse:
+        raise UnsupportedModelError(
+            f"{model_id} ({config.model_type}) isn't supported: what its attention computes depends on the length to "
+            "which a row is padded"
+        )
     kind = ", ".join(getattr(config, "architectures", None) or []) or config.model_type
     auto = auto_class(config)
     if type(config) not in auto._model_mapping and (config.is_encoder_decoder or not hasattr(config, "auto_map")):
         raise InputError(
             f"{model_id} ({kind}) is no language model that we can read: transformers' {auto.__name__} has no entry "
             f"for {config.model_type}"
-        )
-    # Reformer cuts a padded row into chunks; BigBird's sparse attention, which isn't causal, begins at 705 tokens.
-    is_sparse = config.model_type == "big_bird" and getattr(config, "attention_type", None) == "block_sparse"
-    if config.model_type == "reformer" or is_sparse:
-        raise UnsupportedModelError(
-            f"{model_id} ({config.model_type}) isn't supported: what its attention computes depends on the length to "
-            "which a row is padded"
         )
     text = config.get_text_config()
     num_layers = getattr(text, "num_hidden_layers", None)
