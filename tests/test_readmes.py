@@ -10,6 +10,7 @@ import click
 import pytest
 from families import FAMILIES
 from mixtures import MIXTURES
+from stacks import STACKS
 
 from neurotally.jobs.cli import cli
 
@@ -42,6 +43,8 @@ def test_as_many_architectures_are_tested_as_the_readme_says() -> None:
     number = len({family.family or name for name, family in FAMILIES.items()})
     words = " ".join((ROOT / "README.md").read_text().split())
     assert f"{number} dense architectures and {len(MIXTURES)} mixtures of transformers" in words
+    stacks = {one.family or name for name, one in STACKS.items()}
+    assert f"{len(stacks)} encoders and encoder-decoders" in words
 
 
 @pytest.mark.parametrize("readme", READMES, ids=readme_id)

@@ -53,7 +53,9 @@ class Rule:
     top_rate: Annotated[float, Option("With top: share of all neurons.", share=True)] = 0.01
     rates: Annotated[
         Rates,
-        Option("In a mixture of experts: rates over the tokens routed to a neuron's expert, or over all (joint)."),
+        Option(
+            "Rates over the tokens that come by, routed to a neuron's expert or read by its stack, or over all (joint)."
+        ),
     ] = "conditional"
 
     def choose(self, counts: CorpusCounts) -> "Selection":

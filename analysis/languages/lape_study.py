@@ -42,6 +42,7 @@ from neurotally.analysis.options import Group, OnlyCorpora, Option
 from neurotally.analysis.parts import Cell, Chart, Column, Panel, Series, Table, Value
 from neurotally.analysis.result import Result, model_key, model_name
 from neurotally.profiler.errors import InputError
+from neurotally.profiler.networks import DECODER, differ_in_tokens, is_expert
 
 FIGURES = {"error-bars": "With --error-bars: draw each specific neuron's interval."}
 
@@ -263,14 +264,28 @@ def _notes(counts: CorpusCounts, selection: Selection) -> list[str]:
         for name, number in selection.num_tied_out.items()
         if number
     ]
-    if counts.sites is not None:
-        over = "the tokens routed to a neuron's expert" if rule.rates == "conditional" else "all tokens"
+    return notes + _site_notes(counts, rule.rates) + set_notes(counts, selection)
+
+
+def _site_notes(counts: CorpusCounts, rates: str) -> list[str]:
+    """Over which tokens rates are, where not all neurons see the same."""
+    if counts.sites is None or not differ_in_tokens(counts.sites.networks):
+        return []
+    notes, networks = [], counts.sites.networks
+    if len({one.stack for one in networks}) > 1:
+        first = min(one.layer for one in networks if one.stack == DECODER)
+        over = "that its stack reads" if rates == "conditional" else "of both"
+        notes.append(
+            f"layers 0-{first - 1} are the encoder's, the others the decoder's; rates are over the tokens {over}"
+        )
+    if is_expert(networks).any():
+        over = "the tokens routed to a neuron's expert" if rates == "conditional" else "all tokens"
         few = ", ".join(f"{name} {number:,}" for name, number in _few_tokens(counts).items())
         notes.append(
             f"rates are over {over}; {counts.num_neurons:,} neurons in {counts.sites.tokens_XS.shape[1]:,} networks "
             f"and experts, of which so many were reached by fewer than {FEW_TOKENS:,} tokens: {few}"
         )
-    return notes + set_notes(counts, selection)
+    return notes
 
 
 def _bars_table(document: Mapping[str, Any]) -> Table:

@@ -1,4 +1,4 @@
-"""Which tokens come by at each neuron: all, or in a mixture those that are routed to its expert.
+"""Which tokens come by at each neuron: all, those that are routed to its expert, or those that its stack reads.
 
 A rate of activation is conditional by default: of the tokens at which the neuron could be active. The joint one, of all
 tokens, is higher where an expert gets more tokens: it confounds routing with firing.
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from neurotally.profiler import store
-from neurotally.profiler.networks import networks_of, site_numbers
+from neurotally.profiler.networks import Networks, networks_of, site_numbers
 
 FEW_TOKENS = 1000
 """An expert with fewer is named: its rates are known to a few hundredths at best."""
@@ -25,6 +25,8 @@ class Sites:
     """int32: the site of each neuron; -1 where there is none."""
     tokens_XS: np.ndarray
     """uint64, by corpus (C) or by group (G): tokens that came by at each site."""
+    networks: Networks = ()
+    """See `profiler.networks`."""
 
     @cached_property
     def neuron_N(self) -> np.ndarray:
@@ -59,7 +61,7 @@ def read_sites(path: Path, corpus: str, tokens_G: np.ndarray) -> Sites | None:
     number_LF = site_numbers(networks, model["num_layers"], model["num_neurons"])
     by_site = store.read_found(path, f"corpora/{corpus}", ["site_tokens"])
     everywhere_GS = np.broadcast_to(tokens_G[:, None], (len(tokens_G), sum(one.sites for one in networks)))
-    return Sites(number_LF, by_site.get("site_tokens", everywhere_GS))
+    return Sites(number_LF, by_site.get("site_tokens", everywhere_GS), networks)
 
 
 def together(sites: "list[Sites | None]") -> Sites | None:
