@@ -133,7 +133,7 @@ def test_fresh_weights_need_no_checkpoint_but_a_model_that_can_be_read(
     code, _, errors = run(*command, "--random-init", "1")
     assert code == 2
     assert "hidden_act is 'gelu', the store has 'silu'" in errors
-    edit_config(model, model_type="bert", architectures=["BertForMaskedLM"])
+    edit_config(model, model_type="whisper", architectures=["WhisperForConditionalGeneration"], is_encoder_decoder=True)
     code, _, errors = run("profile", model, tmp_path / "other", *command[3:], "--random-init", "1")
     assert code == 2
-    assert "is no causal language model: its tokens see later tokens" in errors
+    assert "AutoModelForSeq2SeqLM has no entry for whisper" in errors
