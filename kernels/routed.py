@@ -7,8 +7,9 @@ E·F neurons of all experts, expert by expert, and are those of `tally`; beside 
     weighted_coefficient_sum   Σ_s w_s·c_s     w the routing weight by which the expert's output is multiplied
 
 Triggers need the largest coefficient by expert and row of the batch: a *run* is the part of an expert's tokens that
-come from one row of the batch, R of them. On the CPU the compiled loop goes from run to run, wherever its rows lie in
-the product; elsewhere, and for experts whose coefficients follow a formula of their own, `tally_routed_reference` does.
+come from one row of the batch, R of them. The compiled loop on the CPU and the Triton kernels on a GPU go from run to
+run, wherever its rows lie in the product; elsewhere, and for experts whose coefficients follow a formula of their own,
+`tally_routed_reference` does.
 """
 
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from neurotally.kernels.activations import activate, activation_table
+from neurotally.kernels.activations import activate, activation_name, activation_table
 from neurotally.kernels.compiled import Job, library
 from neurotally.kernels.layer_tally import PAD, TOKEN, LayerTally, RowMaxima, Statistics
 from neurotally.kernels.tally import (
@@ -26,6 +27,9 @@ from neurotally.kernels.tally import (
     tally_reference,
     with_unit_stride,
 )
+
+LONGEST_RUN = 2**15 - 1
+"""Of the Triton kernels, which keep two counts of a run in an int32."""
 
 
 class Runs(NamedTuple):
@@ -77,16 +81,32 @@ def tally_routed(
     Rows are those of the layer's product; `kind_S` goes by them, too. `tally` is that of the E·F neurons. Returns the
     coefficients [S, F], and the largest of each run, [R, F], with their positions counted from the run's first token.
     """
-    if kernels_for_these(pre_SF, up_SF) != "compiled":
+    kernels = kernels_for_these(pre_SF, up_SF)
+    if kernels == "plain" or (kernels == "triton" and _longest(routing.runs) > LONGEST_RUN):
         activation_SF = activate(act, pre_SF)
         coefficient_SF = activation_SF if up_SF is None else activation_SF * up_SF
         maxima = tally_routed_reference(pre_SF, activation_SF, coefficient_SF, kind_S, routing, tally, statistics)
         return coefficient_SF, maxima
+    pre_SF = with_unit_stride(pre_SF)
+    up_SF = None if up_SF is None else with_unit_stride(up_SF)
+    kind_S = kind_S[routing.row_S].to(torch.uint8)
+    if kernels == "triton":
+        from neurotally.kernels import triton_tally
+
+        formula = activation_name(act)
+        given_SF = None if formula else activate(act, pre_SF).contiguous()
+        return triton_tally.tally_experts(
+            formula or "given", given_SF, pre_SF, up_SF, kind_S, routing, tally, statistics
+        )  # fmt: skip
     table: Tensor | None = None
-    if pre_SF.dtype.itemsize == 2 and pre_SF.stride(-1) == 1:
+    if pre_SF.dtype.itemsize == 2:
         table = activation_table(act, pre_SF.dtype, pre_SF.is_contiguous())
     given_SF = activate(act, pre_SF).contiguous() if table is None else None
     return _tally_compiled(table, given_SF, pre_SF, up_SF, kind_S, routing, tally, statistics)
+
+
+def _longest(runs: Runs) -> int:
+    return int(runs.tokens_R.max()) if len(runs.tokens_R) else 0
 
 
 def tally_routed_reference(
@@ -147,11 +167,9 @@ def _tally_compiled(
 ) -> tuple[Tensor, RowMaxima]:
     compiled = library()
     assert compiled is not None
-    pre_SF = with_unit_stride(pre_SF)
-    up_SF = None if up_SF is None else with_unit_stride(up_SF)
     width = pre_SF.shape[1]
     coefficient_SF = torch.empty(pre_SF.shape, dtype=pre_SF.dtype)
-    kind_S, row_S, weight_S = kind_S[routing.row_S].to(torch.uint8), routing.row_S, routing.weight_S
+    row_S, weight_S = routing.row_S, routing.weight_S
     first_R, tokens_R, expert_R = routing.runs
     neuron_R = expert_R * width
     value_RF = torch.zeros(len(tokens_R), width)

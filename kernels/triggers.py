@@ -61,20 +61,24 @@ class LayerTriggers:
         if self._offer is _offer_compiled:
             _offer_compiled(*maxima, *tables, self._threshold_F, *lists, runs)
             return
-        cell_RF = runs.first_R.to(document_S.device)[:, None] + maxima.position_BF
-        of_cells_RF = [table[cell_RF] for table in tables]
-        itself_F = torch.arange(num_neurons, dtype=torch.int32, device=document_S.device)
-        for expert in torch.unique(runs.expert_R).tolist():
-            is_its_R = (runs.expert_R == expert).to(document_S.device)
-            value_RF = maxima.value_BF[is_its_R].contiguous()
-            neurons = slice(expert * num_neurons, (expert + 1) * num_neurons)
-            self._offer(
-                value_RF,
-                itself_F.expand_as(value_RF).contiguous(),
-                *(of_RF[is_its_R].contiguous() for of_RF in of_cells_RF),
-                self._threshold_F[neurons],
-                *(of_neurons[neurons] for of_neurons in lists),
-            )
+        if not len(runs.expert_R):
+            return
+        device, num_experts = document_S.device, len(self._threshold_F) // num_neurons
+        cell_RF = runs.first_R.to(device)[:, None] + maxima.position_BF
+        # The r-th run of every expert side by side, as if they were one network's maxima of a row.
+        first_E = torch.searchsorted(runs.expert_R, torch.arange(num_experts))
+        row_R = torch.arange(len(runs.expert_R)) - first_E[runs.expert_R]
+        at = row_R.to(device), runs.expert_R.to(device)
+
+        def side_by_side(of_RF: Tensor) -> Tensor:
+            spread = of_RF.new_zeros((int(row_R.max()) + 1, num_experts, num_neurons))
+            spread[at] = of_RF
+            return spread.flatten(1)
+
+        value_BF, document_BF, position_BF = map(side_by_side, (maxima.value_BF, *(table[cell_RF] for table in tables)))
+        itself_F = torch.arange(value_BF.shape[1], dtype=torch.int32, device=device)
+        itself_BF = itself_F.expand_as(value_BF).contiguous()
+        self._offer(value_BF, itself_BF, document_BF, position_BF, self._threshold_F, *lists)
 
     def add(self, maxima: RowMaxima, document_BT: Tensor, position_BT: Tensor) -> None:
         """Offer a batch's row maxima; the two tables tell which document and position each cell is."""

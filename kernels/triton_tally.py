@@ -15,6 +15,9 @@ Activation and product are each rounded to the model's dtype, from fp32, as PyTo
 switches contraction off: act·up is rounded before it is added to a sum. Division is exact: by the hardware's, off by
 two units of fp32, three bf16 inputs of SiLU would round otherwise than PyTorch's. 16-bit dtypes take the hardware's
 2^x, off by two units at most; fp32 takes an exponential that is good to exact division.
+
+Of a mixture's experts (ROUTED, see routed.py) a program takes a run instead, whose tokens lie anywhere in the product,
+and the partials of an expert's runs become the sums of its neurons.
 In the body of a kernel: `o_` offsets, `m_` mask, `p_` pointers.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
@@ -27,6 +30,7 @@ import triton.language as tl
 from torch import Tensor
 
 from neurotally.kernels.layer_tally import LayerTally, RowMaxima, Statistics, no_maxima
+from neurotally.kernels.routed import Routing
 
 
 class Tiling(NamedTuple):
@@ -103,33 +107,38 @@ def _read_tile(
 
 @triton.jit(do_not_specialize=["num_tokens", "num_chunks"])
 def _tally_chunk(
-    pre, up, activation, kind, out,
+    pre, up, activation, kind, out, place, weight, run_first, run_tokens,
     partial_count, partial_sum, partial_extreme, partial_value, partial_position,
     num_tokens, num_neurons, num_blocks, num_chunks,
     pre_row, pre_token, up_row, up_token,
     ACTIVATION: tl.constexpr, GATED: tl.constexpr, STATISTICS: tl.constexpr, PRECISE: tl.constexpr,
-    CHUNK: tl.constexpr, TILE_T: tl.constexpr, BLOCK_F: tl.constexpr,
+    ROUTED: tl.constexpr, CHUNK: tl.constexpr, TILE_T: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     """Stage 1. Program: (row, chunk of the row, block of neurons), blocks fastest; `num_chunks` of a row.
 
     Partials are [row · chunk, F], `partial_sum` (Σ act, Σ c, Σ |c|, Σ c²) [row · chunk, 4, F] and `partial_extreme`
-    (max, min) [row · chunk, 2, F].
+    (max, min) [row · chunk, 2, F]. ROUTED: a partial is a run, tokens `run_first` and on of the sorted ones, in row
+    `place` of the product each; `partial_sum` has Σ w·c as a fifth.
     """
+    SUMS: tl.constexpr = 5 if ROUTED else 4
     program = tl.program_id(0)
     block = program % num_blocks
     partial = program // num_blocks
-    row = (partial // num_chunks).to(tl.int64)
-    first = (partial % num_chunks) * CHUNK
-    end = tl.minimum(first + CHUNK, num_tokens)
-
     o_T = tl.arange(0, TILE_T)
     o_F = block * BLOCK_F + tl.arange(0, BLOCK_F)
     m_F = o_F < num_neurons
-    pre += row * pre_row
-    up += row * up_row
-    kind += row * num_tokens
-    activation += row * num_tokens * num_neurons
-    out += row * num_tokens * num_neurons
+    if ROUTED:
+        first = tl.load(run_first + partial)
+        end = first + tl.load(run_tokens + partial)
+    else:
+        row = (partial // num_chunks).to(tl.int64)
+        first = (partial % num_chunks) * CHUNK
+        end = tl.minimum(first + CHUNK, num_tokens)
+        pre += row * pre_row
+        up += row * up_row
+        kind += row * num_tokens
+        activation += row * num_tokens * num_neurons
+        out += row * num_tokens * num_neurons
 
     count = tl.full((TILE_T, BLOCK_F), 0, tl.int32)
     if STATISTICS >= 2:
@@ -139,6 +148,8 @@ def _tally_chunk(
         squares = tl.full((TILE_T, BLOCK_F), 0.0, tl.float32)
         max = tl.full((TILE_T, BLOCK_F), float("-inf"), tl.float32)
         min = tl.full((TILE_T, BLOCK_F), float("inf"), tl.float32)
+        if ROUTED:
+            weighted = tl.full((TILE_T, BLOCK_F), 0.0, tl.float32)
     if STATISTICS >= 3:
         best = tl.full((TILE_T, BLOCK_F), 0.0, tl.float32)
         where = tl.full((TILE_T, BLOCK_F), 0, tl.int32)
@@ -146,7 +157,7 @@ def _tally_chunk(
     for start in tl.range(first, end, TILE_T, num_stages=3):
         token = start + o_T
         m_T = token < end
-        token_64 = token.to(tl.int64)[:, None]
+        token_64 = (tl.load(place + token, mask=m_T, other=0) if ROUTED else token.to(tl.int64))[:, None]
         m_TF = m_T[:, None] & m_F[None, :]
         kind_T = tl.load(kind + token, mask=m_T, other=0)
         o_pre, o_up = token_64 * pre_token + o_F[None, :], token_64 * up_token + o_F[None, :]
@@ -166,6 +177,8 @@ def _tally_chunk(
             sum += counted
             magnitudes += tl.abs(counted)
             squares += counted * counted
+            if ROUTED:
+                weighted += counted * tl.load(weight + token, mask=m_T, other=0.0)[:, None]
             if GATED:
                 act_sum += tl.where(is_counted, act_TF, 0.0)
             # The extreme of a number and a NaN is the number.
@@ -175,7 +188,7 @@ def _tally_chunk(
         if STATISTICS >= 3:
             is_better = (kind_T == 1)[:, None] & (c_TF > best)  # so the first of equals stays; false for a NaN
             best = tl.where(is_better, c_TF, best)
-            where = tl.where(is_better, token[:, None], where)
+            where = tl.where(is_better, (token - first if ROUTED else token)[:, None], where)
 
     o_partial = partial.to(tl.int64) * num_neurons + o_F
     tl.store(partial_count + o_partial, tl.sum(count, 0), mask=m_F)
@@ -185,17 +198,21 @@ def _tally_chunk(
         tl.store(partial_extreme + o_extreme + num_neurons, tl.min(min, 0), mask=m_F)
         sum_F, magnitudes_F, squares_F = tl.sum(sum, 0), tl.sum(magnitudes, 0), tl.sum(squares, 0)
         act_sum_F = tl.sum(act_sum, 0) if GATED else sum_F
+        weighted_F = tl.sum(weighted, 0) if ROUTED else sum_F
         # Magnitudes leave the range of float only after squares.
-        is_lost = (sum_F - sum_F) + (squares_F - squares_F) + (act_sum_F - act_sum_F) != 0.0
-        wide_act_sum, wide_sum, wide_magnitudes, wide_squares = (
-            act_sum_F.to(tl.float64), sum_F.to(tl.float64), magnitudes_F.to(tl.float64), squares_F.to(tl.float64)
+        is_lost = (sum_F - sum_F) + (squares_F - squares_F) + (act_sum_F - act_sum_F) + (weighted_F - weighted_F) != 0.0
+        wide_act_sum, wide_sum, wide_magnitudes, wide_squares, wide_weighted = (
+            act_sum_F.to(tl.float64), sum_F.to(tl.float64), magnitudes_F.to(tl.float64), squares_F.to(tl.float64),
+            weighted_F.to(tl.float64),
         )  # fmt: skip
         if tl.max(is_lost.to(tl.int32), 0) != 0:
-            wide_act_sum, wide_sum, wide_magnitudes, wide_squares = _sum_wide(
-                pre, up, activation, kind, first, end, o_F, m_F, num_neurons, pre_token, up_token,
-                ACTIVATION, GATED, PRECISE, BLOCK_F,
+            wide_act_sum, wide_sum, wide_magnitudes, wide_squares, wide_weighted = _sum_wide(
+                pre, up, activation, kind, place, weight, first, end, o_F, m_F, num_neurons, pre_token, up_token,
+                ACTIVATION, GATED, PRECISE, ROUTED, BLOCK_F,
             )  # fmt: skip
-        o_sum = partial.to(tl.int64) * (4 * num_neurons) + o_F
+        o_sum = partial.to(tl.int64) * (SUMS * num_neurons) + o_F
+        if ROUTED:
+            tl.store(partial_sum + o_sum + 4 * num_neurons, wide_weighted, mask=m_F)
         if GATED:
             tl.store(partial_sum + o_sum, wide_act_sum, mask=m_F)
         tl.store(partial_sum + o_sum + num_neurons, wide_sum, mask=m_F)
@@ -210,8 +227,8 @@ def _tally_chunk(
 
 @triton.jit
 def _sum_wide(
-    pre, up, activation, kind, first, end, o_F, m_F, num_neurons, pre_token, up_token,
-    ACTIVATION: tl.constexpr, GATED: tl.constexpr, PRECISE: tl.constexpr, BLOCK_F: tl.constexpr,
+    pre, up, activation, kind, place, weight, first, end, o_F, m_F, num_neurons, pre_token, up_token,
+    ACTIVATION: tl.constexpr, GATED: tl.constexpr, PRECISE: tl.constexpr, ROUTED: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     """The sums of a chunk again, in float64: where fp32 overflowed, or a real token has NaN or infinity.
 
@@ -221,10 +238,11 @@ def _sum_wide(
     sum = tl.full((BLOCK_F,), 0.0, tl.float64)
     magnitudes = tl.full((BLOCK_F,), 0.0, tl.float64)
     squares = tl.full((BLOCK_F,), 0.0, tl.float64)
+    weighted = tl.full((BLOCK_F,), 0.0, tl.float64)
     for token in range(first, end):
         kind_0 = tl.load(kind + token)
         is_counted = kind_0 != 0
-        token_64 = tl.full((BLOCK_F,), 0, tl.int64) + token
+        token_64 = tl.full((BLOCK_F,), 0, tl.int64) + (tl.load(place + token) if ROUTED else token)
         _, act_F, c_F = _read_tile(
             pre, up, activation, token_64 * pre_token + o_F, token_64 * up_token + o_F, token_64 * num_neurons + o_F,
             m_F, ACTIVATION, GATED, PRECISE,
@@ -234,20 +252,42 @@ def _sum_wide(
         magnitudes += tl.abs(c)
         squares += c * c
         act_sum += tl.where(is_counted, act_F.to(tl.float64), 0.0)
-    return act_sum, sum, magnitudes, squares
+        if ROUTED:
+            weighted += c * tl.load(weight + token).to(tl.float64)
+    return act_sum, sum, magnitudes, squares, weighted
 
 
 @triton.jit(do_not_specialize=["num_partials"])
 def _add_partials(
-    partial_count, partial_sum, partial_extreme,
+    partial_count, partial_sum, partial_extreme, expert_first,
     active, active_special, activation_sum, coefficient_sum, coefficient_sum_absolute, coefficient_sum_squares,
-    coefficient_max, coefficient_min,
-    num_partials, num_neurons,
-    GATED: tl.constexpr, STATISTICS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_F: tl.constexpr,
+    coefficient_max, coefficient_min, weighted_coefficient_sum,
+    num_partials, num_neurons, num_blocks,
+    GATED: tl.constexpr, STATISTICS: tl.constexpr, ROUTED: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    """Stage 2: add the partials of a block of neurons, in order, to the tally."""
-    o_F = tl.program_id(0) * BLOCK_F + tl.arange(0, BLOCK_F)
+    """Stage 2: add the partials of a block of neurons, in order, to the tally.
+
+    ROUTED: those of an expert, partials `expert_first` and on; its neurons are its part of the tally.
+    """
+    SUMS: tl.constexpr = 5 if ROUTED else 4
+    o_F = tl.program_id(0) % num_blocks * BLOCK_F + tl.arange(0, BLOCK_F)
     m_F = o_F < num_neurons
+    first = 0
+    if ROUTED:
+        expert = tl.program_id(0) // num_blocks
+        first = tl.load(expert_first + expert)
+        num_partials = tl.load(expert_first + expert + 1)
+        offset = expert.to(tl.int64) * num_neurons
+        active += offset
+        active_special += offset
+        activation_sum += offset
+        coefficient_sum += offset
+        coefficient_sum_absolute += offset
+        coefficient_sum_squares += offset
+        coefficient_max += offset
+        coefficient_min += offset
+        weighted_coefficient_sum += offset
+        weighted = tl.full((BLOCK_C, BLOCK_F), 0.0, tl.float64)
     count = tl.full((BLOCK_C, BLOCK_F), 0, tl.int64)
     special = tl.full((BLOCK_C, BLOCK_F), 0, tl.int64)
     act_sum = tl.full((BLOCK_C, BLOCK_F), 0.0, tl.float64)
@@ -256,7 +296,7 @@ def _add_partials(
     squares = tl.full((BLOCK_C, BLOCK_F), 0.0, tl.float64)
     max = tl.full((BLOCK_C, BLOCK_F), float("-inf"), tl.float32)
     min = tl.full((BLOCK_C, BLOCK_F), float("inf"), tl.float32)
-    for start in range(0, num_partials, BLOCK_C):
+    for start in range(first, num_partials, BLOCK_C):
         o_C = start + tl.arange(0, BLOCK_C)
         m_CF = (o_C < num_partials)[:, None] & m_F[None, :]
         partial = o_C.to(tl.int64)[:, None]
@@ -264,13 +304,15 @@ def _add_partials(
         count += both & 0xFFFF
         special += both >> 16
         if STATISTICS >= 2:
-            p_sum = partial_sum + partial * (4 * num_neurons) + o_F[None, :]
+            p_sum = partial_sum + partial * (SUMS * num_neurons) + o_F[None, :]
             p_extreme = partial_extreme + partial * (2 * num_neurons) + o_F[None, :]
             if GATED:
                 act_sum += tl.load(p_sum, mask=m_CF, other=0.0)
             sum += tl.load(p_sum + num_neurons, mask=m_CF, other=0.0)
             magnitudes += tl.load(p_sum + 2 * num_neurons, mask=m_CF, other=0.0)
             squares += tl.load(p_sum + 3 * num_neurons, mask=m_CF, other=0.0)
+            if ROUTED:
+                weighted += tl.load(p_sum + 4 * num_neurons, mask=m_CF, other=0.0)
             max = tl.maximum(max, tl.load(p_extreme, mask=m_CF, other=float("-inf")))
             min = tl.minimum(min, tl.load(p_extreme + num_neurons, mask=m_CF, other=float("inf")))
     tl.store(active + o_F, tl.load(active + o_F, mask=m_F) + tl.sum(count, 0), mask=m_F)
@@ -284,6 +326,9 @@ def _add_partials(
         tl.store(coefficient_sum_absolute + o_F, magnitudes_F, mask=m_F)
         squares_F = tl.load(coefficient_sum_squares + o_F, mask=m_F) + tl.sum(squares, 0)
         tl.store(coefficient_sum_squares + o_F, squares_F, mask=m_F)
+        if ROUTED:
+            weighted_F = tl.load(weighted_coefficient_sum + o_F, mask=m_F) + tl.sum(weighted, 0)
+            tl.store(weighted_coefficient_sum + o_F, weighted_F, mask=m_F)
         max_F = tl.maximum(tl.load(coefficient_max + o_F, mask=m_F), tl.max(max, 0))
         min_F = tl.minimum(tl.load(coefficient_min + o_F, mask=m_F), tl.min(min, 0))
         tl.store(coefficient_max + o_F, max_F, mask=m_F)
@@ -330,49 +375,115 @@ def tally(
     tiling = _tiling(num_rows, num_tokens, num_neurons)
     num_blocks = triton.cdiv(num_neurons, tiling.block_neurons)
     num_chunks = triton.cdiv(num_tokens, tiling.chunk_tokens)
-    num_partials = num_rows * num_chunks
-
-    def partials(num_each: int, dtype: torch.dtype) -> Tensor:
-        return torch.empty((num_partials, num_each, num_neurons), dtype=dtype, device=pre_BTF.device)
-
-    has_moments, has_maxima = statistics >= Statistics.MOMENTS, statistics >= Statistics.EVERYTHING
-    count, sums, extremes, value, position = (
-        partials(1, torch.int32),
-        partials(4 * has_moments, torch.float64),
-        partials(2 * has_moments, torch.float32),
-        partials(has_maxima, torch.float32),
-        partials(has_maxima, torch.int32),
-    )
-    is_gated = up_BTF is not None
-    if activation_BTF is not None and not is_gated:
-        out_BTF = activation_BTF  # read only
-    else:
-        out_BTF = torch.empty(pre_BTF.shape, dtype=pre_BTF.dtype, device=pre_BTF.device)
+    partials = _Partials.empty(num_rows * num_chunks, num_neurons, statistics, pre_BTF.device)
+    out_BTF = _out(activation_BTF, pre_BTF, up_BTF)
     up = pre_BTF if up_BTF is None else up_BTF
     with torch.cuda.device_of(pre_BTF):
-        _tally_chunk[(num_blocks * num_partials,)](
+        _tally_chunk[(num_blocks * num_rows * num_chunks,)](
             pre_BTF, up, out_BTF if activation_BTF is None else activation_BTF,
-            kind_BT, out_BTF, count, sums, extremes, value, position,
+            kind_BT, out_BTF, None, None, None, None, *partials,
             num_tokens, num_neurons, num_blocks, num_chunks, *pre_BTF.stride()[:2], *up.stride()[:2],
-            ACTIVATION=formula, GATED=is_gated, STATISTICS=int(statistics), PRECISE=pre_BTF.dtype == torch.float32,
+            ACTIVATION=formula, GATED=up_BTF is not None, STATISTICS=int(statistics),
+            PRECISE=pre_BTF.dtype == torch.float32, ROUTED=False,
             CHUNK=tiling.chunk_tokens, TILE_T=tiling.tile_tokens, BLOCK_F=tiling.block_neurons, num_warps=4,
             **_NO_FUSION,
         )  # fmt: skip
-        _add_partials[(triton.cdiv(num_neurons, tiling.merge_neurons),)](
-            count, sums, extremes, num_partials=num_partials, num_neurons=num_neurons, **into,
-            GATED=is_gated, STATISTICS=int(statistics), BLOCK_C=tiling.merge_partials, BLOCK_F=tiling.merge_neurons,
-            num_warps=4, **_NO_FUSION,
-        )  # fmt: skip
-        if not has_maxima:
+        _add(partials, None, 1, into, up_BTF is not None, statistics, tiling)
+        if statistics < Statistics.EVERYTHING:
             return out_BTF, no_maxima(pre_BTF)
         if num_chunks == 1:
-            return out_BTF, RowMaxima(value[:, 0], position[:, 0])
-        maxima = RowMaxima(*(x.new_empty((num_rows, num_neurons)) for x in (value, position)))
+            return out_BTF, RowMaxima(partials.values[:, 0], partials.positions[:, 0])
+        maxima = RowMaxima(*(x.new_empty((num_rows, num_neurons)) for x in (partials.values, partials.positions)))
         _merge_row_maxima[(num_blocks * num_rows,)](
-            value, position, *maxima, num_neurons, num_blocks, num_chunks,
+            partials.values, partials.positions, *maxima, num_neurons, num_blocks, num_chunks,
             BLOCK_F=tiling.block_neurons, num_warps=4, **_NO_FUSION,
         )  # fmt: skip
     return out_BTF, maxima
+
+
+def tally_experts(
+    formula: str,
+    activation_SF: Tensor | None,
+    pre_SF: Tensor,
+    up_SF: Tensor | None,
+    kind_S: Tensor,
+    routing: Routing,
+    into: LayerTally,
+    statistics: Statistics,
+) -> tuple[Tensor, RowMaxima]:
+    """`tally_routed` of routed.py by these kernels: a row of the maxima is a run's. `kind_S` goes by the sorted tokens.
+
+    Waits for the device once, where the runs are told.
+    """
+    num_runs, num_neurons = len(routing.runs.tokens_R), pre_SF.shape[1]
+    if pre_SF.numel() == 0:
+        none_0F = torch.zeros((0, num_neurons), device=pre_SF.device)
+        return torch.empty_like(pre_SF), RowMaxima(none_0F, none_0F.int())
+    tiling = _tiling(1, num_runs * Tiling().chunk_tokens, num_neurons)
+    num_experts, num_blocks = len(into["active"]) // num_neurons, triton.cdiv(num_neurons, tiling.block_neurons)
+    first_R, tokens_R, expert_R = routing.runs
+    expert_first = torch.searchsorted(expert_R, torch.arange(num_experts + 1))
+    first_R, tokens_R, expert_first = (x.int().to(pre_SF.device) for x in (first_R, tokens_R, expert_first))
+    partials = _Partials.empty(num_runs, num_neurons, statistics, pre_SF.device, num_sums=5)
+    out_SF = _out(activation_SF, pre_SF, up_SF)
+    up = pre_SF if up_SF is None else up_SF
+    with torch.cuda.device_of(pre_SF):
+        _tally_chunk[(num_blocks * num_runs,)](
+            pre_SF, up, out_SF if activation_SF is None else activation_SF,
+            kind_S, out_SF, routing.row_S, routing.weight_S, first_R, tokens_R, *partials,
+            len(pre_SF), num_neurons, num_blocks, num_runs, 0, pre_SF.stride(0), 0, up.stride(0),
+            ACTIVATION=formula, GATED=up_SF is not None, STATISTICS=int(statistics),
+            PRECISE=pre_SF.dtype == torch.float32, ROUTED=True,
+            CHUNK=tiling.chunk_tokens, TILE_T=tiling.tile_tokens, BLOCK_F=tiling.block_neurons, num_warps=4,
+            **_NO_FUSION,
+        )  # fmt: skip
+        _add(partials, expert_first, num_experts, into, up_SF is not None, statistics, tiling)
+    if statistics < Statistics.EVERYTHING:
+        return out_SF, RowMaxima(partials.values, partials.positions)
+    return out_SF, RowMaxima(partials.values[:, 0], partials.positions[:, 0])
+
+
+class _Partials(NamedTuple):
+    """What stage 1 leaves to stage 2, [P, n, F] each."""
+
+    counts: Tensor
+    sums: Tensor
+    extremes: Tensor
+    values: Tensor
+    positions: Tensor
+
+    @classmethod
+    def empty(
+        cls, num_partials: int, num_neurons: int, statistics: Statistics, device: torch.device, num_sums: int = 4
+    ) -> "_Partials":
+        has_moments, has_maxima = statistics >= Statistics.MOMENTS, statistics >= Statistics.EVERYTHING
+        layout = (
+            (1, torch.int32), (num_sums * has_moments, torch.float64), (2 * has_moments, torch.float32),
+            (has_maxima, torch.float32), (has_maxima, torch.int32),
+        )  # fmt: skip
+        return cls(*(torch.empty((num_partials, n, num_neurons), dtype=dtype, device=device) for n, dtype in layout))
+
+
+def _out(activation: Tensor | None, pre: Tensor, up: Tensor | None) -> Tensor:
+    """Where coefficients go; what is activated already is only read where it isn't multiplied."""
+    if activation is not None and up is None:
+        return activation
+    return torch.empty(pre.shape, dtype=pre.dtype, device=pre.device)
+
+
+def _add(
+    partials: _Partials, expert_first: Tensor | None, num_experts: int, into: LayerTally, is_gated: bool,
+    statistics: Statistics, tiling: Tiling,
+) -> None:  # fmt: skip
+    """Stage 2 of the sums."""
+    num_partials, _, num_neurons = partials.counts.shape
+    num_blocks = triton.cdiv(num_neurons, tiling.merge_neurons)
+    sums = {"weighted_coefficient_sum": None, **into}
+    _add_partials[(num_blocks * num_experts,)](
+        *partials[:3], expert_first, **sums, num_partials=num_partials, num_neurons=num_neurons, num_blocks=num_blocks,
+        GATED=is_gated, STATISTICS=int(statistics), ROUTED=expert_first is not None, BLOCK_C=tiling.merge_partials,
+        BLOCK_F=tiling.merge_neurons, num_warps=4, **_NO_FUSION,
+    )  # fmt: skip
 
 
 def _tiling(num_rows: int, num_tokens: int, num_neurons: int) -> Tiling:

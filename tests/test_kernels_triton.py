@@ -63,18 +63,25 @@ def like(names, type_):
 
 partials = like("partial_count partial_position", "*i32") | {"partial_sum": "*fp64"}
 partials |= like("partial_extreme partial_value", "*fp32")
+not_routed = dict.fromkeys(("place", "weight", "run_first", "run_tokens"))
 cases = [("silu", True), ("gelu", False), ("gelu_tanh", True), ("relu", True), ("relu2", False), ("given", True)]
 for dtype, (act, gated) in [("bf16", case) for case in cases] + [("fp16", cases[0]), ("fp32", cases[0])]:
     pointers = partials | {"kind": "*u8"} | like("pre up activation out", "*" + dtype)
     tiles = {"CHUNK": 1024, "TILE_T": 4, "BLOCK_F": 256}
     constants = {"ACTIVATION": act, "GATED": gated, "STATISTICS": 3, "PRECISE": dtype == "fp32", **tiles}
-    text = ptx(triton_tally._tally_chunk, pointers, constants)
+    text = ptx(triton_tally._tally_chunk, pointers, constants | {"ROUTED": False} | not_routed)
     assert re.search(r"cp\.async\S* \[.*\], \[.*\], 0x10,", text), "reads 16 bytes at a time, ahead of their use"
     assert re.search(r"st\.global\S*v4", text), "writes 16 bytes at a time"
+    pointers |= {"place": "*i64", "weight": "*fp32"} | like("run_first run_tokens", "*i32")
+    text = ptx(triton_tally._tally_chunk, pointers, constants | {"ROUTED": True})
+    assert re.search(r"st\.global\S*v4", text), "writes 16 bytes at a time"
 pointers = partials | like("active active_special", "*i64") | like("coefficient_max coefficient_min", "*fp32")
-pointers |= like("activation_sum coefficient_sum coefficient_sum_absolute coefficient_sum_squares", "*fp64")
+sums = "activation_sum coefficient_sum coefficient_sum_absolute coefficient_sum_squares weighted_coefficient_sum"
+pointers |= like(sums, "*fp64") | {"expert_first": "*i32"}
 constants = {"GATED": True, "STATISTICS": 3, "BLOCK_C": 16, "BLOCK_F": 64}
-ptx(triton_tally._add_partials, pointers, constants)
+ptx(triton_tally._add_partials, pointers, constants | {"ROUTED": True})
+ptx(triton_tally._add_partials, pointers,
+    constants | {"ROUTED": False, "expert_first": None, "weighted_coefficient_sum": None})
 ptx(triton_tally._merge_row_maxima, partials | {"value": "*fp32", "position": "*i32"}, {"BLOCK_F": 256})
 lists = like("row_value threshold value", "*fp32") | like("row_position document position", "*i32")
 lists |= like("list_document list_position", "*i32")

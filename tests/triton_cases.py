@@ -15,12 +15,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sorted_triggers import as_list, sorted_triggers
+from test_kernels_routed import EXPERTS, TOKENS, Case
+from test_kernels_routed import make as routed_case
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from neurotally.kernels import routed as kernels_routed
 from neurotally.kernels import tally as kernels
 from neurotally.kernels.activations import activation_name
 from neurotally.kernels.layer_tally import PAD, REPEAT, SPECIAL, TOKEN, LayerTally, RowMaxima, Statistics
+from neurotally.kernels.routed import tally_routed
 from neurotally.kernels.statistics import STATISTICS
 from neurotally.kernels.tally import tally_reference
 from neurotally.kernels.triggers import LayerTriggers
@@ -400,6 +404,84 @@ def test_an_activation_of_another_dtype_is_left_to_pytorch() -> None:
     activation_BTF = pre_BTF.float().relu()
     assert_same([h_BTF], [activation_BTF * up_BTF])
     expect_reference(pre_BTF, activation_BTF, h_BTF, kind_BT, got, maxima)
+
+
+def routed(case: Case, act: nn.Module, kernel: str, statistics: Statistics) -> tuple[Tensor, LayerTally, RowMaxima]:
+    """The tally of a mixture's experts by the Triton kernels or by the reference."""
+    into = LayerTally.empty(EXPERTS * case.pre_SF.shape[1], DEVICE, has_experts=True)
+    on_device = [None if x is None else x.to(DEVICE) for x in (case.pre_SF, case.up_SF, case.kind_S)]
+    routing = case.routing._replace(**{
+        name: getattr(case.routing, name).to(DEVICE) for name in ("expert_S", "cell_S", "row_S", "weight_S")
+    })  # fmt: skip
+    with poisoned(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels_routed, "kernels_for_these", lambda *_: kernel)
+        if not ON_GPU:
+            patch.setattr(triton_tally, "_tiling", lambda *_: Tiling(512, 64, 64, 16, 64))
+        coefficient_SF, maxima = tally_routed(act, *on_device, routing, into, statistics)
+    return coefficient_SF, into, maxima
+
+
+@pytest.mark.parametrize("is_gated", [True, False], ids=["gated", "plain"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("act", "width"), [(nn.SiLU(), 37), (nn.ReLU(), 64), (nn.ELU(), 100)], ids=lambda x: str(x))
+@pytest.mark.slow
+def test_experts_equal_the_reference(act: nn.Module, width: int, dtype: torch.dtype, is_gated: bool) -> None:
+    case = routed_case(width, dtype, is_gated)
+    got_SF, got, maxima = routed(case, act, "triton", Statistics.EVERYTHING)
+    expected_SF, expected, expected_maxima = routed(case, act, "plain", Statistics.EVERYTHING)
+    if isinstance(act, nn.SiLU):  # PyTorch's on the CPU rounds some elements otherwise than its CUDA kernel
+        torch.testing.assert_close(got_SF, expected_SF, rtol=2 * torch.finfo(dtype).eps, atol=1e-7)
+        torch.testing.assert_close(maxima.value_BF, expected_maxima.value_BF, rtol=2 * torch.finfo(dtype).eps, atol=0)
+    else:
+        assert_same([got_SF], [expected_SF])
+        assert_same(maxima, expected_maxima)
+    for name in expected:
+        if name.startswith("active"):
+            assert_same([got[name]], [expected[name]])
+        else:
+            scale = 1 if name.endswith(("max", "min")) else case.kind_S.numel()
+            limit = scale * (2 * torch.finfo(dtype).eps if isinstance(act, nn.SiLU) else 2**-20)
+            torch.testing.assert_close(got[name], expected[name], rtol=1e-5, atol=limit)
+
+
+@pytest.mark.parametrize("content", [float("nan"), 1e30])
+def test_a_lost_sum_of_an_expert_is_summed_again(content: float) -> None:
+    case = routed_case(32, torch.float32)
+    row = int(case.routing.row_S[(case.routing.expert_S == 1).nonzero()[3, 0]])
+    case.pre_SF[row, 5], case.kind_S[row] = content, TOKEN
+    _, got, _ = routed(case, nn.ReLU(), "triton", Statistics.MOMENTS)
+    _, expected, _ = routed(case, nn.ReLU(), "plain", Statistics.MOMENTS)
+    for name in expected:
+        torch.testing.assert_close(got[name], expected[name], rtol=1e-6, atol=1e-4, equal_nan=True)
+
+
+@pytest.mark.slow
+def test_what_isnt_asked_for_of_experts_stays() -> None:
+    case = routed_case(32, torch.bfloat16)
+    _, everything, _ = routed(case, nn.SiLU(), "triton", Statistics.EVERYTHING)
+    for statistics in (Statistics.COUNTS, Statistics.MOMENTS):
+        _, got, _ = routed(case, nn.SiLU(), "triton", statistics)
+        untouched = LayerTally.empty(EXPERTS * 32, DEVICE, has_experts=True)
+        for name in got:
+            is_asked_for = name.startswith("active") or statistics == Statistics.MOMENTS
+            assert_same([got[name]], [(everything if is_asked_for else untouched)[name]])
+
+
+@pytest.mark.slow
+def test_triggers_of_experts_are_the_references() -> None:
+    case = routed_case(37, torch.bfloat16)
+    _, _, maxima = routed(case, nn.ReLU(), "triton", Statistics.EVERYTHING)
+    cell_S = case.routing.cell_S.to(DEVICE)
+    by_kernel = []
+    for lists in (lists_by_triton(2, torch.zeros(EXPERTS * 37)), LayerTriggers(EXPERTS * 37, 2, "cpu", None)):
+        device = lists._threshold_F.device
+        of = RowMaxima(*(x.to(device) for x in maxima))
+        lists.add_routed(
+            of, (10 + cell_S // TOKENS).int().to(device), (cell_S % TOKENS).int().to(device), case.routing.runs
+        )
+        by_kernel.append([column.cpu() for column in lists.best()])
+    assert_same(*by_kernel)
+    assert len(by_kernel[0][0]) > 100
 
 
 # Triggers. A row: a document, the position its first token has there, and for each neuron (value, column). Values
