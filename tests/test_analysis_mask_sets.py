@@ -120,3 +120,41 @@ def test_the_origin_of_a_mask_file(tmp_path: Path) -> None:
         path.write_text(json.dumps(wrong))
         with pytest.raises(InputError, match="trigger_documents"):
             read_origin(path)
+
+
+# A layer of one network, and one of three experts of 40.
+SITE_LF = np.array([[0] * 50 + [-1] * 70, np.repeat([1, 2, 3], 40)])
+
+
+def test_neurons_of_experts_are_compared_with_those_of_the_same_experts() -> None:
+    x = np.array([[0, 3], [1, 1], [1, 2], [1, 90]])
+    above_LF = np.zeros(SITE_LF.shape, bool)
+    above_LF[:, ::2] = True
+    made = mask_sets({"x": x}, 120, 3, {"x": above_LF}, site_LF=SITE_LF)
+    for kind in ("random", "candidates"):
+        drawn = [one for one in made.sets if one.kind == kind]
+        assert [one.drawn_from for one in drawn] == ["networks"] * 3
+        for one in drawn:
+            assert sorted(SITE_LF[tuple(one.neurons_n2.T)].tolist()) == [0, 1, 1, 3]
+    assert all(not rows(one.neurons_n2) & rows(x) for one in made.sets if one.kind == "random")
+    candidates = [one.neurons_n2 for one in made.sets if one.kind == "candidates"]
+    for drawn_n2 in candidates:  # as many above and below in each
+        by_site = sorted(zip(SITE_LF[tuple(drawn_n2.T)].tolist(), above_LF[tuple(drawn_n2.T)].tolist(), strict=True))
+        assert by_site == [(0, False), (1, False), (1, True), (3, True)]
+
+
+def test_an_expert_with_too_few_others_is_compared_with_its_layer() -> None:
+    x = np.array([[1, neuron] for neuron in range(9)])  # 31 others in the expert, 111 in the layer
+    made = mask_sets({"x": x}, 120, 2, site_LF=SITE_LF)
+    drawn = [one for one in made.sets if one.kind == "random"]
+    assert [one.drawn_from for one in drawn] == ["", ""]
+    assert all((one.neurons_n2[:, 0] == 1).all() for one in drawn)
+
+
+def test_layers_of_one_network_have_the_draws_that_they_had() -> None:
+    site_LF = np.array([[0] * 50, [1] * 40 + [-1] * 10, [2] * 50])
+    sets = mask_sets({"a": A, "b": B}, 50, 3).sets
+    again = mask_sets({"a": A, "b": B}, 50, 3, site_LF=np.repeat(np.arange(3)[:, None], 50, axis=1)).sets
+    assert all(np.array_equal(one.neurons_n2, other.neurons_n2) for one, other in zip(sets, again, strict=True))
+    ragged = mask_sets({"a": np.array([[1, 1]])}, 50, 20, site_LF=site_LF).sets[2:]
+    assert all((one.neurons_n2[:, 1] < 40).all() and one.drawn_from == "" for one in ragged)

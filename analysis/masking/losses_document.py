@@ -124,6 +124,8 @@ def _head(losses: Losses) -> dict[str, Any]:
         controls[name] = {control: losses.control(control, name).not_judged or None for control in CONTROLS}
         drawn = losses.numbers("candidates", name)
         controls[name]["candidates_drawn_from"] = losses.sets[drawn[0]].get("drawn_from") if drawn else None
+        if any(losses.sets[number].get("drawn_from") for number in losses.numbers("random", name)):
+            controls[name]["random_drawn_from"] = "networks"
     return {
         "schema": 1,
         "model": model_key(losses.model),

@@ -284,6 +284,8 @@ def _control_notes(document: Mapping[str, Any]) -> list[str]:
     numbers_off = document.get("neurons") or {name: one["neurons"] for name, one in document["sets"].items()}
     if empty := [name for name, number_off in numbers_off.items() if not number_off]:
         notes.append(f"no neuron to switch off: {', '.join(empty)}")
+    if any(one.get("random_drawn_from") == "networks" for one in controls.values()):
+        notes.append("random neurons of the same layers are of the same networks or experts, too")
     if anywhere := [name for name, one in controls.items() if one["candidates_drawn_from"] == "all layers"]:
         notes.append(
             f"above the threshold of any layer, since some layers have too few: the controls of {', '.join(anywhere)}"

@@ -9,9 +9,11 @@ spared       for each that shares neurons with another: itself without these pol
 
 A draw is a fair one where there is enough to draw from: for `random` four times as many others in each layer, for
 `candidates` as many others. Where some layer lacks these candidates, they are drawn from all layers together; where
-those lack, too, the control isn't drawn, and `MaskSets.not_drawn` says why. Candidates may hold neurons of the set,
-since only so are they what it is under the null hypothesis, a draw from all above the threshold: drawn from the others
-alone, few others give draws that are alike (30 for 40 neurons: one draw), whatever the set is.
+those lack, too, the control isn't drawn, and `MaskSets.not_drawn` says why. Where a layer has several networks or
+experts, both are drawn from the same ones as the set's neurons, as long as each of these has enough: else an expert
+that few tokens are sent to, which costs little whatever is off, would be compared with busy ones. Candidates may hold
+neurons of the set, since only so are they what it is under the null hypothesis, a draw from all above the threshold:
+drawn from the others alone, few others give draws that are alike (30 for 40 neurons: one draw), whatever the set is.
 """
 
 import hashlib
@@ -48,7 +50,8 @@ class MaskSet:
     neurons_n2: np.ndarray
     """int64 (layer, neuron), ascending."""
     drawn_from: str = ""
-    """Of candidates: "layers" where there are as many in every layer, else "all layers"."""
+    """Of a control: "networks" (or experts) where these are told apart and have as many each; else of candidates
+    "layers" where every layer has, or "all layers"."""
 
     def to_json(self, num_layers: int) -> dict[str, Any]:
         """What it is, and how many neurons of each layer."""
@@ -77,20 +80,24 @@ def mask_sets(
     above: Mapping[str, np.ndarray] | str = "no threshold",
     with_spared: bool = False,
     seed: int = 0,
-    is_neuron_LF: np.ndarray | None = None,
+    site_LF: np.ndarray | None = None,
 ) -> MaskSets:
     """The sets of a pass. `num_neurons` a layer; `above`: as `above_threshold` gives it, or why it isn't known.
 
-    `is_neuron_LF`: bool, where layers differ in width.
+    `site_LF`: int, the number of each neuron's network or expert, -1 where there is no neuron; None: one a layer.
     """
+    is_neuron_LF = None if site_LF is None else site_LF >= 0
     sets = [MaskSet("none", "", 0, np.empty((0, 2), np.int64))]
     sets += [MaskSet("specific", name, 0, neurons_n2) for name, neurons_n2 in specific.items()]
     not_drawn: dict[str, dict[str, str]] = {kind: {} for kind in CONTROLS}
     for number, kind in enumerate(CONTROLS):
         for index, (name, neurons_n2) in enumerate(specific.items() if draws else ()):
-            if kind == "random":
+            found: tuple[Strata, str] | str | None = None
+            if site_LF is not None:
+                found = _of_the_same_networks(neurons_n2, site_LF, None if kind == "random" else above, name)
+            if found is None and kind == "random":
                 found = _others(neurons_n2, num_neurons, is_neuron_LF)
-            else:
+            elif found is None:
                 found = above if isinstance(above, str) else _candidates(neurons_n2, above[name], is_neuron_LF)
             if isinstance(found, str):
                 not_drawn[kind][name] = found
@@ -173,6 +180,31 @@ def file_digests(file_of_D: Sequence[str], sha256_D32: np.ndarray) -> dict[str, 
     for name, row in zip(file_of_D, sha256_D32, strict=True):
         hashes.setdefault(name, []).append(bytes(row))
     return {name: hashlib.sha256(b"".join(of_file)).digest() for name, of_file in hashes.items()}
+
+
+def _of_the_same_networks(
+    neurons_n2: np.ndarray, site_LF: np.ndarray, above: Mapping[str, np.ndarray] | str | None, name: str
+) -> tuple[Strata, str] | None:
+    """Of each network or expert as many; None where one has too few, or no layer has several.
+
+    `above`: of candidates; None: of others.
+    """
+    has_several = any(len(np.unique(site_F[site_F >= 0])) > 1 for site_F in site_LF)
+    if isinstance(above, str) or not has_several:
+        return None
+    is_own_LF = np.zeros(site_LF.shape, bool)
+    is_own_LF[tuple(neurons_n2.T)] = True
+    halves = [site_LF >= 0] if above is None else [above[name], ~above[name]]
+    number_LF, strata = np.arange(site_LF.size).reshape(site_LF.shape), []
+    for site in np.unique(site_LF[is_own_LF]).tolist():
+        for half_LF in halves:
+            pool_LF = (site_LF == site) & half_LF
+            own = int(np.count_nonzero(is_own_LF & pool_LF))
+            others = int(np.count_nonzero(pool_LF)) - own
+            if others < (MIN_OTHERS if above is None else 1) * own:
+                return None
+            strata.append((own, number_LF[pool_LF & ~is_own_LF if above is None else pool_LF]))
+    return strata, "networks"
 
 
 def _others(neurons_n2: np.ndarray, num_neurons: int, is_neuron_LF: np.ndarray | None) -> tuple[Strata, str] | str:

@@ -34,7 +34,7 @@ from neurotally.jobs.run import Pass, Texts, Where, model_identity, run_pass
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.load import ModelFacts
-from neurotally.profiler.networks import is_neuron
+from neurotally.profiler.networks import site_numbers
 from neurotally.profiler.passes.worker import TOKEN_BUDGET
 
 Above = Mapping[str, np.ndarray] | str
@@ -92,7 +92,7 @@ class Chosen:
             read_mask(self.file, facts.fingerprint, facts.num_layers, facts.num_neurons)
         return mask_sets(
             self.neurons, facts.num_neurons, draws, self.above, self.with_spared,
-            is_neuron_LF=is_neuron(facts.networks, facts.num_layers, facts.num_neurons),
+            site_LF=site_numbers(facts.networks, facts.num_layers, facts.num_neurons) if facts.networks else None,
         )  # fmt: skip
 
 
