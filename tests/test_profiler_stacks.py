@@ -8,6 +8,7 @@ import pytest
 import torch
 from families import VOCABULARY, each
 from numpy.testing import assert_allclose, assert_array_equal
+from safetensors.torch import load_file, save_file
 from stacks import DECODER_LAYERS, ENCODER_LAYERS, SMALL, STACKS, StackHooks, tiny_stacks
 from test_profiler_model import refusal, tiny_model
 
@@ -269,6 +270,18 @@ def test_what_an_encoder_has_no_answer_to_is_refused(tokenizer: Any, tmp_path: P
     for model in (encoder, both):
         with pytest.raises(UnsupportedModelError, match="is no causal language model: the lens"):
             Lens(model)
+
+
+def test_an_encoder_needs_no_pooler(tokenizer: Any, tmp_path: Path) -> None:
+    model = loaded("roberta, without a head", tokenizer, tmp_path)
+    assert model.facts.warnings == ("RobertaModel makes no use of pooler.dense.bias, pooler.dense.weight in the "
+                                    "checkpoint",)  # fmt: skip
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({name: one for name, one in weights.items() if "pooler" not in name}, tmp_path / "model.safetensors",
+              {"format": "pt"})  # fmt: skip
+    again = load_model(str(tmp_path), "cpu")
+    assert again.facts.fingerprint == model.facts.fingerprint
+    assert again.facts.warnings == ()
 
 
 def test_a_decoder_without_a_start_is_refused(tokenizer: Any, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a model's config says: if it is of a kind we read, how long its rows may be, what decides its forward pass."""
 
+import inspect
 import json
 import math
 import re
@@ -83,6 +84,18 @@ def auto_class(config: Any) -> Any:
     is_named = COMPOSITE.get(config.model_type) in named
     is_only_one = type(config) not in AutoModelForCausalLM._model_mapping and config.model_type in COMPOSITE
     return AutoModelForImageTextToText if is_named or is_only_one else AutoModelForCausalLM
+
+
+def without_pooler(config: Any) -> dict[str, Any]:
+    """Options to load an encoder without a head without the layer that pools its states: no state depends on it, and
+    a checkpoint may lack it."""
+    from transformers import AutoModel
+
+    auto = auto_class(config)
+    if auto is not AutoModel:
+        return {}
+    made = inspect.signature(auto._model_mapping[type(config)].__init__).parameters
+    return {"add_pooling_layer": False} if "add_pooling_layer" in made else {}
 
 
 def _refuse_other_experts(config: Any, model_id: str, trust_remote_code: bool) -> None:

@@ -24,7 +24,14 @@ from torch import Tensor, nn
 from neurotally.kernels.tally import kernels_for
 from neurotally.profiler.corpus.batches import DECODER_READS, TeacherForcing
 from neurotally.profiler.errors import InputError, first_line
-from neurotally.profiler.model.config import auto_class, decoder_start, forward_config, refuse_other_kinds, row_limits
+from neurotally.profiler.model.config import (
+    auto_class,
+    decoder_start,
+    forward_config,
+    refuse_other_kinds,
+    row_limits,
+    without_pooler,
+)
 from neurotally.profiler.model.decoder import find_stacks
 from neurotally.profiler.model.hooked_model import HookedModel
 from neurotally.profiler.model.hooking import hook_model
@@ -138,6 +145,7 @@ def load_model(spec: str, device: str = "auto", dtype: str = "auto", trust_remot
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # refused below, by name
                 **placement,
+                **without_pooler(config),
                 **common,
             )
 
