@@ -1,9 +1,7 @@
 """Stores of a mixture of experts: made by any number of workers, killed and gone on with, and read by every study."""
 
 import json
-import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,19 +10,15 @@ import numpy as np
 import pytest
 import xarray
 from conftest import lay_out
-from launching import Launch
 from mixtures import EXPERTS, TOP, tiny_mixture
 from numpy.testing import assert_allclose, assert_array_equal
 from reference import everything
+from stores import CORPORA, FILES, kill_after_a_checkpoint, make_store
 
 from neurotally.analysis import open_store
-from neurotally.jobs import profile
-from neurotally.jobs.progress import Progress
 from neurotally.profiler import store
 
 Run = Callable[..., tuple[int, str, str]]
-SETTINGS = {"row_tokens": 64, "groups": 3, "triggers": 4}
-CORPORA = ("c++", "python")
 
 
 def save(name: str, folder: Path, tokenizer: Any) -> Path:
@@ -41,18 +35,12 @@ def mixture(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return lay_out(tmp_path_factory.mktemp("text") / "corpora", {"python": 24, "c++": 20})
-
-
-def make(model: Path, path: Path, corpora: Path, **options: Any) -> Path:
-    quiet = Progress(quiet=True)
-    profile(str(model), path, corpora=corpora, progress=quiet, max_unit_bytes=1500, **{**SETTINGS, **options})
-    return path
+    return lay_out(tmp_path_factory.mktemp("text") / "corpora", FILES)
 
 
 @pytest.fixture(scope="module")
 def made(mixture: Path, corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make(mixture, tmp_path_factory.mktemp("stores") / "s", corpora)
+    return make_store(mixture, tmp_path_factory.mktemp("stores") / "s", corpora)
 
 
 def sites(path: Path) -> list[dict[str, Any]]:
@@ -64,21 +52,14 @@ def sites(path: Path) -> list[dict[str, Any]]:
 @pytest.mark.ray
 def test_any_number_of_workers_gives_the_same_bits(mixture: Path, corpora: Path, made: Path, tmp_path: Path) -> None:
     for workers in (2, 3):
-        assert everything(make(mixture, tmp_path / f"{workers}", corpora, workers=workers)) == everything(made)
+        assert everything(make_store(mixture, tmp_path / f"{workers}", corpora, workers=workers)) == everything(made)
 
 
 @pytest.mark.ray
 def test_a_killed_run_goes_on_to_the_same_bits(mixture: Path, corpora: Path, made: Path, tmp_path: Path) -> None:
     path = tmp_path / "killed"
-    options = ["--row-tokens", "64", "--groups", "3", "--triggers", "4"]
-    process = Launch(["profile", str(mixture), str(path), "--corpora", str(corpora), *options], path,
-                     checkpoint_every_s=0.0, max_unit_bytes=1500)  # fmt: skip
-    while process.status is None and not list(path.glob(".run/corpora/*/checkpoint-*")):
-        pass
-    os.killpg(process.pid, signal.SIGKILL)
-    process.finish()
-    assert not store.committed_corpora(path)
-    assert everything(make(mixture, path, corpora)) == everything(made)
+    kill_after_a_checkpoint(mixture, path, corpora)
+    assert everything(make_store(mixture, path, corpora)) == everything(made)
 
 
 def test_the_store_tells_where_neurons_are_and_what_came_by(made: Path) -> None:
@@ -161,7 +142,7 @@ def test_routing_is_a_result(made: Path, run: Run, tmp_path: Path) -> None:
 
 
 def test_a_dense_store_has_no_routing(model_folder: Path, corpora: Path, tmp_path: Path, run: Run) -> None:
-    path = make(model_folder, tmp_path / "dense", corpora)
+    path = make_store(model_folder, tmp_path / "dense", corpora)
     assert not (path / "sites").exists()
     code, _, err = run("routing", path)
     assert (code, err.count("\n")) == (2, 1)
@@ -222,14 +203,14 @@ def test_layers_of_several_networks_have_no_update_to_read(
 
 def test_a_store_of_the_first_schema_is_read_and_gone_on_with(model_folder: Path, tmp_path: Path, run: Run) -> None:
     text = lay_out(tmp_path / "text", {"python": 6, "c++": 6})
-    path = make(model_folder, tmp_path / "s", text)
+    path = make_store(model_folder, tmp_path / "s", text)
     before = everything(path)
     root = json.loads((path / "zarr.json").read_text())
     root["attributes"]["schema"] = 1
     (path / "zarr.json").write_text(json.dumps(root))
     assert run("lape", path, "--quantile", 0.6, "--per-corpus", 5)[0] == 0
     lay_out(tmp_path / "text", {"rust": 6})
-    after = everything(make(model_folder, path, text))
+    after = everything(make_store(model_folder, path, text))
     assert {name: after[name] for name in before} == before
     assert "rust/active" in after
     assert store.store_attributes(path)["schema"] == 1

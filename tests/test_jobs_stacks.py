@@ -1,9 +1,7 @@
 """Stores of encoders and encoder-decoders: made by any number of workers, killed and gone on with, read by studies."""
 
 import json
-import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,21 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import lay_out
-from launching import Launch
 from numpy.testing import assert_array_equal
 from reference import everything
 from stacks import DECODER_LAYERS, ENCODER_LAYERS, tiny_stacks
+from stores import CORPORA, FILES, SETTINGS, kill_after_a_checkpoint, make_store
 
 from neurotally.analysis import open_store
-from neurotally.jobs import profile
-from neurotally.jobs.progress import Progress
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.networks import DECODER, ENCODER
 
 Run = Callable[..., tuple[int, str, str]]
-SETTINGS = {"row_tokens": 64, "groups": 3, "triggers": 4}
-CORPORA = ("c++", "python")
 
 
 @pytest.fixture(scope="module")
@@ -41,19 +35,13 @@ def models(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> dict[str
 
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return lay_out(tmp_path_factory.mktemp("text") / "corpora", {"python": 24, "c++": 20})
-
-
-def make(model: Path, path: Path, corpora: Path, **options: Any) -> Path:
-    quiet = Progress(quiet=True)
-    profile(str(model), path, corpora=corpora, progress=quiet, max_unit_bytes=1500, **{**SETTINGS, **options})
-    return path
+    return lay_out(tmp_path_factory.mktemp("text") / "corpora", FILES)
 
 
 @pytest.fixture(scope="module")
 def made(models: dict[str, Path], corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("stores")
-    return {name: make(model, folder / name, corpora) for name, model in models.items()}
+    return {name: make_store(model, folder / name, corpora) for name, model in models.items()}
 
 
 @pytest.mark.ray
@@ -62,7 +50,7 @@ def test_any_number_of_workers_gives_the_same_bits(
     name: str, models: dict[str, Path], corpora: Path, made: dict[str, Path], tmp_path: Path
 ) -> None:
     for workers in (2, 3):
-        assert everything(make(models[name], tmp_path / f"{workers}", corpora, workers=workers)) == everything(
+        assert everything(make_store(models[name], tmp_path / f"{workers}", corpora, workers=workers)) == everything(
             made[name]
         )
 
@@ -72,15 +60,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     models: dict[str, Path], corpora: Path, made: dict[str, Path], tmp_path: Path
 ) -> None:
     path = tmp_path / "killed"
-    options = ["--row-tokens", "64", "--groups", "3", "--triggers", "4"]
-    process = Launch(["profile", str(models["t5"]), str(path), "--corpora", str(corpora), *options], path,
-                     checkpoint_every_s=0.0, max_unit_bytes=1500)  # fmt: skip
-    while process.status is None and not list(path.glob(".run/corpora/*/checkpoint-*")):
-        pass
-    os.killpg(process.pid, signal.SIGKILL)
-    process.finish()
-    assert not store.committed_corpora(path)
-    assert everything(make(models["t5"], path, corpora)) == everything(made["t5"])
+    kill_after_a_checkpoint(models["t5"], path, corpora)
+    assert everything(make_store(models["t5"], path, corpora)) == everything(made["t5"])
 
 
 def test_each_stack_has_its_layers_and_denominators(made: dict[str, Path]) -> None:
@@ -106,13 +87,13 @@ def test_each_stack_has_its_layers_and_denominators(made: dict[str, Path]) -> No
 def test_the_decoder_reads_what_it_is_asked_to(
     models: dict[str, Path], corpora: Path, made: dict[str, Path], tmp_path: Path
 ) -> None:
-    arrays = store.read_corpus(make(models["t5"], tmp_path / "s", corpora, decoder_reads="all"), "python")
+    arrays = store.read_corpus(make_store(models["t5"], tmp_path / "s", corpora, decoder_reads="all"), "python")
     assert_array_equal(arrays["site_tokens"], np.repeat(arrays["tokens"][:, None], 5, axis=1))
     assert store.store_attributes(made["t5"])["config"]["decoder_reads"] == "second-half"
     with pytest.raises(InputError, match="decoder_reads"):
-        make(models["t5"], shutil.copytree(made["t5"], tmp_path / "other"), corpora, decoder_reads="all")
+        make_store(models["t5"], shutil.copytree(made["t5"], tmp_path / "other"), corpora, decoder_reads="all")
     with pytest.raises(InputError, match=r"--decoder-reads all: .* is no encoder-decoder"):
-        make(models["roberta"], tmp_path / "r", corpora, decoder_reads="all")
+        make_store(models["roberta"], tmp_path / "r", corpora, decoder_reads="all")
 
 
 def test_lape_goes_by_the_tokens_that_a_stack_reads(made: dict[str, Path]) -> None:
