@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from families import _FORMULAS, Seen, each, randomised, tiny_config
+from families import _FORMULAS, VOCABULARY, Seen, each, randomised, tiny_config
 from families import SMALL as SMALL_DECODERS
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
@@ -55,6 +55,10 @@ _T5 = Stacks(
 _GATED_T5 = Stacks(
     *(replace(of, keys=of.keys + "_0", gated=of.keys + "_1") for of in (_T5.encoder, _T5.decoder) if of), act="gelu_new"
 )
+_SMALL_GEMMA = {
+    "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+    "vocab_size": VOCABULARY, "pad_token_id": 2,
+}  # fmt: skip
 STACKS = {
     "bert": _BERT,
     "bert, without a head": replace(
@@ -75,6 +79,11 @@ STACKS = {
     "marian": replace(_BART, config={"activation_function": "gelu"}),
     "pegasus": _BART,
     "m2m_100": replace(_BART, act="relu"),
+    "t5gemma": Stacks(
+        replace(_GATED, layers="model.encoder.layers"), replace(_GATED, layers="model.decoder.layers"),
+        act="gelu_pytorch_tanh", config={
+            "encoder": {**_SMALL_GEMMA, "num_hidden_layers": ENCODER_LAYERS},
+            "decoder": {**_SMALL_GEMMA, "num_hidden_layers": DECODER_LAYERS}, "pad_token_id": 2}),
     "t5": _T5,
     "t5, gated": replace(_GATED_T5, family="t5", config={
         "feed_forward_proj": "gated-gelu", "is_gated_act": True, "dense_act_fn": "gelu_new"}),

@@ -120,13 +120,13 @@ class HookedModel:
         if not self.is_encoder_decoder:
             return states_BTD
         assert decoder_ids_BT is not None
-        context = {"encoder_hidden_states": states_BTD, "encoder_attention_mask": _as_numbers(mask_BT)}
+        context = {"encoder_hidden_states": states_BTD, "encoder_attention_mask": _mask(ids_BT, mask_BT)}
         return run_stack(self.model, self.body, decoder_ids_BT, **context)
 
     def run_first_stack(self, ids_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
         """The last hidden states [B, T, D] of the stack that reads the text: an encoder-decoder's encoder, else all."""
-        mask_BT = mask_BT if self.sees_later_tokens else None
-        return run_stack(self.model, self.stacks[0].module, ids_BT, attention_mask=_as_numbers(mask_BT))
+        given = _mask(ids_BT, mask_BT) if self.sees_later_tokens else None
+        return run_stack(self.model, self.stacks[0].module, ids_BT, attention_mask=given)
 
     def run_batch(self, batch: Batch) -> Tensor:
         """`run_body` of a batch."""
@@ -144,6 +144,6 @@ def batch_mask(batch: Batch) -> Tensor | None:
     return None if batch.mask_BT is None else torch.from_numpy(batch.mask_BT)
 
 
-def _as_numbers(mask_BT: Tensor | None) -> Tensor | None:
-    """As transformers takes masks: 1 and 0."""
-    return None if mask_BT is None else mask_BT.long()
+def _mask(ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
+    """As transformers takes masks, 1 and 0; given none, some families take a token of the pad's id for a pad."""
+    return torch.ones_like(ids_BT) if mask_BT is None else mask_BT.long()
