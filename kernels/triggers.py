@@ -16,7 +16,7 @@ from torch import Tensor
 
 from neurotally.kernels.compiled import Offer, library
 from neurotally.kernels.layer_tally import RowMaxima
-from neurotally.kernels.routed import Runs
+from neurotally.kernels.routing import Runs
 from neurotally.kernels.tally import kernels_for
 
 

@@ -30,7 +30,7 @@ import triton.language as tl
 from torch import Tensor
 
 from neurotally.kernels.layer_tally import LayerTally, RowMaxima, Statistics, no_maxima
-from neurotally.kernels.routed import Routing
+from neurotally.kernels.routing import Routing
 
 
 class Tiling(NamedTuple):

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from neurotally.kernels import tally, triggers
 from neurotally.kernels.activations import cpu_threads
 from neurotally.kernels.layer_tally import PAD, SPECIAL, TOKEN, LayerTally, Statistics
-from neurotally.kernels.routed import Routing, route, tally_routed
+from neurotally.kernels.routed import tally_routed
+from neurotally.kernels.routing import Routing, route
 from neurotally.kernels.triggers import LayerTriggers
 
 ROWS, TOKENS, EXPERTS, TOP = 3, 70, 5, 2

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations import moe
 
-from neurotally.kernels.routed import Routing, route
+from neurotally.kernels.routing import Routing, route
 from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.model.hook_points import Computed, HookPoint, Intervention
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from neurotally.kernels.layer_tally import PAD, SPECIAL, LayerTally, RowMaxima
-from neurotally.kernels.routed import Routing, Runs
+from neurotally.kernels.routing import Routing, Runs
 from neurotally.kernels.statistics import NO_DOCUMENT, statistics_of
 from neurotally.kernels.trigger_lists import UnitTriggers, insert
 from neurotally.kernels.triggers import LayerTriggers
