@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, cast
 
+from neurotally.jobs.device_group import DeviceGroup
 from neurotally.profiler.corpus.matches import stop_matching
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.allocation import reuse_freed_memory
@@ -35,12 +36,21 @@ class ModelConfig:
     device: str = "auto"
     dtype: str = "auto"
     trust_remote_code: bool = False
+    devices: int = 1
+    """Those that hold it together, a process for each."""
 
-    def load(self) -> LoadedModel:
+    def load(self) -> LoadedModel | DeviceGroup:
         """The model, verified; on a CPU this process keeps the memory that it frees."""
+        return DeviceGroup(self) if self.devices > 1 else self._load(sharded=False)
+
+    def load_shard(self) -> LoadedModel:
+        """The same on one of several devices: its part."""
+        return self._load(sharded=True)
+
+    def _load(self, sharded: bool) -> LoadedModel:
         if resolve_device(self.device) == "cpu":
             reuse_freed_memory()
-        return load_model(self.spec, self.device, self.dtype, self.trust_remote_code)
+        return load_model(self.spec, self.device, self.dtype, self.trust_remote_code, sharded=sharded)
 
 
 class Task(Protocol):
@@ -85,8 +95,8 @@ class Listener(Runner, Protocol):
         """Take over what is known of all results so far; may come at any time, from another thread."""
 
 
-MakeRunner = Callable[[LoadedModel], Runner]
-"""A pass with its settings, to be put on a loaded model; travels between processes."""
+MakeRunner = Callable[[Any], Runner]
+"""A pass with its settings, to be put on what `ModelConfig.load` gives; travels between processes."""
 
 
 class Engine(Protocol):
@@ -123,6 +133,7 @@ class InProcessEngine:
 
     def __init__(self, model: ModelConfig):
         self._model_config = model
+        self._model: LoadedModel | DeviceGroup | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
         self._queue: deque[tuple[Task, Future[tuple[Any, float]]]] = deque()
 
@@ -163,6 +174,8 @@ class InProcessEngine:
         """Drop what is queued, and what is being prepared where that could take long."""
         stop_matching()
         self._pool.shutdown(wait=False, cancel_futures=True)
+        if isinstance(self._model, DeviceGroup):
+            self._model.close()
 
     def _prepare(self, task: Task) -> "Future[tuple[Any, float]]":
         return self._pool.submit(timed, self._runner.prepare, task)

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from neurotally.jobs.corpus_sums import CorpusSums
+from neurotally.jobs.device_group import DeviceGroup, GroupWorker
 from neurotally.jobs.plan import CorpusPlan
 from neurotally.jobs.reducers import Fold, Plan
 from neurotally.jobs.run import Pass, RunReport, Texts, Where, model_identity, run_pass
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.model.load import ModelFacts
+from neurotally.profiler.model.load import LoadedModel, ModelFacts
 from neurotally.profiler.passes.worker import TOKEN_BUDGET, PassConfig, Worker
 
 _SHOWN_SKIPS = 5
@@ -42,12 +43,16 @@ def profile_neurons(
 
     def make_pass(facts: ModelFacts, listed: list[CorpusPlan]) -> Pass:
         config = make_config(facts)
-        return Pass(partial(Worker, config=config), [_plan(one, config, facts) for one in listed])
+        return Pass(partial(_worker, config=config), [_plan(one, config, facts) for one in listed])
 
     def identity(facts: ModelFacts) -> dict[str, Any]:
         return {**model_identity(facts), "attention": facts.attention, **make_config(facts).to_json()}
 
     return _document(run_pass(where, make_pass, texts, identity, checkpoint_every_s))
+
+
+def _worker(model: LoadedModel | DeviceGroup, config: PassConfig) -> Worker:
+    return GroupWorker(model, config) if isinstance(model, DeviceGroup) else Worker(model, config)
 
 
 def _plan(listed: CorpusPlan, config: PassConfig, facts: ModelFacts) -> Plan:

@@ -23,6 +23,7 @@ from transformers.integrations import moe
 from neurotally.kernels.routing import Routing, route
 from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.model.hook_points import Computed, HookPoint, Intervention
+from neurotally.profiler.model.sharded_tensors import local_part
 
 _ORDERS = ("grouped_mm", "batched_mm")
 """Ways of transformers to compute all experts in one product."""
@@ -150,8 +151,9 @@ class ExpertsHookPoint(HookPoint):
 
 def routed_inputs(experts: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     """Hidden states [N, D], experts [N, k] and routing weights [N, k] that a mixture's experts are given."""
-    given = inspect.signature(experts.forward).bind(*args, **kwargs).arguments
-    hidden_ND, index_Nk, weight_Nk, *_ = given.values()
+    # The class's: a module that is spread over devices has a wrapper in its place.
+    given = inspect.signature(type(experts).forward).bind(experts, *args, **kwargs).arguments
+    _, hidden_ND, index_Nk, weight_Nk, *_ = given.values()
     return hidden_ND, index_Nk, weight_Nk
 
 
@@ -186,8 +188,8 @@ def experts_hook_point(layer: int, name: str, first: int, experts: Any) -> Exper
         raise UnsupportedModelError(f"{where}: its experts have no matrix down_proj [E, …]; they aren't supported")
     if down.is_meta:
         raise UnsupportedModelError(f"{where}: experts that don't fit on their device (offloaded) aren't supported yet")
-    width = down.shape[1] if experts.is_transposed else down.shape[2]
-    num_experts = len(down)
+    num_experts, *columns = local_part(down).shape
+    width = columns[0] if experts.is_transposed else columns[1]
     return ExpertsHookPoint(
         layer=layer, name=name, first=first, activation=getattr(experts, "act_fn", nn.Identity()),
         place=(experts, "act_fn"), gated=bool(experts.has_gate), keys=None, up=None, down=experts,

@@ -36,6 +36,7 @@ from neurotally.profiler.model.decoder import find_stacks
 from neurotally.profiler.model.hooked_model import HookedModel
 from neurotally.profiler.model.hooking import hook_model
 from neurotally.profiler.model.offloading import brought_in
+from neurotally.profiler.model.sharded_tensors import bfloat16_bits
 from neurotally.profiler.networks import Networks, networks_of
 from neurotally.profiler.whole_files import read_json
 
@@ -118,9 +119,13 @@ class LoadedModel(HookedModel):
     special_ids: frozenset[int]
 
 
-def load_model(spec: str, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False) -> LoadedModel:
+def load_model(
+    spec: str, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False, *, sharded: bool = False
+) -> LoadedModel:
     """Load MODEL[@REVISION], a folder or a hub id, and verify its hook points.
 
+    `sharded`: this process is one of a group of torch.distributed, which holds the model together (`shards`); its facts
+    are those of its own part.
     Raises InputError where the model can't be loaded whole or isn't one we can read, naming what was not found.
 
         model = load_model("Qwen/Qwen2.5-Coder-0.5B")
@@ -137,7 +142,9 @@ def load_model(spec: str, device: str = "auto", dtype: str = "auto", trust_remot
 
         def load() -> Any:
             placement: dict[str, Any] = {}
-            if device_type == "cuda":
+            if sharded:
+                placement["distributed_config"] = {"tp_plan": "auto", "tp_size": torch.distributed.get_world_size()}
+            elif device_type == "cuda":
                 placement["device_map"] = _device_map(config, torch_dtype, trust_remote_code)
             return auto_class(config).from_pretrained(
                 model_id,
@@ -263,8 +270,7 @@ def _sample(model: nn.Module, name: str, tensor: Tensor) -> bytes:
         if tensor.is_meta:
             tensor = module.state_dict()[own_name]
         index = torch.linspace(0, tensor.numel() - 1, min(_SAMPLE, tensor.numel()), dtype=torch.float64).long()
-        sample = tensor.flatten()[index.to(tensor.device)].to(torch.bfloat16)
-        return sample.cpu().view(torch.int16).numpy().tobytes()
+        return bfloat16_bits(tensor, index).numpy().tobytes()
 
 
 def fingerprint_tokenizer(tokenizer: Any) -> str:

@@ -221,8 +221,14 @@ class Worker:
         )
 
     def _neurons(self, rows: TokenRows, budget: int, threshold_LF: np.ndarray | None) -> UnitNeurons:
-        facts = self.model.facts
-        recorder = NeuronRecorder(self.model, self.config.triggers, threshold_LF)
-        forcing = facts.teacher_forcing(self.config.decoder_reads)
-        NeuronReader(self.model, recorder).tally(rectangles(rows, budget, facts.attention_budget, forcing))
-        return recorder.result()
+        return neurons_of(self.model, self.config, rows, budget, threshold_LF)
+
+
+def neurons_of(
+    model: LoadedModel, config: PassConfig, rows: TokenRows, token_budget: int, threshold_LF: np.ndarray | None
+) -> UnitNeurons:
+    """What a model's neurons do in some rows; `threshold_LF`: see `NeuronRecorder`."""
+    recorder = NeuronRecorder(model, config.triggers, threshold_LF)
+    forcing = model.facts.teacher_forcing(config.decoder_reads)
+    NeuronReader(model, recorder).tally(rectangles(rows, token_budget, model.facts.attention_budget, forcing))
+    return recorder.result()

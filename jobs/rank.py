@@ -1,0 +1,81 @@
+"""The process of one device among those that hold a model together: `python -m neurotally.jobs.rank DESCRIPTOR`.
+
+Its leader (`device_group.py`) talks to it through a pipe and gets an answer to each message: `RankStart` first, then
+`RankRows`. The answer to what fails is the exception. It ends with its leader, also in the middle of a product that
+other ranks don't answer any more.
+"""
+
+import os
+import signal
+import sys
+import threading
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+from torch import distributed
+
+from neurotally.jobs.device_group import RankError, RankRows, RankStart
+from neurotally.profiler.errors import InputError, first_line
+from neurotally.profiler.model.load import LoadedModel, resolve_device
+from neurotally.profiler.model.shards import ModelShard, model_shard
+from neurotally.profiler.passes.worker import neurons_of
+
+_PATIENCE = timedelta(minutes=30)
+"""Ranks wait so long for one another: the first batch comes when the slowest has loaded its shard."""
+
+
+def main(descriptor: int) -> None:
+    """Answer until the leader is gone."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # they are the leader's, which ends this process
+        signal.signal(number, signal.SIG_IGN)
+    connection: Connection[Any, Any] = Connection(descriptor)
+    messages: SimpleQueue[Any] = SimpleQueue()
+    threading.Thread(target=_listen, args=(connection, messages), daemon=True).start()
+    try:
+        model, shard = _join(messages.get())
+        answer: Any = shard
+        while True:
+            connection.send(answer)
+            asked: RankRows = messages.get()
+            answer = neurons_of(model, *asked)
+    except Exception as error:
+        connection.send(_told(error))
+        threading.Event().wait()  # the others wait in the middle of a product: the leader ends us all
+
+
+def _listen(connection: "Connection[Any, Any]", messages: "SimpleQueue[Any]") -> None:
+    """Take in messages, until the leader is gone."""
+    try:
+        while True:
+            messages.put(connection.recv())
+    except (EOFError, OSError):
+        os._exit(1)
+
+
+def _join(start: RankStart) -> tuple[LoadedModel, ModelShard]:
+    """Meet the other ranks, and load this one's shard with them."""
+    torch.set_num_threads(start.num_threads)
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    on_gpu = resolve_device(start.model.device) == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(rank)
+    distributed.init_process_group(
+        "nccl" if on_gpu else "gloo", store=distributed.FileStore(str(start.meeting), ranks), rank=rank,
+        world_size=ranks, timeout=_PATIENCE, device_id=torch.device("cuda", rank) if on_gpu else None,
+    )  # fmt: skip
+    model = start.model.load_shard()
+    return model, model_shard(model)
+
+
+def _told(error: Exception) -> Exception:
+    """An exception that any process can read."""
+    if isinstance(error, InputError):
+        return InputError(str(error))
+    return RankError(f"{type(error).__name__}: {first_line(error)}")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
