@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 import torch
 
+from neurotally.kernels.compiled import library
 from neurotally.profiler.corpus.batches import TokenRows
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.load import LoadedModel, load_config_and_tokenizer, split_revision
 from neurotally.profiler.model.neurons import UnitNeurons
-from neurotally.profiler.model.shards import ModelShard, joined, refuse_unshardable
+from neurotally.profiler.model.shards import ModelShard, joined, refuse_unshardable, tp_plan
 from neurotally.profiler.passes.worker import PassConfig, Worker
 
 if TYPE_CHECKING:
@@ -73,8 +74,9 @@ class DeviceGroup:
         model_id, revision = split_revision(model.spec)
         common = {"revision": revision, "trust_remote_code": model.trust_remote_code}
         config, self.tokenizer = load_config_and_tokenizer(model_id, common)
-        refuse_unshardable(config, model_id, model.devices, model.trust_remote_code)
+        refuse_unshardable(tp_plan(config, model.trust_remote_code), config, model_id, model.devices)
         self.special_ids = frozenset(self.tokenizer.all_special_ids)
+        library()  # built once here, before all ranks would build it
         self._shards = self._start()
         self.facts = self._shards[0].facts
         self.input_device = torch.device(self.facts.device_type)

@@ -101,6 +101,11 @@ def profile(
         int | None,
         Option("Profile the architecture with fresh weights instead: for `patterns --null`.", "SEED", 0, max=2**32 - 1),
     ] = None,
+    devices_per_worker: Annotated[
+        int | None,
+        Option("Devices that hold the model together, each a slice of every layer: for models bigger than one. "
+               "Default: as few as hold its weights, or the store's. On a CPU: processes.", "N", min=1),
+    ] = None,
     workers: Workers = None, device: Device = "auto", dtype: Dtype = "auto", address: Address = None,
     trust_remote_code: Trust = False, progress: Progress | None = None, max_unit_bytes: int = 2 * 2**20,
     token_budget: int | None = None, checkpoint_every_s: float = 60.0,
@@ -120,6 +125,7 @@ def profile(
     Returns what was done: `corpora` (attributes of those added by this run), `tokens`, seconds, `warnings`. Raises
     InputError (nothing lost), JobError, or Interrupted.
     """
+    from neurotally.jobs.devices import on_devices
     from neurotally.jobs.passes.neurons import profile_neurons
     from neurotally.jobs.plan import find_corpora
     from neurotally.jobs.run import Texts, make_where
@@ -127,6 +133,7 @@ def profile(
     if window_lines is not None and layout != "documents":
         raise InputError("--window-lines needs --layout documents: each window is a row of its own")
     where = make_where(model, store, workers, device, dtype, address, trust_remote_code, progress, random_init)
+    where = on_devices(where, devices_per_worker)
     texts = Texts(find_corpora(corpora, corpus), max_files, window_lines)
     return profile_neurons(
         where, texts, row_tokens, token_budget, checkpoint_every_s, decoder_reads,

@@ -63,8 +63,8 @@ def _join(start: RankStart) -> tuple[LoadedModel, ModelShard]:
     if on_gpu:
         torch.cuda.set_device(rank)
     distributed.init_process_group(
-        "nccl" if on_gpu else "gloo", store=distributed.FileStore(str(start.meeting), ranks), rank=rank,
-        world_size=ranks, timeout=_PATIENCE, device_id=torch.device("cuda", rank) if on_gpu else None,
+        "nccl" if on_gpu else "gloo", init_method=f"file://{start.meeting}", rank=rank, world_size=ranks,
+        timeout=_PATIENCE, device_id=torch.device("cuda", rank) if on_gpu else None,
     )  # fmt: skip
     model = start.model.load_shard()
     return model, model_shard(model)

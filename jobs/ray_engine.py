@@ -180,8 +180,12 @@ class RayEngine:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         num_gpus = sum(int(node.get("GPU", 0)) for node in nodes)
         self._device = device if device != "auto" else "cuda" if num_gpus else "cpu"
-        self.num_workers = num_workers or (max(1, num_gpus) if self._device == "cuda" else 1)
-        self._cores = _cores_each(nodes, self.num_workers, self._device)
+        if self._device == "cuda":
+            room = sum(int(node.get("GPU", 0)) // self._model.devices for node in nodes)
+            if not room and self._model.devices > 1:
+                raise InputError(f"--devices-per-worker {self._model.devices}: no machine has so many GPUs")
+        self.num_workers = num_workers or (max(1, room) if self._device == "cuda" else 1)
+        self._cores = _cores_each(nodes, self.num_workers, self._device, self._model.devices)
 
     def start(self) -> ModelFacts:
         """Start the actors and load the model on each of them."""
@@ -261,7 +265,7 @@ class RayEngine:
                 self._guard.dismiss()
 
     def _new_handle(self) -> Any:
-        cores, gpus = self._cores, 1 if self._device == "cuda" else 0
+        cores, gpus = self._cores, self._model.devices if self._device == "cuda" else 0
         remote = ray.remote(num_cpus=cores if cores < 1 else int(cores), num_gpus=gpus, max_concurrency=_IN_FLIGHT + 1)
         return remote(_ActorWorker).remote(self._model, _threads_each(cores))
 
@@ -371,11 +375,11 @@ class RayEngine:
         return next((name for name, process in self._ray_processes.items() if is_gone(process)), None)
 
 
-def _cores_each(nodes: Sequence[Mapping[str, float]], num_workers: int, device: str) -> float:
-    """The cores of an actor, so that every node has room for its share of them."""
-    if device == "cuda" and any(node.get("GPU") for node in nodes):
-        nodes = [node for node in nodes if node.get("GPU")]
-        actors = [min(num_workers, int(node["GPU"])) for node in nodes]
+def _cores_each(nodes: Sequence[Mapping[str, float]], num_workers: int, device: str, devices: int = 1) -> float:
+    """The cores of an actor, so that every node has room for its share of them; `devices`: GPUs of an actor."""
+    if device == "cuda" and any(node.get("GPU", 0) >= devices for node in nodes):
+        nodes = [node for node in nodes if node.get("GPU", 0) >= devices]
+        actors = [min(num_workers, int(node["GPU"]) // devices) for node in nodes]
     else:
         actors = [-(-num_workers // len(nodes))] * len(nodes)
     return min(node.get("CPU", 1) / number for node, number in zip(nodes, actors, strict=True))

@@ -303,11 +303,12 @@ class _Loop:
 
 
 def _make_engine(model: ModelConfig, workers: int | None, session_file: Path, address: str | None = None) -> Engine:
-    """In this process for one worker, on Ray for more or for a cluster. `workers` None: one per GPU, else 1."""
+    """In this process for one worker, on Ray for more or for a cluster. `workers` None: one per GPU, or per
+    so many as hold the model together, else 1."""
     if workers is None and address is None and model.device != "cpu":
         import torch
 
-        workers = torch.cuda.device_count()
+        workers = torch.cuda.device_count() // model.devices
     if address is None and (workers or 1) <= 1:
         return InProcessEngine(model)
     from neurotally.jobs.ray_engine import RayEngine

@@ -136,9 +136,8 @@ def load_model(
     with quiet_transformers():
         common = {"revision": revision, "trust_remote_code": trust_remote_code}
         config, tokenizer = load_config_and_tokenizer(model_id, common)
-        checkpoint_dtype = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
-        wanted = checkpoint_dtype if dtype == "auto" and device_type == "cuda" else dtype
-        torch_dtype = getattr(torch, "float32" if wanted == "auto" else wanted)
+        checkpoint_dtype = _checkpoint_dtype(config)
+        torch_dtype = run_dtype(config, dtype, device_type)
 
         def load() -> Any:
             placement: dict[str, Any] = {}
@@ -359,8 +358,24 @@ def _first_of(names: list[str]) -> str:
 def _device_map(config: Any, dtype: torch.dtype, trust_remote_code: bool) -> Any:
     """One GPU where the weights fit on it, else spread over all visible ones."""
     free, _ = torch.cuda.mem_get_info()
-    fits = weight_bytes(config, dtype, trust_remote_code) < 0.8 * free
-    return {"": torch.cuda.current_device()} if fits else "auto"
+    is_small = fits(weight_bytes(config, dtype, trust_remote_code), free)
+    return {"": torch.cuda.current_device()} if is_small else "auto"
+
+
+def fits(num_bytes: int, free_bytes: int) -> bool:
+    """Whether a device that has so much free has room for weights, and for what is computed with them."""
+    return num_bytes < 0.8 * free_bytes
+
+
+def run_dtype(config: Any, dtype: str, device_type: str) -> torch.dtype:
+    """In which a model runs, as `load_model` is asked: `auto` is the checkpoint's on a GPU, float32 on the CPU."""
+    wanted = _checkpoint_dtype(config) if dtype == "auto" and device_type == "cuda" else dtype
+    made: torch.dtype = getattr(torch, "float32" if wanted == "auto" else wanted)
+    return made
+
+
+def _checkpoint_dtype(config: Any) -> str:
+    return str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
 
 
 def weight_bytes(config: Any, dtype: torch.dtype, trust_remote_code: bool) -> int:

@@ -9,7 +9,7 @@ has is told by the rows and columns of the checkpoint's matrices that it loaded,
 network; where they aren't the slice above the model is refused.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -28,8 +28,10 @@ from neurotally.profiler.model.neurons import UnitNeurons
 from neurotally.profiler.model.sharded_tensors import held_numbers
 from neurotally.profiler.networks import Network, are_alike
 
-_PROJECTIONS = ("k_proj", "kv_b_proj", "qkv_proj", "query_key_value")
-"""What gives attention its keys: devices share it head by head."""
+_KEYS = ("k_proj", "kv_b_proj", "qkv_proj", "query_key_value")
+"""What gives attention its keys, where devices share it head by head."""
+_WIDTHS = ("intermediate_size", "moe_intermediate_size")
+"""Of configs; what else there is of networks is looked at when the shards are loaded."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class ModelShard:
 
     def slice_of(self, values_LF: np.ndarray) -> np.ndarray:
         """This rank's of the whole model's values [L, F], as [L, f]; 0 where it has none."""
-        values_F = values_LF.ravel()[self.number_F]  # of cells that have none the last one's
+        values_F: np.ndarray = values_LF.ravel()[self.number_F]  # of cells that have none the last one's
         values_F[self.number_F < 0] = 0
         return values_F.reshape(len(values_LF), -1)
 
@@ -72,10 +74,15 @@ def model_shard(model: LoadedModel) -> ModelShard:
     return ModelShard(facts, number_LF.ravel())
 
 
-def refuse_unshardable(config: Any, model_id: str, devices: int, trust_remote_code: bool) -> None:
-    """InputError, before any weight is read, where a model can't be held by so many devices together."""
+def tp_plan(config: Any, trust_remote_code: bool) -> dict[str, str]:
+    """How transformers spreads a model's modules over devices; empty where it can't."""
     with torch.device("meta"):
-        plan = auto_class(config).from_config(config, trust_remote_code=trust_remote_code).tp_plan
+        model = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
+    return dict(getattr(model, "tp_plan", None) or {})
+
+
+def refuse_unshardable(plan: Mapping[str, str], config: Any, model_id: str, devices: int) -> None:
+    """InputError, before any weight is read, where so many devices can't hold a model together."""
     option = f"--devices-per-worker {devices}"
     if not plan:
         raise UnsupportedModelError(
@@ -83,11 +90,12 @@ def refuse_unshardable(config: Any, model_id: str, devices: int, trust_remote_co
             "leave the option out"
         )
     text = config.get_text_config()
-    heads = {"attention heads": text.num_attention_heads, "key and value heads": _key_heads(text)}
-    of_heads = any(name.endswith(_PROJECTIONS) and style == "colwise" for name, style in plan.items())
-    for what, number in heads.items():
-        if of_heads and number % devices:
-            raise InputError(f"{option}: {model_id} has {number} {what}; expected devices that divide them")
+    shared = {f"neurons a network ({key})": getattr(text, key, None) for key in _WIDTHS}
+    if any(name.endswith(_KEYS) and style == "colwise" for name, style in plan.items()):
+        shared |= {"attention heads": text.num_attention_heads, "key and value heads": _key_heads(text)}
+    for what, number in shared.items():
+        if isinstance(number, int) and number % devices:
+            raise InputError(f"{option}: {model_id} has {number:,} {what}; expected a number that divides them")
 
 
 def _key_heads(config: Any) -> int:
@@ -127,8 +135,8 @@ def _joined_triggers(parts: Sequence[tuple[ModelShard, UnitTriggers]], num_neuro
 def _width(point: HookPoint) -> int:
     """Neurons of a whole network, or of each of its experts."""
     if isinstance(point, ExpertsHookPoint):
-        return int(point.experts.down_proj.shape[_column_dim(point)])
-    return int(point.down.weight.shape[1])
+        return cast(Tensor, point.experts.down_proj).shape[_column_dim(point)]
+    return cast(Tensor, point.down.weight).shape[1]
 
 
 def _column_dim(point: ExpertsHookPoint) -> int:

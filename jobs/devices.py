@@ -1,0 +1,93 @@
+"""How many devices hold a model together: what was asked for, what the store was begun with, or as few as it needs."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from neurotally.jobs.engines import ModelConfig
+from neurotally.jobs.run import Where
+from neurotally.profiler import store
+from neurotally.profiler.errors import InputError
+from neurotally.profiler.model.load import (
+    fits,
+    load_config_and_tokenizer,
+    resolve_device,
+    run_dtype,
+    split_revision,
+    weight_bytes,
+)  # fmt: skip
+from neurotally.profiler.model.shards import refuse_unshardable, tp_plan
+
+_FREE_BYTES = "import torch; print(*(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())))"
+"""Asked in another process: in this one it would keep half a gigabyte of each device."""
+
+
+def on_devices(where: Where, asked: int | None) -> Where:
+    """The same with its number of devices for each worker; says so where it wasn't asked for and is more than one."""
+    if asked is not None:
+        here = (
+            torch.cuda.device_count()
+            if where.address is None and resolve_device(where.model.device) == "cuda"
+            else asked
+        )
+        if asked > here:
+            raise InputError(f"--devices-per-worker {asked}: expected at most {here}, the number of GPUs here")
+        return _with(where, asked)
+    if (noted := _noted(where.store)) is not None:
+        return _with(where, noted)
+    has_several = where.address is None and where.model.device != "cpu" and torch.cuda.device_count() > 1
+    return _as_few_as_hold(where) if has_several else where
+
+
+def _as_few_as_hold(where: Where) -> Where:
+    model = where.model
+    model_id, revision = split_revision(model.spec)
+    common = {"revision": revision, "trust_remote_code": model.trust_remote_code}
+    config, _ = load_config_and_tokenizer(model_id, common)
+    num_bytes = weight_bytes(config, run_dtype(config, model.dtype, "cuda"), model.trust_remote_code)
+    plan = tp_plan(config, model.trust_remote_code)
+
+    def can_share(devices: int) -> bool:
+        try:
+            refuse_unshardable(plan, config, model_id, devices)
+        except InputError:
+            return False
+        return True
+
+    devices = fewest_devices(num_bytes, _free_bytes(), can_share)
+    if devices == 1:
+        return where
+    too_large = f"{model.spec} takes {num_bytes / 1e9:,.0f} GB, more than one device has room for"
+    if devices is None:
+        where.progress.note(f"{too_large}, and they can't hold it together; one worker spreads its layers over all")
+        return replace(where, workers=where.workers or 1)
+    where.progress.note(f"{too_large}: --devices-per-worker {devices}")
+    return _with(where, devices)
+
+
+def fewest_devices(num_bytes: int, free_bytes: Sequence[int], can_share: Callable[[int], bool]) -> int | None:
+    """The smallest number of devices that hold so many bytes in equal parts; None: no number of them does."""
+    for devices in range(1, len(free_bytes) + 1):
+        if fits(num_bytes // devices, min(free_bytes)) and (devices == 1 or can_share(devices)):
+            return devices
+    return None
+
+
+def _free_bytes() -> list[int]:
+    done = subprocess.run([sys.executable, "-c", _FREE_BYTES], stdout=subprocess.PIPE, text=True, check=True)
+    return [int(number) for number in done.stdout.split()]
+
+
+def _noted(path: Path) -> int | None:
+    """What the store's neuron pass was begun with; None: it wasn't begun."""
+    config = store.store_attributes(path).get("config") if (path / "zarr.json").exists() else None
+    return config.get("devices_per_worker") or 1 if config else None
+
+
+def _with(where: Where, devices: int) -> Where:
+    model: ModelConfig = replace(where.model, devices=devices)
+    return replace(where, model=model)
