@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
@@ -33,6 +34,7 @@ from neurotally.profiler.passes.worker import PassConfig, Worker
 if TYPE_CHECKING:
     from neurotally.jobs.engines import ModelConfig
 
+_KNOWN_WITHIN_S = 1.0
 _LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 
 
@@ -145,7 +147,13 @@ class DeviceGroup:
         return answer
 
     def _dead(self) -> list[int]:
-        return [number for number, rank in enumerate(self._ranks) if rank.process.poll() is not None]
+        """Ranks that are gone; a death is known a little later than its consequences."""
+        deadline = time.monotonic() + _KNOWN_WITHIN_S
+        while time.monotonic() < deadline:
+            if dead := [number for number, rank in enumerate(self._ranks) if rank.process.poll() is not None]:
+                return dead
+            time.sleep(0.02)
+        return []
 
     def _death(self) -> RankError:
         """What to say of a rank that is gone, once all others are, too."""

@@ -73,7 +73,7 @@ def _join(start: RankStart) -> tuple[LoadedModel, ModelShard]:
 def _told(error: Exception) -> Exception:
     """An exception that any process can read."""
     if isinstance(error, InputError):
-        return InputError(str(error))
+        return InputError(f"--devices-per-worker {os.environ['WORLD_SIZE']}: {error}")
     return RankError(f"{type(error).__name__}: {first_line(error)}")
 
 

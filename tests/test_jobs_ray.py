@@ -1,4 +1,4 @@
-"""Ray: who may talk to it, and what is left when it, a worker or the run dies."""
+"""Ray: who may talk to it, and what is left when it, a worker, a device of one, or the run dies."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ import psutil
 import pytest
 from launching import start_server
 from reference import everything
-from test_jobs_profile import go_on, start, wait_for_units
+from test_jobs_profile import go_on, run, start, wait_for_units
 
 from neurotally.jobs.engines import ModelConfig
 from neurotally.jobs.ray_engine import RayEngine
@@ -153,6 +153,40 @@ def test_a_killed_worker_and_replacements_that_die_while_they_load_are_replaced(
     assert all_gone(tag)
     go_on(model_folder, tmp_path / "clean", corpora)
     assert everything(tmp_path / "s") == everything(tmp_path / "clean")
+
+
+@pytest.mark.ray
+def test_killed_with_its_terminal_and_resumed_gives_the_same_bits(
+    model_folder: Path, make_corpora: Any, tag: str, tmp_path: Path
+) -> None:
+    corpora = make_corpora({"python": 40})
+    process = start(model_folder, tmp_path / "s", corpora, "--devices-per-worker", "2")
+    wait_for_units(tmp_path / "s", 5, process)
+    assert len(named(tag, "neurotally.jobs.rank")) == 2
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.finish()[0] == -signal.SIGKILL
+    assert all_gone(tag)
+    for path in (tmp_path / "s", tmp_path / "whole"):
+        run(model_folder, path, corpora, devices_per_worker=2, max_unit_bytes=400)
+    assert everything(tmp_path / "s") == everything(tmp_path / "whole")
+
+
+@pytest.mark.ray
+def test_workers_of_two_devices_each_give_the_same_bits_though_a_device_dies(
+    model_folder: Path, make_corpora: Any, tag: str, tmp_path: Path
+) -> None:
+    corpora = make_corpora({"python": 60})
+    process = start(model_folder, tmp_path / "s", corpora, "--workers", "2", "--devices-per-worker", "2")
+    wait_for_units(tmp_path / "s", 5, process, timeout_s=400)
+    members = named(tag, "neurotally.jobs.rank")
+    assert len(members) == 4
+    members[0].kill()
+    wait_for(tag, "neurotally.jobs.rank", {member.pid for member in members})
+    status, _, errors = process.finish(timeout_s=400)
+    assert status == 0, errors
+    assert all_gone(tag)
+    run(model_folder, tmp_path / "one", corpora, devices_per_worker=2, max_unit_bytes=400)
+    assert everything(tmp_path / "s") == everything(tmp_path / "one")
 
 
 @pytest.mark.parametrize("when", ["gcs_server", "ray::_ActorWorker"], ids=["while Ray starts", "while models load"])

@@ -92,23 +92,23 @@ def refuse_unshardable(plan: Mapping[str, str], config: Any, model_id: str, devi
     text = config.get_text_config()
     shared = {f"neurons a network ({key})": getattr(text, key, None) for key in _WIDTHS}
     if any(name.endswith(_KEYS) and style == "colwise" for name, style in plan.items()):
-        shared |= {"attention heads": text.num_attention_heads, "key and value heads": _key_heads(text)}
+        heads = text.num_attention_heads
+        shared["attention heads"] = heads
+        shared["key and value heads"] = getattr(text, "num_key_value_heads", None) or heads
     for what, number in shared.items():
         if isinstance(number, int) and number % devices:
             raise InputError(f"{option}: {model_id} has {number:,} {what}; expected a number that divides them")
 
 
-def _key_heads(config: Any) -> int:
-    """Those of the keys, of which several queries may share one."""
-    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
-
-
 def joined(parts: Sequence[tuple[ModelShard, UnitNeurons]]) -> UnitNeurons:
     """The neurons of a unit, of what every rank has of them, in the order of the ranks.
 
-    What was routed where is the same on each, so that it is taken from the first.
+    What was routed where must be the same on each, and is taken from the first; RuntimeError where it isn't.
     """
     facts, of_first = parts[0][0].facts, parts[0][1]
+    for _, part in parts[1:]:
+        if any(not np.array_equal(part.routed[name], of_first.routed[name]) for name in of_first.routed):
+            raise RuntimeError(f"{facts.id}: devices that hold the model together sent tokens to different experts")
     shape = (facts.num_layers, facts.num_neurons)
     sums = {}
     for one in statistics_of("weighted_coefficient_sum" in of_first.sums):
@@ -150,16 +150,14 @@ def _column_numbers(point: HookPoint, rank: int, ranks: int) -> np.ndarray:
         return np.arange(width)
     if width % ranks:
         raise UnsupportedModelError(
-            f"{point}: {width} neurons can't be shared evenly by {ranks} devices; expected --devices-per-worker to "
-            "divide them"
+            f"{point}: {width} neurons can't be shared evenly by {ranks} devices; expected a number that divides them"
         )
     is_one = isinstance(point, ExpertsHookPoint)
     column_f, fits = _experts_numbers(point) if is_one else _network_numbers(point)  # type: ignore[arg-type]
     is_slice = np.array_equal(column_f, np.arange(rank * f, (rank + 1) * f))
     if not (fits and is_slice and f * _num_experts(point) == point.width):
         raise UnsupportedModelError(
-            f"{point}: its matrices aren't spread over {ranks} devices neuron by neuron; this model isn't supported "
-            "with --devices-per-worker"
+            f"{point}: its matrices aren't spread over {ranks} devices neuron by neuron; this isn't supported"
         )
     return column_f
 

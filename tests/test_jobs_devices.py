@@ -1,0 +1,258 @@
+"""A model that several devices hold together, shown with processes on the CPU: what it counts, and what it survives."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from conftest import Run
+from families import tiny_model
+from mixtures import MIXTURES, tiny_mixture
+from reference import everything, unit_arrays
+from test_jobs_profile import refusal, run
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from neurotally.jobs.device_group import DeviceGroup, GroupWorker, RankError
+from neurotally.jobs.devices import fewest_devices
+from neurotally.jobs.engines import ModelConfig
+from neurotally.profiler import store
+from neurotally.profiler.corpus.batches import TokenRows, lay_out
+from neurotally.profiler.errors import InputError
+from neurotally.profiler.model.load import load_model
+from neurotally.profiler.model.shards import refuse_unshardable, tp_plan
+from neurotally.profiler.passes.worker import PassConfig, PreparedUnit, Task, neurons_of
+
+CONFIG = PassConfig("documents", 64, None, 512, 2**20, 1, 4, kernels="plain")
+
+
+def some_rows() -> TokenRows:
+    generator = np.random.default_rng(0)
+    documents = [(number, generator.integers(0, 600, 3 + 2 * number).tolist()) for number in range(25)]
+    return lay_out(documents, frozenset([0]), "documents", 64)
+
+
+def save(model: Any, tokenizer: Any, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def group_of(folder: Path, devices: int = 2) -> DeviceGroup:
+    group = ModelConfig(str(folder), device="cpu", devices=devices).load()
+    assert isinstance(group, DeviceGroup)
+    return group
+
+
+@pytest.fixture
+def group(model_folder: Path) -> Iterator[DeviceGroup]:
+    made = group_of(model_folder)
+    yield made
+    made.close()
+
+
+def ranks(group: DeviceGroup) -> list[psutil.Process]:
+    return [psutil.Process(rank.process.pid) for rank in group._ranks]
+
+
+@pytest.fixture(scope="module")
+def exact_folder(model_folder: Path, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama whose projections have one entry a row: none of its sums has two terms, wherever they are computed."""
+    model, generator = AutoModelForCausalLM.from_pretrained(model_folder), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for part in model.model.modules():
+            if isinstance(part, nn.Linear):
+                columns = torch.randint(part.in_features, (part.out_features, 1), generator=generator)
+                entries = torch.randn(part.out_features, 1, generator=generator)
+                part.weight.copy_(torch.zeros_like(part.weight).scatter(1, columns, entries))
+    return save(model, tokenizer, tmp_path_factory.mktemp("models") / "exact")
+
+
+@pytest.mark.slow
+def test_the_store_of_two_devices_is_that_of_one_to_the_bit_where_sums_are_exact(
+    exact_folder: Path, make_corpora: Any, tmp_path: Path
+) -> None:
+    corpora = make_corpora({"python": 30, "c++": 15})
+    for devices in (1, 2):
+        run(exact_folder, tmp_path / str(devices), corpora, devices_per_worker=devices)
+    assert everything(tmp_path / "1") == everything(tmp_path / "2")
+    one, two = (store.store_attributes(tmp_path / str(devices)) for devices in (1, 2))
+    assert one["model"] == two["model"]
+    assert (one["config"].pop("devices_per_worker"), two["config"].pop("devices_per_worker")) == (None, 2)
+    assert one["config"] == two["config"]
+
+
+@pytest.mark.slow
+def test_the_number_of_devices_is_part_of_a_store_and_its_default(
+    model_folder: Path, make_corpora: Any, tmp_path: Path, run: Run
+) -> None:
+    arguments = ["profile", model_folder, tmp_path / "s", "--corpora", make_corpora({"python": 10}), "--device", "cpu"]
+    assert run(*arguments, "--devices-per-worker", 2)[0] == 0
+    code, _, errors = run(*arguments, "--devices-per-worker", 1)
+    assert (code, len(errors.splitlines())) == (2, 1)
+    assert "devices_per_worker is None, the store has 2" in errors
+    make_corpora({"go": 5})
+    assert run(*arguments)[0] == 0
+    assert store.committed_corpora(tmp_path / "s") == ["go", "python"]
+    code, out, _ = run("activity", tmp_path / "s", "--json")
+    assert code == 0, out
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3", "gpt_oss", "qwen3_moe", "deepseek_v3", "qwen2_moe"])
+@pytest.mark.slow
+def test_families_count_on_two_devices_what_they_count_on_one(name: str, tokenizer: Any, tmp_path: Path) -> None:
+    """phi3 and gpt_oss give every rank all neurons; of the mixtures each rank has a slice of every expert."""
+    folder = save((tiny_mixture if name in MIXTURES else tiny_model)(name), tokenizer, tmp_path / "model")
+    model, group = load_model(str(folder), device="cpu"), group_of(folder)
+    try:
+        assert group.facts == model.facts
+        whole, ours = (
+            neurons_of(model, CONFIG, some_rows(), 512, None),
+            group.neurons(CONFIG, some_rows(), 512, None),
+        )
+    finally:
+        group.close()
+    for place in ("active", "active_special"):
+        flips = np.abs(whole.sums[place].astype(int) - ours.sums[place].astype(int)).sum()
+        assert flips <= 1e-5 * whole.sums["active"].sum()
+    scale = whole.sums["coefficient_sum_absolute"].max()
+    for sum_name in ("coefficient_sum", "coefficient_sum_absolute", "activation_sum"):
+        np.testing.assert_allclose(ours.sums[sum_name], whole.sums[sum_name], rtol=1e-5, atol=1e-6 * scale)
+    assert whole.routed.keys() == ours.routed.keys()
+    for counted in whole.routed.keys() - {"site_weight"}:
+        np.testing.assert_array_equal(ours.routed[counted], whole.routed[counted])
+    np.testing.assert_array_equal(ours.triggers.count_F, whole.triggers.count_F)
+    assert (ours.triggers.document_N == whole.triggers.document_N).mean() > 0.999
+    np.testing.assert_allclose(ours.triggers.value_N, whole.triggers.value_N, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_triggers_below_a_known_threshold_are_left_out_on_every_device(exact_folder: Path) -> None:
+    model, group = load_model(str(exact_folder), device="cpu"), group_of(exact_folder)
+    threshold_LF = np.random.default_rng(0).random((2, 48), np.float32)
+    try:
+        ours = group.neurons(CONFIG, some_rows(), 512, threshold_LF)
+    finally:
+        group.close()
+    whole = neurons_of(model, CONFIG, some_rows(), 512, threshold_LF)
+    for name, array in unit_arrays(whole).items():
+        np.testing.assert_array_equal(unit_arrays(ours)[name], array, err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_device_that_dies_ends_its_group_and_the_next_one_counts_the_same(group: DeviceGroup) -> None:
+    expected = unit_arrays(group.neurons(CONFIG, some_rows(), 512, None))
+    first = ranks(group)
+    first[1].suspend()  # so that the other waits for it in the first layer
+    threading.Timer(1.0, first[1].kill).start()
+    with pytest.raises(RankError, match=r"this one died: 1 \(exit -9\)"):
+        group.neurons(CONFIG, some_rows(), 512, None)
+    assert not any(rank.is_running() for rank in first)
+    again = unit_arrays(group.neurons(CONFIG, some_rows(), 512, None))
+    for name, array in expected.items():
+        np.testing.assert_array_equal(again[name], array, err_msg=name)
+
+
+SMALL_DEVICE = """
+import os
+if os.environ.get("RANK") == "1":
+    import torch
+    from neurotally.profiler.model.hook_points import StandIn
+    forward = StandIn.forward
+
+    def small_device(stand_in, pre_BTF):
+        if stand_in.hook_point.layer == 1 and pre_BTF.shape[0] * pre_BTF.shape[1] > 300:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(stand_in, pre_BTF)
+
+    StandIn.forward = small_device
+"""
+
+
+@pytest.mark.slow
+def test_a_device_that_runs_out_of_memory_halves_the_budget_of_all(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SMALL_DEVICE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    rows, nothing = some_rows(), np.zeros(0, np.uint8)
+    group = group_of(model_folder)
+    try:
+        worker = GroupWorker(group, replace(CONFIG, kernels=group.facts.kernels))
+        task = Task("c", 0, None, 0, [], [], 0)  # type: ignore[arg-type]
+        result = worker.compute(task, PreparedUnit(rows, nothing, nothing, nothing))
+        expected = group.neurons(CONFIG, rows, 256, None)
+    finally:
+        group.close()
+    assert result.restarts == 1
+    for name, array in unit_arrays(expected).items():
+        np.testing.assert_array_equal(unit_arrays(result.neurons)[name], array, err_msg=name)
+
+
+LEADER = """
+import sys
+from neurotally.jobs.engines import ModelConfig
+group = ModelConfig(sys.argv[1], device="cpu", devices=2).load()
+print(*(rank.process.pid for rank in group._ranks), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.slow
+def test_ranks_end_with_their_leader(model_folder: Path) -> None:
+    leader = subprocess.Popen(
+        [sys.executable, "-c", LEADER, str(model_folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert leader.stdout is not None
+    members = [psutil.Process(int(pid)) for pid in leader.stdout.readline().split()]
+    assert len(members) == 2
+    leader.send_signal(signal.SIGKILL)
+    leader.communicate()
+    assert psutil.wait_procs(members, timeout=20)[1] == []
+
+
+def test_the_fewest_devices_that_hold_the_weights() -> None:
+    free = [80 * 10**9] * 8
+    assert fewest_devices(60 * 10**9, free, lambda _: True) == 1
+    assert fewest_devices(64 * 10**9, free, lambda _: True) == 2  # a fifth is kept for what is computed
+    assert fewest_devices(141 * 10**9, free, lambda number: 8 % number == 0) == 4
+    assert fewest_devices(141 * 10**9, [*free[1:], 20 * 10**9], lambda _: True) is None
+    assert fewest_devices(141 * 10**9, free, lambda _: False) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "devices", "changes", "why"),
+    [
+        ("gpt2", 2, {}, r"m \(gpt2\) has no plan in transformers for several devices"),
+        ("llama", 3, {"num_attention_heads": 32}, "32 attention heads; expected a number that divides them"),
+        ("llama", 4, {"num_key_value_heads": 2}, "2 key and value heads; expected"),
+        ("llama", 4, {"intermediate_size": 50}, r"50 neurons a network \(intermediate_size\)"),
+        ("qwen3_moe", 4, {"moe_intermediate_size": 30}, r"30 neurons a network \(moe_intermediate_size\)"),
+    ],
+    ids=["no plan", "heads", "key heads", "neurons", "neurons of experts"],
+)
+def test_what_devices_cannot_share_is_refused_by_name(
+    name: str, devices: int, changes: dict[str, int], why: str
+) -> None:
+    config = AutoConfig.for_model(
+        name, **{"num_hidden_layers": 1, "vocab_size": 100, "intermediate_size": 96, **changes}
+    )
+    with pytest.raises(InputError, match=f"--devices-per-worker {devices}: .*{why}") as caught:
+        refuse_unshardable(tp_plan(config, False), config, "m", devices)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_devices_cannot_share_is_refused_before_any_starts(
+    model_folder: Path, make_corpora: Any, tmp_path: Path
+) -> None:
+    message = refusal(model_folder, tmp_path / "s", make_corpora({"python": 3}), devices_per_worker=3)
+    assert "has 4 attention heads; expected a number that divides them" in message
