@@ -28,7 +28,7 @@ from neurotally.profiler.corpus.batches import TokenRows
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.load import LoadedModel, load_config_and_tokenizer, split_revision
 from neurotally.profiler.model.neurons import UnitNeurons
-from neurotally.profiler.model.shards import ModelShard, joined, refuse_unshardable, tp_plan
+from neurotally.profiler.model.shards import ModelShard, joined, refuse_unshardable, shard_plan
 from neurotally.profiler.passes.worker import PassConfig, Worker
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class DeviceGroup:
         model_id, revision = split_revision(model.spec)
         common = {"revision": revision, "trust_remote_code": model.trust_remote_code}
         config, self.tokenizer = load_config_and_tokenizer(model_id, common)
-        refuse_unshardable(tp_plan(config, model.trust_remote_code), config, model_id, model.devices)
+        refuse_unshardable(shard_plan(config, model.trust_remote_code), config, model_id, model.devices)
         self.special_ids = frozenset(self.tokenizer.all_special_ids)
         library()  # built once here, before all ranks would build it
         self._shards = self._start()

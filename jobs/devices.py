@@ -1,5 +1,6 @@
 """How many devices hold a model together: what was asked for, what the store was begun with, or as few as it needs."""
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from neurotally.profiler.model.load import (
     split_revision,
     weight_bytes,
 )  # fmt: skip
-from neurotally.profiler.model.shards import refuse_unshardable, tp_plan
+from neurotally.profiler.model.shards import refuse_unshardable, shard_plan
 
 _FREE_BYTES = "import torch; print(*(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())))"
 """Asked in another process: in this one it would keep half a gigabyte of each device."""
@@ -49,16 +50,16 @@ def _as_few_as_hold(where: Where) -> Where:
     common = {"revision": revision, "trust_remote_code": model.trust_remote_code}
     config, _ = load_config_and_tokenizer(model_id, common)
     num_bytes = weight_bytes(config, run_dtype(config, model.dtype, "cuda"), model.trust_remote_code)
-    plan = tp_plan(config, model.trust_remote_code)
+    plan = shard_plan(config, model.trust_remote_code)
 
-    def can_share(devices: int) -> bool:
+    def bytes_each(devices: int) -> float:
         try:
             refuse_unshardable(plan, config, model_id, devices)
         except InputError:
-            return False
-        return True
+            return math.inf
+        return num_bytes * plan.held(devices)
 
-    devices = fewest_devices(num_bytes, _free_bytes(), can_share)
+    devices = fewest_devices(num_bytes, bytes_each, _free_bytes())
     if devices == 1:
         return where
     too_large = f"{model.spec} takes {num_bytes / 1e9:,.0f} GB, more than one device has room for"
@@ -69,10 +70,13 @@ def _as_few_as_hold(where: Where) -> Where:
     return _with(where, devices)
 
 
-def fewest_devices(num_bytes: int, free_bytes: Sequence[int], can_share: Callable[[int], bool]) -> int | None:
-    """The smallest number of devices that hold so many bytes in equal parts; None: no number of them does."""
+def fewest_devices(num_bytes: int, bytes_each: Callable[[int], float], free_bytes: Sequence[int]) -> int | None:
+    """The smallest number of devices that hold a model, of so many bytes, and of `bytes_each` where several share it.
+
+    None: no number of them does.
+    """
     for devices in range(1, len(free_bytes) + 1):
-        if fits(num_bytes // devices, min(free_bytes)) and (devices == 1 or can_share(devices)):
+        if fits(num_bytes if devices == 1 else bytes_each(devices), min(free_bytes)):
             return devices
     return None
 

@@ -1,5 +1,6 @@
 """A model that several devices hold together, shown with processes on the CPU: what it counts, and what it survives."""
 
+import math
 import os
 import signal
 import subprocess
@@ -29,7 +30,7 @@ from neurotally.profiler import store
 from neurotally.profiler.corpus.batches import TokenRows, lay_out
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.load import load_model
-from neurotally.profiler.model.shards import refuse_unshardable, tp_plan
+from neurotally.profiler.model.shards import ShardPlan, refuse_unshardable, shard_plan
 from neurotally.profiler.passes.worker import PassConfig, PreparedUnit, Task, neurons_of
 
 CONFIG = PassConfig("documents", 64, None, 512, 2**20, 1, 4, kernels="plain")
@@ -221,12 +222,29 @@ def test_ranks_end_with_their_leader(model_folder: Path) -> None:
 
 
 def test_the_fewest_devices_that_hold_the_weights() -> None:
-    free = [80 * 10**9] * 8
-    assert fewest_devices(60 * 10**9, free, lambda _: True) == 1
-    assert fewest_devices(64 * 10**9, free, lambda _: True) == 2  # a fifth is kept for what is computed
-    assert fewest_devices(141 * 10**9, free, lambda number: 8 % number == 0) == 4
-    assert fewest_devices(141 * 10**9, [*free[1:], 20 * 10**9], lambda _: True) is None
-    assert fewest_devices(141 * 10**9, free, lambda _: False) is None
+    def fewest(gigabytes: int, shared: float, by: set[int], free: list[int]) -> int | None:
+        plan = ShardPlan({}, shared)
+        each = {number: gigabytes * 10**9 * plan.held(number) if number in by else math.inf for number in range(1, 9)}
+        return fewest_devices(gigabytes * 10**9, each.__getitem__, [number * 10**9 for number in free])
+
+    any_number = set(range(1, 9))
+    assert fewest(60, 1.0, any_number, [80] * 8) == 1
+    assert fewest(64, 1.0, any_number, [80] * 8) == 2  # a fifth is kept for what is computed
+    assert fewest(141, 1.0, any_number, [80] * 8) == 3
+    assert fewest(141, 1.0, {2, 4, 8}, [80] * 8) == 4
+    assert fewest(141, 0.7, any_number, [80] * 8) == 5  # 42.3 GB on each, and a part of 98.7
+    assert fewest(141, 0.5, any_number, [80] * 8) is None  # 70.5 GB on each
+    assert fewest(141, 1.0, any_number, [80] * 7 + [20]) is None
+    assert fewest(141, 1.0, set(), [80] * 8) is None
+
+
+def test_what_devices_share_of_a_model() -> None:
+    config = AutoConfig.for_model(
+        "llama", num_hidden_layers=2, vocab_size=100, hidden_size=32, intermediate_size=96, num_attention_heads=4
+    )
+    shared, alone = 2 * 100 * 32 + 2 * (4 * 32 * 32 + 3 * 96 * 32), 5 * 32  # alone: the norms
+    assert shard_plan(config, False).shared == shared / (shared + alone)
+    assert shard_plan(AutoConfig.for_model("gpt2", n_layer=1), False).shared == 0
 
 
 @pytest.mark.parametrize(
@@ -247,7 +265,7 @@ def test_what_devices_cannot_share_is_refused_by_name(
         name, **{"num_hidden_layers": 1, "vocab_size": 100, "intermediate_size": 96, **changes}
     )
     with pytest.raises(InputError, match=f"--devices-per-worker {devices}: .*{why}") as caught:
-        refuse_unshardable(tp_plan(config, False), config, "m", devices)
+        refuse_unshardable(shard_plan(config, False), config, "m", devices)
     assert "\n" not in str(caught.value)
 
 

@@ -362,7 +362,7 @@ def _device_map(config: Any, dtype: torch.dtype, trust_remote_code: bool) -> Any
     return {"": torch.cuda.current_device()} if is_small else "auto"
 
 
-def fits(num_bytes: int, free_bytes: int) -> bool:
+def fits(num_bytes: float, free_bytes: int) -> bool:
     """Whether a device that has so much free has room for weights, and for what is computed with them."""
     return num_bytes < 0.8 * free_bytes
 

@@ -9,6 +9,7 @@ has is told by the rows and columns of the checkpoint's matrices that it loaded,
 network; where they aren't the slice above the model is refused.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -30,6 +31,9 @@ from neurotally.profiler.networks import Network, are_alike
 
 _KEYS = ("k_proj", "kv_b_proj", "qkv_proj", "query_key_value")
 """What gives attention its keys, where devices share it head by head."""
+_SPREADING = re.compile("colwise|rowwise")
+"""In names of styles."""
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _WIDTHS = ("intermediate_size", "moe_intermediate_size")
 """Of configs; what else there is of networks is looked at when the shards are loaded."""
 
@@ -74,24 +78,47 @@ def model_shard(model: LoadedModel) -> ModelShard:
     return ModelShard(facts, number_LF.ravel())
 
 
-def tp_plan(config: Any, trust_remote_code: bool) -> dict[str, str]:
-    """How transformers spreads a model's modules over devices; empty where it can't."""
+@dataclass(frozen=True)
+class ShardPlan:
+    """How transformers spreads a model over devices."""
+
+    styles: Mapping[str, str]
+    """By names of modules and parameters, layers as `*`; empty where it can't."""
+    shared: float
+    """Of all weights, those that devices share; of the others each has all."""
+
+    def held(self, devices: int) -> float:
+        """Of all weights, those that each of so many devices holds."""
+        return 1 - self.shared + self.shared / devices
+
+
+def shard_plan(config: Any, trust_remote_code: bool) -> ShardPlan:
+    """That of a model, told from its config."""
     with torch.device("meta"):
         model = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
-    return dict(getattr(model, "tp_plan", None) or {})
+    styles = dict(getattr(model, "tp_plan", None) or {})
+    number = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    shared = sum(number[name] for name in number if _SPREADING.search(_style(name, styles)))
+    return ShardPlan(styles, shared / sum(number.values()))
 
 
-def refuse_unshardable(plan: Mapping[str, str], config: Any, model_id: str, devices: int) -> None:
+def _style(parameter: str, styles: Mapping[str, str]) -> str:
+    """Of a parameter, or else of its module."""
+    name = _NUMBER.sub("*", parameter)
+    return styles.get(name) or styles.get(name.rpartition(".")[0], "")
+
+
+def refuse_unshardable(plan: ShardPlan, config: Any, model_id: str, devices: int) -> None:
     """InputError, before any weight is read, where so many devices can't hold a model together."""
     option = f"--devices-per-worker {devices}"
-    if not plan:
+    if not plan.styles:
         raise UnsupportedModelError(
             f"{option}: {model_id} ({config.model_type}) has no plan in transformers for several devices (tp_plan); "
             "leave the option out"
         )
     text = config.get_text_config()
     shared = {f"neurons a network ({key})": getattr(text, key, None) for key in _WIDTHS}
-    if any(name.endswith(_KEYS) and style == "colwise" for name, style in plan.items()):
+    if any(name.endswith(_KEYS) and style == "colwise" for name, style in plan.styles.items()):
         heads = text.num_attention_heads
         shared["attention heads"] = heads
         shared["key and value heads"] = getattr(text, "num_key_value_heads", None) or heads
