@@ -19,6 +19,7 @@ from torch import distributed
 
 from neurotally.jobs.device_group import RankError, RankRows, RankStart
 from neurotally.profiler.errors import InputError, first_line
+from neurotally.profiler.model.checkpoint_rows import refuse_other_rows
 from neurotally.profiler.model.load import LoadedModel, resolve_device
 from neurotally.profiler.model.shards import ModelShard, model_shard
 from neurotally.profiler.passes.worker import neurons_of
@@ -67,6 +68,7 @@ def _join(start: RankStart) -> tuple[LoadedModel, ModelShard]:
         timeout=_PATIENCE, device_id=torch.device("cuda", rank) if on_gpu else None,
     )  # fmt: skip
     model = start.model.load_shard()
+    refuse_other_rows(model)
     return model, model_shard(model)
 
 

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import psutil
@@ -28,7 +28,8 @@ from neurotally.jobs.devices import fewest_devices
 from neurotally.jobs.engines import ModelConfig
 from neurotally.profiler import store
 from neurotally.profiler.corpus.batches import TokenRows, lay_out
-from neurotally.profiler.errors import InputError
+from neurotally.profiler.errors import InputError, UnsupportedModelError
+from neurotally.profiler.model.checkpoint_rows import refuse_other_rows
 from neurotally.profiler.model.load import load_model
 from neurotally.profiler.model.shards import ShardPlan, refuse_unshardable, shard_plan
 from neurotally.profiler.passes.worker import PassConfig, PreparedUnit, Task, neurons_of
@@ -274,3 +275,14 @@ def test_a_model_that_devices_cannot_share_is_refused_before_any_starts(
 ) -> None:
     message = refusal(model_folder, tmp_path / "s", make_corpora({"python": 3}), devices_per_worker=3)
     assert "has 4 attention heads; expected a number that divides them" in message
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3"])
+def test_keys_that_are_not_the_checkpoints_are_refused(name: str, tokenizer: Any, tmp_path: Path) -> None:
+    model = load_model(str(save(tiny_model(name), tokenizer, tmp_path / "model")), device="cpu")
+    assert refuse_other_rows(model) == 2
+    matrix, first = cast(tuple[nn.Linear, int], model.hook_points[1].keys)
+    with torch.no_grad():
+        matrix.weight[first : first + 2] = matrix.weight[first : first + 2].flip(0)
+    with pytest.raises(UnsupportedModelError, match=r"layer 1 .*: its keys aren't the checkpoint's rows"):
+        refuse_other_rows(model)
