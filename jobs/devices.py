@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from neurotally.jobs.engines import ModelConfig
 from neurotally.jobs.run import Where
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
@@ -29,22 +28,18 @@ _FREE_BYTES = "import torch; print(*(torch.cuda.mem_get_info(i)[0] for i in rang
 
 def on_devices(where: Where, asked: int | None) -> Where:
     """The same with its number of devices for each worker; says so where it wasn't asked for and is more than one."""
-    if asked is not None:
-        here = (
-            torch.cuda.device_count()
-            if where.address is None and resolve_device(where.model.device) == "cuda"
-            else asked
-        )
-        if asked > here:
-            raise InputError(f"--devices-per-worker {asked}: expected at most {here}, the number of GPUs here")
-        return _with(where, asked)
-    if (noted := _noted(where.store)) is not None:
-        return _with(where, noted)
-    has_several = where.address is None and where.model.device != "cpu" and torch.cuda.device_count() > 1
-    return _as_few_as_hold(where) if has_several else where
+    noted = _noted(where.store)
+    devices = asked or noted or 1
+    num_gpus = torch.cuda.device_count() if where.address is None and where.model.device != "cpu" else 0
+    if devices > num_gpus and where.address is None and resolve_device(where.model.device) == "cuda":
+        raise InputError(f"--devices-per-worker {devices}: expected at most {num_gpus}, the number of GPUs here")
+    if asked is None and devices == 1 and num_gpus > 1:
+        return _as_few_as_hold(where, is_one_device=noted == 1)
+    return replace(where, model=replace(where.model, devices=devices))
 
 
-def _as_few_as_hold(where: Where) -> Where:
+def _as_few_as_hold(where: Where, is_one_device: bool) -> Where:
+    """`is_one_device`: the store was begun so, and must go on so."""
     model = where.model
     model_id, revision = split_revision(model.spec)
     common = {"revision": revision, "trust_remote_code": model.trust_remote_code}
@@ -63,11 +58,12 @@ def _as_few_as_hold(where: Where) -> Where:
     if devices == 1:
         return where
     too_large = f"{model.spec} takes {num_bytes / 1e9:,.0f} GB, more than one device has room for"
-    if devices is None:
-        where.progress.note(f"{too_large}, and they can't hold it together; one worker spreads its layers over all")
+    if devices is None or is_one_device:
+        why = "the store was begun on one" if is_one_device else "they can't hold it together"
+        where.progress.note(f"{too_large}, and {why}; one worker spreads its layers over all devices")
         return replace(where, workers=where.workers or 1)
     where.progress.note(f"{too_large}: --devices-per-worker {devices}")
-    return _with(where, devices)
+    return replace(where, model=replace(model, devices=devices))
 
 
 def fewest_devices(num_bytes: int, bytes_each: Callable[[int], float], free_bytes: Sequence[int]) -> int | None:
@@ -90,8 +86,3 @@ def _noted(path: Path) -> int | None:
     """What the store's neuron pass was begun with; None: it wasn't begun."""
     config = store.store_attributes(path).get("config") if (path / "zarr.json").exists() else None
     return config.get("devices_per_worker") or 1 if config else None
-
-
-def _with(where: Where, devices: int) -> Where:
-    model: ModelConfig = replace(where.model, devices=devices)
-    return replace(where, model=model)

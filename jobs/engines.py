@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, cast
 
-from neurotally.jobs.device_group import DeviceGroup
+from neurotally.jobs.device_group import DeviceGroup, RankError
 from neurotally.profiler.corpus.matches import stop_matching
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.allocation import reuse_freed_memory
@@ -138,7 +138,10 @@ class InProcessEngine:
         self._queue: deque[tuple[Task, Future[tuple[Any, float]]]] = deque()
 
     def start(self) -> ModelFacts:
-        self._model = self._model_config.load()
+        try:
+            self._model = self._model_config.load()
+        except RankError as error:
+            raise JobError(f"the model's devices can't start: {error}") from error
         return self._model.facts
 
     def configure(self, make_runner: MakeRunner) -> None:

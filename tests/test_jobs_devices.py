@@ -24,13 +24,15 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from neurotally.jobs.device_group import DeviceGroup, GroupWorker, RankError
-from neurotally.jobs.devices import fewest_devices
+from neurotally.jobs.devices import fewest_devices, on_devices
 from neurotally.jobs.engines import ModelConfig
+from neurotally.jobs.progress import Progress
+from neurotally.jobs.run import Where
 from neurotally.profiler import store
 from neurotally.profiler.corpus.batches import TokenRows, lay_out
 from neurotally.profiler.errors import InputError, UnsupportedModelError
 from neurotally.profiler.model.checkpoint_rows import refuse_other_rows
-from neurotally.profiler.model.load import load_model
+from neurotally.profiler.model.load import load_model, weight_bytes
 from neurotally.profiler.model.shards import ShardPlan, refuse_unshardable, shard_plan
 from neurotally.profiler.passes.worker import PassConfig, PreparedUnit, Task, neurons_of
 
@@ -200,6 +202,19 @@ def test_a_device_that_runs_out_of_memory_halves_the_budget_of_all(
         np.testing.assert_array_equal(unit_arrays(result.neurons)[name], array, err_msg=name)
 
 
+@pytest.mark.slow
+def test_a_device_that_dies_while_it_loads_ends_the_run_in_one_line(
+    model_folder: Path, make_corpora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text('import os\nif os.environ.get("RANK") == "1":\n    os._exit(3)\n')
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    corpora = make_corpora({"python": 3})
+    code, out, errors = run("profile", model_folder, tmp_path / "s", "--corpora", corpora, "--devices-per-worker", 2)
+    assert (code, out) == (1, "")
+    assert "the 2 processes that hold the model, this one died: 1 (exit 3)" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+
+
 LEADER = """
 import sys
 from neurotally.jobs.engines import ModelConfig
@@ -286,3 +301,41 @@ def test_keys_that_are_not_the_checkpoints_are_refused(name: str, tokenizer: Any
         matrix.weight[first : first + 2] = matrix.weight[first : first + 2].flip(0)
     with pytest.raises(UnsupportedModelError, match=r"layer 1 .*: its keys aren't the checkpoint's rows"):
         refuse_other_rows(model)
+
+
+class Notes(Progress):
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.mark.parametrize(
+    ("fourths", "devices", "workers", "says"),
+    [
+        ([8] * 4, 1, None, []),
+        ([4] * 4, 2, None, ["more than one device has room for: --devices-per-worker 2"]),
+        ([2] * 4, 4, None, ["--devices-per-worker 4"]),
+        ([2] * 3, 1, 1, ["they can't hold it together; one worker spreads its layers over all devices"]),
+    ],
+    ids=["one holds it", "two", "four, not three", "three can't share it"],
+)
+def test_without_the_option_as_few_devices_as_hold_the_weights(
+    fourths: list[int], devices: int, workers: int | None, says: list[str], tokenizer: Any, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Told of GPUs that aren't there, with room for so many fourths of the weights each."""
+    settings = {"vocab_size": 600, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    config = AutoConfig.for_model("llama", **settings, num_attention_heads=4)
+    folder = save(AutoModelForCausalLM.from_config(config), tokenizer, tmp_path / "model")
+    num_bytes = weight_bytes(config, torch.float32, False)
+    free = [int(number / 4 * num_bytes / 0.8) for number in fourths]
+    monkeypatch.setattr("neurotally.jobs.devices._FREE_BYTES", f"print(*{free})")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
+    notes = Notes()
+    where = on_devices(Where(ModelConfig(str(folder)), tmp_path / "s", progress=notes), None)
+    assert (where.model.devices, where.workers) == (devices, workers)
+    assert len(notes.said) == len(says)
+    assert all(text in said for text, said in zip(says, notes.said, strict=True))

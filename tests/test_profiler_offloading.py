@@ -9,19 +9,19 @@ import accelerate
 import numpy as np
 import pytest
 import torch
+from mixtures import tiny_mixture
 from reference import unit_arrays
 from test_profiler_interventions import tallied
 from test_profiler_loss import one_batch
 from test_profiler_sites import tiny
 
-from neurotally.profiler.errors import InputError
+from neurotally.profiler.errors import InputError, UnsupportedModelError
 from neurotally.profiler.model.load import load_model, prepare_model, weight_bytes
 from neurotally.profiler.model.offloading import is_offloaded
 from neurotally.profiler.passes.loss import LossReader
 
 
-def offloaded(family: str, kind: str, folder: Path) -> Any:
-    model = tiny(family)
+def offloaded(model: Any, kind: str, folder: Path) -> Any:
     if kind == "cpu":
         return accelerate.cpu_offload(model, torch.device("cpu"))
     return accelerate.disk_offload(model, folder, torch.device("cpu"))
@@ -32,7 +32,7 @@ def offloaded(family: str, kind: str, folder: Path) -> Any:
 @pytest.mark.slow
 def test_offloaded_layers_are_read_as_others_are(family: str, kind: str, tokenizer: Any, tmp_path: Path) -> None:
     expected = prepare_model(tiny(family), tokenizer, family, None, "float32")
-    model = prepare_model(offloaded(family, kind, tmp_path), tokenizer, family, None, "float32")
+    model = prepare_model(offloaded(tiny(family), kind, tmp_path), tokenizer, family, None, "float32")
     assert is_offloaded(model.model)
     assert not is_offloaded(expected.model)
     assert model.facts == expected.facts
@@ -45,6 +45,13 @@ def test_offloaded_layers_are_read_as_others_are(family: str, kind: str, tokeniz
     nats = [LossReader(one).read(one_batch()).nats_N for one in (model, expected)]
     np.testing.assert_array_equal(*nats)
     assert is_offloaded(model.model)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "disk"])
+def test_experts_that_are_offloaded_are_refused_by_name(kind: str, tokenizer: Any, tmp_path: Path) -> None:
+    model = offloaded(tiny_mixture("mixtral"), kind, tmp_path)
+    with pytest.raises(UnsupportedModelError, match=r"^layer 0 \(.*experts\): experts .* \(offloaded\) .*$"):
+        prepare_model(model, tokenizer, "mixtral", None, "float32")
 
 
 CODE = """

@@ -187,7 +187,10 @@ def experts_hook_point(layer: int, name: str, first: int, experts: Any) -> Exper
     if not isinstance(down, Tensor) or down.dim() != 3:
         raise UnsupportedModelError(f"{where}: its experts have no matrix down_proj [E, …]; they aren't supported")
     if down.is_meta:
-        raise UnsupportedModelError(f"{where}: experts that don't fit on their device (offloaded) aren't supported yet")
+        raise UnsupportedModelError(
+            f"{where}: experts that don't fit on their device (offloaded) can't be read; let more devices hold the "
+            "model (profile --devices-per-worker)"
+        )
     num_experts, *columns = local_part(down).shape
     width = columns[0] if experts.is_transposed else columns[1]
     return ExpertsHookPoint(

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from conftest import make_tokenizer
 from families import FAMILIES, tiny_model
 from mixtures import MIXTURES, tiny_mixture
+from stacks import STACKS, tiny_stacks
 
 from neurotally.jobs.device_group import DeviceGroup
 from neurotally.jobs.engines import ModelConfig
@@ -41,7 +42,7 @@ def main() -> int:
     parser.add_argument("--devices", type=int, default=2)
     arguments = parser.parse_args()
     tokenizer, outcomes = make_tokenizer(), {}
-    for name in arguments.families or [*MIXTURES, *FAMILIES]:
+    for name in arguments.families or [*MIXTURES, *FAMILIES, *STACKS]:
         with tempfile.TemporaryDirectory() as folder:
             outcomes[name] = compared(name, tokenizer, folder, arguments.devices)
         print(f"{name}: {outcomes[name]}", flush=True)
@@ -54,7 +55,7 @@ def main() -> int:
 def compared(name: str, tokenizer: Any, folder: str, devices: int) -> dict[str, float] | str:
     """How one family differs; or why it isn't shared."""
     with quiet_transformers():
-        model = (tiny_mixture if name in MIXTURES else tiny_model)(name)
+        model = (tiny_mixture if name in MIXTURES else tiny_model if name in FAMILIES else tiny_stacks)(name)
         if not model.tp_plan:
             return "transformers has no plan"
         model.save_pretrained(folder)
