@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
+import psutil
 import torch
 
 from neurotally.kernels.compiled import library
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from neurotally.jobs.engines import ModelConfig
 
 _KNOWN_WITHIN_S = 1.0
-_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+_LOOPBACK = "127.0.0.1"
 
 
 class RankStart(NamedTuple):
@@ -177,13 +178,16 @@ class GroupWorker(Worker):
 def _begun(number: int, model: "ModelConfig") -> _Rank:
     """A new process for a rank, which ends with this one, and is none of its terminal's."""
     ours, theirs = Pipe()
+    addresses = psutil.net_if_addrs().items()
+    loopback = next(name for name, its in addresses if any(one.address == _LOOPBACK for one in its))
     own = {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(model.devices)}
+    own |= {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
     if model.device == "cpu":
         own["CUDA_VISIBLE_DEVICES"] = ""
     with theirs:
         process = subprocess.Popen(
             [sys.executable, "-m", "neurotally.jobs.rank", str(theirs.fileno())],
-            env={**_LOOPBACK, **os.environ, **own}, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
+            env={**os.environ, **own}, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
     return _Rank(process, ours)

@@ -48,11 +48,11 @@ def main(descriptor: int) -> None:
 
 
 def _listen(connection: "Connection[Any, Any]", messages: "SimpleQueue[Any]") -> None:
-    """Take in messages, until the leader is gone."""
+    """Take in messages; end this process where there will be none, since the leader is gone."""
     try:
         while True:
             messages.put(connection.recv())
-    except (EOFError, OSError):
+    finally:
         os._exit(1)
 
 

@@ -16,6 +16,7 @@ import psutil
 import pytest
 import torch
 from conftest import Run
+from dying import FACTS
 from families import tiny_model
 from mixtures import MIXTURES, tiny_mixture
 from reference import everything, unit_arrays
@@ -28,12 +29,15 @@ from neurotally.jobs.devices import fewest_devices, on_devices
 from neurotally.jobs.engines import ModelConfig
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.run import Where
+from neurotally.kernels.statistics import STATISTICS
+from neurotally.kernels.trigger_lists import UnitTriggers
 from neurotally.profiler import store
 from neurotally.profiler.corpus.batches import TokenRows, lay_out
 from neurotally.profiler.errors import InputError, UnsupportedModelError
 from neurotally.profiler.model.checkpoint_rows import refuse_other_rows
 from neurotally.profiler.model.load import load_model, weight_bytes
-from neurotally.profiler.model.shards import ShardPlan, refuse_unshardable, shard_plan
+from neurotally.profiler.model.neurons import UnitNeurons
+from neurotally.profiler.model.shards import ModelShard, ShardPlan, joined, refuse_unshardable, shard_plan
 from neurotally.profiler.passes.worker import PassConfig, PreparedUnit, Task, neurons_of
 
 CONFIG = PassConfig("documents", 64, None, 512, 2**20, 1, 4, kernels="plain")
@@ -339,3 +343,42 @@ def test_without_the_option_as_few_devices_as_hold_the_weights(
     assert (where.model.devices, where.workers) == (devices, workers)
     assert len(notes.said) == len(says)
     assert all(text in said for text, said in zip(says, notes.said, strict=True))
+
+
+def a_unit(generator: np.random.Generator, layers: int, neurons: int) -> UnitNeurons:
+    sums = {one.name: (99 * generator.random((layers, neurons))).astype(one.shipped) for one in STATISTICS}
+    count_F = generator.integers(0, 4, layers * neurons).astype(np.uint32)
+    columns = [generator.integers(0, 999, count_F.sum()).astype(dtype) for dtype in ("f4", "u4", "u4")]
+    return UnitNeurons(sums, UnitTriggers(count_F, *columns), {"site_tokens": np.arange(3)})
+
+
+def part_of(unit: UnitNeurons, number_F: np.ndarray, layers: int) -> UnitNeurons:
+    """What a device has that has these neurons, from the definition: neuron by neuron."""
+    sums = {name: sum_LF.ravel()[number_F].reshape(layers, -1) for name, sum_LF in unit.sums.items()}
+    ends = np.cumsum(unit.triggers.count_F)
+    runs = [slice(ends[number] - unit.triggers.count_F[number], ends[number]) for number in number_F]
+    columns = [np.concatenate([column[run] for run in runs]) for column in unit.triggers[1:]]
+    return UnitNeurons(sums, UnitTriggers(unit.triggers.count_F[number_F], *columns), unit.routed)
+
+
+def test_slices_are_put_together_neuron_by_neuron() -> None:
+    generator, layers = np.random.default_rng(0), 2
+    facts = replace(FACTS, num_layers=layers, num_neurons=6)
+    unit = a_unit(generator, layers, 6)
+    numbers = [np.array([0, 1, 6, 7]), np.array([2, 3, 8, 9]), np.array([4, 5, 10, 11])]
+    shards = [ModelShard(facts, number_F) for number_F in numbers]
+    parts = [part_of(unit, number_F, layers) for number_F in numbers]
+    whole = joined(list(zip(shards, parts, strict=True)))
+    for name, array in unit_arrays(unit).items():
+        np.testing.assert_array_equal(unit_arrays(whole)[name], array, err_msg=name)
+    values_LF = generator.random((layers, 6))
+    np.testing.assert_array_equal(shards[1].slice_of(values_LF), values_LF[:, 2:4])
+
+    all_of_it = [ModelShard(facts, np.arange(12)), ModelShard(facts, np.full(12, -1))]  # the second counts nothing
+    again = joined([(shard, part_of(unit, np.arange(12), layers)) for shard in all_of_it])
+    for name, array in unit_arrays(unit).items():
+        np.testing.assert_array_equal(unit_arrays(again)[name], array, err_msg=name)
+
+    elsewhere = replace(parts[1], routed={"site_tokens": np.arange(3) + 1})
+    with pytest.raises(RuntimeError, match="sent tokens to different experts"):
+        joined([(shards[0], parts[0]), (shards[1], elsewhere)])

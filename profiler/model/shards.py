@@ -190,7 +190,8 @@ def _column_numbers(point: HookPoint, rank: int, ranks: int) -> np.ndarray:
 
 
 def _num_experts(point: HookPoint) -> int:
-    return point.num_experts if isinstance(point, ExpertsHookPoint) else 1
+    """Of the whole model; 1 where it is no mixture."""
+    return cast(Tensor, point.experts.down_proj).shape[0] if isinstance(point, ExpertsHookPoint) else 1
 
 
 def _network_numbers(point: HookPoint) -> tuple[np.ndarray, bool]:
