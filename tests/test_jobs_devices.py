@@ -382,3 +382,20 @@ def test_slices_are_put_together_neuron_by_neuron() -> None:
     elsewhere = replace(parts[1], routed={"site_tokens": np.arange(3) + 1})
     with pytest.raises(RuntimeError, match="sent tokens to different experts"):
         joined([(shards[0], parts[0]), (shards[1], elsewhere)])
+
+
+def test_more_devices_than_there_are_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    where = Where(ModelConfig("m"), tmp_path / "s")
+    with pytest.raises(InputError, match=r"^--devices-per-worker 4: expected at most 2, the number of GPUs here$"):
+        on_devices(where, 4)
+    assert on_devices(where, 2).model.devices == 2
+
+
+@pytest.mark.parametrize(("devices", "cores"), [(1, 16 / 3), (4, 16), (8, 32)])
+def test_an_actor_of_several_devices_gets_its_share_of_a_machines_cores(devices: int, cores: float) -> None:
+    from neurotally.jobs.ray_engine import _cores_each
+
+    machines = [{"CPU": 32.0, "GPU": 8.0}, {"CPU": 16.0, "GPU": 4.0}, {"CPU": 8.0}]
+    assert _cores_each(machines, 3, "cuda", devices) == cores
