@@ -33,6 +33,18 @@ class Mixture:
     """Whether an expert's matrix is [D, 2F]."""
     fused: bool = False
     """Whether the others' gate and up are one product."""
+    layers: str = "model.layers"
+    matrix: Callable[[Any, int], Tensor] | None = None
+    """Gate and up of an expert, [2F, D] (one of them where it has no gate), from the module of experts; `gate_up_proj`
+    if None."""
+    router: str = ""
+    """What is given the hidden states and gives the routers' logits, where the experts aren't told who goes where."""
+    logits: int = 0
+    """Which of its results these are."""
+    weights: Callable[[Tensor], Tensor] = torch.sigmoid
+    """Routing weights of the logits of a token's experts."""
+    weights_input: bool = False
+    """Whether the routing weight multiplies an expert's input, not its output."""
 
 
 def _swiglu(gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,6 +58,20 @@ def _gpt_oss(gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     return activation, (up + 1) * activation
 
 
+def _clamped(gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    activation = functional.silu(gate.clamp(max=10.0))
+    return activation, activation * up.clamp(-10.0, 10.0)
+
+
+def _relu_squared(pre: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+    return pre.clamp(min=0) ** 2, pre.clamp(min=0) ** 2
+
+
+def _dbrx(experts: Any, expert: int) -> Tensor:
+    of_each = (experts.mlp.w1, experts.mlp.v1)
+    return torch.cat([matrix.view(EXPERTS, -1, matrix.shape[1])[expert] for matrix in of_each])
+
+
 _SMALL = {
     **SMALL,
     **each("num_experts num_local_experts n_routed_experts moe_num_experts", EXPERTS),
@@ -57,7 +83,9 @@ _SMALL = {
     **each("head_dim linear_head_dim swa_head_dim index_topk index_head_dim mamba_d_head", 16),
     **each("linear_num_heads swa_num_attention_heads index_n_heads mamba_dt_rank", 4),
     **each("num_mtp_layers num_nextn_predict_layers", 0),
-    **each("mamba_n_heads mamba_d_state", 8), "swa_num_key_value_heads": 2,
+    **each("mamba_n_heads mamba_num_heads mamba_d_state ssm_state_size", 8), "swa_num_key_value_heads": 2,
+    **each("mamba_head_dim mamba_chunk_size chunk_size moe_shared_experts_intermediate_size", 16),
+    **each("dense_intermediate_size intermediate_size_mlp", 48), "mamba_n_groups": 1, "n_groups": 1,
 }  # fmt: skip
 _DENSE = ("mlp", "gate_proj", "down_proj")
 _SHARED = ("mlp.shared_experts", "gate_proj", "down_proj")
@@ -88,6 +116,33 @@ MIXTURES: dict[str, Mixture] = {
     "jamba": Mixture(
         {"expert_layer_period": 2, "expert_layer_offset": 1, "attn_layer_period": 1, "attn_layer_offset": 0},
         experts="feed_forward.experts", others=(("feed_forward", "gate_proj", "down_proj"),)),
+    "llama4_text": Mixture(
+        {"num_experts_per_tok": 2, "moe_layers": [1], "no_rope_layers": [1, 0],
+         "layer_types": ["chunked_attention", "full_attention"]},
+        experts="feed_forward.experts", transposed=True, router="feed_forward.router", logits=1, weights_input=True,
+        others=(("feed_forward", "gate_proj", "down_proj"), ("feed_forward.shared_expert", "gate_proj", "down_proj"))),
+    "dbrx": Mixture(
+        {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
+         "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": EXPERTS, "moe_top_k": TOP, "hidden_size": 64}},
+        experts="ffn.experts", layers="transformer.blocks", matrix=_dbrx),
+    "jetmoe": Mixture(
+        {}, experts="mlp", router="mlp.router", logits=4, weights=lambda logits_Nk: logits_Nk.softmax(-1),
+        matrix=lambda experts, expert: experts.input_linear.weight[expert]),
+    "longcat_flash": Mixture(
+        {"head_dim": 8, "zero_expert_num": 2, "num_experts_per_tok": TOP},
+        others=(("mlps.0", "gate_proj", "down_proj"), ("mlps.1", "gate_proj", "down_proj"))),
+    "nemotron_h": Mixture(
+        {"layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"], "num_key_value_heads": 4},
+        experts="mixer.experts", formula=_relu_squared, matrix=lambda experts, expert: experts.up_proj[expert],
+        others=(("mixer", "up_proj", "down_proj"), ("mixer.shared_experts", "up_proj", "down_proj"))),
+    "lfm2_moe": Mixture(
+        {"layer_types": ["conv", "full_attention"]}, experts="feed_forward.experts",
+        others=(("feed_forward", "w1", "w2"),)),
+    "minimax_m3_vl_text": Mixture(
+        {"mlp_layer_types": ["dense", "sparse"]}, formula=_gpt_oss, fused=True,
+        others=(("mlp", "gate_up_proj", "down_proj"), ("mlp.shared_experts", "gate_up_proj", "down_proj"))),
+    "axk2": Mixture({"head_dim": 8, "mlp_layer_types": ["dense", "sparse"]}, others=(_DENSE, _SHARED)),
+    "deepseek_v4": Mixture({}, formula=_clamped, others=(_SHARED,)),
 }  # fmt: skip
 
 
@@ -110,6 +165,8 @@ class Site:
     pre_NF: Tensor
     activation_NF: Tensor
     coefficient_NF: Tensor
+    output_weight_N: Tensor
+    """By what the expert's output is multiplied."""
 
 
 class MixtureHooks:
@@ -121,11 +178,14 @@ class MixtureHooks:
         self._inputs: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self._products: dict[tuple[int, str], Tensor] = {}
         self._read: dict[tuple[int, str], Tensor] = {}
-        self._layers = model.model.layers
+        self._layers = model.get_submodule(self.mixture.layers)
         for number, layer in enumerate(self._layers):
             parts = dict(layer.named_modules())
             if self.mixture.experts in parts:
-                parts[self.mixture.experts].register_forward_pre_hook(self._keep_inputs(number), with_kwargs=True)
+                if self.mixture.router:
+                    parts[self.mixture.router].register_forward_hook(self._keep_routing(number))
+                else:
+                    parts[self.mixture.experts].register_forward_pre_hook(self._keep_inputs(number), with_kwargs=True)
             for network, gate, down in self.mixture.others:
                 if f"{network}.{gate}" in parts:
                     key = (number, network)
@@ -135,6 +195,13 @@ class MixtureHooks:
     def _keep_inputs(self, number: int) -> Any:
         def hook(_module: Any, args: Any, kwargs: Any) -> None:
             self._inputs[number] = (*args, *kwargs.values())
+
+        return hook
+
+    def _keep_routing(self, number: int) -> Any:
+        def hook(_module: Any, args: Any, output: Any) -> None:
+            logit_Nk, index_Nk = output[self.mixture.logits].topk(TOP, dim=1)
+            self._inputs[number] = (args[0], index_Nk, self.mixture.weights(logit_Nk.float()))
 
         return hook
 
@@ -157,20 +224,28 @@ class MixtureHooks:
 
     def _experts(self, number: int, experts: Any) -> Iterator[Site]:
         hidden_ND, index_Nk, weight_Nk = self._inputs[number]
+        hidden_ND = hidden_ND.reshape(len(index_Nk), -1)
         for expert in range(EXPERTS):
             cell_N, place_N = (index_Nk == expert).nonzero(as_tuple=True)
-            matrix = experts.gate_up_proj[expert].double()
-            both = hidden_ND[cell_N].double() @ (matrix if self.mixture.transposed else matrix.T)
+            weight_N = weight_Nk[cell_N, place_N]
+            find = self.mixture.matrix or (lambda experts, expert: experts.gate_up_proj[expert])
+            matrix = find(experts, expert).double()
+            given_ND = hidden_ND[cell_N] * weight_N[:, None] if self.mixture.weights_input else hidden_ND[cell_N]
+            both = given_ND.double() @ (matrix if self.mixture.transposed else matrix.T)
             if getattr(experts, "gate_up_proj_bias", None) is not None:
                 both = both + experts.gate_up_proj_bias[expert].double()
             gate, up = (both[:, ::2], both[:, 1::2]) if self.mixture.interleaved else both.chunk(2, dim=-1)
+            if self.mixture.formula is _relu_squared:
+                gate = up = both
             activation, coefficient = (self.mixture.formula or _swiglu)(gate, up)
-            yield Site(number, self.mixture.experts, expert, cell_N, weight_Nk[cell_N, place_N], gate, activation,
-                       coefficient)  # fmt: skip
+            output_weight_N = torch.ones_like(weight_N) if self.mixture.weights_input else weight_N
+            yield Site(number, self.mixture.experts, expert, cell_N, weight_N, gate, activation, coefficient,
+                       output_weight_N)  # fmt: skip
 
     def _ordinary(self, number: int, network: str, num_cells: int) -> Site:
         product = self._products[number, network].reshape(num_cells, -1).double()
         pre_NF = product.chunk(2, dim=-1)[0] if self.mixture.fused else product
         read_NF = self._read[number, network].reshape(num_cells, -1).double()
-        return Site(number, network, -1, torch.arange(num_cells), torch.ones(num_cells), pre_NF,
-                    functional.silu(pre_NF), read_NF)  # fmt: skip
+        activation_NF, _ = (self.mixture.formula or _swiglu)(pre_NF, pre_NF)
+        ones_N = torch.ones(num_cells)
+        return Site(number, network, -1, torch.arange(num_cells), ones_N, pre_NF, activation_NF, read_NF, ones_N)

@@ -1,6 +1,8 @@
 """Mixtures of experts: every expert's neurons, as plain hooks and each family's formula have them."""
 
+import re
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from neurotally.profiler.corpus.batches import Batch, lay_out, rectangles
 from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.model.capture import NeuronReader
 from neurotally.profiler.model.experts import ExpertsHookPoint
+from neurotally.profiler.model.hooked_model import HookedModel
 from neurotally.profiler.model.hooking import hook_model
 from neurotally.profiler.model.interventions import switched_off
 from neurotally.profiler.model.load import load_model
@@ -39,6 +42,11 @@ def batches(longest: int, seed: int = 1) -> list[Batch]:
     return list(rectangles(lay_out(documents, frozenset({0}), "documents", longest), 256))
 
 
+def body(bare: Any, name: str) -> Any:
+    """What gives the last hidden states."""
+    return bare.get_submodule(MIXTURES[name].layers.rpartition(".")[0])
+
+
 class Expected:
     """The sums and triggers of one site, from what plain hooks saw."""
 
@@ -54,16 +62,17 @@ class Expected:
         kind_N, document_N, position_N = (
             table_BT.ravel()[site.cell_N.numpy()] for table_BT in (batch.kind_BT, batch.document_BT, batch.position_BT)
         )
-        counted_N, weight_N1 = kind_N != PAD, site.weight_N.double().numpy()[:, None]
+        counted_N = kind_N != PAD
+        weight_N, output_weight_N1 = site.weight_N.double().numpy(), site.output_weight_N.double().numpy()[:, None]
         pre_NF, activation_NF, c_NF = (x.numpy() for x in (site.pre_NF, site.activation_NF, site.coefficient_NF))
         self.sums["site_tokens"] += counted_N.sum()
         self.sums["site_special_tokens"] += (kind_N == SPECIAL).sum()
-        self.sums["site_weight"] += weight_N1[counted_N].sum()
+        self.sums["site_weight"] += weight_N[counted_N].sum()
         self.sums["active"] += (pre_NF[counted_N] > 0).sum(0)
         self.sums["active_special"] += (pre_NF[kind_N == SPECIAL] > 0).sum(0)
         for name, terms_NF in (
             ("activation_sum", activation_NF), ("coefficient_sum", c_NF), ("coefficient_sum_absolute", np.abs(c_NF)),
-            ("coefficient_sum_squares", c_NF**2), ("weighted_coefficient_sum", weight_N1 * c_NF),
+            ("coefficient_sum_squares", c_NF**2), ("weighted_coefficient_sum", output_weight_N1 * c_NF),
         ):  # fmt: skip
             self.sums[name] += terms_NF[counted_N].sum(0)
         self.scale += np.abs(activation_NF[counted_N]).sum(0) + np.abs(c_NF[counted_N]).sum(0)
@@ -100,7 +109,8 @@ def hold_against(result: UnitNeurons, sites: dict[str, np.ndarray], expected: di
     seen = set()
     for row in range(len(sites["site_layer"])):
         layer, first, width = (int(sites[name][row]) for name in ("site_layer", "site_first", "site_neurons"))
-        network = str(sites["site_name"][row]).split(".", 2)[2].removesuffix(".act_fn").removesuffix(".activation")
+        network = str(sites["site_name"][row]).split(".", 2)[2]
+        network = re.sub(r"\.(act_fn|activation|activation_fn|w2|down_proj)$", "", network)
         key = (layer, network, int(sites["site_expert"][row]))
         seen.add(key)
         of = expected[key]
@@ -143,65 +153,98 @@ def test_every_expert_is_read_as_its_formula_has_it(name: str, tokenizer: Any, t
     hold_against(result, site_arrays(model.facts.networks), expected, model.facts.num_neurons)
     ids_BT = torch.from_numpy(to_read[0].ids_BT)
     with torch.inference_mode():
-        assert torch.equal(model.run_body(ids_BT), bare.model(input_ids=ids_BT, use_cache=False)[0])
+        assert torch.equal(model.run_body(ids_BT), body(bare, name)(input_ids=ids_BT, use_cache=False)[0])
 
 
-@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+KINDS = ("mixtral", "gpt_oss", "llama4_text", "dbrx", "jetmoe", "longcat_flash", "nemotron_h", "minimax_m3_vl_text")
+"""One of each way in which transformers computes experts."""
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_the_reader_leaves_a_mixtures_hidden_states_as_they_are(name: str) -> None:
     bare = tiny_mixture(name)
     ids_BT = torch.from_numpy(batches(100)[0].ids_BT)
     with torch.inference_mode():
-        expected = bare.model(input_ids=ids_BT, use_cache=False)[0]
+        expected = body(bare, name)(input_ids=ids_BT, use_cache=False)[0]
     model = hook_model(bare, name)
     (batch, *_) = batches(100)
     assert torch.equal(NeuronReader(model, NeuronRecorder(model, TRIGGERS)).read(batch), expected)
 
 
-@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+def last_experts(model: HookedModel) -> ExpertsHookPoint:
+    return [point for point in model.hook_points if isinstance(point, ExpertsHookPoint)][-1]
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_neurons_of_experts_are_switched_off_and_read(name: str) -> None:
     model = hook_model(tiny_mixture(name), name)
-    point = model.hook_points[1]
-    assert isinstance(point, ExpertsHookPoint)
-    width = point.expert_width
-    neurons = [expert * width + 5 for expert in range(EXPERTS)]
+    point = last_experts(model)
+    width, layer = point.expert_width, point.layer
+    neurons = [point.first + expert * width + 5 for expert in range(EXPERTS)]
     ids = list(range(3, 60))
-    asked = [(1, neuron) for neuron in [*neurons, 7]]
+    asked = [(layer, neuron) for neuron in [*neurons, point.first + 7]]
     before = read_neurons(model, ids, asked).coefficient_Tn
-    assert (~np.isnan(before[:, :-1])).sum() == 2 * len(ids)  # a token goes to two experts
+    num_read = (~np.isnan(before[:, :-1])).sum()
+    assert num_read == 2 * len(ids) or (name == "longcat_flash" and 0 < num_read < 2 * len(ids))  # to two experts
     assert np.nanmax(np.abs(before[:, :-1])) > 0
     after = {}
     for how in ("activation", "coefficient"):
-        with switched_off(model, {1: neurons}, how=how):
+        with switched_off(model, {layer: neurons}, how=how):
             masked = read_neurons(model, ids, asked).coefficient_Tn
             after[how] = model.run_body(torch.tensor([ids]))
         assert_array_equal(np.isnan(masked), np.isnan(before))
         assert (masked[:, :-1][~np.isnan(masked[:, :-1])] == 0).all()
         assert_array_equal(masked[:, -1], before[:, -1])
-    with switched_off(model, {1: neurons}, how="scale", value=2.0):
+    with switched_off(model, {layer: neurons}, how="scale", value=2.0):
         assert_array_equal(read_neurons(model, ids, asked).coefficient_Tn[:, :-1], 2 * before[:, :-1])
     torch.testing.assert_close(after["activation"], after["coefficient"])
     # The last layer's neurons: what is gone is their value vectors, times coefficient and routing weight.
-    with switched_off(model, {1: neurons}):
+    with switched_off(model, {layer: neurons}):
         recorder = NeuronRecorder(model, 0)
         (batch, *_) = batches(100)
         NeuronReader(model, recorder).tally([batch])
         sums = recorder.result().sums
-    assert (sums["coefficient_sum_absolute"][1, neurons] == 0).all()
-    assert (sums["active"][1, neurons] == 0).all()
-    assert (sums["coefficient_sum_absolute"][0, neurons] > 0).all()
+    assert (sums["coefficient_sum_absolute"][layer, neurons] == 0).all()
+    assert (sums["active"][layer, neurons] == 0).all()
+    others = [point.first + expert * width + 6 for expert in range(EXPERTS)]
+    assert (sums["coefficient_sum_absolute"][layer, others] > 0).any()
 
 
-def test_a_masked_expert_neuron_is_as_if_its_value_vector_were_zero() -> None:
-    model, other = (hook_model(tiny_mixture("mixtral"), "mixtral") for _ in range(2))
-    point = other.hook_points[0]
-    assert isinstance(point, ExpertsHookPoint)
-    width, neurons = point.expert_width, [3, 30, 60]
+VALUE_VECTORS: dict[str, Callable[[Any, int, int], Any]] = {
+    "mixtral": lambda experts, expert, neuron: experts.down_proj[expert, :, neuron],
+    "llama4_text": lambda experts, expert, neuron: experts.down_proj[expert, neuron],
+    "dbrx": lambda experts, expert, neuron: experts.mlp.w2[expert * 24 + neuron],
+    "jetmoe": lambda experts, expert, neuron: experts.output_linear.weight[expert, :, neuron],
+    "longcat_flash": lambda experts, expert, neuron: experts.down_proj[expert, :, neuron],
+}
+
+
+@pytest.mark.parametrize("name", VALUE_VECTORS)
+def test_a_masked_expert_neuron_is_as_if_its_value_vector_were_zero(name: str) -> None:
+    model, other = (hook_model(tiny_mixture(name), name) for _ in range(2))
+    point = last_experts(other)
+    width, neurons = point.expert_width, [3, 30, 60, 125]
     with torch.no_grad():
         for neuron in neurons:
-            point.experts.down_proj[neuron // width, :, neuron % width] = 0
+            VALUE_VECTORS[name](point.experts, neuron // width, neuron % width).zero_()
     ids_BT = torch.arange(3, 83).view(2, 40)
-    with switched_off(model, {0: neurons}):
-        torch.testing.assert_close(model.run_body(ids_BT), other.run_body(ids_BT))
+    before = model.run_body(ids_BT)
+    with switched_off(model, {point.layer: [point.first + neuron for neuron in neurons]}):
+        masked = model.run_body(ids_BT)
+    torch.testing.assert_close(masked, other.run_body(ids_BT))
+    assert not torch.equal(masked, before)
+
+
+def test_experts_without_any_token() -> None:
+    bare = tiny_mixture("longcat_flash")
+    for layer in bare.model.layers:  # its further experts, which have no neurons, take all tokens
+        layer.mlp.router.e_score_correction_bias[EXPERTS:] = 100.0
+    model = hook_model(bare, "longcat_flash")
+    result = measured(model, batches(100))
+    is_expert = [network.experts is not None for network in model.networks for _ in range(network.sites)]
+    assert (result.routed["site_tokens"][is_expert] == 0).all()
+    assert (result.sums["active"][:, : last_experts(model).width] == 0).all()
+    assert (result.sums["active"][:, last_experts(model).width :] > 0).any()
 
 
 def test_a_mixtures_ordinary_networks_are_tallied_as_any_others() -> None:
@@ -217,8 +260,8 @@ def test_experts_in_another_order_are_refused(monkeypatch: pytest.MonkeyPatch) -
     rows = experts._rows
 
     def reversed_tokens(*given: Any) -> Any:
-        expert_S, token_S, weight_S = rows(*given)
-        return expert_S, token_S.flip(0), weight_S
+        made = rows(*given)
+        return made._replace(token_S=made.token_S.flip(0))
 
     monkeypatch.setattr(experts, "_rows", reversed_tokens)
     with pytest.raises(UnsupportedModelError, match="isn't what its matrix gives for its tokens"):

@@ -103,14 +103,16 @@ def small(name: str, **settings: Any) -> Any:
     return CONFIG_MAPPING[name](**made)
 
 
-@pytest.mark.parametrize("name", ["jetmoe", "llama4_text"])
-def test_experts_behind_another_interface_are_refused_before_weights_are_read(name: str) -> None:
-    message = refusal(lambda: refuse_other_kinds(small(name), "some/model"))
-    assert f"some/model ({name}) is a mixture of experts (model.layers." in message
-    assert "don't go through transformers' experts interface: not supported yet" in message
+def test_experts_of_an_unknown_kind_are_refused_before_weights_are_read() -> None:
+    config = small("doge", num_experts=16, num_experts_per_tok=2, is_moe=True)
+    message = refusal(lambda: refuse_other_kinds(config, "some/model"))
+    assert "some/model (doge) is a mixture of experts (model.layers.0.mlp" in message
+    assert "of a kind that isn't known: not supported yet" in message
 
 
-@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "gpt_oss", "olmoe", "granitemoe", "phimoe"])
+@pytest.mark.parametrize(
+    "name", ["mixtral", "qwen3_moe", "gpt_oss", "olmoe", "granitemoe", "phimoe", "jetmoe", "llama4_text"]
+)
 def test_a_mixture_of_experts_isnt_refused_for_being_one(name: str) -> None:
     refuse_other_kinds(small(name), "some/model")
 
@@ -128,14 +130,14 @@ def test_a_dense_model_of_a_family_of_mixtures_is_no_mixture(config: Any) -> Non
     refuse_other_kinds(config, "some/model")
 
 
-def test_a_dense_hybrid_is_refused_for_what_it_lacks(tokenizer: Any) -> None:
+def test_a_model_without_networks_is_refused_for_what_it_lacks(tokenizer: Any) -> None:
     from transformers import AutoModelForCausalLM
 
-    config = small("nemotron_h", layers_block_type=["mlp", "full_attention"], num_key_value_heads=4)
+    config = small("nemotron_h", layers_block_type=["full_attention"] * 2, num_key_value_heads=4)
     message = refusal(
         lambda: prepare_model(AutoModelForCausalLM.from_config(config).eval(), tokenizer, "m", None, "float32")
     )
-    assert "layer 1 (layers.1): expected one activation module, found none" in message
+    assert "expected feed-forward networks, found none in any layer (layer 0 (layers.0): " in message
 
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "mistral3", "llava", "glm4v", "idefics3"])

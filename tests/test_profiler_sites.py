@@ -210,9 +210,22 @@ def test_switching_neurons_off_equals_zeroed_value_vectors(family: str, tokenize
     assert torch.equal(model.run_body(ids_BT), before)
 
 
-def test_experts_behind_another_interface_are_refused_by_name(tokenizer: Any) -> None:
-    with pytest.raises(UnsupportedModelError, match=r"layer 0 .*mixture of experts"):
-        loaded("jetmoe", tokenizer)
+class OtherExperts(nn.Module):
+    """Experts of a kind that nobody knows."""
+
+    def __init__(self, mlp: nn.Module):
+        super().__init__()
+        self.one = mlp
+
+    def forward(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        return self.one(hidden_BTD)
+
+
+def test_experts_of_an_unknown_kind_are_refused_by_name(tokenizer: Any) -> None:
+    model = tiny("llama")
+    model.get_decoder().layers[1].mlp = OtherExperts(model.get_decoder().layers[1].mlp)
+    with pytest.raises(UnsupportedModelError, match=r"layer 1 \(layers.1\).mlp: .*mixture of experts"):
+        prepare_model(model, tokenizer, "edited", None, "float32")
 
 
 @pytest.mark.parametrize(

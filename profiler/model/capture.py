@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from neurotally.kernels import tally
-from neurotally.kernels.layer_tally import RowMaxima, Statistics
+from neurotally.kernels.layer_tally import PAD, RowMaxima, Statistics
 from neurotally.kernels.routed import tally_routed, tally_routed_reference
 from neurotally.profiler.corpus.batches import Batch
 from neurotally.profiler.errors import UnsupportedModelError
@@ -70,7 +70,8 @@ class NeuronReader:
                 rows = (*of_stack.ids_BT.shape, -1)
                 pre_BTF, up_BTF = pre_BTF.view(rows), None if up_BTF is None else up_BTF.view(rows)
                 read_BTF = self._read(point, pre_BTF, up_BTF, of_stack)
-            seen.append(point)
+            if not (isinstance(point, ExpertsHookPoint) and point.calls_left):
+                seen.append(point)
             if on_layer is not None:
                 read_BTF = on_layer(point, pre_BTF, up_BTF, read_BTF)
             if not to_the_end and len(seen) == len(self._model.hook_points):
@@ -119,6 +120,10 @@ class NeuronReader:
         routing = point.routing(batch.ids_BT.shape[1])
         # By token as the routing sorts them; a row of the product has the kind of its token.
         kind_S, document_S, position_S = (table_N[routing.cell_S] for table_N in tables)
+        rows = point.rows
+        assert rows is not None
+        if rows.is_routed_S is not None:  # what an expert makes of other tokens counts as little as pads
+            kind_S = torch.where(rows.is_routed_S[routing.row_S], kind_S, PAD)
         of_row_S = torch.empty_like(kind_S).index_copy_(0, routing.row_S, kind_S)
         into = self._recorder.tallies[point]
         if point.has_own_formula or point.interventions:
@@ -127,7 +132,7 @@ class NeuronReader:
             read_SF = computed.coefficient_BTF
         else:
             read_SF, maxima = tally_routed(point.activation, pre_SF, up_SF, of_row_S, routing, into, self._statistics)
-        self._recorder.count_routed(point, routing, kind_S)
+        self._recorder.count_routed(point, routing.expert_S, rows.score_S[routing.row_S], kind_S)
         if self._statistics == Statistics.EVERYTHING:
             self._recorder.offer_routed(point, maxima, document_S, position_S, routing.runs)
         return read_SF

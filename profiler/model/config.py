@@ -11,7 +11,7 @@ from torch import nn
 
 from neurotally.profiler.errors import InputError, UnsupportedModelError
 from neurotally.profiler.model.decoder import find_experts
-from neurotally.profiler.model.experts import is_experts
+from neurotally.profiler.model.probe import is_experts
 
 _DEFAULT_ROW_TOKENS = 2048
 _UNLIMITED = 2**31 - 1
@@ -108,8 +108,8 @@ def _refuse_other_experts(config: Any, model_id: str, trust_remote_code: bool) -
         return
     if experts := find_experts(model):
         raise UnsupportedModelError(
-            f"{model_id} ({config.model_type}) is a mixture of experts ({experts[0]}) whose experts don't go through "
-            "transformers' experts interface: not supported yet"
+            f"{model_id} ({config.model_type}) is a mixture of experts ({experts[0]}) of a kind that isn't known: not "
+            "supported yet"
         )
 
 

@@ -47,6 +47,8 @@ def find_stacks(model: Any, name: str) -> tuple[Stack, ...]:
     if model.config.is_encoder_decoder:
         return tuple(Stack(part, stack_layers(part)) for part in (model.get_encoder(), model.get_decoder()))
     num_layers = getattr(config, "num_hidden_layers", None)
+    if config.model_type == "longcat_flash":  # it counts its attentions, two in a layer
+        num_layers = config.num_layers
     if not num_layers:
         raise UnsupportedModelError(
             f"{name} ({config.model_type}): its config says num_hidden_layers={num_layers!r}, expected 1 or more; "
@@ -111,6 +113,12 @@ def weight_matrices(block: nn.Module) -> list[nn.Module]:
     """The modules of a block that have a matrix `weight`: its projections, of whatever class."""
     weights = [(module, getattr(module, "weight", None)) for module in block.modules()]
     return [module for module, weight in weights if isinstance(weight, Tensor) and weight.dim() == 2]
+
+
+def norms(block: nn.Module) -> list[nn.Module]:
+    """The modules of a block that scale each element of a vector by a `weight` of its own."""
+    weights = [(module, getattr(module, "weight", None)) for module in block.modules()]
+    return [module for module, weight in weights if isinstance(weight, Tensor) and weight.dim() == 1]
 
 
 def find_experts(module: nn.Module) -> list[str]:

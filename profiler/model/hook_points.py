@@ -73,7 +73,7 @@ class HookPoint:
     up: tuple[nn.Module, int] | None
     """The same of what the activation is multiplied by; None in a plain network, too."""
     down: nn.Module
-    """What reads the coefficients."""
+    """What reads the coefficients: the down projection, or a norm before it."""
     width: int
     """Its neurons, F."""
     first: int = field(default=0, kw_only=True)

@@ -25,7 +25,7 @@ def hook_model(model: Any, name: str) -> HookedModel:
     parts = [part for stack in stacks for part in stack.blocks.modules()]
     installed = [point for part in parts if (point := _installed_at(part)) is not None]
     if installed:
-        installed.sort(key=lambda point: (point.layer, point.first))
+        installed = sorted(set(installed), key=lambda point: (point.layer, point.first))
         return HookedModel(model, name, stacks, installed)
     ids_BT = verify.probe_ids(model.get_input_embeddings().weight.shape[0])
     with _evaluating(model), _refused_if_it_fails(name):
@@ -77,8 +77,8 @@ def _installed_at(module: nn.Module) -> HookPoint | None:
     """The hook point that stands at a module already."""
     if isinstance(module, StandIn):
         return module.hook_point
-    point: object = getattr(vars(module).get("_apply_gate"), "__self__", None)
-    return point if isinstance(point, HookPoint) else None
+    held = (getattr(hook, "__self__", None) for hook in module._forward_pre_hooks.values())
+    return next((point for point in held if isinstance(point, HookPoint)), None)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from neurotally.kernels.layer_tally import PAD, SPECIAL, LayerTally, RowMaxima
-from neurotally.kernels.routing import Routing, Runs
+from neurotally.kernels.routing import Runs
 from neurotally.kernels.statistics import NO_DOCUMENT, statistics_of
 from neurotally.kernels.trigger_lists import UnitTriggers, insert
 from neurotally.kernels.triggers import LayerTriggers
@@ -70,9 +70,9 @@ class NeuronRecorder:
         if self._triggers:
             self._triggers[point].add_routed(maxima, document_S, position_S, runs)
 
-    def count_routed(self, point: ExpertsHookPoint, routing: Routing, kind_S: Tensor) -> None:
-        """Count the tokens that a batch sent to each expert; `kind_S` goes by the routing's order."""
-        self._sites[point].add(routing, kind_S)
+    def count_routed(self, point: ExpertsHookPoint, expert_S: Tensor, weight_S: Tensor, kind_S: Tensor) -> None:
+        """Count the tokens that a batch sent to each expert; `expert_S` ascends, and the others go by its order."""
+        self._sites[point].add(expert_S, weight_S, kind_S)
 
     def count(self, point: HookPoint, kind_BT: Tensor) -> None:
         """Count the tokens that a batch sent to a network that is no mixture: all."""
@@ -128,15 +128,15 @@ class RoutedTokens(NamedTuple):
         joined = dict(zip(("site_tokens", "site_special_tokens", "site_weight"), columns, strict=True))
         return joined if has_experts else {name: joined[name] for name in SITE_COUNTS}
 
-    def add(self, routing: Routing, kind_S: Tensor) -> None:
-        """Add a batch's routed tokens."""
+    def add(self, expert_S: Tensor, weight_S: Tensor, kind_S: Tensor) -> None:
+        """Add a batch's routed tokens; `expert_S` ascends."""
         is_counted_S = kind_S != PAD
-        expert_S, experts = routing.expert_S[is_counted_S], len(self.tokens_E)
+        expert_S, experts = expert_S[is_counted_S], len(self.tokens_E)
         self.tokens_E.add_(torch.bincount(expert_S, minlength=experts))
         is_special_S = kind_S[is_counted_S] == SPECIAL
         self.special_tokens_E.add_(torch.bincount(expert_S[is_special_S], minlength=experts))
         # Differences of one running sum: the same bits whatever the threads.
-        running_S = torch.cat([self.weight_E.new_zeros(1), routing.weight_S[is_counted_S].double().cumsum(0)])
+        running_S = torch.cat([self.weight_E.new_zeros(1), weight_S[is_counted_S].float().double().cumsum(0)])
         first_E = torch.searchsorted(expert_S, torch.arange(experts + 1, device=expert_S.device))
         self.weight_E.add_(running_S[first_E[1:]] - running_S[first_E[:-1]])
 

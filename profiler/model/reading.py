@@ -73,7 +73,9 @@ def read_neurons(
     def keep(point: HookPoint, pre_BTF: Tensor, up_BTF: Tensor | None) -> Tensor:
         coefficient_BTF = point.computed(pre_BTF, up_BTF).coefficient_BTF
         if isinstance(point, ExpertsHookPoint):
-            coefficient_Tn[:, columns[point]] = point.by_token(coefficient_BTF, len(ids_T), index[point]).cpu().numpy()
+            read_Tn = point.by_token(coefficient_BTF, len(ids_T), index[point]).cpu().numpy()
+            held_Tn = coefficient_Tn[:, columns[point]]  # of the experts that were read before, where they come in turn
+            coefficient_Tn[:, columns[point]] = np.where(np.isnan(read_Tn), held_Tn, read_Tn)
         else:
             of_layer_TF = coefficient_BTF.view(-1, point.width)[-len(ids_T) :]  # a decoder's start token is before them
             coefficient_Tn[:, columns[point]] = of_layer_TF[:, index[point]].float().cpu().numpy()

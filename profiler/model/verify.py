@@ -20,7 +20,7 @@ find another activation, another layer's neurons, or neurons in another order (`
 
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,11 +30,10 @@ from neurotally.kernels.layer_tally import PAD, TOKEN, LayerTally
 from neurotally.profiler.corpus.batches import Batch
 from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.model.capture import NeuronReader
-from neurotally.profiler.model.experts import ExpertsHookPoint, coefficients_of, routed_inputs
+from neurotally.profiler.model.experts import ExpertsHookPoint, Rows
 from neurotally.profiler.model.hook_points import HookPoint
 from neurotally.profiler.model.hooked_model import HookedModel, batch_mask
 from neurotally.profiler.model.neurons import NeuronRecorder
-from neurotally.profiler.model.offloading import brought_in
 from neurotally.profiler.networks import DECODER
 
 _ROWS, _COLUMNS, _PADS = 2, 40, 8
@@ -181,7 +180,9 @@ class _LayerCheck:
         input_BTF = pre_BTF if up_BTF is None else pre_BTF.double() * up_BTF
         rounding = self._rounding or (BITWISE if h_BTF.device.type == "cpu" else gpu_rounding(h_BTF.dtype))
         for read in self._read:
-            bare_BTF = read.view_as(h_BTF)
+            if read.numel() != h_BTF.numel():
+                continue
+            bare_BTF = read.reshape(h_BTF.shape)
             if _agrees(bare_BTF, h_BTF, input_BTF, rounding):
                 return bare_BTF
         raise self._refused(
@@ -217,53 +218,47 @@ class _LayerCheck:
 
 
 class _ExpertsCheck(_LayerCheck):
-    """The same of a layer's experts; and each row of their product is of the expert and token it is taken for."""
+    """The same of a layer's experts; and each row of a product is of the expert and token it is taken for."""
 
     _point: ExpertsHookPoint
 
     def watch(self, hooks: ExitStack) -> None:
-        def keep_inputs(_experts: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            self._hidden_ND, *_ = routed_inputs(self._point.experts, args, kwargs)
-
-        hooks.enter_context(coefficients_of(self._point, self._read.append))
-        hooks.enter_context(self._point.experts.register_forward_pre_hook(keep_inputs, with_kwargs=True))
+        self._products: list[tuple[Rows, Tensor, Tensor]] = []
+        """Whose rows they are, and their pre-activations and coefficients [S, F]."""
+        hooks.enter_context(self._point.watch_bare(self._read.append))
+        hooks.enter_context(self._point.watch_hidden(self._keep_hidden))
 
     def pass_on(self, pre_BTF: Tensor, up_BTF: Tensor | None, h_BTF: Tensor) -> Tensor:
-        expert_S, token_S = self._point.expert_of_row_S, self._point.token_of_row_S
-        assert expert_S is not None
-        assert token_S is not None
-        for expert in torch.unique(expert_S).tolist():
-            rows = (expert_S == expert).nonzero()[:, 0]
-            expected_NF = _first_product(self._point, expert, self._hidden_ND[token_S[rows]])
-            if expected_NF is not None and not _is_about(pre_BTF[rows], expected_NF):
+        rows = self._point.rows
+        assert rows is not None
+        for expert in torch.unique(rows.expert_S).tolist():
+            of_expert = rows.of(expert)
+            if not len(of_expert):
+                continue
+            hidden_ND = self._hidden_ND[rows.token_S[of_expert]]
+            expected_NF = self._point.first_product(expert, hidden_ND, rows.score_S[of_expert])
+            if expected_NF is not None and not _is_about(pre_BTF[of_expert], expected_NF):
                 raise self._refused(
                     f"what is taken for expert {expert}'s rows isn't what its matrix gives for its tokens"
                 )
-        self._expert_S, self._token_S = expert_S, token_S
-        return super().pass_on(pre_BTF, up_BTF, h_BTF)
+        self._products.append((rows, pre_BTF, h_BTF))
+        return super().pass_on(pre_BTF, up_BTF, h_BTF) if len(pre_BTF) else h_BTF
 
     def check_tally(self, tally: LayerTally, counted_BT: Tensor) -> None:
-        is_counted_S = counted_BT.flatten().to(self._h_BTF.device)[self._token_S]
         width = self._point.expert_width
         for expert in range(self._point.num_experts):
-            rows = (self._expert_S == expert) & is_counted_S
-            if rows.any():
-                of_expert = tally.part(slice(expert * width, (expert + 1) * width))
-                self._hold_against_formulas(of_expert, self._pre_BTF[rows], self._h_BTF[rows].double())
+            pre, h = [], []
+            for rows, pre_SF, h_SF in self._products:
+                of_expert = rows.of(expert)
+                is_counted = counted_BT.flatten().to(h_SF.device)[rows.token_S[of_expert]]
+                pre.append(pre_SF[of_expert][is_counted])
+                h.append(h_SF[of_expert][is_counted].double())
+            if sum(map(len, pre)):
+                part = tally.part(slice(expert * width, (expert + 1) * width))
+                self._hold_against_formulas(part, torch.cat(pre), torch.cat(h))
 
-
-def _first_product(point: ExpertsHookPoint, expert: int, hidden_ND: Tensor) -> Tensor | None:
-    """Pre-activations [N, F] of one expert, from its own matrix; None where that holds no plain numbers (quantised)."""
-    experts, name = point.experts, "gate_up_proj" if point.gated else "up_proj"
-    with brought_in(experts):
-        weight = getattr(experts, name)
-        if not weight.is_floating_point() or weight.dim() != 3:
-            return None
-        bias = getattr(experts, f"{name}_bias", None)
-        matrix = weight[expert].double()
-        product = hidden_ND.double() @ (matrix if experts.is_transposed else matrix.T)
-        product = product if bias is None else product + bias[expert].double()
-    return point.halves(product)[0] if point.gated else product
+    def _keep_hidden(self, hidden_ND: Tensor) -> None:
+        self._hidden_ND = hidden_ND
 
 
 def _are_about(states_BTD: Tensor, others_BTD: Tensor) -> bool:
