@@ -25,6 +25,7 @@ class Family:
     layers: str
     """The list of decoder layers, by its name in the causal language model."""
     keys: str
+    """Of several, separated by " + ", the pre-activations are the sum of what those give that a layer has."""
     down: str
     gated: bool = False
     split: str = ""
@@ -58,6 +59,14 @@ _GPT2 = Family("transformer.h", "mlp.c_fc", "mlp.c_proj")
 _CODEGEN = Family("transformer.h", "mlp.fc_in", "mlp.fc_out")
 _NEOX = Family("gpt_neox.layers", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
 _PHI = Family("model.layers", "mlp.fc1", "mlp.fc2")
+
+_ZAMBA = (
+    ("num_hidden_layers", 4), ("layers_block_type", ["linear_attention", "hybrid"] * 2), ("num_key_value_heads", 4),
+    ("attention_hidden_size", 128), ("n_mamba_heads", 2), ("mamba_d_state", 8), ("mamba_dt_rank", 4),
+)  # fmt: skip
+_ZAMBA2_KEYS = "shared_transformer.feed_forward.gate_up_proj" + "".join(
+    f" + shared_transformer.feed_forward.gate_up_proj_adapter_list.{number}" for number in range(2)
+)
 
 _LLAMA_LIKE = (
     "cohere cohere2 cwm diffllama doge ernie4_5 exaone4 gemma gemma2 gemma3_text gemma4_unified_text granite "
@@ -109,7 +118,21 @@ FAMILIES: dict[str, Family] = {
         ("mamba_d_ssm", 128), ("mamba_n_heads", 8), ("mamba_d_head", 16), ("mamba_d_state", 8))),
     "gemma3n_text": replace(_LLAMA, config=(
         ("activation_sparsity_pattern", [0.0, 0.0]), ("hidden_size_per_layer_input", 16), ("laurel_rank", 8))),
+    "bitnet": replace(_LLAMA, down="mlp.ffn_sub_norm"),
+    "xmod": replace(_ROBERTA, config=(("is_decoder", True), ("default_language", "en_XX"))),
+    **each("lfm2 lfm3", replace(_LLAMA, keys="feed_forward.w1", down="feed_forward.w2", act="silu")),
+    "rwkv": Family("rwkv.blocks", "feed_forward.key", "feed_forward.value", act="relu2", config=(
+        ("attention_hidden_size", 64), ("context_length", CONTEXT))),
+    # some layers of these have no network
+    "zamba": replace(_LLAMA, keys="shared_transf.feed_forward.gate_proj", down="shared_transf.feed_forward.down_proj",
+                     config=(*_ZAMBA, ("attention_head_dim", 32))),
+    "zamba2": replace(_LLAMA, keys=_ZAMBA2_KEYS, down="shared_transformer.feed_forward.down_proj", split="halves",
+                      config=(*_ZAMBA, ("hybrid_layer_ids", [1, 3]), ("mamba_headdim", 64), ("adapter_rank", 8))),
     # variants
+    "nemotron_h, dense": replace(
+        _UP_DOWN, keys="mixer.up_proj", down="mixer.down_proj", act="relu2", family="nemotron_h", config=(
+            ("layers_block_type", ["linear_attention", "mlp", "full_attention", "mlp"]), ("num_key_value_heads", 4),
+            ("mamba_num_heads", 8), ("mamba_head_dim", 16), ("ssm_state_size", 8), ("n_groups", 1))),
     "granitemoehybrid, dense": Family(
         "model.layers", "shared_mlp.input_linear", "shared_mlp.output_linear", gated=True, split="halves",
         family="granitemoehybrid", config=(
@@ -223,13 +246,17 @@ class PlainHooks:
         self._coefficients: dict[int, Tensor] = {}
         self._activations: list[nn.Module] = []
         for number, layer in enumerate(model.get_submodule(self.family.layers)):
-            layer.get_submodule(self.family.keys).register_forward_hook(self._keep_keys(number))
-            layer.get_submodule(self.family.down).register_forward_pre_hook(self._keep_coefficients(number))
+            parts = dict(layer.named_modules())
+            for name in self.family.keys.split(" + "):
+                if name in parts:
+                    parts[name].register_forward_hook(self._keep_keys(number))
+            if self.family.down in parts:
+                parts[self.family.down].register_forward_pre_hook(self._keep_coefficients(number))
             self._activations.append(layer)
 
     def _keep_keys(self, number: int) -> Any:
         def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
-            self._keys[number] = output
+            self._keys[number] = self._keys[number] + output if number in self._keys else output
 
         return hook
 
@@ -239,16 +266,19 @@ class PlainHooks:
 
         return hook
 
-    def run(self, ids_BT: Tensor) -> list[Seen]:
-        """The whole model over a rectangle; what each layer did."""
+    def run(self, ids_BT: Tensor) -> dict[int, Seen]:
+        """The whole model over a rectangle; what each layer did that has a network."""
+        self._keys.clear()
         with torch.no_grad():
             self.model(input_ids=ids_BT, use_cache=False)
-        seen = []
+        seen = {}
         for number, layer in enumerate(self._activations):
+            if number not in self._keys:
+                continue
             keys = self._keys[number].reshape(*ids_BT.shape, -1)
             pre_BTF = keys.chunk(2, dim=-1)[0] if self.family.split else keys
             coefficient_BTF = self._coefficients[number].reshape(pre_BTF.shape)
-            seen.append(Seen(pre_BTF, self._formula(layer)(pre_BTF.double()), coefficient_BTF))
+            seen[number] = Seen(pre_BTF, self._formula(layer)(pre_BTF.double()), coefficient_BTF)
         return seen
 
     def _formula(self, layer: nn.Module) -> Any:

@@ -44,7 +44,16 @@ def selection(num_corpora: int, num_layers: int, number: int = 40) -> tuple[Corp
     exclusive = {name: neurons_n2[::3] for name, neurons_n2 in specific.items()}
     entropy_LF = np.zeros((num_layers, 1000))
     chosen = Selection(
-        names, Rule(0.9, per_corpus=number), 0.5, entropy_LF, every, every, specific, exclusive, dict.fromkeys(names, 0)
+        names,
+        Rule(0.9, per_corpus=number),
+        0.5,
+        entropy_LF.size,
+        entropy_LF,
+        every,
+        every,
+        specific,
+        exclusive,
+        dict.fromkeys(names, 0),
     )
     counts = CorpusCounts(None, names, np.full(num_corpora, 9), np.zeros((num_corpora, num_layers, 1000)), {})
     return counts, chosen

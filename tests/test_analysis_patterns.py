@@ -243,7 +243,7 @@ def test_keys_with_a_pattern_pass_and_null_keys_do_not(tmp_path: Path) -> None:
     untrained = corpus_patterns(nulls[0], places, sampled, [nulls[1]], "Python", 0.05, 0)
     assert untrained.p_SLF is not None
     assert (untrained.p_SLF <= 0.05).mean() < 0.01
-    settings = {"model": None, "null": [None], "alpha": 0.05, "by_layer_tests": False, "window_lines": 3,
+    settings = {"model": None, "all_keys": 0, "null": [None], "alpha": 0.05, "by_layer_tests": False, "window_lines": 3,
                 "inside": False, "triggers": 16}  # fmt: skip
     document = patterns_document([found], {name: one.pattern for name, one in CONCEPTS.items()}, settings)
     token = document["corpora"]["python"]["ngrams"]["token"]
@@ -263,8 +263,8 @@ def test_keys_with_a_pattern_pass_and_null_keys_do_not(tmp_path: Path) -> None:
     assert list(visible[0].get_lines()[1].get_ydata()) == token["null_by_layer"]
 
 
-SETTINGS = {"model": None, "null": [None], "alpha": 0.05, "by_layer_tests": False, "window_lines": 3, "inside": False,
-            "triggers": 16}  # fmt: skip
+SETTINGS = {"model": None, "all_keys": 0, "null": [None], "alpha": 0.05, "by_layer_tests": False, "window_lines": 3,
+            "inside": False, "triggers": 16}  # fmt: skip
 
 
 def often_at(position: int, share: float, keys: int, seed: int) -> TriggerLists:

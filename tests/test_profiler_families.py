@@ -4,13 +4,14 @@ Tiny random models, saved and loaded as their users' are; documents longer than 
 rectangles are the same on both sides, so counts and extremes must agree to the bit.
 """
 
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, LAYERS, VOCABULARY, PlainHooks, tiny_model
+from families import FAMILIES, VOCABULARY, PlainHooks, tiny_model
 from numpy.testing import assert_array_equal
 
 from neurotally.kernels.layer_tally import PAD, SPECIAL
@@ -33,7 +34,6 @@ def test_a_dense_architecture_is_read_as_plain_hooks_read_it(name: str, tokenize
     tokenizer.save_pretrained(tmp_path)
     model = load_model(str(tmp_path), "cpu")
     assert model.facts.gated is family.gated
-    assert model.facts.num_layers == LAYERS
     assert model.facts.warnings == ()
 
     rng = np.random.default_rng(1)
@@ -49,30 +49,34 @@ def test_a_dense_architecture_is_read_as_plain_hooks_read_it(name: str, tokenize
     expected = _sums(hooks, batches)
 
     assert model.facts.max_row_tokens == family.context
-    assert expected["active"].shape == (LAYERS, model.facts.num_neurons)
-    assert_array_equal(result.sums["active"], expected["active"])
-    assert_array_equal(result.sums["active_special"], expected["active_special"])
-    assert_array_equal(result.sums["coefficient_max"], expected["max"])
-    assert_array_equal(result.sums["coefficient_min"], expected["min"])
+    num_layers = len(bare.get_submodule(family.layers))
+    layers = [network.layer for network in model.facts.networks] or list(range(num_layers))
+    assert list(hooks.run(torch.zeros(1, 8, dtype=torch.int64))) == layers
+    assert expected["active"].shape == (len(layers), model.facts.num_neurons)
+    assert result.sums["active"].shape == (num_layers, model.facts.num_neurons)
+    assert_array_equal(result.sums["active"][layers], expected["active"])
+    assert_array_equal(result.sums["active_special"][layers], expected["active_special"])
+    assert_array_equal(result.sums["coefficient_max"][layers], expected["max"])
+    assert_array_equal(result.sums["coefficient_min"][layers], expected["min"])
     for name, part, magnitude in (
         ("activation_sum", "activation", "activation_absolute"),
         ("coefficient_sum", "coefficient", "coefficient_absolute"),
         ("coefficient_sum_absolute", "coefficient_absolute", "coefficient_absolute"),
         ("coefficient_sum_squares", "squares", "squares"),
     ):
-        assert (np.abs(result.sums[name] - expected[part]) <= 2e-6 * expected[magnitude]).all(), name
+        assert (np.abs(result.sums[name][layers] - expected[part]) <= 2e-6 * expected[magnitude]).all(), name
 
 
 def _sums(hooks: PlainHooks, batches: list[Batch]) -> dict[str, np.ndarray]:
-    """Every statistic [L, F], summed up in float64 over the tokens of all rectangles."""
-    tokens: list[list[tuple[torch.Tensor, ...]]] = [[] for _ in range(LAYERS)]
+    """Every statistic, [F] of each layer that has a network, summed up in float64 over the tokens of all rectangles."""
+    tokens: dict[int, list[tuple[torch.Tensor, ...]]] = defaultdict(list)
     for batch in batches:
         kind_BT = torch.from_numpy(batch.kind_BT)
-        for layer, seen in enumerate(hooks.run(torch.from_numpy(batch.ids_BT))):
+        for layer, seen in hooks.run(torch.from_numpy(batch.ids_BT)).items():
             here = kind_BT != PAD
             of_each = (seen.pre_BTF, seen.activation_BTF, seen.coefficient_BTF)
             tokens[layer].append((*(values[here] for values in of_each), kind_BT[here] == SPECIAL))
-    layers = [[torch.cat(parts) for parts in zip(*layer, strict=True)] for layer in tokens]
+    layers = [[torch.cat(parts) for parts in zip(*layer, strict=True)] for layer in tokens.values()]
 
     def stacked(statistic: Any) -> np.ndarray:
         return np.stack([statistic(*layer).detach().numpy() for layer in layers])

@@ -1,7 +1,7 @@
 """What `patterns` says: what the triggers of every key have in common, by layer.
 
     {"schema": 1, "model", "null": [model, ...], "null_keys", "alpha", "by_layer_tests", "window_lines", "inside",
-     "layers", "neurons", "triggers", "concepts": {name: regular expression}, "corpora": {name: {
+     "layers", "neurons", "all_keys", "triggers", "concepts": {name: regular expression}, "corpora": {name: {
         "lexer", "min_contexts", "keys", "triggers", "found", "copies", "missing": {document: reason},
         "needed": keys | null, "over_models": bool, "keys_by_layer": [n],
         "shallow_by_layer": [share] | null, "abstract_by_layer": [share] | null,
@@ -260,7 +260,7 @@ def _needed_note(document: Mapping[str, Any], corpus: Mapping[str, Any]) -> str:
 
 
 def _notes(name: str, corpus: Mapping[str, Any], document: Mapping[str, Any]) -> list[str]:
-    keys = document["layers"] * document["neurons"]
+    keys = document["all_keys"]
     notes = [
         f"{name}: {corpus['keys']:,} of {keys:,} keys have {corpus['min_contexts']} distinct contexts or more; "
         f"{corpus['found']:,} of {corpus['triggers']:,} triggers found in their texts"

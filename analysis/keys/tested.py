@@ -19,6 +19,7 @@ from neurotally.analysis.options import Option, WindowLines
 from neurotally.analysis.progress import Progress
 from neurotally.analysis.result import model_key
 from neurotally.profiler.corpus.texts import CorpusTexts
+from neurotally.profiler.networks import is_neuron, networks_of
 from neurotally.profiler.store import store_attributes
 
 SAMPLED_PLACES = 20_000
@@ -41,9 +42,12 @@ class NullTest:
     seed: Annotated[int, Option("Of random positions.", min=0)] = 0
 
     def settings(self, path: Path) -> dict[str, Any]:
-        """What a document says of it."""
+        """What a document says of it, and of the store."""
+        model = store_attributes(path).get("model") or {}
+        is_neuron_LF = is_neuron(networks_of(model), model["num_layers"], model["num_neurons"])
         return {
-            "model": model_key(store_attributes(path).get("model")),
+            "model": model_key(model),
+            "all_keys": int(is_neuron_LF.sum()),
             "null": [model_key(store_attributes(Path(null)).get("model")) for null in self.nulls],
             "alpha": self.alpha,
             "by_layer_tests": self.by_layer,

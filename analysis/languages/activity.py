@@ -22,6 +22,7 @@ import numpy as np
 from neurotally.analysis.languages.counts import checked_counts, usable_corpora
 from neurotally.analysis.languages.sites import Sites, rates
 from neurotally.analysis.options import OnlyCorpora, Option
+from neurotally.analysis.overlap import safe_divide
 from neurotally.analysis.parts import Cell, Chart, Column, Panel, Series, Table
 from neurotally.analysis.result import Result, model_key, model_name
 from neurotally.profiler import store as stores
@@ -87,8 +88,8 @@ def activity(
     """By layer [L], of the tokens at which each neuron is active (uint64 [L, F]) among `tokens`, at least one, or those
     that came by at its site.
 
-    `mean_rate` float64; `dead`, `rare` and `frequent` neurons, int64. Neurons of an expert that no token was routed to
-    are dead.
+    `mean_rate` float64, NaN where a layer has no neurons; `dead`, `rare` and `frequent` neurons, int64. Neurons of an
+    expert that no token was routed to are dead.
     """
     if sites is None:
         rate_LF, is_neuron_LF = active_LF / tokens, np.ones(active_LF.shape, bool)
@@ -97,7 +98,7 @@ def activity(
         is_neuron_LF = sites.number_LF >= 0
     is_dead_LF = (active_LF == 0) & is_neuron_LF
     return {
-        "mean_rate": rate_LF.mean(axis=1) if sites is None else rate_LF.sum(axis=1) / is_neuron_LF.sum(axis=1),
+        "mean_rate": safe_divide(rate_LF.sum(axis=1), is_neuron_LF.sum(axis=1)),
         "dead": is_dead_LF.sum(axis=1),
         "rare": ((rate_LF < rare) & ~is_dead_LF & is_neuron_LF).sum(axis=1),
         "frequent": (rate_LF > frequent).sum(axis=1),
@@ -109,7 +110,7 @@ def _result(document: Mapping[str, Any], total: int, model: str) -> Result:
     by_layer, corpora = document["by_layer"], document["corpora"]
     numbers = [Column("mean rate", "share", 1), *(Column(kind, "count") for kind in _KINDS)]
     rows: list[list[Cell]] = [
-        [name, document["tokens"][name], float(np.mean(by_layer["mean_rate"][name])),
+        [name, document["tokens"][name], float(np.nanmean(np.array(by_layer["mean_rate"][name], float))),
          *(sum(by_layer[kind][name]) for kind in _KINDS)]
         for name in corpora
     ]  # fmt: skip
@@ -117,6 +118,7 @@ def _result(document: Mapping[str, Any], total: int, model: str) -> Result:
         [name, layer, by_layer["mean_rate"][name][layer], *(by_layer[kind][name][layer] for kind in _KINDS)]
         for name in corpora
         for layer in range(document["layers"])
+        if np.isfinite(by_layer["mean_rate"][name][layer])
     ]
     everywhere = sum(by_layer["dead_everywhere"])
     where = corpora[0] if len(corpora) == 1 else f"these {len(corpora)} corpora"

@@ -84,6 +84,8 @@ class Selection:
     corpora: tuple[str, ...]
     rule: Rule
     threshold: float
+    num_neurons: int
+    """Of all layers."""
     entropy_LF: np.ndarray
     """float64, nats; +inf where no corpus passes the threshold."""
     num_candidates: Mapping[str, int]
@@ -153,6 +155,7 @@ def lape(
         corpora=tuple(names),
         rule=rule,
         threshold=threshold,
+        num_neurons=num_neurons,
         entropy_LF=entropy_M.reshape(by_layer),
         num_candidates=by_corpus(is_candidate_CP.sum(axis=1).tolist()),
         num_sole_candidates=by_corpus(is_candidate_CP[:, is_sole_P].sum(axis=1).tolist()),

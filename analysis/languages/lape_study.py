@@ -193,7 +193,7 @@ def candidates_warnings(selection: Selection) -> list[str]:
     """Says where a corpus has fewer candidates than asked for; nothing where all have enough."""
     if not (few := selection.too_few_candidates):
         return []
-    neurons = selection.entropy_LF.size
+    neurons = selection.num_neurons
     corpora = ", ".join(f"{name} {number:,}" for name, number in few.items())
     return [
         f"fewer candidates than {selection.rule.per_corpus:,}, so all were taken and none chosen: {corpora}; the "

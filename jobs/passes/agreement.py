@@ -93,7 +93,7 @@ class AgreementWorker:
         has_one_each = [point.layer for point in model.hook_points] == list(range(model.num_layers))
         if not has_one_each and any(variant.startswith("ffn") for variant in config.variants):
             raise UnsupportedModelError(
-                f"{model.facts.id}: its layers have several feed-forward networks, whose sum isn't read; "
+                f"{model.facts.id}: its layers have none or several feed-forward networks, whose sum isn't read; "
                 "use --variants residual-raw,residual-norm"
             )
 

@@ -73,9 +73,11 @@ class HookPoint:
     up: tuple[nn.Module, int] | None
     """The same of what the activation is multiplied by; None in a plain network, too."""
     down: nn.Module
-    """What reads the coefficients: the down projection, or a norm before it."""
+    """The matrix of the value vectors, which reads the coefficients."""
     width: int
     """Its neurons, F."""
+    norm: nn.Module | None = field(default=None, kw_only=True)
+    """What reads the coefficients first, where they are normed on their way to the down projection (BitNet)."""
     first: int = field(default=0, kw_only=True)
     """The number of its first neuron in the layer, which may have several networks."""
     device: torch.device

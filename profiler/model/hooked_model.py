@@ -102,7 +102,8 @@ class HookedModel:
         points = [point for point in self.hook_points if point.layer == layer]
         number_n, width = np.asarray(neurons, np.int64), sum(point.width for point in points)
         if wrong := [number for number in number_n.tolist() if not 0 <= number < width]:
-            raise InputError(f"layer {layer} has no neuron {wrong[0]}; expected 0 to {width - 1}")
+            expected = f"no neuron {wrong[0]}; expected 0 to {width - 1}" if width else "no neurons"
+            raise InputError(f"layer {layer} has {expected}")
         found = []
         for point in points:
             which_n = np.flatnonzero((number_n >= point.first) & (number_n < point.first + point.width))

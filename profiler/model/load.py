@@ -94,7 +94,9 @@ class ModelFacts:
     @property
     def attention_budget(self) -> int | None:
         """Rows x width² that a rectangle may have; None where attention holds no scores of that size."""
-        return None if self.attention != "eager" else _ATTENTION_BYTES // (4 * self.num_heads)
+        if self.attention != "eager" or not self.num_heads:
+            return None
+        return _ATTENTION_BYTES // (4 * self.num_heads)
 
     def teacher_forcing(self, reads: str | None) -> TeacherForcing | None:
         """What the decoder of an encoder-decoder reads, by `reads` or the default; None of other models."""
@@ -205,7 +207,7 @@ def prepare_model(
         num_layers=hooked.num_layers,
         num_neurons=hooked.num_neurons,
         width=config.hidden_size,
-        num_heads=config.num_attention_heads,
+        num_heads=getattr(config, "num_attention_heads", 0),
         gated=first.gated,
         dtype=str(weight.dtype).removeprefix("torch."),
         device_type=first.device.type,

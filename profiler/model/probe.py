@@ -232,6 +232,7 @@ class _Watcher(nn.Module):
         return HookPoint(
             layer=self.layer, name=self.name, activation=self.act, place=self.place, gated=bool(self.gated),
             keys=self.keys, up=self.up, down=self.down, width=self.width, device=self.device, first=first,
+            norm=self.norm,
         )  # fmt: skip
 
     def _marked(self, tensor: Tensor) -> Tensor:
@@ -245,7 +246,7 @@ class _Watcher(nn.Module):
 
     def _look_at_input(self, module: nn.Module, args: tuple) -> None:
         if args and getattr(args[0], "_watcher", None) is self and not self.found_down:
-            self.found_down = (module if self.norm is None else self.norm,)
+            self.found_down = (module,)
             self.gated = bool(self.gated)
             self.products.clear()
 

@@ -167,12 +167,13 @@ class _LayerCheck:
         self._read: list[Tensor] = []
 
     def watch(self, hooks: ExitStack) -> None:
-        """Keep what the bare model's down projection reads."""
+        """Keep what the bare model's down projection reads, or the norm before it."""
 
         def keep(_down: nn.Module, args: tuple[Tensor, ...]) -> None:
             self._read.append(args[0])
 
-        hooks.enter_context(self._point.down.register_forward_pre_hook(keep))
+        reads = self._point.down if self._point.norm is None else self._point.norm
+        hooks.enter_context(reads.register_forward_pre_hook(keep))
 
     def pass_on(self, pre_BTF: Tensor, up_BTF: Tensor | None, h_BTF: Tensor) -> Tensor:
         """What the bare model's down projection read, which our `h_BTF` must equal up to rounding."""

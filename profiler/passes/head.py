@@ -11,11 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import (
-    BaseModelOutput,
-    BaseModelOutputWithPastAndCrossAttentions,
-    MoeModelOutputWithPast,
-)
+from transformers.modeling_outputs import BaseModelOutput
 
 from neurotally.profiler.corpus.batches import MIN_RECTANGLE_TOKENS
 from neurotally.profiler.model.load import LoadedModel
@@ -52,11 +48,18 @@ def _body_gives(model: LoadedModel, hidden_BTD: Tensor) -> Iterator[None]:
     """Within this context the model's body isn't run; it gives `hidden_BTD`."""
     body: Any = model.body
     before = vars(body).get("forward")  # accelerate puts one there
-    kind = MoeModelOutputWithPast if model.has_experts else BaseModelOutputWithPastAndCrossAttentions
-    body.forward = lambda *_args, **_kwargs: kind(last_hidden_state=hidden_BTD)
+    body.forward = lambda *_args, **_kwargs: _HiddenStates(last_hidden_state=hidden_BTD)
     try:
         yield
     finally:
         del body.forward
         if before is not None:
             body.forward = before
+
+
+class _HiddenStates(BaseModelOutput):
+    """What a body gives, and None for whatever else a head may hand on: a router's logits, a state."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
