@@ -118,6 +118,17 @@ FAMILIES: dict[str, Family] = {
         ("mamba_d_ssm", 128), ("mamba_n_heads", 8), ("mamba_d_head", 16), ("mamba_d_state", 8))),
     "gemma3n_text": replace(_LLAMA, config=(
         ("activation_sparsity_pattern", [0.0, 0.0]), ("hidden_size_per_layer_input", 16), ("laurel_rank", 8))),
+    **each("internlm3 iquestcoder qwen3_5", _LLAMA),
+    "cohere_compass_text": replace(_LLAMA, config=(("rope_parameters", {"full_attention": {
+        "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}}),)),
+    "emu3": replace(_LLAMA, layers="model.text_model.layers", is_composite=True, config=(("vocabulary_map", {
+        "<image>": 600, "<|extra_200|>": 601, "<|visual token 000000|>": 602}),)),
+    "gpt-sw3": _GPT2,
+    "phi4_multimodal": replace(_FUSED, config=(("num_hidden_layers", 3),)),  # its vision tower has 2
+    "xlstm": Family("backbone.blocks", "ffn.proj_up_gate", "ffn.proj_down", gated=True, act="silu", context=2**31 - 1,
+                    config=(("embedding_dim", 64), ("chunk_size", 16), ("qk_dim_factor", 1.0), ("num_blocks", LAYERS))),
+    **each("gemma3 gemma4 gemma4_unified got_ocr2 moss_transcribe_diarize",
+           replace(_LLAMA, layers="model.language_model.layers")),
     "bitnet": replace(_LLAMA, down="mlp.ffn_sub_norm"),
     "xmod": replace(_ROBERTA, config=(("is_decoder", True), ("default_language", "en_XX"))),
     **each("lfm2 lfm3", replace(_LLAMA, keys="feed_forward.w1", down="feed_forward.w2", act="silu")),
@@ -192,9 +203,10 @@ def randomised(model: Any) -> Any:
 
 
 def tiny_config(name: str, settings: dict[str, Any], small: dict[str, Any] = SMALL) -> Any:
-    """A family's own config with small sizes, and `settings` in it."""
+    """A family's own config with small sizes, and `settings` in it, or in a part of it."""
     made = _shrunk(CONFIG_MAPPING[name]().to_dict(), small)
-    return CONFIG_MAPPING[name](**{**made, **settings})
+    within = {key: {**made[key], **value} for key, value in settings.items() if isinstance(made.get(key), dict)}
+    return CONFIG_MAPPING[name](**{**made, **settings, **within})
 
 
 def _shrunk(values: dict[str, Any], small: dict[str, Any]) -> dict[str, Any]:

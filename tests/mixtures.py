@@ -12,7 +12,7 @@ import torch
 from families import LAYERS, SMALL, each, randomised, tiny_config
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 EXPERTS, TOP = 6, 2
 
@@ -34,6 +34,10 @@ class Mixture:
     fused: bool = False
     """Whether the others' gate and up are one product."""
     layers: str = "model.layers"
+    is_composite: bool = False
+    """Whether it is a vision-language model, of which the text decoder is read."""
+    for_all: str = ""
+    """Experts that every token goes to, each with a weight."""
     matrix: Callable[[Any, int], Tensor] | None = None
     """Gate and up of an expert, [2F, D] (one of them where it has no gate), from the module of experts; `gate_up_proj`
     if None."""
@@ -93,6 +97,17 @@ _FUSED_SHARED = Mixture(
     {}, experts="block_sparse_moe.experts", others=(("shared_mlp", "input_linear", "output_linear"),), fused=True
 )
 _LIKE_DEEPSEEK = Mixture({}, others=(_DENSE, _SHARED))
+_QWEN = Mixture({}, others=(_DENSE, ("mlp.shared_expert", "gate_proj", "down_proj")))
+_QWEN4 = {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 16,
+          "indexer_compress_ratio": 4, "hc_count": 2, "hc_lowrank": 8}  # fmt: skip
+_DOTS3 = {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 4, "swa_q_lora_rank": 32, "swa_kv_lora_rank": 16,
+          "swa_head_dim": 24, "swa_qk_nope_head_dim": 16, "swa_qk_rope_head_dim": 8, "swa_v_head_dim": 16}  # fmt: skip
+_LLAMA4 = Mixture(
+    {"num_experts_per_tok": 2, "moe_layers": [1], "no_rope_layers": [1, 0],
+     "layer_types": ["chunked_attention", "full_attention"]},
+    experts="feed_forward.experts", transposed=True, router="feed_forward.router", logits=1, weights_input=True,
+    others=(("feed_forward", "gate_proj", "down_proj"), ("feed_forward.shared_expert", "gate_proj", "down_proj")),
+)  # fmt: skip
 
 MIXTURES: dict[str, Mixture] = {
     **dict.fromkeys(("flex_olmo", "minimax", "minimax_m2", "mixtral", "olmoe", "phimoe"), Mixture({})),
@@ -116,11 +131,11 @@ MIXTURES: dict[str, Mixture] = {
     "jamba": Mixture(
         {"expert_layer_period": 2, "expert_layer_offset": 1, "attn_layer_period": 1, "attn_layer_offset": 0},
         experts="feed_forward.experts", others=(("feed_forward", "gate_proj", "down_proj"),)),
-    "llama4_text": Mixture(
-        {"num_experts_per_tok": 2, "moe_layers": [1], "no_rope_layers": [1, 0],
-         "layer_types": ["chunked_attention", "full_attention"]},
-        experts="feed_forward.experts", transposed=True, router="feed_forward.router", logits=1, weights_input=True,
-        others=(("feed_forward", "gate_proj", "down_proj"), ("feed_forward.shared_expert", "gate_proj", "down_proj"))),
+    "llama4_text": _LLAMA4,
+    "llama4": replace(_LLAMA4, is_composite=True, layers="language_model.model.layers", config={
+        "text_config": _LLAMA4.config, "vision_config": {
+            "image_size": 32, "patch_size": 16, "vision_output_dim": 64, "projector_input_dim": 64,
+            "projector_output_dim": 64, "intermediate_size": 256}}),
     "dbrx": Mixture(
         {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
          "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": EXPERTS, "moe_top_k": TOP, "hidden_size": 64}},
@@ -143,13 +158,29 @@ MIXTURES: dict[str, Mixture] = {
         others=(("mlp", "gate_up_proj", "down_proj"), ("mlp.shared_experts", "gate_up_proj", "down_proj"))),
     "axk2": Mixture({"head_dim": 8, "mlp_layer_types": ["dense", "sparse"]}, others=(_DENSE, _SHARED)),
     "deepseek_v4": Mixture({}, formula=_clamped, others=(_SHARED,)),
+    "hy_v4": Mixture({"mlp_layer_types": ["dense", "sparse"]}, formula=_clamped, others=(_DENSE, _SHARED)),
+    **dict.fromkeys(("beam", "mellum"), Mixture({}, others=(_DENSE,))),
+    "zaya": Mixture({"num_experts_per_tok": 1}),
+    **dict.fromkeys(("deepseek_v32", "glm_moe_dsa"), _LIKE_DEEPSEEK),
+    "dots3_note_text": replace(_LIKE_DEEPSEEK, config=_DOTS3),
+    "dots3_note": replace(_LIKE_DEEPSEEK, config={
+        "text_config": _DOTS3, "vision_config": {"adapter_in_dim": 64, "adapter_out_dim": 64},
+        "audio_config": {"adapter_out_dim": 64, "adapter_input_size": 64}}),
+    **dict.fromkeys(("hy_v3", "laguna", "kolibri1"), _LIKE_DEEPSEEK),
+    "flint": replace(_QWEN, config={"mlp_only_layers": [0]}),
+    "qwen3_5_moe": _QWEN,
+    "qwen4_exp_text": replace(_QWEN, config=_QWEN4),
+    "qwen4_exp": replace(_QWEN, config={"text_config": _QWEN4}),
+    "granitemoe_swa": _FUSED_SHARED,
+    "inkling_text": Mixture({"mlp_layer_types": ["dense", "sparse"]}, others=(_DENSE,), for_all="mlp.shared_experts"),
 }  # fmt: skip
 
 
 def tiny_mixture(name: str) -> Any:
     """A model of `MIXTURES`, random: the same each time."""
     torch.manual_seed(0)
-    return randomised(AutoModelForCausalLM.from_config(tiny_config(name, MIXTURES[name].config, _SMALL)).eval())
+    auto = AutoModelForImageTextToText if MIXTURES[name].is_composite else AutoModelForCausalLM
+    return randomised(auto.from_config(tiny_config(name, MIXTURES[name].config, _SMALL)).eval())
 
 
 @dataclass(frozen=True)
@@ -176,6 +207,7 @@ class MixtureHooks:
         self.model = model
         self.mixture = MIXTURES[name]
         self._inputs: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self._for_all: dict[int, tuple[Tensor, Tensor]] = {}
         self._products: dict[tuple[int, str], Tensor] = {}
         self._read: dict[tuple[int, str], Tensor] = {}
         self._layers = model.get_submodule(self.mixture.layers)
@@ -186,6 +218,8 @@ class MixtureHooks:
                     parts[self.mixture.router].register_forward_hook(self._keep_routing(number))
                 else:
                     parts[self.mixture.experts].register_forward_pre_hook(self._keep_inputs(number), with_kwargs=True)
+            if self.mixture.for_all and self.mixture.for_all in parts:
+                parts[self.mixture.for_all].register_forward_pre_hook(self._keep_weights(number), with_kwargs=True)
             for network, gate, down in self.mixture.others:
                 if f"{network}.{gate}" in parts:
                     key = (number, network)
@@ -205,6 +239,9 @@ class MixtureHooks:
 
         return hook
 
+    def _keep_weights(self, number: int) -> Any:
+        return lambda _module, args, kwargs: self._for_all.__setitem__(number, (args[0], kwargs["gammas"]))
+
     def _keep(self, into: dict[Any, Tensor], key: Any) -> Any:
         return lambda _module, _args, output: into.__setitem__(key, output)
 
@@ -218,6 +255,8 @@ class MixtureHooks:
             for number, layer in enumerate(self._layers):
                 if number in self._inputs:
                     yield from self._experts(number, layer.get_submodule(self.mixture.experts))
+                if number in self._for_all:
+                    yield from self._experts_for_all(number, layer.get_submodule(self.mixture.for_all))
                 for network, *_ in self.mixture.others:
                     if (number, network) in self._read:
                         yield self._ordinary(number, network, ids_BT.numel())
@@ -241,6 +280,14 @@ class MixtureHooks:
             output_weight_N = torch.ones_like(weight_N) if self.mixture.weights_input else weight_N
             yield Site(number, self.mixture.experts, expert, cell_N, weight_N, gate, activation, coefficient,
                        output_weight_N)  # fmt: skip
+
+    def _experts_for_all(self, number: int, experts: Any) -> Iterator[Site]:
+        hidden_ND, weight_NE = (given.reshape(-1, given.shape[-1]) for given in self._for_all[number])
+        for expert, weight_N in enumerate(weight_NE.T):
+            pre_NF, up_NF = (hidden_ND.double() @ matrix[expert].double().T
+                             for matrix in (experts.gate_proj, experts.up_proj))  # fmt: skip
+            yield Site(number, self.mixture.for_all, expert, torch.arange(len(weight_N)), weight_N, pre_NF,
+                       *_swiglu(pre_NF, up_NF), weight_N)  # fmt: skip
 
     def _ordinary(self, number: int, network: str, num_cells: int) -> Site:
         product = self._products[number, network].reshape(num_cells, -1).double()

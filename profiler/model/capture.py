@@ -67,6 +67,11 @@ class NeuronReader:
                 read_BTF = self._read_experts(point, pre_BTF, up_BTF, of_stack)
             else:
                 # Some families run the FFN on [B·T, F].
+                if pre_BTF.numel() != of_stack.ids_BT.numel() * point.width:
+                    raise UnsupportedModelError(
+                        f"{point}: it is given {tuple(pre_BTF.shape)} pre-activations, expected a row for each of the "
+                        f"batch's {of_stack.ids_BT.numel()} tokens; this model isn't supported"
+                    )
                 rows = (*of_stack.ids_BT.shape, -1)
                 pre_BTF, up_BTF = pre_BTF.view(rows), None if up_BTF is None else up_BTF.view(rows)
                 read_BTF = self._read(point, pre_BTF, up_BTF, of_stack)

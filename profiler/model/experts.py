@@ -219,6 +219,12 @@ class InterfaceExperts(ExpertsHookPoint):
         coefficient_SF: Tensor = type(self.experts)._apply_gate(self.experts, joined)
         return coefficient_SF
 
+    def is_linear_in_up(self) -> bool:
+        """Whether the coefficient is, for small `up`: the activation is then what it grows by."""
+        pre_SF = torch.linspace(-3, 3, 64, device=self.device)[:, None].expand(-1, self.expert_width)
+        at_zero, at_half, at_one = (self._own_formula(pre_SF, torch.full_like(pre_SF, up)) for up in (0.0, 0.5, 1.0))
+        return torch.allclose(at_half - at_zero, at_one - at_half, rtol=1e-4, atol=1e-6)
+
     def _keep_routing(self, _experts: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if self.reader is None and not self.interventions:
             return
@@ -270,8 +276,14 @@ def interface_experts(layer: int, name: str, first: int, experts: Any) -> Interf
         )
     num_experts, *columns = local_part(down).shape
     width = columns[0] if experts.is_transposed else columns[1]
-    return InterfaceExperts(
+    point = InterfaceExperts(
         layer=layer, name=name, first=first, activation=as_module(getattr(experts, "act_fn", nn.Identity())),
         place=(experts, "act_fn"), gated=bool(experts.has_gate), keys=None, up=None, down=experts,
         width=num_experts * width, device=down.device, reach="routed", experts=experts, num_experts=num_experts,
     )  # fmt: skip
+    if point.has_own_formula and not point.is_linear_in_up():
+        raise UnsupportedModelError(
+            f"{where}: what its experts compute isn't linear in `up`, so that their activations can't be told; "
+            "they aren't supported"
+        )
+    return point

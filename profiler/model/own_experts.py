@@ -6,6 +6,7 @@ of its own, written down here from its modeling file; `verify` holds it against 
 dbrx, longcat_flash   a product for each expert that has tokens, in ascending order; its tokens come by their place
                       among a token's k experts, then by number. LongCat's further experts, which return what they are
                       given, have no neurons.
+inkling (shared)      one product [E, N, F]: every expert computes every token.
 jetmoe                one product, by expert, in the order that the router gives.
 llama4                one product [E, N, F]: every expert computes every token, and one that isn't routed to it is given
                       zeros, so that it adds exactly 0. Such rows count as little as pads: they enter no denominator,
@@ -30,6 +31,7 @@ from torch.overrides import TorchFunctionMode
 
 from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.model.experts import ExpertsHookPoint, Rows
+from neurotally.profiler.model.hook_points import PRODUCTS
 
 _MATRIX_PRODUCTS = frozenset({functional.linear, torch.matmul, Tensor.matmul, torch.bmm, Tensor.bmm})
 KeepRouting = Callable[[Tensor, list[Rows]], None]
@@ -97,7 +99,7 @@ class OwnExperts(ExpertsHookPoint):
         return self.watch_routing(lambda hidden_ND, _products: keep(hidden_ND))
 
     def watch_bare(self, keep: Callable[[Tensor], None]) -> AbstractContextManager[Any]:
-        return _products_read_in(self.experts, keep)
+        return _operands_in(self.experts, _MATRIX_PRODUCTS, keep)
 
     def _keep_routing(self, hidden_ND: Tensor, products: list[Rows]) -> None:
         if self.reader is None and not self.interventions:
@@ -203,8 +205,35 @@ class _Llama4(OwnExperts):
         return super().first_product(expert, hidden_ND * score_N[:, None], score_N)
 
 
+class _InklingShared(OwnExperts):
+    @staticmethod
+    def parts(experts: Any) -> _Parts:
+        num_experts, width, _ = experts.gate_proj.shape
+        return _Parts((experts, "act_fn"), num_experts, width, experts)
+
+    def watch_routing(self, keep: KeepRouting) -> AbstractContextManager[Any]:
+        def hook(_experts: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            hidden_ND = args[0].reshape(-1, args[0].shape[-1])
+            token_N = torch.arange(len(hidden_ND), device=hidden_ND.device)
+            expert_E = torch.arange(self.num_experts, device=hidden_ND.device)
+            score_S = kwargs["gammas"].reshape(len(token_N), -1).T.reshape(-1)
+            keep(hidden_ND, [Rows(expert_E.repeat_interleave(len(token_N)), token_N.repeat(len(expert_E)), score_S)])
+
+        handle: AbstractContextManager[Any] = self.experts.register_forward_pre_hook(hook, with_kwargs=True)
+        return handle
+
+    def watch_bare(self, keep: Callable[[Tensor], None]) -> AbstractContextManager[Any]:
+        # The second product reads the coefficient times its weight, so that the coefficient is a factor of it.
+        return _operands_in(self.experts, PRODUCTS, keep)
+
+    def gate_matrix(self, expert: int) -> Tensor:
+        matrix: Tensor = self.experts.gate_proj[expert]
+        return matrix
+
+
 _KINDS: dict[str, type[OwnExperts]] = {
     "DbrxExperts": _Dbrx,
+    "InklingSharedExperts": _InklingShared,
     "JetMoeMoE": _JetMoe,
     "Llama4TextExperts": _Llama4,
     "LongcatFlashExperts": _LongcatFlash,
@@ -229,12 +258,12 @@ def own_experts(layer: int, name: str, first: int, experts: Any, block: nn.Modul
 
 
 @contextmanager
-def _products_read_in(module: nn.Module, keep: Callable[[Tensor], None]) -> Iterator[None]:
-    """Within this context `keep` is shown what matrix products in the module's forward pass read."""
+def _operands_in(module: nn.Module, functions: frozenset[Any], keep: Callable[[Tensor], None]) -> Iterator[None]:
+    """Within this context `keep` is shown the first operand of these functions in the module's forward pass."""
     watched = ExitStack()
 
     def begin(*_: Any) -> None:
-        watched.enter_context(_ProductsRead(keep))
+        watched.enter_context(_FirstOperands(functions, keep))
 
     def end(*_: Any) -> None:
         watched.close()
@@ -243,14 +272,14 @@ def _products_read_in(module: nn.Module, keep: Callable[[Tensor], None]) -> Iter
         yield
 
 
-class _ProductsRead(TorchFunctionMode):
-    """Shows what matrix products read."""
+class _FirstOperands(TorchFunctionMode):
+    """Shows the first operand of some functions."""
 
-    def __init__(self, keep: Callable[[Tensor], None]):
+    def __init__(self, functions: frozenset[Any], keep: Callable[[Tensor], None]):
         super().__init__()
-        self._keep = keep
+        self._functions, self._keep = functions, keep
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func in _MATRIX_PRODUCTS:
+        if func in self._functions:
             self._keep(args[0])
         return func(*args, **(kwargs or {}))

@@ -24,11 +24,13 @@ from neurotally.profiler.model.functional import FunctionHookPoint, find_functio
 from neurotally.profiler.model.hook_points import PRODUCTS, HookPoint
 from neurotally.profiler.model.own_experts import has_own_experts, own_experts
 
-_NO_NETWORK = re.compile(r"(norm|adapter|connection)$", re.IGNORECASE)
+_NO_NETWORK = re.compile(r"(norm|adapter|residual|router)$", re.IGNORECASE)
 """Classes of modules that may have two matrices and an activation, and are no layer's network: gates of norms (AXK2),
-adapters (X-MOD), hyper-connections (Qwen 4)."""
+adapters (X-MOD), gates of residuals (Qwen 4), routers (Zaya)."""
 _NETWORK = re.compile(r"mlp|ffn|feed_?forward|intermediate|experts", re.IGNORECASE)
 """Names of networks, and of their classes: a layer without a network has none such."""
+_NETWORK_CLASS = re.compile(r"(mlp|ffn|feed_?forward|experts)$", re.IGNORECASE)
+"""Classes of networks: each in a layer must be read."""
 
 
 def find_hook_points(decoder: nn.Module, blocks: nn.ModuleList, run: Callable[[], object]) -> list[HookPoint]:
@@ -121,7 +123,22 @@ class _Layer:
         for _, part in sorted(parts, key=lambda entry: entry[0]):
             first = points[-1].first + points[-1].width if points else 0
             points.append(self._point(part, first))
+        self._refuse_missed(points)
         return points
+
+    def _refuse_missed(self, points: list[HookPoint]) -> None:
+        """Raise UnsupportedModelError where a layer that is read has a further network by its class that isn't."""
+        read = {point.down for point in points}
+        within_experts = {part for module in self._experts for part in module.modules()}
+        for module in self._order:
+            has_matrices = sum(parameter.dim() > 1 for parameter in module.parameters()) > 1
+            if not (points and has_matrices and _NETWORK_CLASS.search(type(module).__name__)):
+                continue
+            if module not in self._apart | within_experts and read.isdisjoint(module.modules()):
+                raise UnsupportedModelError(
+                    f"layer {self._layer} ({self._names[module]}): {type(module).__name__} seems to be a feed-forward "
+                    "network beside those that are read, of a kind that isn't known; this layer isn't supported"
+                )
 
     def _point(self, part: "_Watcher | FunctionHookPoint | nn.Module", first: int) -> HookPoint:
         if isinstance(part, _Watcher):
