@@ -11,6 +11,7 @@ import pytest
 from families import FAMILIES
 from mixtures import MIXTURES
 from stacks import STACKS
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from neurotally.jobs.cli import cli
 
@@ -40,9 +41,11 @@ def test_there_is_one_for_every_folder() -> None:
 
 
 def test_as_many_architectures_are_tested_as_the_readme_says() -> None:
-    number = len({family.family or name for name, family in FAMILIES.items()})
     words = " ".join((ROOT / "README.md").read_text().split())
-    assert f"{number} dense architectures and {len(MIXTURES)} mixtures of transformers" in words
+    with_reference = {family.family or name for name, family in FAMILIES.items()} | set(MIXTURES)
+    of = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    assert f"{len(with_reference & set(of))} of the {len(of)} architectures" in words
+    assert "`python tests/bench/sweep_families.py`" in words
     stacks = {one.family or name for name, one in STACKS.items()}
     assert f"{len(stacks)} encoders and encoder-decoders" in words
 

@@ -67,10 +67,10 @@ class NeuronReader:
                 read_BTF = self._read_experts(point, pre_BTF, up_BTF, of_stack)
             else:
                 # Some families run the FFN on [B·T, F].
-                if pre_BTF.numel() != of_stack.ids_BT.numel() * point.width:
+                if shape[:-1] not in (of_stack.ids_BT.shape, (of_stack.ids_BT.numel(),)):
                     raise UnsupportedModelError(
-                        f"{point}: it is given {tuple(pre_BTF.shape)} pre-activations, expected a row for each of the "
-                        f"batch's {of_stack.ids_BT.numel()} tokens; this model isn't supported"
+                        f"{point}: it is given {tuple(shape)} pre-activations of a batch of {tuple(of_stack.ids_BT.shape)} "
+                        "tokens, expected a row for each token, row by row; this model isn't supported"
                     )
                 rows = (*of_stack.ids_BT.shape, -1)
                 pre_BTF, up_BTF = pre_BTF.view(rows), None if up_BTF is None else up_BTF.view(rows)

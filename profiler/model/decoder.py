@@ -68,7 +68,8 @@ def find_decoder(model: Any, num_layers: int) -> nn.Module:
     named: list[nn.Module] = [model.get_decoder(), model.base_model]
     for part in named:
         if part is not model and _layer_lists(part, num_layers):
-            return part
+            # Of a vision-language model it may be a language model with a head of its own (Llama 4).
+            return find_decoder(part, num_layers) if hasattr(part, "lm_head") else part
     children: list[nn.Module] = [part for part in model.children() if _layer_lists(part, num_layers)]
     if len(children) == 1:
         return children[0]
