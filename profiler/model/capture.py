@@ -69,8 +69,9 @@ class NeuronReader:
                 # Some families run the FFN on [B·T, F].
                 if shape[:-1] not in (of_stack.ids_BT.shape, (of_stack.ids_BT.numel(),)):
                     raise UnsupportedModelError(
-                        f"{point}: it is given {tuple(shape)} pre-activations of a batch of {tuple(of_stack.ids_BT.shape)} "
-                        "tokens, expected a row for each token, row by row; this model isn't supported"
+                        f"{point}: it is given {tuple(shape)} pre-activations of a batch of "
+                        f"{tuple(of_stack.ids_BT.shape)} tokens, expected a row for each token, row by row; this model "
+                        "isn't supported"
                     )
                 rows = (*of_stack.ids_BT.shape, -1)
                 pre_BTF, up_BTF = pre_BTF.view(rows), None if up_BTF is None else up_BTF.view(rows)

@@ -57,12 +57,24 @@ def find_hook_points(decoder: nn.Module, blocks: nn.ModuleList, run: Callable[[]
             f"expected feed-forward networks, found none in any layer ({layers[0]}: {layers[0].why}); this model isn't "
             "supported"
         )
+    if all(_is_network_alone(block, points) for block, points in zip(blocks, by_layer, strict=True)):
+        raise UnsupportedModelError(
+            f"{layers[0]} is a feed-forward network and nothing else: what are taken for layers are parts of them; "
+            "this model isn't supported"
+        )
     return list(itertools.chain.from_iterable(by_layer))
 
 
 def is_experts(module: nn.Module) -> bool:
     """Whether a module holds experts that we know how to read."""
     return has_interface(module) or has_own_experts(module)
+
+
+def _is_network_alone(block: nn.Module, points: list[HookPoint]) -> bool:
+    """Whether all matrices of a block are those of its network."""
+    parts = {part for point in points for part in (point.down, *(of[0] for of in (point.keys, point.up) if of))}
+    own = {parameter for part in parts for parameter in part.parameters()}
+    return all(parameter.dim() < 2 or parameter in own for parameter in block.parameters())
 
 
 class _Layer:
