@@ -1,0 +1,164 @@
+"""Watch an activation module while a short batch goes through: is it a network's, and what is that made of?
+
+act in `down(act(gate(x)) · up(x))` or in `fc2(act(fc1(x)))` is found by its class wherever a layer keeps it (OPT has no
+module for the network at all). What it is given tells the keys, as the matrix product, or the part of one, whose memory
+it is. Its result is marked, and the mark goes on from op to op: to a product with a tensor of the same shape, which
+makes the network gated and tells `up`, through a norm, and to the weight matrix that reads it, the down projection.
+Other activations of a layer are a router's or a mixer's.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neurotally.profiler.model.decoder import norms, weight_matrices
+from neurotally.profiler.model.hook_points import PRODUCTS, HookPoint
+
+
+class Watcher(nn.Module):
+    """Stands in for a block's activation module while the probe runs, and looks at the block's weight matrices."""
+
+    def __init__(self, layer: int, block: nn.Module, place: tuple[nn.Module, str], names: dict[nn.Module, str]):
+        super().__init__()
+        self.layer = layer
+        self.place = place
+        parent, attribute = self.place
+        self.name = f"{names[parent]}.{attribute}"
+        self.act = getattr(parent, attribute)
+        self.matrices = tuple(weight_matrices(block))
+        self.norms = tuple(norms(block))
+        self.products: list[tuple[nn.Module, Tensor]] = []
+        self.keys: tuple[nn.Module, int] | None = None
+        self.up: tuple[nn.Module, int] | None = None
+        self.found_down: tuple[nn.Module, ...] = ()
+        """One at most; in a tuple, since it is no part of this module."""
+        self.norm: nn.Module | None = None
+        """Between coefficients and down projection."""
+        self.gated: bool | None = None
+        self.is_half = False
+        """Whether the product is with another part of what it is given a part of."""
+        self.width = self.storage = 0
+        self.device = torch.device("meta")
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Within this context it stands in the activation's place."""
+        with ExitStack() as hooks:
+            for module in self.matrices:
+                hooks.enter_context(module.register_forward_hook(self._keep_product))
+                hooks.enter_context(module.register_forward_pre_hook(self._look_at_input))
+            for module in self.norms:
+                hooks.enter_context(module.register_forward_pre_hook(self._begin_norm))
+                hooks.enter_context(module.register_forward_hook(self._end_norm))
+            setattr(*self.place, self)
+            try:
+                yield
+            finally:
+                setattr(*self.place, self.act)
+
+    def forward(self, pre_BTF: Tensor) -> Tensor:
+        self.width, self.device = pre_BTF.shape[-1], pre_BTF.device
+        self.storage = pre_BTF.untyped_storage().data_ptr()
+        self.keys = self._product(pre_BTF)
+        return self._marked(self.act(pre_BTF))
+
+    def follow(self, func: Any, operands: list[Tensor], result: Tensor) -> Tensor:
+        """See what a marked tensor went into; the result is marked if it is still what the down projection reads."""
+        if self.found_down:
+            return result
+        if len(operands) < 2:  # a view, a dropout that is off: still the same values
+            return self._marked(result)
+        is_product = func in PRODUCTS and len(operands) == 2 and operands[0].shape == operands[1].shape
+        if self.gated is None and is_product:
+            self.gated = True
+            up_BTF = operands[isinstance(operands[0], _Marked)]
+            self.up = self._product(up_BTF)
+            self.is_half = up_BTF.untyped_storage().data_ptr() == self.storage
+            return self._marked(result)
+        self.gated = bool(self.gated)
+        return result
+
+    @property
+    def is_network(self) -> bool:
+        """Whether a weight matrix reads what became of it: its product with one of a matrix, or that of its own.
+
+        In a gated network the keys may have been scaled, or some of them cut off; keys and `up` may be the halves of
+        the sum of two matrices' products (Zamba 2).
+        """
+        if not self.found_down:
+            return False
+        return self.up is not None or self.is_half if self.gated else self.keys is not None
+
+    @property
+    def may_be_network(self) -> bool:
+        """Whether it is given a matrix product, and isn't multiplied by something that is none, as a mixer's."""
+        return self.is_half or (self.keys is not None and not (self.gated and self.up is None))
+
+    @property
+    def why(self) -> str:
+        """Why it is no network."""
+        if not self.width:
+            return "that activation module isn't run"
+        if self.gated is None:
+            return "the activation never reached a matrix product"
+        return "no weight matrix reads what we take for the neurons' coefficients"
+
+    @property
+    def down(self) -> nn.Module:
+        """Of a network: what reads the coefficients."""
+        return self.found_down[0]
+
+    def hook_point(self, first: int) -> HookPoint:
+        """A network's."""
+        return HookPoint(
+            layer=self.layer, name=self.name, activation=self.act, place=self.place, gated=bool(self.gated),
+            keys=self.keys, up=self.up, down=self.down, width=self.width, device=self.device, first=first,
+            norm=self.norm,
+        )  # fmt: skip
+
+    def _marked(self, tensor: Tensor) -> Tensor:
+        marked: Tensor = tensor.as_subclass(_Marked)
+        marked._watcher = self  # type: ignore[attr-defined]
+        return marked
+
+    def _keep_product(self, module: nn.Module, _args: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and not self.found_down:
+            self.products.append((module, output))
+
+    def _look_at_input(self, module: nn.Module, args: tuple) -> None:
+        if args and getattr(args[0], "_watcher", None) is self and not self.found_down:
+            self.found_down = (module,)
+            self.gated = bool(self.gated)
+            self.products.clear()
+
+    def _begin_norm(self, norm: nn.Module, args: tuple) -> tuple | None:
+        """A norm of the coefficients reads them."""
+        if not args or getattr(args[0], "_watcher", None) is not self or self.norm is not None:
+            return None
+        self.norm = norm
+        return (args[0].as_subclass(Tensor), *args[1:])
+
+    def _end_norm(self, norm: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        return self._marked(output) if norm is self.norm else output
+
+    def _product(self, values_BTF: Tensor) -> tuple[nn.Module, int] | None:
+        """The matrix in whose product's memory a tensor is, and the first of its columns there."""
+        for module, output in reversed(self.products):
+            if output.untyped_storage().data_ptr() == values_BTF.untyped_storage().data_ptr():
+                return module, int(values_BTF.storage_offset()) - int(output.storage_offset())
+        return None
+
+
+class _Marked(Tensor):
+    """A tensor that tells its watcher what becomes of it."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            result = func(*args, **(kwargs or {}))
+        operands = [arg for arg in args if isinstance(arg, Tensor)]
+        watcher = next((arg._watcher for arg in operands if hasattr(arg, "_watcher")), None)
+        return watcher.follow(func, operands, result) if watcher is not None and isinstance(result, Tensor) else result
