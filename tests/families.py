@@ -205,7 +205,7 @@ def randomised(model: Any) -> Any:
 def tiny_config(name: str, settings: dict[str, Any], small: dict[str, Any] = SMALL) -> Any:
     """A family's own config with small sizes, and `settings` in it, or in a part of it."""
     made = _shrunk(CONFIG_MAPPING[name]().to_dict(), small)
-    within = {key: {**made[key], **value} for key, value in settings.items() if isinstance(made.get(key), dict)}
+    within = {key: {**made[key], **value} for key, value in settings.items() if key.endswith("config") and key in made}
     return CONFIG_MAPPING[name](**{**made, **settings, **within})
 
 

@@ -20,7 +20,6 @@ _MAX_LAYERS = 10_000
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")
 _WIDTH_DEPENDENT_ROPE = ("longrope", "dynamic")
 _EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-_BIG_BIRDS = ("big_bird", "bigbird_pegasus")
 _HEADS_OF_ENCODERS = ("MaskedLM", "PreTraining")
 _NOT_DECISIVE = re.compile(
     r"_name_or_path|architectures|auto_map|transformers_version|(torch_)?dtype"  # names and versions
@@ -36,8 +35,9 @@ _NOT_DECISIVE = re.compile(
 def refuse_other_kinds(config: Any, model_id: str, trust_remote_code: bool = False) -> None:
     """Raise InputError, before any weight is read, unless this is the config of a language model that we may read."""
     # Reformer cuts a padded row into chunks; BigBird's sparse attention, which isn't causal, begins at 705 tokens; MRA
-    # approximates attention by blocks.
-    is_sparse = config.model_type in _BIG_BIRDS and getattr(config, "attention_type", None) == "block_sparse"
+    # approximates attention by blocks. BigBird-Pegasus's decoder alone has full attention.
+    is_bird = config.model_type == "big_bird" or (config.model_type == "bigbird_pegasus" and config.is_encoder_decoder)
+    is_sparse = is_bird and getattr(config, "attention_type", None) == "block_sparse"
     if config.model_type in ("reformer", "mra") or is_sparse:
         raise UnsupportedModelError(
             f"{model_id} ({config.model_type}) isn't supported: what its attention computes depends on the length to "
