@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ import pytest
 from conftest import lay_out
 from families import LAYERS, tiny_model
 from numpy.testing import assert_array_equal
-from test_jobs_mixtures import CORPORA, Run, corpora, make
+from stores import CORPORA, FILES, make_store
 
 from neurotally.analysis import open_store
 from neurotally.profiler import store
 
-__all__ = ["corpora"]
+Run = Callable[..., tuple[int, str, str]]
 NETWORKS = {1: 96, 3: 96}
 """Neurons by layer; layers 0 and 2 are Mamba and attention."""
 
@@ -30,8 +31,13 @@ def hybrid(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return lay_out(tmp_path_factory.mktemp("text") / "corpora", FILES)
+
+
+@pytest.fixture(scope="module")
 def made(hybrid: Path, corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make(hybrid, tmp_path_factory.mktemp("stores") / "s", corpora)
+    return make_store(hybrid, tmp_path_factory.mktemp("stores") / "s", corpora)
 
 
 def test_layers_without_a_network_hold_fill_values(made: Path) -> None:
@@ -51,7 +57,7 @@ def test_layers_without_a_network_hold_fill_values(made: Path) -> None:
 
 @pytest.mark.slow
 def test_every_study_leaves_them_out(hybrid: Path, made: Path, corpora: Path, run: Run, tmp_path: Path) -> None:
-    untrained = make(hybrid, tmp_path / "untrained", corpora, random_init=0)
+    untrained = make_store(hybrid, tmp_path / "untrained", corpora, random_init=0)
     lape = ["--quantile", 0.8, "--per-corpus", 5]
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
