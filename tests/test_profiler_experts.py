@@ -10,6 +10,7 @@ import torch
 from mixtures import EXPERTS, MIXTURES, tiny_mixture
 from numpy.testing import assert_array_equal
 from reading_checks import TRIGGERS, batches, body, check_mixture, measured
+from torch import nn
 
 from neurotally.kernels.statistics import statistics_of
 from neurotally.profiler.errors import UnsupportedModelError
@@ -151,3 +152,23 @@ def test_another_experts_implementation() -> None:
     bare.set_experts_implementation("eager")
     with pytest.raises(UnsupportedModelError, match=r"'eager'.*set_experts_implementation\('grouped_mm'\)"):
         hook_model(bare, "mixtral")
+
+
+class UnreadableMLP(nn.Module):
+    """A shared expert whose activation mixes neurons."""
+
+    def __init__(self, mlp: Any):
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+
+    def forward(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.gate_proj(hidden_BTD).softmax(-1) * self.up_proj(hidden_BTD))
+
+
+def test_a_shared_expert_that_cant_be_read_isnt_left_out() -> None:
+    bare = tiny_mixture("deepseek_v3")
+    layer = bare.model.layers[1].mlp
+    layer.shared_experts = UnreadableMLP(layer.shared_experts)
+    message = r"layer 1 \(layers.1.mlp.shared_experts\): UnreadableMLP seems to be a feed-forward network beside"
+    with pytest.raises(UnsupportedModelError, match=message):
+        hook_model(bare, "deepseek_v3")
