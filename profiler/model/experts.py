@@ -198,9 +198,9 @@ class InterfaceExperts(ExpertsHookPoint):
             matrix = weight[expert].double()
             product = hidden_ND.double() @ (matrix if self.experts.is_transposed else matrix.T)
             product = product if bias is None else product + bias[expert].double()
-        return self._halves(product)[0] if self.gated else product
+        return self.halves(product)[0] if self.gated else product
 
-    def _halves(self, product_SF: Tensor) -> tuple[Tensor, Tensor]:
+    def halves(self, product_SF: Tensor) -> tuple[Tensor, Tensor]:
         """Pre-activations and `up` [S, F] of a product [S, 2F]."""
         if self.experts.is_concatenated:
             pre_SF, up_SF = product_SF.chunk(2, dim=-1)
@@ -211,7 +211,7 @@ class InterfaceExperts(ExpertsHookPoint):
         """What stands in for `_apply_gate`."""
         if self.reader is None and not self.interventions:
             return self._original(product_SF)
-        return self.coefficient(*self._halves(product_SF))
+        return self.coefficient(*self.halves(product_SF))
 
     def _own_formula(self, pre_SF: Tensor, up_SF: Tensor) -> Tensor:
         pairs = (pre_SF, up_SF)

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -246,6 +247,11 @@ def own_experts(layer: int, name: str, first: int, experts: Any, block: nn.Modul
     if any(parameter.is_meta for parameter in experts.parameters()):
         raise UnsupportedModelError(
             f"layer {layer} ({name}): experts that don't fit on their device (offloaded) aren't supported yet"
+        )
+    if any(isinstance(parameter, DTensor) for parameter in experts.parameters()):
+        raise UnsupportedModelError(
+            f"layer {layer} ({name}): experts of this kind can't be shared by several devices yet; let one device hold "
+            "the model"
         )
     kind = _KINDS[type(experts).__name__]
     place, num_experts, width, down = kind.parts(experts)

@@ -22,10 +22,11 @@ from neurotally.kernels.statistics import statistics_of
 from neurotally.kernels.trigger_lists import UnitTriggers
 from neurotally.profiler.errors import InputError, UnsupportedModelError
 from neurotally.profiler.model.config import auto_class
-from neurotally.profiler.model.experts import ExpertsHookPoint
+from neurotally.profiler.model.experts import ExpertsHookPoint, InterfaceExperts
 from neurotally.profiler.model.hook_points import HookPoint
 from neurotally.profiler.model.load import LoadedModel, ModelFacts
 from neurotally.profiler.model.neurons import UnitNeurons
+from neurotally.profiler.model.own_experts import OwnExperts
 from neurotally.profiler.model.sharded_tensors import held_numbers
 from neurotally.profiler.networks import Network, are_alike
 
@@ -172,6 +173,8 @@ def _column_dim(point: ExpertsHookPoint) -> int:
 
 def _column_numbers(point: HookPoint, rank: int, ranks: int) -> np.ndarray:
     """int64 [f]: which neurons of a network, or of each of its experts, this rank computes: its slice, or all."""
+    if isinstance(point, OwnExperts):
+        raise UnsupportedModelError(f"{point}: experts of this kind can't be shared by several devices yet")
     width, f = _width(point), _width(point) // ranks
     if point.width == width * _num_experts(point):  # as where gate and up are one product, whose parts are gathered
         return np.arange(width)
@@ -205,7 +208,7 @@ def _network_numbers(point: HookPoint) -> tuple[np.ndarray, bool]:
     return column_f, fits
 
 
-def _experts_numbers(point: ExpertsHookPoint) -> tuple[np.ndarray, bool]:
+def _experts_numbers(point: InterfaceExperts) -> tuple[np.ndarray, bool]:
     """The same of experts, of which every rank must have all."""
     experts = point.experts
     product = experts.gate_up_proj if point.gated else experts.up_proj

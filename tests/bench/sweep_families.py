@@ -10,8 +10,8 @@ refused    it isn't loaded, for the reason given
 wrong      it is loaded, and something differs or nothing says what it should be
 crashed    something else happened
 
-Prints a table, or one JSON document; exits with 1 where anything is wrong or crashed. All of them take some five minutes
-on two cores.
+Prints a table, or one JSON document; exits with 1 where anything is wrong or crashed. All of them take some five
+minutes on two cores.
 """
 
 import argparse
