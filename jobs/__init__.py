@@ -1,6 +1,6 @@
 """Where passes run: each is a function with the name and the options of its command.
 
->>> from neurotally.jobs import profile, embed, lens, agreement, ablate, mask
+>>> from neurotally.jobs import inspect, profile, embed, lens, agreement, ablate, mask
 
 PyTorch is imported when one of them is called.
 """
@@ -8,9 +8,9 @@ PyTorch is imported when one of them is called.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from neurotally.jobs.door import ablate, agreement, embed, lens, mask, profile
+    from neurotally.jobs.door import ablate, agreement, embed, inspect, lens, mask, profile
 
-__all__ = ["ablate", "agreement", "embed", "lens", "mask", "profile"]
+__all__ = ["ablate", "agreement", "embed", "inspect", "lens", "mask", "profile"]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,13 +12,13 @@ import torch
 from neurotally.jobs.run import Where
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
+from neurotally.profiler.model.config import empty_model, weight_bytes
 from neurotally.profiler.model.load import (
     fits,
     load_config_and_tokenizer,
     resolve_device,
-    run_dtype,
+    running_dtype,
     split_revision,
-    weight_bytes,
 )  # fmt: skip
 from neurotally.profiler.model.shards import refuse_unshardable, shard_plan
 
@@ -44,7 +44,8 @@ def _as_few_as_hold(where: Where, is_one_device: bool) -> Where:
     model_id, revision = split_revision(model.spec)
     common = {"revision": revision, "trust_remote_code": model.trust_remote_code}
     config, _ = load_config_and_tokenizer(model_id, common)
-    num_bytes = weight_bytes(config, run_dtype(config, model.dtype, "cuda"), model.trust_remote_code)
+    dtype = running_dtype(config, model.dtype, "cuda")
+    num_bytes = weight_bytes(empty_model(config, model.trust_remote_code, dtype))
     plan = shard_plan(config, model.trust_remote_code)
 
     def bytes_each(devices: int) -> float:

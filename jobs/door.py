@@ -40,6 +40,10 @@ MaxFiles = Annotated[
     Option("The first N documents of each corpus: of a folder in hash order, of records in theirs.", "N", min=1),
 ]
 DocumentTokens = Annotated[int | None, Option("Keep the first N tokens of each document.", "N", min=1)]
+Triggers = Annotated[
+    int, Option("Keep the K places where a neuron's coefficient is largest, one a document.", "K", min=0, max=1024)
+]
+Groups = Annotated[int, Option("Groups of units; every count is kept by group.", "G", min=1, max=65535)]
 FIRST_IDS = Option("The first N ids, in sorted order.", "N", min=1, names=("--limit", "--max-ids"))
 HeldOut = Annotated[Path | str, Option("Held-out files: one subfolder per corpus.", "DIR")]
 How = Annotated[
@@ -81,11 +85,8 @@ def profile(
         Option("documents: each in rows of its own. concat: run together within a unit of work and cut every T tokens; "
                "unlike in the papers each unit starts afresh and keeps its shorter last row (`status` says how many)."),
     ] = "documents",
-    triggers: Annotated[
-        int,
-        Option("Keep the K places where a neuron's coefficient is largest, one a document.", "K", min=0, max=1024),
-    ] = 32,
-    groups: Annotated[int, Option("Groups of units; every count is kept by group.", "G", min=1, max=65535)] = 10,
+    triggers: Triggers = 32,
+    groups: Groups = 10,
     keep_texts: Annotated[
         bool, Option("Keep the texts in the store too, whole and compressed; for `triggers`.")
     ] = False,
@@ -140,6 +141,30 @@ def profile(
         document_tokens=document_tokens, layout=layout, triggers=triggers, groups=groups, keep_texts=keep_texts,
         window_lines=window_lines, max_unit_bytes=max_unit_bytes,
     )  # fmt: skip
+
+
+def inspect(
+    model: str, *,
+    groups: Groups = 10,
+    triggers: Triggers = 32,
+    probe: Annotated[bool, Option("Load the model too, run some batches, and tell the speed.")] = False,
+    device: Device = "auto", dtype: Dtype = "auto", trust_remote_code: Trust = False,
+) -> Result:  # fmt: skip
+    """What MODEL is, what a run of `profile` would need, and whether it fits here: told from its config alone.
+
+    A model that isn't supported is refused with the reason, as far as the config tells it.
+
+    Example:
+      neurotally inspect deepseek-ai/DeepSeek-V3 --dtype bfloat16
+
+    >>> from neurotally.jobs import inspect
+    >>> inspect("model/").document["neurons"]
+    96
+    """
+    from neurotally.jobs.engines import ModelConfig
+    from neurotally.jobs.inspection import inspect_model
+
+    return inspect_model(ModelConfig(model, device, dtype, trust_remote_code), groups, triggers, probe)
 
 
 def mask(

@@ -37,7 +37,7 @@ class Where:
     model: ModelConfig
     store: Path
     workers: int | None = None
-    """None: one per GPU, else 1."""
+    """None: see `num_workers`; on a cluster, one per GPU of it."""
     address: str | None = None
     """Of a Ray cluster."""
     progress: Progress = field(default_factory=Progress)
@@ -97,10 +97,12 @@ def run_pass(
     texts: Texts | None = None,
     config: Config | None = None,
     checkpoint_every_s: float = 60.0,
+    plan_memory: Callable[[int], None] | None = None,
 ) -> RunReport:
     """Bring the store to hold all groups of a pass; what is there already is left alone.
 
-    Raises InputError (the user's input or disk, nothing lost), JobError, or Interrupted.
+    `plan_memory` is called before the model is loaded, with the number of corpora that aren't there. Raises InputError
+    (the user's input or disk, nothing lost), JobError, or Interrupted.
     """
     with writer_lock(where.store):
         session_file = where.store / store.RUN_FOLDER / "ray"
@@ -125,7 +127,10 @@ def run_pass(
         model = where.model
         if where.random_init is not None:
             model = untrained_model(where.model, where.random_init, where.store / store.RUN_FOLDER)
-        engine = _make_engine(model, where.workers, session_file, where.address)
+        if plan_memory is not None:
+            there = store.committed_corpora(where.store) if (where.store / "zarr.json").exists() else []
+            plan_memory(sum(listed.name not in there for listed in corpora))
+        engine = _make_engine(where, model, session_file)
         try:
             where.progress.note(f"loading {where.model.spec} …")
             facts = _named(where, engine.start())
@@ -302,15 +307,20 @@ class _Loop:
         return self.checkpoint_every_s and max(self.checkpoint_every_s, self._save_took_s / _CHECKPOINT_SHARE)
 
 
-def _make_engine(model: ModelConfig, workers: int | None, session_file: Path, address: str | None = None) -> Engine:
-    """In this process for one worker, on Ray for more or for a cluster. `workers` None: one per GPU, or per
-    so many as hold the model together, else 1."""
-    if workers is None and address is None and model.device != "cpu":
+def num_workers(where: Where) -> int:
+    """So many as are asked for, else one per GPU here, or per group of them that holds the model, else one."""
+    if where.workers is None and where.address is None and where.model.device != "cpu":
         import torch
 
-        workers = torch.cuda.device_count() // model.devices
-    if address is None and (workers or 1) <= 1:
+        return max(1, torch.cuda.device_count() // where.model.devices)
+    return where.workers or 1
+
+
+def _make_engine(where: Where, model: ModelConfig, session_file: Path) -> Engine:
+    """In this process for one worker, on Ray for more or for a cluster."""
+    if where.address is None and num_workers(where) == 1:
         return InProcessEngine(model)
     from neurotally.jobs.ray_engine import RayEngine
 
-    return RayEngine(model, workers, session_file, address)
+    workers = where.workers if where.address is not None else num_workers(where)
+    return RayEngine(model, workers, session_file, where.address)

@@ -30,7 +30,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 def refused(result: tuple[int, str, str], message: str) -> None:
     code, out, err = result
-    lines = [line for line in err.splitlines() if not line.startswith("loading ")]
+    lines = [line for line in err.splitlines() if not line.startswith(("loading ", "memory: "))]
     assert code == 2
     assert out == ""
     assert len(lines) == 1

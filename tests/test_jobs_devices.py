@@ -35,7 +35,8 @@ from neurotally.profiler import store
 from neurotally.profiler.corpus.batches import TokenRows, lay_out
 from neurotally.profiler.errors import InputError, UnsupportedModelError
 from neurotally.profiler.model.checkpoint_rows import refuse_other_rows
-from neurotally.profiler.model.load import load_model, weight_bytes
+from neurotally.profiler.model.config import empty_model, weight_bytes
+from neurotally.profiler.model.load import load_model
 from neurotally.profiler.model.neurons import UnitNeurons
 from neurotally.profiler.model.shards import ModelShard, ShardPlan, joined, refuse_unshardable, shard_plan
 from neurotally.profiler.passes.worker import PassConfig, PreparedUnit, Task, neurons_of
@@ -334,7 +335,7 @@ def test_without_the_option_as_few_devices_as_hold_the_weights(
     settings = {"vocab_size": 600, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
     config = AutoConfig.for_model("llama", **settings, num_attention_heads=4)
     folder = save(AutoModelForCausalLM.from_config(config), tokenizer, tmp_path / "model")
-    num_bytes = weight_bytes(config, torch.float32, False)
+    num_bytes = weight_bytes(empty_model(config, False, torch.float32))
     free = [int(number / 4 * num_bytes / 0.8) for number in fourths]
     monkeypatch.setattr("neurotally.jobs.devices._FREE_BYTES", f"print(*{free})")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))

@@ -16,7 +16,8 @@ from test_profiler_loss import one_batch
 from test_profiler_sites import tiny
 
 from neurotally.profiler.errors import InputError, UnsupportedModelError
-from neurotally.profiler.model.load import load_model, prepare_model, weight_bytes
+from neurotally.profiler.model.config import empty_model, weight_bytes
+from neurotally.profiler.model.load import load_model, prepare_model
 from neurotally.profiler.model.offloading import is_offloaded
 from neurotally.profiler.passes.loss import LossReader
 
@@ -91,9 +92,9 @@ def test_a_model_with_code_of_its_own_loads_and_is_measured_only_if_it_is_truste
         load_model(str(own_code), device="cpu")
     own = AutoConfig.from_pretrained(own_code, trust_remote_code=True)
     with pytest.raises(ValueError, match="trust_remote_code"):
-        weight_bytes(own, torch.bfloat16, trust_remote_code=False)
+        empty_model(own, False, torch.bfloat16)
     model = load_model(str(own_code), device="cpu", trust_remote_code=True)
     assert model.facts.architecture == "OwnForCausalLM"
     num_bytes = sum(parameter.numel() for parameter in model.model.parameters()) * 2
-    assert weight_bytes(own, torch.bfloat16, trust_remote_code=True) == num_bytes
-    assert weight_bytes(AutoConfig.from_pretrained(model_folder), torch.bfloat16, trust_remote_code=False) == num_bytes
+    assert weight_bytes(empty_model(own, True, torch.bfloat16)) == num_bytes
+    assert weight_bytes(empty_model(AutoConfig.from_pretrained(model_folder), False, torch.bfloat16)) == num_bytes

@@ -19,6 +19,7 @@ from neurotally.jobs.commands.options import (
     FIGURE,
     FULL,
     JSON_FLAG,
+    MODEL,
     MODEL_AND_STORE,
     OUT,
     OUTPUT,
@@ -47,6 +48,7 @@ class Shown(NamedTuple):
 
 
 PASSES: Mapping[str, Shown] = {
+    "inspect": Shown("What a model is, and what a run of it would need", options=(OUT, JSON_FLAG)),
     "profile": Shown("What every neuron does on your corpora", options=(JSON_FLAG,)),
     "mask": Shown("What any sets of neurons are worth"),
     "ablate": Shown("What each corpus's neurons are worth"),
@@ -54,7 +56,7 @@ PASSES: Mapping[str, Shown] = {
     "lens": Shown("What each layer would say next", {"panels": "Draw each set, by target language."}),
     "agreement": Shown("When the next token is decided", {"context": "Draw layers by context sizes."}),
 }
-_FIRST = ("demo", "profile", "status", "import")
+_FIRST = ("demo", "inspect", "profile", "status", "import")
 
 
 class WithResults(click.Group):
@@ -90,7 +92,7 @@ class WithResults(click.Group):
 def pass_command(name: str) -> click.Command:
     """The command of a pass."""
     function = getattr(jobs, name)
-    return _command(name, PASSES[name], function, MODEL_AND_STORE, function)
+    return _command(name, PASSES[name], function, MODEL if name == "inspect" else MODEL_AND_STORE, function)
 
 
 def study_command(name: str) -> click.Command:

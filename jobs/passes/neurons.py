@@ -12,11 +12,13 @@ from typing import Any
 
 from neurotally.jobs.corpus_sums import CorpusSums
 from neurotally.jobs.device_group import DeviceGroup, GroupWorker
+from neurotally.jobs.memory_plan import Run, free_gpu_bytes, free_host_bytes, memory_note, refuse_too_large
 from neurotally.jobs.plan import CorpusPlan
 from neurotally.jobs.reducers import Fold, Plan
-from neurotally.jobs.run import Pass, RunReport, Texts, Where, model_identity, run_pass
+from neurotally.jobs.run import Pass, RunReport, Texts, Where, model_identity, num_workers, run_pass
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.load import LoadedModel, ModelFacts
+from neurotally.profiler.model.outline import Outline, outline_model
 from neurotally.profiler.passes.worker import TOKEN_BUDGET, PassConfig, Worker
 
 _SHOWN_SKIPS = 5
@@ -28,11 +30,14 @@ def profile_neurons(
 ) -> dict[str, Any]:  # fmt: skip
     """Bring the store to hold the corpora; what was done. `settings`: the other fields of `PassConfig`."""
 
+    def row_and_budget(of: ModelFacts | Outline) -> tuple[int, int]:
+        row = row_tokens or of.row_tokens
+        return row, max(token_budget or TOKEN_BUDGET[of.device_type], row)
+
     def make_config(facts: ModelFacts) -> PassConfig:
-        row = row_tokens or facts.row_tokens
+        row, budget = row_and_budget(facts)
         if row > facts.max_row_tokens:
             raise InputError(f"--row-tokens {row}: {facts.id} takes rows of at most {facts.max_row_tokens} tokens")
-        budget = max(token_budget or TOKEN_BUDGET[facts.device_type], row)
         forcing = facts.teacher_forcing(decoder_reads)
         if decoder_reads is not None and forcing is None:
             raise InputError(f"--decoder-reads {decoder_reads}: {facts.id} is no encoder-decoder")
@@ -40,6 +45,20 @@ def profile_neurons(
         return PassConfig(
             row_tokens=row, token_budget=budget, decoder_reads=reads, kernels=facts.kernels, **settings
         )  # fmt: skip
+
+    def plan_memory(todo: int) -> None:
+        model = where.model
+        try:
+            outline = outline_model(model.spec, model.device, model.dtype, model.trust_remote_code)
+        except InputError:  # loading looks at the whole model, and says what is wrong with it
+            return
+        run = Run(
+            outline, settings["groups"], settings["triggers"], *row_and_budget(outline), corpora=todo,
+            workers=num_workers(where), is_cluster=where.address is not None,
+        )  # fmt: skip
+        free_bytes = free_host_bytes()
+        refuse_too_large(run, free_bytes, free_gpu_bytes())
+        where.progress.note(memory_note(run, free_bytes))
 
     def make_pass(facts: ModelFacts, listed: list[CorpusPlan]) -> Pass:
         config = make_config(facts)
@@ -49,7 +68,7 @@ def profile_neurons(
         several = {"devices_per_worker": where.model.devices if where.model.devices > 1 else None}
         return {**model_identity(facts), "attention": facts.attention, **make_config(facts).to_json(), **several}
 
-    return _document(run_pass(where, make_pass, texts, identity, checkpoint_every_s))
+    return _document(run_pass(where, make_pass, texts, identity, checkpoint_every_s, plan_memory))
 
 
 def _worker(model: LoadedModel | DeviceGroup, config: PassConfig) -> Worker:

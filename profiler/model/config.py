@@ -98,10 +98,33 @@ def without_pooler(config: Any) -> dict[str, Any]:
     return {"add_pooling_layer": False} if "add_pooling_layer" in made else {}
 
 
+def is_encoder(config: Any) -> bool:
+    """Whether a model is an encoder alone, by its checkpoint's class; of others loading finds out."""
+    from transformers import AutoModel, AutoModelForMaskedLM
+
+    return auto_class(config) in (AutoModel, AutoModelForMaskedLM)
+
+
+def empty_model(config: Any, trust_remote_code: bool, dtype: torch.dtype | None = None) -> Any:
+    """The model of a config, in eval mode and without its weights: all of them on the device `meta`."""
+    options = {"trust_remote_code": trust_remote_code, **without_pooler(config)}
+    with torch.device("meta"):
+        return auto_class(config).from_config(config, dtype=dtype, **options).eval()
+
+
+def weight_bytes(model: Any) -> int:
+    """What the weights of a model take, with or without their values, in the dtypes in which they are loaded."""
+    # Some families keep some weights in float32 beside a 16-bit dtype: what transformers itself goes by.
+    kept = [re.compile(name.replace("*", ".*")) for name in model._get_dtype_plan(model.dtype)]
+    return sum(
+        parameter.numel() * (4 if any(one.search(name) for one in kept) else parameter.element_size())
+        for name, parameter in model.named_parameters()
+    )
+
+
 def _refuse_other_experts(config: Any, model_id: str, trust_remote_code: bool) -> None:
     try:
-        with torch.device("meta"):
-            model = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
+        model = empty_model(config, trust_remote_code)
     except Exception:  # what can't be made without weights is looked at with them, when its hook points are found
         return
     if any(is_experts(module) for module in model.modules()):

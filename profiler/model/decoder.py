@@ -15,6 +15,8 @@ _ACTIVATION_CLASSES = tuple(
     {entry[0] if isinstance(entry, tuple) else entry for entry in ACT2CLS.values()}
     | {getattr(nn.modules.activation, name) for name in nn.modules.activation.__all__ if name != "MultiheadAttention"}
 )
+_MATRICES = ("weight", "weight_packed", "qweight")
+"""What projections call their matrix: the latter two where it is packed (compressed-tensors; GPTQ and AWQ)."""
 _ACTIVATION_NAME = re.compile(r"gelu|silu|swish|relu|mish", re.IGNORECASE)
 _EXPERTS = re.compile(r"(experts?|moe|moe_?block|moe_?layer)$", re.IGNORECASE)
 """Classes, and names in a layer, of what sends tokens to experts; dense models of the same families have none."""
@@ -111,9 +113,12 @@ def _layer_lists(stack: nn.Module, num_layers: int | None) -> dict[str, nn.Modul
 
 
 def weight_matrices(block: nn.Module) -> list[nn.Module]:
-    """The modules of a block that have a matrix `weight`: its projections, of whatever class."""
-    weights = [(module, getattr(module, "weight", None)) for module in block.modules()]
-    return [module for module, weight in weights if isinstance(weight, Tensor) and weight.dim() == 2]
+    """The modules of a block that have a matrix of weights: its projections, of whatever class, quantised or not."""
+    return [
+        module
+        for module in block.modules()
+        if any(isinstance(matrix := getattr(module, name, None), Tensor) and matrix.dim() == 2 for name in _MATRICES)
+    ]
 
 
 def norms(block: nn.Module) -> list[nn.Module]:

@@ -26,6 +26,7 @@ from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.model.formulas import as_module
 from neurotally.profiler.model.hook_points import Computed, HookPoint, Intervention
 from neurotally.profiler.model.offloading import brought_in
+from neurotally.profiler.model.plain_tensors import is_plain
 from neurotally.profiler.model.sharded_tensors import local_part
 
 _ORDERS = ("grouped_mm", "batched_mm")
@@ -192,7 +193,7 @@ class InterfaceExperts(ExpertsHookPoint):
         name = "gate_up_proj" if self.gated else "up_proj"
         with brought_in(self.experts):
             weight = getattr(self.experts, name)
-            if not weight.is_floating_point() or weight.dim() != 3:
+            if not is_plain(weight) or weight.dim() != 3:
                 return None
             bias = getattr(self.experts, f"{name}_bias", None)
             matrix = weight[expert].double()
@@ -269,10 +270,15 @@ def interface_experts(layer: int, name: str, first: int, experts: Any) -> Interf
     down = getattr(experts, "down_proj", None)
     if not isinstance(down, Tensor) or down.dim() != 3:
         raise UnsupportedModelError(f"{where}: its experts have no matrix down_proj [E, …]; they aren't supported")
-    if down.is_meta:
+    if down.is_meta and hasattr(experts, "_hf_hook"):
         raise UnsupportedModelError(
             f"{where}: experts that don't fit on their device (offloaded) can't be read; let more devices hold the "
             "model (profile --devices-per-worker)"
+        )
+    if not is_plain(local_part(down)):
+        raise UnsupportedModelError(
+            f"{where}: its experts are quantised ({down.dtype}) and computed by kernels of their own, whose rows can't "
+            "be told from outside; expected a checkpoint whose experts have 16 bits or more"
         )
     num_experts, *columns = local_part(down).shape
     width = columns[0] if experts.is_transposed else columns[1]
@@ -281,7 +287,7 @@ def interface_experts(layer: int, name: str, first: int, experts: Any) -> Interf
         place=(experts, "act_fn"), gated=bool(experts.has_gate), keys=None, up=None, down=experts,
         width=num_experts * width, device=down.device, reach="routed", experts=experts, num_experts=num_experts,
     )  # fmt: skip
-    if point.has_own_formula and not point.is_linear_in_up():
+    if point.has_own_formula and not down.is_meta and not point.is_linear_in_up():
         raise UnsupportedModelError(
             f"{where}: what its experts compute isn't linear in `up`, so that their activations can't be told; "
             "they aren't supported"

@@ -21,6 +21,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from neurotally.profiler.model.decoder import weight_matrices
 from neurotally.profiler.model.formulas import Formula, as_module
 from neurotally.profiler.model.hook_points import PRODUCTS, HookPoint
+from neurotally.profiler.model.plain_tensors import share_storage
 
 _ACTIVATIONS = frozenset(
     ["silu", "gelu", "relu", "leaky_relu", "elu", "celu", "selu", "mish", "relu6", "hardswish", "hardtanh", "sigmoid",
@@ -154,8 +155,7 @@ class _BlockWatcher:
         given = args[0] if args and isinstance(args[0], Tensor) else None
         if given is None or given not in self._made or not isinstance(result, Tensor):
             return
-        is_view = result.untyped_storage().data_ptr() == given.untyped_storage().data_ptr()
-        if is_view and result.shape[-1] == given.shape[-1] and result.numel() == given.numel():
+        if share_storage(result, given) and result.shape[-1] == given.shape[-1] and result.numel() == given.numel():
             self._made[result] = self._made[given]
 
     def _known(self, tensor: Tensor) -> _Made | None:
@@ -163,7 +163,7 @@ class _BlockWatcher:
             made: _Made = self._made[tensor]
             return made
         for matrix, output in reversed(self._products):
-            if output.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr():
+            if share_storage(output, tensor):
                 first = int(tensor.storage_offset()) - int(output.storage_offset())
                 return _Made(_Source(matrix, first, tensor.shape[-1]))
         return None

@@ -72,7 +72,7 @@ class HookedModel:
     @property
     def networks(self) -> Networks:
         """Where its neurons are; empty where every layer is one network of the same width."""
-        networks = tuple(_network(point) for point in self.hook_points)
+        networks = tuple(network_of(point) for point in self.hook_points)
         return () if are_alike(networks, self.num_layers) else networks
 
     @property
@@ -135,7 +135,8 @@ class HookedModel:
         return self.run_body(torch.from_numpy(batch.ids_BT), batch_mask(batch), decoder_ids_BT)
 
 
-def _network(point: HookPoint) -> Network:
+def network_of(point: HookPoint) -> Network:
+    """Where a hook point's neurons are."""
     experts = point.num_experts if isinstance(point, ExpertsHookPoint) else None
     return Network(point.layer, point.first, point.width // (experts or 1), experts, point.name, point.stack)
 

@@ -29,7 +29,7 @@ def hook_model(model: Any, name: str) -> HookedModel:
         return HookedModel(model, name, stacks, installed)
     ids_BT = verify.probe_ids(model.get_input_embeddings().weight.shape[0])
     with _evaluating(model), _refused_if_it_fails(name):
-        points = _points_of(model, stacks, ids_BT)
+        points = points_of(model, stacks, ids_BT)
         made = HookedModel(model, name, stacks, points)
         if len(stacks) == 1 and verify.sees_later_tokens(made, ids_BT):
             for point in points:
@@ -49,7 +49,7 @@ def hook_model(model: Any, name: str) -> HookedModel:
     return made
 
 
-def _points_of(model: Any, stacks: tuple[Stack, ...], ids_BT: torch.Tensor) -> list[HookPoint]:
+def points_of(model: Any, stacks: tuple[Stack, ...], ids_BT: torch.Tensor) -> list[HookPoint]:
     """The hook points of all stacks, layers numbered through."""
     bare = HookedModel(model, "", stacks, [])
     points: list[HookPoint] = []

@@ -27,15 +27,19 @@ from neurotally.profiler.errors import InputError, first_line
 from neurotally.profiler.model.config import (
     auto_class,
     decoder_start,
+    empty_model,
     forward_config,
     refuse_other_kinds,
     row_limits,
+    weight_bytes,
     without_pooler,
-)
+)  # fmt: skip
 from neurotally.profiler.model.decoder import find_stacks
 from neurotally.profiler.model.hooked_model import HookedModel
 from neurotally.profiler.model.hooking import hook_model
 from neurotally.profiler.model.offloading import brought_in
+from neurotally.profiler.model.plain_tensors import plain_parts
+from neurotally.profiler.model.quantised import Quantisation, in_dtypes_of, left_plain, quantisation_of
 from neurotally.profiler.model.sharded_tensors import bfloat16_bits
 from neurotally.profiler.networks import Networks, networks_of
 from neurotally.profiler.whole_files import read_json
@@ -138,11 +142,12 @@ def load_model(
     with quiet_transformers():
         common = {"revision": revision, "trust_remote_code": trust_remote_code}
         config, tokenizer = load_config_and_tokenizer(model_id, common)
-        checkpoint_dtype = _checkpoint_dtype(config)
-        torch_dtype = run_dtype(config, dtype, device_type)
+        checkpoint_dtype = checkpoint_dtype_of(config)
+        torch_dtype = running_dtype(config, dtype, device_type)
+        quantisation = quantisation_of(config)
 
         def load() -> Any:
-            placement: dict[str, Any] = {}
+            placement: dict[str, Any] = {} if quantisation is None else quantisation.loading(config)
             if sharded:
                 placement["distributed_config"] = {"tp_plan": "auto", "tp_size": torch.distributed.get_world_size()}
             elif device_type == "cuda":
@@ -157,13 +162,25 @@ def load_model(
                 **common,
             )
 
-        model, loading = _try_load(model_id, "model", load)
+        model, loading = try_load(model_id, "model", load)
     _refuse_incomplete(model_id, loading)
+    if quantisation is not None and quantisation.is_dequantised:
+        in_dtypes_of(model, empty_model(config, trust_remote_code, torch_dtype))
     prepared = prepare_model(model.eval(), tokenizer, model_id, revision, checkpoint_dtype)
+    notes = [] if quantisation is None else list(_quantisation_notes(quantisation, prepared))
+    facts_config = prepared.facts.config
+    if quantisation is not None:
+        facts_config = {**facts_config, "quantization_config": quantisation.settings}
     if unused := sorted(loading["unexpected_keys"]):
-        note = f"{type(model).__name__} makes no use of {_first_of(unused)} in the checkpoint"
-        return replace(prepared, facts=replace(prepared.facts, warnings=(note,)))
-    return prepared
+        notes.append(f"{type(model).__name__} makes no use of {_first_of(unused)} in the checkpoint")
+    return replace(prepared, facts=replace(prepared.facts, config=facts_config, warnings=tuple(notes)))
+
+
+def _quantisation_notes(quantisation: Quantisation, model: LoadedModel) -> Iterator[str]:
+    if quantisation.is_dequantised:
+        yield f"the weights, quantised by {quantisation.method}, were dequantised to {model.facts.dtype} to be read"
+    elif left := left_plain([block for stack in model.stacks for block in stack.blocks]):
+        yield f"{quantisation.method} left {_first_of(left)} of the layers unquantised"
 
 
 def load_config_and_tokenizer(model_id: str, common: dict[str, Any]) -> tuple[Any, Any]:
@@ -171,12 +188,31 @@ def load_config_and_tokenizer(model_id: str, common: dict[str, Any]) -> tuple[An
 
     `common`: `revision` and `trust_remote_code`.
     """
+    config = load_config(model_id, common)
+    return config, _load_tokenizer(model_id, common)
+
+
+def load_config(model_id: str, common: dict[str, Any]) -> Any:
+    """The config alone, under the same conditions."""
     from transformers import AutoConfig
 
     _check_folder(model_id)
-    config = _try_load(model_id, "model config", lambda: AutoConfig.from_pretrained(model_id, **common))
+    config = try_load(model_id, "model config", lambda: AutoConfig.from_pretrained(model_id, **common))
     refuse_other_kinds(config, model_id, common["trust_remote_code"])
-    return config, _load_tokenizer(model_id, common)
+    try_load(model_id, "model", lambda: quantisation_of(config))  # refused before any weight is read
+    return config
+
+
+def checkpoint_dtype_of(config: Any) -> str:
+    """In which dtype the checkpoint is, by its config."""
+    return str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+
+
+def running_dtype(config: Any, dtype: str, device_type: str) -> torch.dtype:
+    """In which dtype a model runs: `auto` is the checkpoint's on a GPU, float32 on a CPU."""
+    wanted = checkpoint_dtype_of(config) if dtype == "auto" and device_type == "cuda" else dtype
+    found: torch.dtype = getattr(torch, "float32" if wanted == "auto" else wanted)
+    return found
 
 
 def prepare_model(
@@ -270,8 +306,14 @@ def _sample(model: nn.Module, name: str, tensor: Tensor) -> bytes:
     with brought_in(module):
         if tensor.is_meta:
             tensor = module.state_dict()[own_name]
-        index = torch.linspace(0, tensor.numel() - 1, min(_SAMPLE, tensor.numel()), dtype=torch.float64).long()
-        return bfloat16_bits(tensor, index).numpy().tobytes()
+        return b"".join(_sample_of(part) for part in plain_parts(tensor))
+
+
+def _sample_of(tensor: Tensor) -> bytes:
+    index = torch.linspace(0, tensor.numel() - 1, min(_SAMPLE, tensor.numel()), dtype=torch.float64).long()
+    if tensor.dtype == torch.int32:  # several weights in one
+        return tensor.flatten()[index.to(tensor.device)].cpu().numpy().tobytes()
+    return bfloat16_bits(tensor, index).numpy().tobytes()
 
 
 def fingerprint_tokenizer(tokenizer: Any) -> str:
@@ -311,7 +353,7 @@ def _refuse_weights_elsewhere(folder: Path) -> None:
                 raise InputError(f"{index} names the weight file {name!r}, expected a file in its folder")
 
 
-def _try_load(model_id: str, what: str, load: Callable[[], Any]) -> Any:
+def try_load(model_id: str, what: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except Exception as error:  # each of the libraries below raises its own kinds, of no common base
@@ -331,7 +373,7 @@ def _load_tokenizer(model_id: str, common: dict[str, Any]) -> Any:
         (Path(model_id) / name).exists() for name in _TOKENIZER_FILES
     ):  # else a tokenizer without a vocabulary is made up, and every text becomes nothing
         raise InputError(f"{model_id} has no tokenizer: expected one of {', '.join(_TOKENIZER_FILES)} in it")
-    tokenizer = _try_load(model_id, "tokenizer", lambda: AutoTokenizer.from_pretrained(model_id, **common))
+    tokenizer = try_load(model_id, "tokenizer", lambda: AutoTokenizer.from_pretrained(model_id, **common))
     if not tokenizer("x = 1")["input_ids"]:
         raise InputError(f"{model_id}: its tokenizer turns text into nothing; is a vocabulary file missing?")
     return tokenizer
@@ -360,34 +402,13 @@ def _first_of(names: list[str]) -> str:
 def _device_map(config: Any, dtype: torch.dtype, trust_remote_code: bool) -> Any:
     """One GPU where the weights fit on it, else spread over all visible ones."""
     free, _ = torch.cuda.mem_get_info()
-    is_small = fits(weight_bytes(config, dtype, trust_remote_code), free)
+    is_small = fits(weight_bytes(empty_model(config, trust_remote_code, dtype)), free)
     return {"": torch.cuda.current_device()} if is_small else "auto"
 
 
 def fits(num_bytes: float, free_bytes: int) -> bool:
     """Whether a device that has so much free has room for weights, and for what is computed with them."""
     return num_bytes < 0.8 * free_bytes
-
-
-def run_dtype(config: Any, dtype: str, device_type: str) -> torch.dtype:
-    """In which a model runs, as `load_model` is asked: `auto` is the checkpoint's on a GPU, float32 on the CPU."""
-    wanted = _checkpoint_dtype(config) if dtype == "auto" and device_type == "cuda" else dtype
-    made: torch.dtype = getattr(torch, "float32" if wanted == "auto" else wanted)
-    return made
-
-
-def _checkpoint_dtype(config: Any) -> str:
-    return str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
-
-
-def weight_bytes(config: Any, dtype: torch.dtype, trust_remote_code: bool) -> int:
-    """What a model's weights take, told from its config."""
-    from accelerate import init_empty_weights
-
-    with init_empty_weights():
-        empty = auto_class(config).from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-    num_weights: int = sum(parameter.numel() for parameter in empty.parameters())
-    return dtype.itemsize * num_weights
 
 
 @contextmanager

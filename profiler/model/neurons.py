@@ -29,6 +29,8 @@ if TYPE_CHECKING:  # a model is read, and measured, where zarr isn't installed
 _HELD_UNITS = 8
 """So many units are inserted together; fewer where their triggers would take more memory than the lists."""
 SITE_COUNTS = ("site_tokens", "site_special_tokens")
+_TRIGGER_TYPES = ("f4", "u4", "u4")
+"""Of a unit's trigger values, documents and positions on the host."""
 _MERGES = {"sum": np.add, "max": np.maximum, "min": np.minimum}
 
 
@@ -91,11 +93,12 @@ class NeuronRecorder:
             if self._triggers:
                 best = self._triggers[point].best()
                 count_LF[where] = torch.bincount(best.neuron_N, minlength=point.width).cpu().numpy()
-                parts.append(UnitTriggers(count_LF[:0, 0], *(column.cpu().numpy() for column in best[1:])))
-        columns = [np.concatenate(column) for column in zip(*(part[1:] for part in parts), strict=True)]
-        triggers = UnitTriggers(
-            count_LF.ravel(), *(column.astype(dtype) for column, dtype in zip(columns, ("f4", "u4", "u4"), strict=True))
-        )
+                columns = zip(best[1:], _TRIGGER_TYPES, strict=True)
+                parts.append(
+                    UnitTriggers(count_LF[:0, 0], *(of_N.cpu().numpy().astype(kind) for of_N, kind in columns))
+                )
+        joined = [np.concatenate(column) for column in zip(*(part[1:] for part in parts), strict=True)]
+        triggers = UnitTriggers(count_LF.ravel(), *joined)
         routed = RoutedTokens.joined(list(self._sites.values()), self._has_experts) if self._counts_tokens else {}
         return UnitNeurons(sums, triggers if self._triggers else UnitTriggers.none(), routed)
 

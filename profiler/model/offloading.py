@@ -17,12 +17,12 @@ def is_offloaded(model: nn.Module) -> bool:
 
 
 def input_device(model: Any) -> torch.device:
-    """Where token ids go."""
+    """Where token ids go; `meta` where the model has no weights at all."""
     embedding = model.get_input_embeddings()
     device: torch.device = embedding.weight.device
     if device.type != "meta":
         return device
-    return next((torch.device(hook.execution_device) for hook in _hooks(embedding) if hook.execution_device), _CPU)
+    return next((torch.device(hook.execution_device) for hook in _hooks(embedding) if hook.execution_device), device)
 
 
 @contextmanager
@@ -45,9 +45,6 @@ def parameter_of(module: nn.Module, name: str) -> Tensor | None:
     with brought_in(module):
         parameter: Tensor | None = getattr(module, name, None)
         return None if parameter is None else parameter.detach().clone()
-
-
-_CPU = torch.device("cpu")
 
 
 def _hooks(module: nn.Module) -> list[Any]:

@@ -244,7 +244,7 @@ _KINDS: dict[str, type[OwnExperts]] = {
 
 def own_experts(layer: int, name: str, first: int, experts: Any, block: nn.Module) -> OwnExperts:
     """The hook point of a module of such experts in a layer's block; UnsupportedModelError where it can't be read."""
-    if any(parameter.is_meta for parameter in experts.parameters()):
+    if any(parameter.is_meta and hasattr(experts, "_hf_hook") for parameter in experts.parameters()):
         raise UnsupportedModelError(
             f"layer {layer} ({name}): experts that don't fit on their device (offloaded) aren't supported yet"
         )

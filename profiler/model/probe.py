@@ -16,7 +16,7 @@ from torch import nn
 
 from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.model.decoder import find_experts, is_activation
-from neurotally.profiler.model.experts import has_interface, interface_experts
+from neurotally.profiler.model.experts import ExpertsHookPoint, has_interface, interface_experts
 from neurotally.profiler.model.functional import FunctionHookPoint, find_functional
 from neurotally.profiler.model.hook_points import HookPoint
 from neurotally.profiler.model.own_experts import has_own_experts, own_experts
@@ -155,6 +155,11 @@ class _Layer:
         if isinstance(part, FunctionHookPoint):
             part.first = first
             return part
-        if has_own_experts(part):
-            return own_experts(self._layer, self._names[part], first, part, self._block)
-        return interface_experts(self._layer, self._names[part], first, part)
+        return experts_hook_point(self._layer, self._names[part], first, part, self._block)
+
+
+def experts_hook_point(layer: int, name: str, first: int, experts: nn.Module, block: nn.Module) -> ExpertsHookPoint:
+    """The hook point of a module of experts in a layer's block; UnsupportedModelError where it can't be read."""
+    if has_own_experts(experts):
+        return own_experts(layer, name, first, experts, block)
+    return interface_experts(layer, name, first, experts)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from neurotally.profiler.model.decoder import norms, weight_matrices
 from neurotally.profiler.model.hook_points import PRODUCTS, HookPoint
+from neurotally.profiler.model.plain_tensors import share_storage
 
 
 class Watcher(nn.Module):
@@ -40,7 +41,9 @@ class Watcher(nn.Module):
         self.gated: bool | None = None
         self.is_half = False
         """Whether the product is with another part of what it is given a part of."""
-        self.width = self.storage = 0
+        self.pre: list[Tensor] = []
+        """What it is given, until its result is read."""
+        self.width = 0
         self.device = torch.device("meta")
 
     @contextmanager
@@ -61,7 +64,7 @@ class Watcher(nn.Module):
 
     def forward(self, pre_BTF: Tensor) -> Tensor:
         self.width, self.device = pre_BTF.shape[-1], pre_BTF.device
-        self.storage = pre_BTF.untyped_storage().data_ptr()
+        self.pre.append(pre_BTF)
         self.keys = self._product(pre_BTF)
         return self._marked(self.act(pre_BTF))
 
@@ -76,7 +79,7 @@ class Watcher(nn.Module):
             self.gated = True
             up_BTF = operands[isinstance(operands[0], _Marked)]
             self.up = self._product(up_BTF)
-            self.is_half = up_BTF.untyped_storage().data_ptr() == self.storage
+            self.is_half = share_storage(up_BTF, self.pre[0])
             return self._marked(result)
         self.gated = bool(self.gated)
         return result
@@ -133,6 +136,7 @@ class Watcher(nn.Module):
             self.found_down = (module,)
             self.gated = bool(self.gated)
             self.products.clear()
+            self.pre.clear()
 
     def _begin_norm(self, norm: nn.Module, args: tuple) -> tuple | None:
         """A norm of the coefficients reads them."""
@@ -147,7 +151,7 @@ class Watcher(nn.Module):
     def _product(self, values_BTF: Tensor) -> tuple[nn.Module, int] | None:
         """The matrix in whose product's memory a tensor is, and the first of its columns there."""
         for module, output in reversed(self.products):
-            if output.untyped_storage().data_ptr() == values_BTF.untyped_storage().data_ptr():
+            if share_storage(output, values_BTF):
                 return module, int(values_BTF.storage_offset()) - int(output.storage_offset())
         return None
 

@@ -24,6 +24,7 @@ from torch.nn import functional
 from neurotally.profiler.corpus.batches import TokenRows, rectangles
 from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.model.load import LoadedModel
+from neurotally.profiler.model.plain_tensors import is_plain
 from neurotally.profiler.model.verify import probe_ids
 from neurotally.profiler.passes.head import head_logits, of_many_rows
 
@@ -62,8 +63,9 @@ class Lens:
             )
         self.model = model
         self._head = model.model.get_output_embeddings()
-        if self._head is None or self._head.weight.is_meta:
-            raise UnsupportedModelError(f"{model.facts.id}: its output embedding can't be read")
+        weight = getattr(self._head, "weight", None)
+        if not isinstance(weight, Tensor) or weight.is_meta or not is_plain(weight):
+            raise UnsupportedModelError(f"{model.facts.id}: its output embedding is offloaded or quantised: no lens")
         self.vocabulary, embedding_width = self._head.weight.shape
         """Logits a position."""
         self.reads_raw: bool = embedding_width == model.facts.width

@@ -1,0 +1,88 @@
+"""Models whose weights are quantised: how they are loaded, and what was left as it was.
+
+Where transformers keeps weights quantised, projections stay modules whose products are read as any others. Where a
+method would change the whole model at its first forward pass (compressed-tensors), or compute an activation inside a
+kernel (MXFP4), its weights are dequantised when they are loaded; so are FP8 ones where there is no GPU for them.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from neurotally.profiler.model.decoder import weight_matrices
+from neurotally.profiler.model.plain_tensors import is_plain
+from neurotally.profiler.model.probe import is_experts
+
+_ALWAYS_DEQUANTISED = ("compressed-tensors", "mxfp4")
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """How the weights of a checkpoint are quantised."""
+
+    method: str
+    settings: dict[str, Any]
+    """As the config has them: part of what a model is."""
+    is_dequantised: bool
+    """When it is loaded here."""
+
+    def loading(self, config: Any) -> dict[str, Any]:
+        """What `from_pretrained` needs beside what it takes from the checkpoint."""
+        if self.method not in _ALWAYS_DEQUANTISED:
+            return {}
+        config = copy.deepcopy(config)
+        config.quantization_config["dequantize"] = True
+        return {"config": config}
+
+
+def quantisation_of(config: Any) -> Quantisation | None:
+    """That of a model's config; None where its weights are plain.
+
+    Raises what transformers raises, each of its own kind, where the method is none that it knows, or needs a package
+    or a device that isn't there.
+    """
+    from transformers.quantizers import AutoHfQuantizer
+
+    settings = getattr(config, "quantization_config", None)
+    if not settings:
+        return None
+    if not isinstance(settings, dict):
+        settings = settings.to_dict()
+    try:
+        quantiser = AutoHfQuantizer.from_config(copy.deepcopy(settings), pre_quantized=True)
+    except ModuleNotFoundError as error:
+        package = str(error.name).replace("_", "-")
+        raise ModuleNotFoundError(f"its quantised weights need a package: pip install {package}") from error
+    quantiser.validate_environment(device_map=None)
+    method = str(getattr(quantiser.quantization_config.quant_method, "value", settings["quant_method"]))
+    is_dequantised = method in _ALWAYS_DEQUANTISED or bool(getattr(quantiser.quantization_config, "dequantize", False))
+    return Quantisation(method, copy.deepcopy(settings), is_dequantised)
+
+
+def in_dtypes_of(model: nn.Module, empty: nn.Module) -> None:
+    """Bring dequantised weights into the dtypes of the same model without weights; scales may have decided theirs."""
+    expected = {name: parameter.dtype for name, parameter in empty.named_parameters()}
+    for name, parameter in model.named_parameters():
+        if is_plain(parameter):
+            parameter.data = parameter.data.to(expected.get(name, parameter.dtype))
+
+
+def left_plain(blocks: Sequence[nn.Module]) -> list[str]:
+    """The matrices, and the experts, of layers that a quantiser left in 16 bits or more, by layer and name in it."""
+    return [f"{layer}.{name}" for layer, block in enumerate(blocks) for name in _left_in(block)]
+
+
+def _left_in(block: nn.Module) -> Iterator[str]:
+    projections = {*weight_matrices(block), *filter(is_experts, block.modules())}
+    for name, module in block.named_modules():
+        if module in projections and all(map(is_plain, _weights(module))):
+            yield name
+
+
+def _weights(module: nn.Module) -> Iterator[Tensor]:
+    """A module's own matrices."""
+    own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+    return (tensor for tensor in own if tensor.dim() >= 2)
