@@ -54,7 +54,10 @@ def halves(ids_T: list[int], reads: str) -> tuple[slice, slice]:
 @pytest.mark.parametrize("name", STACKS)
 @pytest.mark.parametrize("reads", ["second-half", "all"])
 @pytest.mark.slow
-def test_both_stacks_are_read_as_plain_hooks_read_a_row(name: str, reads: str, tokenizer: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("one_length", [True, False], ids=["one length", "masks"])
+def test_both_stacks_are_read_as_plain_hooks_read_a_row(
+    name: str, reads: str, one_length: bool, tokenizer: Any, tmp_path: Path
+) -> None:
     has_decoder = STACKS[name].decoder is not None
     if reads == "all" and not has_decoder:
         pytest.skip("an encoder has no decoder")
@@ -66,7 +69,7 @@ def test_both_stacks_are_read_as_plain_hooks_read_a_row(name: str, reads: str, t
     ] * DECODER_LAYERS * has_decoder
     rows, forcing = some_rows(min(ROW, facts.max_row_tokens)), facts.teacher_forcing(reads)
     recorder = NeuronRecorder(model, TRIGGERS)
-    NeuronReader(model, recorder).tally(rectangles(rows, 256, facts.attention_budget, forcing))
+    NeuronReader(model, recorder).tally(rectangles(rows, 256, facts.attention_budget, forcing, one_length))
     result = recorder.result()
 
     hooks = StackHooks(type(model.model).from_pretrained(tmp_path).eval(), name)
@@ -135,7 +138,7 @@ SIZES = {
 @pytest.mark.parametrize("name", SIZES)
 @pytest.mark.slow
 def test_counts_of_a_real_size_are_those_of_one_row_at_a_time(name: str) -> None:
-    """To the token where rows of one length need no mask; under one, but for pre-activations within rounding of 0.
+    """To the token where rows of one length are together, as on a CPU; under a mask but for those within rounding of 0.
 
     Attention under a mask adds up in another order, so some 1 in 5 million signs differ.
     """
@@ -144,11 +147,11 @@ def test_counts_of_a_real_size_are_those_of_one_row_at_a_time(name: str) -> None
     forcing = TeacherForcing(0, "second-half") if model.is_encoder_decoder else None
     encoder_layers = len(model.stacks[0].blocks)
     rng = np.random.default_rng(0)
-    for lengths, near in (((128, 128, 128), 0.0), ((256, 151, 60, 37), 2e-5)):
+    for lengths, one_length, near in (((128, 128, 151, 60, 37, 1), True, 0.0), ((256, 151, 60, 37), False, 2e-5)):
         documents = [(number, rng.integers(3, VOCABULARY, size=length)) for number, length in enumerate(lengths)]
         rows = lay_out(documents, frozenset(), "documents", 512)
         recorder = NeuronRecorder(model, 0)
-        NeuronReader(model, recorder).tally(rectangles(rows, 4096, None, forcing))
+        NeuronReader(model, recorder).tally(rectangles(rows, 4096, None, forcing, one_length))
         active_LF = recorder.result().sums["active"].astype(np.int64)
         least_LF, most_LF = np.zeros_like(active_LF), np.zeros_like(active_LF)
         for first, end in rows.bounds_R2:
@@ -359,3 +362,25 @@ def test_both_rectangles_keep_to_the_budget() -> None:
         for batch in batches[:-1]:
             assert batch.decoder is not None
             assert batch.ids_BT.size + batch.decoder.ids_BT.size <= 400
+
+
+@pytest.mark.parametrize("reads", ["second-half", "all", None])
+def test_rows_of_one_length_go_without_a_mask(reads: str | None) -> None:
+    lengths = [40, 7, 40, 1, 40, 7, 90]
+    rows = lay_out(
+        [(number, range(1, length + 1)) for number, length in enumerate(lengths)], frozenset(), "documents", 64
+    )
+    batches = list(rectangles(rows, 90, None, TeacherForcing(99, reads) if reads else None, one_length=True))
+    read: dict[tuple[int, int], int] = {}
+    for batch in batches:
+        for part in (batch, *([batch.decoder] if batch.decoder else [])):
+            assert part.ids_BT.size >= 64
+            assert len(part.ids_BT) == len(batch.ids_BT)
+            for kind_T in part.kind_BT:  # the decoder's start token counts as a pad
+                of_row = kind_T[part is batch.decoder :] != PAD
+                assert of_row.all() or not of_row.any()
+            for place in zip(part.document_BT[part.kind_BT != PAD], part.position_BT[part.kind_BT != PAD], strict=True):
+                read[place] = read.get(place, 0) + 1
+        assert batch.mask_BT is None
+    assert set(read) == {(number, place) for number, length in enumerate(lengths) for place in range(length)}
+    assert set(read.values()) == {2 if reads == "all" else 1}

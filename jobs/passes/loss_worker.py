@@ -114,8 +114,8 @@ class LossWorker:
         nats_SnX, hits_SnX = np.zeros((num_sets, *shape)), np.zeros((num_sets, *shape), np.int64)
         scored_nX = np.zeros(shape, np.int64)
         how, mean_LF = self._config.how, self._config.mean_LF.get(task.corpus)
-        rows, attention_budget = prepared.rows, self._model.facts.attention_budget
-        for batch in rectangles(rows, token_budget, attention_budget, self._config.forcing):
+        facts, forcing = self._model.facts, self._config.forcing
+        for batch in rectangles(prepared.rows, token_budget, facts.attention_budget, forcing, facts.one_length):
             scored = batch.decoder or batch
             for index, neurons in enumerate(self._by_layer):
                 with switched_off(self._model, neurons, how, mean_LF):

@@ -6,8 +6,8 @@ kept. The papers run a whole corpus together and drop the remainder: here a row 
 rows than theirs (`analysis.concat_rows` counts them). In both every token is in exactly one row, once.
 
 Rows become right-padded rectangles: in a causal model pads on the right cannot reach a real token, so no
-attention mask is needed; where attention sees later tokens a rectangle with pads gets one. `kind` tells pads from
-tokens (`kernels.tally`).
+attention mask is needed; where attention sees later tokens a rectangle with pads gets one, or holds rows of one length.
+`kind` tells pads from tokens (`kernels.tally`).
 
 The decoder of an encoder-decoder is teacher-forced on a part of each row (`TeacherForcing`), in a rectangle of its own
 that goes beside the encoder's.
@@ -55,8 +55,9 @@ class Batch:
 
     @property
     def mask_BT(self) -> np.ndarray | None:
-        """bool: which cells are tokens; None where all are."""
+        """bool: which cells are tokens, in a row that has none all of them; None where all are."""
         is_token_BT: np.ndarray = self.kind_BT != PAD
+        is_token_BT |= ~is_token_BT.any(axis=1, keepdims=True)
         return None if is_token_BT.all() else is_token_BT
 
 
@@ -132,12 +133,14 @@ def lay_out(
 
 
 def rectangles(
-    rows: TokenRows, token_budget: int, attention_budget: int | None = None, forcing: TeacherForcing | None = None
-) -> Iterator[Batch]:
+    rows: TokenRows, token_budget: int, attention_budget: int | None = None, forcing: TeacherForcing | None = None,
+    one_length: bool = False,
+) -> Iterator[Batch]:  # fmt: skip
     """Cut rows, longest first, into rectangles of at most `token_budget` cells (one row at least).
 
     `attention_budget` bounds rows x width², for models whose attention takes that much memory.
     A rectangle has at least 64 cells, filled up with pads. `forcing`: of an encoder-decoder; both rectangles count.
+    `one_length`: all rows of a rectangle have as many tokens, and pads are rows of their own, so that no row has any.
     """
     lengths_R = rows.bounds_R2[:, 1] - rows.bounds_R2[:, 0]
     order = np.argsort(-lengths_R, kind="stable")
@@ -149,19 +152,31 @@ def rectangles(
         height = max(1, token_budget // width)
         if attention_budget is not None:
             height = max(1, min(height, attention_budget // (width * width)))
+        if one_length:
+            height = min(height, int(np.count_nonzero(lengths_R[order[first:]] == lengths_R[order[first]])))
         chosen = order[first : first + height]
         first += len(chosen)
         bounds_B2 = rows.bounds_R2[chosen]
+        if one_length:
+            bounds_B2 = _filled_up(bounds_B2, 1 if forcing is None else 2)
+        least_width = 0 if one_length else -(-MIN_RECTANGLE_TOKENS // len(bounds_B2))
         if forcing is None:
-            yield _rectangle(rows, bounds_B2)
+            yield _rectangle(rows, bounds_B2, least_width)
         else:
-            encoder_B2, decoder_B2 = forcing.parts(bounds_B2)
-            yield replace(_rectangle(rows, encoder_B2), decoder=forcing.started(_rectangle(rows, decoder_B2)))
+            encoder, decoder = (_rectangle(rows, part_B2, least_width) for part_B2 in forcing.parts(bounds_B2))
+            yield replace(encoder, decoder=forcing.started(decoder))
 
 
-def _rectangle(rows: TokenRows, bounds_B2: np.ndarray) -> Batch:
-    """As wide as the longest of these rows, and of MIN_RECTANGLE_TOKENS cells or more."""
-    width = max(int((bounds_B2[:, 1] - bounds_B2[:, 0]).max()), -(-MIN_RECTANGLE_TOKENS // len(bounds_B2)))
+def _filled_up(bounds_B2: np.ndarray, parts: int) -> np.ndarray:
+    """Rows of one length, and empty ones after them where each of so many parts would have too few cells."""
+    width = max(1, int(bounds_B2[0, 1] - bounds_B2[0, 0]) // parts)
+    lacking = max(0, -(-MIN_RECTANGLE_TOKENS // width) - len(bounds_B2))
+    return np.concatenate([bounds_B2, np.zeros((lacking, 2), np.int64)])
+
+
+def _rectangle(rows: TokenRows, bounds_B2: np.ndarray, least_width: int) -> Batch:
+    """As wide as the longest of these rows, or wider."""
+    width = max(int((bounds_B2[:, 1] - bounds_B2[:, 0]).max()), least_width)
     start_B1, end_B1 = bounds_B2[:, :1], bounds_B2[:, 1:]
     index_BT = start_B1 + np.arange(width)[None, :]
     is_token_BT = index_BT < end_B1

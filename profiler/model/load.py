@@ -41,7 +41,7 @@ from neurotally.profiler.model.offloading import brought_in
 from neurotally.profiler.model.plain_tensors import plain_parts
 from neurotally.profiler.model.quantised import Quantisation, in_dtypes_of, left_plain, quantisation_of
 from neurotally.profiler.model.sharded_tensors import bfloat16_bits
-from neurotally.profiler.networks import Networks, networks_of
+from neurotally.profiler.networks import ENCODER, Networks, networks_of
 from neurotally.profiler.whole_files import read_json
 
 _ATTENTION_BYTES = 2**30
@@ -101,6 +101,14 @@ class ModelFacts:
         if self.attention != "eager" or not self.num_heads:
             return None
         return _ATTENTION_BYTES // (4 * self.num_heads)
+
+    @property
+    def one_length(self) -> bool:
+        """Whether rows of one length are run together, so that no mask makes attention round otherwise.
+
+        On a CPU, where small batches cost little, of a model that sees later tokens.
+        """
+        return self.device_type == "cpu" and any(network.stack == ENCODER for network in self.networks)
 
     def teacher_forcing(self, reads: str | None) -> TeacherForcing | None:
         """What the decoder of an encoder-decoder reads, by `reads` or the default; None of other models."""

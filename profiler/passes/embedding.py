@@ -48,9 +48,10 @@ def embed_rows(
     """
     shape = (len(rows.bounds_R2), len(model.stacks[0].blocks) + 1, model.facts.width)
     weighted_NLD, last_NLD = np.empty(shape, np.float32), np.empty(shape, np.float32)
-    for batch in rectangles(rows, token_budget, attention_budget):
-        pooled_BL2D = _embed_batch(model, batch, count_bos).numpy()
-        numbers_B = batch.document_BT[:, 0]
+    for batch in rectangles(rows, token_budget, attention_budget, one_length=model.facts.one_length):
+        is_text_B = (batch.kind_BT != PAD).any(axis=1)
+        pooled_BL2D = _embed_batch(model, batch, count_bos).numpy()[is_text_B]
+        numbers_B = batch.document_BT[is_text_B, 0]
         weighted_NLD[numbers_B], last_NLD[numbers_B] = pooled_BL2D[:, :, 0], pooled_BL2D[:, :, 1]
     return Embeddings(weighted_NLD, last_NLD)
 
@@ -62,7 +63,7 @@ def position_weights(kind_BT: np.ndarray, count_bos: bool = True) -> np.ndarray:
         counts_BT = counts_BT.copy()
         counts_BT[:, 0] &= kind_BT[:, 0] != SPECIAL
     position_BT = np.cumsum(counts_BT, axis=1) * counts_BT
-    weight_BT: np.ndarray = position_BT / position_BT.sum(axis=1, keepdims=True)
+    weight_BT: np.ndarray = position_BT / np.maximum(position_BT.sum(axis=1, keepdims=True), 1)
     return weight_BT
 
 

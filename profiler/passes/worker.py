@@ -228,7 +228,8 @@ def neurons_of(
     model: LoadedModel, config: PassConfig, rows: TokenRows, token_budget: int, threshold_LF: np.ndarray | None
 ) -> UnitNeurons:
     """What a model's neurons do in some rows; `threshold_LF`: see `NeuronRecorder`."""
-    recorder = NeuronRecorder(model, config.triggers, threshold_LF)
-    forcing = model.facts.teacher_forcing(config.decoder_reads)
-    NeuronReader(model, recorder).tally(rectangles(rows, token_budget, model.facts.attention_budget, forcing))
+    recorder, facts = NeuronRecorder(model, config.triggers, threshold_LF), model.facts
+    forcing = facts.teacher_forcing(config.decoder_reads)
+    batches = rectangles(rows, token_budget, facts.attention_budget, forcing, facts.one_length)
+    NeuronReader(model, recorder).tally(batches)
     return recorder.result()
