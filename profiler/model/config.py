@@ -145,7 +145,7 @@ def row_limits(config: Any, body: nn.Module) -> tuple[int, int]:
     table = _table_after_pad(body)
     if table is not None and table.padding_idx is not None:
         limits.append(table.num_embeddings - table.padding_idx - 1)
-    longest = min(limits, default=_UNLIMITED) - config.is_encoder_decoder
+    longest = min(limits) - config.is_encoder_decoder if limits else _UNLIMITED
     originals = [getattr(config, "original_max_position_embeddings", None)]
     rope_settings = getattr(config, "rope_parameters", None) or {}
     by_kind = [value for value in rope_settings.values() if isinstance(value, dict)]  # of layers; else there is one
