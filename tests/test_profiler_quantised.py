@@ -43,9 +43,14 @@ def projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: weight for name, weight in state.items() if weight.dim() == 2 and ".layers." in name}
 
 
+NO_TORCHAO = (
+    "pip install torchao; it isn't among what the tests install, since it writes to stderr when transformers starts"
+)
+
+
 def quantise_torchao(folder: Path) -> dict[str, Tensor]:
     """int8, a scale a row; the weights that it stands for."""
-    torchao = pytest.importorskip("torchao.quantization")
+    torchao = pytest.importorskip("torchao.quantization", reason=NO_TORCHAO)
     from transformers import TorchAoConfig
 
     config = TorchAoConfig(torchao.Int8WeightOnlyConfig())
@@ -227,7 +232,7 @@ def test_experts_in_mxfp4_are_dequantised(tokenizer: Any, tmp_path: Path) -> Non
 def test_experts_that_a_quantiser_left_alone_are_told(tokenizer: Any, tmp_path: Path) -> None:
     tiny_mixture("qwen2_moe").save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    torchao = pytest.importorskip("torchao.quantization")
+    torchao = pytest.importorskip("torchao.quantization", reason=NO_TORCHAO)
     from transformers import TorchAoConfig
 
     config = TorchAoConfig(torchao.Int8WeightOnlyConfig(), modules_to_not_convert=["gate"])

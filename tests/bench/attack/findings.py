@@ -12,7 +12,7 @@ from bench.attack.launch import Outcome
 MOST_SHOWN = 60
 _MOST_MEMORY = 3 * 2**30
 _NOTES = (
-    "neurotally: ", "loading ", "warning: ", "stopping after the work in hand", "a worker died; its ",
+    "neurotally: ", "loading ", "memory: ", "warning: ", "stopping after the work in hand", "a worker died; its ",
     "'[Errno ", "Retrying in ",  # the hub, out of reach
 )  # fmt: skip
 """How lines on stderr may begin."""
