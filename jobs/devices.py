@@ -15,7 +15,7 @@ from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.config import empty_model, weight_bytes
 from neurotally.profiler.model.load import (
     fits,
-    load_config_and_tokenizer,
+    load_config,
     resolve_device,
     running_dtype,
     split_revision,
@@ -43,7 +43,7 @@ def _as_few_as_hold(where: Where, is_one_device: bool) -> Where:
     model = where.model
     model_id, revision = split_revision(model.spec)
     common = {"revision": revision, "trust_remote_code": model.trust_remote_code}
-    config, _ = load_config_and_tokenizer(model_id, common)
+    config = load_config(model_id, common)
     dtype = running_dtype(config, model.dtype, "cuda")
     num_bytes = weight_bytes(empty_model(config, model.trust_remote_code, dtype))
     plan = shard_plan(config, model.trust_remote_code)

@@ -194,14 +194,9 @@ def _tables(document: Mapping[str, Any]) -> list[Table]:
 
 def _checkpoint(weights: Mapping[str, Any]) -> str:
     size = "" if weights["checkpoint_bytes"] is None else f", {as_size(weights['checkpoint_bytes'])}"
-    quantized = (
-        ""
-        if weights["quantization"] is None
-        else (
-            f", quantised by {weights['quantization']}" + ", dequantised when it is loaded" * weights["is_dequantised"]
-        )
-    )
-    return f"{weights['checkpoint_dtype']}{size}{quantized}"
+    method = "" if weights["quantization"] is None else f", quantised by {weights['quantization']}"
+    undone = ", dequantised when it is loaded" if weights["is_dequantised"] else ""
+    return f"{weights['checkpoint_dtype']}{size}{method}{undone}"
 
 
 def _fits(document: Mapping[str, Any]) -> str:

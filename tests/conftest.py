@@ -76,6 +76,14 @@ def fragile() -> Any:
 
 
 @pytest.fixture(scope="session")
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small corpora of `stores`, to read."""
+    from stores import FILES
+
+    return lay_out(tmp_path_factory.mktemp("text") / "corpora", FILES)
+
+
+@pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
     """A Llama of 2 layers, 48 neurons each, at random: an ordinary Hugging Face folder."""
     return save_llama(tmp_path_factory.mktemp("models") / "llama", tokenizer, seed=0)

@@ -12,7 +12,7 @@ import pytest
 from conftest import lay_out
 from families import LAYERS, tiny_model
 from numpy.testing import assert_array_equal
-from stores import CORPORA, FILES, make_store
+from stores import CORPORA, make_store
 
 from neurotally.analysis import open_store
 from neurotally.profiler import store
@@ -28,11 +28,6 @@ def hybrid(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
     tiny_model("nemotron_h, dense").save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return lay_out(tmp_path_factory.mktemp("text") / "corpora", FILES)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from conftest import lay_out
 from mixtures import EXPERTS, TOP, tiny_mixture
 from numpy.testing import assert_allclose, assert_array_equal
 from reference import everything
-from stores import CORPORA, FILES, kill_after_a_checkpoint, make_store
+from stores import CORPORA, kill_after_a_checkpoint, make_store
 
 from neurotally.analysis import open_store
 from neurotally.profiler import store
@@ -31,11 +31,6 @@ def save(name: str, folder: Path, tokenizer: Any) -> Path:
 def mixture(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
     """DeepSeek-V3's layers: one dense, one with experts and a shared one, of another width."""
     return save("deepseek_v3", tmp_path_factory.mktemp("models") / "deepseek", tokenizer)
-
-
-@pytest.fixture(scope="module")
-def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return lay_out(tmp_path_factory.mktemp("text") / "corpora", FILES)
 
 
 @pytest.fixture(scope="module")

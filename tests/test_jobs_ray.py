@@ -77,6 +77,11 @@ def takes_sigterm() -> bool:
     return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
+def outcome(errors: str) -> list[str]:
+    """What a run says beside how it begins."""
+    return [line for line in errors.splitlines() if line and not line.startswith(("loading ", "memory: "))]
+
+
 @pytest.mark.ray
 def test_only_who_has_the_token_of_this_process_can_talk_to_ray(model_folder: Path, tag: str, tmp_path: Path) -> None:
     import ray
@@ -201,7 +206,7 @@ def test_a_signal_before_the_run_leaves_nothing_behind(
     status, out, errors = process.finish()
     assert status == code, errors
     assert out == ""
-    lines = [line for line in errors.splitlines() if line and not line.startswith(("loading ", "memory: "))]
+    lines = outcome(errors)
     assert len(lines) == 1, errors
     assert "the same command goes on from" in lines[0]
     assert all_gone(tag)
@@ -242,5 +247,5 @@ def test_a_signal_while_the_model_loads_here(
     process.wait_until_it_says("loading ")
     os.kill(process.pid, number)
     status, out, errors = process.finish()
-    lines = [line for line in errors.splitlines() if line and not line.startswith(("loading ", "memory: "))]
+    lines = outcome(errors)
     assert (status, out, len(lines)) == (code, "", 1), errors

@@ -12,7 +12,7 @@ from conftest import lay_out
 from numpy.testing import assert_array_equal
 from reference import everything
 from stacks import DECODER_LAYERS, ENCODER_LAYERS, tiny_stacks
-from stores import CORPORA, FILES, SETTINGS, kill_after_a_checkpoint, make_store
+from stores import CORPORA, SETTINGS, kill_after_a_checkpoint, make_store
 
 from neurotally.analysis import open_store
 from neurotally.profiler import store
@@ -31,11 +31,6 @@ def models(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> dict[str
         tiny_stacks(name).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return folders
-
-
-@pytest.fixture(scope="module")
-def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return lay_out(tmp_path_factory.mktemp("text") / "corpora", FILES)
 
 
 @pytest.fixture(scope="module")

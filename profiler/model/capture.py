@@ -21,7 +21,6 @@ from neurotally.profiler.model.hooked_model import HookedModel
 from neurotally.profiler.model.neurons import NeuronRecorder
 from neurotally.profiler.model.offloading import is_offloaded
 from neurotally.profiler.model.staging import StagedBatch, staged
-from neurotally.profiler.networks import DECODER
 
 OnLayer = Callable[[HookPoint, Tensor, "Tensor | None", Tensor], Tensor]
 """Called with the hook point, its pre-activations, `up` (None in a plain FFN) and coefficients, [B, T, F] each; returns
@@ -62,7 +61,7 @@ class NeuronReader:
 
         def read(point: HookPoint, pre_BTF: Tensor, up_BTF: Tensor | None) -> Tensor:
             shape = pre_BTF.shape
-            of_stack = batch.decoder if batch.decoder is not None and point.stack == DECODER else batch
+            of_stack = point.read_of(batch)
             if isinstance(point, ExpertsHookPoint):
                 read_BTF = self._read_experts(point, pre_BTF, up_BTF, of_stack)
             else:

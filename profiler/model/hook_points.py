@@ -11,14 +11,16 @@ order in which they were entered, and the reader sees what the down projection t
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from neurotally.kernels.activations import activate
+from neurotally.profiler.corpus.batches import Batch
 from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.model.offloading import parameter_of
+from neurotally.profiler.model.staging import StagedBatch
 from neurotally.profiler.networks import DECODER
 
 PRODUCTS = frozenset(
@@ -26,6 +28,7 @@ PRODUCTS = frozenset(
 )
 """Functions by which a model may multiply activation and up."""
 Stage = Literal["pre", "activation", "coefficient"]
+ReadBatch = TypeVar("ReadBatch", Batch, StagedBatch)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +102,10 @@ class HookPoint:
 
     def __str__(self) -> str:
         return f"layer {self.layer} ({self.name})"
+
+    def read_of(self, batch: "ReadBatch") -> "ReadBatch":
+        """The part of a batch that comes by: of an encoder-decoder what its stack reads."""
+        return batch.decoder if batch.decoder is not None and self.stack == DECODER else batch
 
     def key_bias(self) -> Tensor:
         """The bias of its keys, [F]; zeros where there is none. UnsupportedModelError where it can't be told."""

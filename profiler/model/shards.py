@@ -21,7 +21,7 @@ from torch import Tensor
 from neurotally.kernels.statistics import statistics_of
 from neurotally.kernels.trigger_lists import UnitTriggers
 from neurotally.profiler.errors import InputError, UnsupportedModelError
-from neurotally.profiler.model.config import auto_class
+from neurotally.profiler.model.config import empty_model
 from neurotally.profiler.model.experts import ExpertsHookPoint, InterfaceExperts
 from neurotally.profiler.model.hook_points import HookPoint
 from neurotally.profiler.model.load import LoadedModel, ModelFacts
@@ -95,8 +95,7 @@ class ShardPlan:
 
 def shard_plan(config: Any, trust_remote_code: bool) -> ShardPlan:
     """That of a model, told from its config."""
-    with torch.device("meta"):
-        model = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
+    model = empty_model(config, trust_remote_code)
     styles = dict(getattr(model, "tp_plan", None) or {})
     number = {name: parameter.numel() for name, parameter in model.named_parameters()}
     shared = sum(number[name] for name in number if _SPREADING.search(_style(name, styles)))

@@ -34,7 +34,6 @@ from neurotally.profiler.model.experts import ExpertsHookPoint, Rows
 from neurotally.profiler.model.hook_points import HookPoint
 from neurotally.profiler.model.hooked_model import HookedModel, batch_mask
 from neurotally.profiler.model.neurons import NeuronRecorder
-from neurotally.profiler.networks import DECODER
 
 _ROWS, _COLUMNS, _PADS = 2, 40, 8
 _BEFORE_PADS = slice(0, _COLUMNS - _PADS)
@@ -154,8 +153,7 @@ def verify_hook_points(model: HookedModel, ids_BT: Tensor, rounding: Rounding | 
             f"{model.name}: hidden states of the captured and the bare model differ; this model isn't supported"
         )
     for point, check in checks.items():
-        read = batch.decoder if batch.decoder is not None and point.stack == DECODER else batch
-        check.check_tally(recorder.tallies[point], torch.from_numpy(read.kind_BT == TOKEN))
+        check.check_tally(recorder.tallies[point], torch.from_numpy(point.read_of(batch).kind_BT == TOKEN))
 
 
 class _LayerCheck:
