@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from neurotally.analysis import studies
 from neurotally.analysis.options import arguments, parameters, signature
 from neurotally.analysis.result import Result
+from neurotally.profiler.buckets import location, zarr_store
 
 if TYPE_CHECKING:
     import xarray
@@ -22,15 +23,16 @@ _NEURON = ("layer", "neuron")
 
 
 def open_store(path: str | Path) -> "Store":
-    """Open a store that `neurotally profile` left; InputError where there is none.
+    """Open a store that `neurotally profile` left, by path or URL; InputError where there is none.
 
     >>> open_store(store.path).corpora == store.corpora
     True
     """
     from neurotally.profiler.store import store_attributes
 
-    store_attributes(Path(path))
-    return Store(Path(path))
+    place = location(path)
+    store_attributes(place)
+    return Store(place)
 
 
 class Store:
@@ -93,7 +95,7 @@ class Store:
             merged = [_by_neuron(self.to_xarray(corpus)) for corpus in self.corpora]
             return xarray.concat(merged, xarray.Variable("corpus", list(self.corpora)), join="exact")
         group = name if "/" in name else f"corpora/{name}"
-        data = xarray.open_zarr(str(self.path), group=group)
+        data = xarray.open_zarr(zarr_store(self.path), group=group)
         return data.assign_coords({dimension: range(data.sizes[dimension]) for dimension in _NEURON
                                    if dimension in data.sizes})  # fmt: skip
 

@@ -85,5 +85,5 @@ def _free_bytes() -> list[int]:
 
 def _noted(path: Path) -> int | None:
     """What the store's neuron pass was begun with; None: it wasn't begun."""
-    config = store.store_attributes(path).get("config") if (path / "zarr.json").exists() else None
+    config = store.store_attributes(path).get("config") if store.is_begun(path) else None
     return config.get("devices_per_worker") or 1 if config else None

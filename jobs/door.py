@@ -13,6 +13,7 @@ from neurotally.analysis.languages.lape import Rule
 from neurotally.analysis.options import Option
 from neurotally.analysis.result import Result
 from neurotally.jobs.progress import Progress
+from neurotally.profiler.buckets import on_disk
 from neurotally.profiler.corpus.parallel import ParallelTexts, read_parallel
 from neurotally.profiler.corpus.token_sets import DRAWS as SET_DRAWS
 from neurotally.profiler.corpus.token_sets import read_keywords, read_words
@@ -32,7 +33,8 @@ Trust = Annotated[bool, Option("Run code that comes with the model. Only if you 
 Corpora = Annotated[Path | str | None, Option("A folder with one subfolder per corpus.", "DIR")]
 Corpus = Annotated[
     Mapping[str, str | Path] | None,
-    Option("SOURCE: DIR, DIR::GLOB, FILE.jsonl[::COLUMN], FILE.parquet[::COLUMN] or hf:NAME[/CONFIG][::COLUMN].",
+    Option("SOURCE: DIR, DIR::GLOB, FILE.jsonl[::COLUMN], FILE.parquet[::COLUMN] or hf:NAME[/CONFIG][::COLUMN]. "
+           "DIR and FILE may be URLs (s3://, gs://, az://, hf://).",
            "NAME=SOURCE", names=("--corpus", "--corpus-source")),
 ]  # fmt: skip
 MaxFiles = Annotated[
@@ -207,7 +209,7 @@ def mask(
 
     where = make_where(model, store, workers, device, dtype, address, trust_remote_code, progress)
     evaluation = Evaluation(how, draws, max_files, document_tokens, leave_out_used, force, max_unit_bytes)
-    mask_sets_of_file(where, make_group("loss", name), Path(neurons), regex, corpora, evaluation)
+    mask_sets_of_file(where, make_group("loss", name), on_disk(neurons), regex, corpora, evaluation)
     return studies.run("losses", where.store, name=name, form="mask")
 
 
@@ -302,7 +304,7 @@ def embed(
 
     where = make_where(model, store, workers, device, dtype, address, trust_remote_code, progress)
     group = make_group("embeddings", name)
-    texts = parallel if isinstance(parallel, ParallelTexts) else read_parallel(Path(parallel), limit, common, field)
+    texts = parallel if isinstance(parallel, ParallelTexts) else read_parallel(on_disk(parallel), limit, common, field)
     embed_parallel(where, group, texts, bos, task_texts)
     return studies.run("embed", where.store, name=name)
 
@@ -353,10 +355,10 @@ def lens(
 
     where = make_where(model, store, workers, device, dtype, address, trust_remote_code, progress)
     group = make_group("lens", name)
-    of = parallel if isinstance(parallel, ParallelTexts) else read_parallel(Path(parallel), limit)
-    words = read_keywords(Path(keywords)) if isinstance(keywords, Path | str) else keywords or {}
-    plain = read_words(Path(english)) if isinstance(english, Path | str) else english
-    read_translation(where, group, of, Path(few_shot), pairs, words, plain, draws, seed, paper, prompt, task_prompts)
+    of = parallel if isinstance(parallel, ParallelTexts) else read_parallel(on_disk(parallel), limit)
+    words = read_keywords(on_disk(keywords)) if isinstance(keywords, Path | str) else keywords or {}
+    plain = read_words(on_disk(english)) if isinstance(english, Path | str) else english
+    read_translation(where, group, of, on_disk(few_shot), pairs, words, plain, draws, seed, paper, prompt, task_prompts)
     return studies.run("lens", where.store, name=name, sets=sets, prompt=prompt)
 
 

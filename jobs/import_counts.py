@@ -51,7 +51,7 @@ def _read_counts(file: Path) -> tuple[int, np.ndarray]:
 
 
 def _open(path: Path, names: list[str], shapes: set[tuple[int, ...]]) -> None:
-    if (path / "zarr.json").exists():
+    if store.is_begun(path):
         committed = store.committed_corpora(path)
         if store.store_attributes(path).get("model") is not None:
             raise InputError(f"{path} holds profiles of a model; import counts into a store of their own")
@@ -61,12 +61,12 @@ def _open(path: Path, names: list[str], shapes: set[tuple[int, ...]]) -> None:
             shapes.add(store.read_corpus(path, name, ["active"])["active"].shape[1:])
     if len(shapes) > 1:
         raise InputError(f"the counts have different shapes: {sorted(shapes)}; they aren't of one model")
-    if not (path / "zarr.json").exists():
+    if not store.is_begun(path):
         store.create_store(path, {"model": None, "tokenizer": None, "config": None})
 
 
 def _write(path: Path, name: str, file: Path, tokens: int, active_LF: np.ndarray) -> None:
-    fresh = path / store.RUN_FOLDER / "import" / name
+    fresh = store.work_folder(path) / "import" / name
     shutil.rmtree(fresh, ignore_errors=True)  # of an import that was killed
     fresh.parent.mkdir(parents=True, exist_ok=True)
     attributes = {

@@ -33,7 +33,7 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 
 def known_facts(path: Path, model: ModelConfig, random_init: int | None = None) -> ModelFacts | None:
     """The facts of a model asked for in this way, if they were remembered in the store; None: it must be loaded."""
-    if not (path / "zarr.json").exists():
+    if not store.is_begun(path):
         return None
     attributes = store.store_attributes(path)
     try:

@@ -5,7 +5,6 @@ result. By corpus: kind of source, glob, `max_files` and the manifest. Anything 
 the first difference; program versions are only warned about.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from neurotally.profiler.corpus.documents import MAX_DOCUMENT_BYTES, Manifest, Source
-from neurotally.profiler.corpus.sources import check_names, list_documents, parse_source
+from neurotally.profiler.corpus.sources import check_names, is_dataset, list_documents, parse_source, subfolders
 from neurotally.profiler.corpus.streaming import spool_dataset, spool_file
 from neurotally.profiler.corpus.units import Unit, cut_units
 from neurotally.profiler.errors import InputError
@@ -47,7 +46,7 @@ class CorpusPlan:
     @property
     def lasting_path(self) -> str | None:
         """Where the documents are; None where they are streamed, and can be streamed again."""
-        return None if self.source.origin.startswith("hf:") else self.source.path
+        return None if is_dataset(self.source.origin) else self.source.path
 
     def units(self, max_unit_bytes: int, num_groups: int) -> list[Unit]:
         """Its units."""
@@ -71,17 +70,7 @@ def find_corpora(folder: Path | str | None, named: Mapping[str, str | Path] | No
     """Corpus names and SOURCEs, in name order: the subfolders of `folder`, and those of `named`."""
     found: dict[str, str] = {}
     if folder is not None:
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise InputError(f"--corpora {folder}: no such folder")
-        entries = [path for path in folder.absolute().iterdir() if not path.name.startswith(".")]
-        found = {path.name: str(path) for path in entries if path.is_dir()}
-        if linked := sorted(name for name, path in found.items() if os.path.islink(path)):
-            target = os.path.realpath(found[linked[0]])
-            raise InputError(
-                f"--corpora {folder}: {linked[0]} is a link, and links are not followed; name it: "
-                f"--corpus '{linked[0]}={target}'"
-            )
+        found = subfolders(folder)
         if not found:
             raise InputError(f"--corpora {folder}: expected one subfolder a corpus, found none")
     for name, source in (named or {}).items():
@@ -98,7 +87,7 @@ def list_corpus(
     name: str, source_text: str, max_files: int | None, store: Path, window_lines: int | None = None
 ) -> CorpusPlan:
     """List one corpus; a dataset is first streamed to a file beside the store's working state."""
-    if source_text.startswith("hf:"):
+    if is_dataset(source_text):
         source = spool_dataset(source_text, spool_file(store, source_text, max_files), max_files)
     else:
         source = parse_source(source_text)

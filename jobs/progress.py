@@ -1,6 +1,6 @@
 """Progress on stderr, with rate and time left: bars on a terminal or in a notebook, a line now and then elsewhere.
 
-While a run goes on its state also lies in STORE/.run/progress.json, for `neurotally status`.
+While a run goes on its state also lies in progress.json beside its working state, for `neurotally status`.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tqdm import auto
 
-from neurotally.profiler.store import RUN_FOLDER
+from neurotally.profiler.store import work_folder
 from neurotally.profiler.visible import visible
 from neurotally.profiler.whole_files import replace_json
 
@@ -66,7 +66,7 @@ class Progress:
     @contextlib.contextmanager
     def running(self, reducers: Sequence["Reducer"], store: Path) -> Iterator[Took]:
         """While tasks run; call with each that is done."""
-        file = store / RUN_FOLDER / "progress.json"
+        file = work_folder(store) / "progress.json"
         groups = {reducer.plan.group: reducer.progress() for reducer in reducers}
         total = sum(task.size for reducer in reducers for task in reducer.plan.tasks)
         done = total - sum(task.size for reducer in reducers for task in reducer.todo)

@@ -25,6 +25,7 @@ from neurotally.jobs.store_writer import open_store, writer_lock
 from neurotally.jobs.untrained import untrained_model
 from neurotally.jobs.versions import versions
 from neurotally.profiler import store
+from neurotally.profiler.buckets import location
 from neurotally.profiler.corpus.sources import check_names
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.load import ModelFacts
@@ -104,8 +105,8 @@ def run_pass(
     `plan_memory` is called before the model is loaded, with the number of corpora that aren't there. Raises InputError
     (the user's input or disk, nothing lost), JobError, or Interrupted.
     """
-    with writer_lock(where.store):
-        session_file = where.store / store.RUN_FOLDER / "ray"
+    with writer_lock(where.store) as still_writes:
+        session_file = store.work_folder(where.store) / "ray"
         end_leftovers(session_file)  # of a run that was killed
         report = RunReport()
         corpora = [] if texts is None else _list(texts, where)
@@ -126,9 +127,9 @@ def run_pass(
                 return report
         model = where.model
         if where.random_init is not None:
-            model = untrained_model(where.model, where.random_init, where.store / store.RUN_FOLDER)
+            model = untrained_model(where.model, where.random_init, store.work_folder(where.store))
         if plan_memory is not None:
-            there = store.committed_corpora(where.store) if (where.store / "zarr.json").exists() else []
+            there = store.committed_corpora(where.store) if store.is_begun(where.store) else []
             plan_memory(sum(listed.name not in there for listed in corpora))
         engine = _make_engine(where, model, session_file)
         try:
@@ -140,7 +141,7 @@ def run_pass(
                 engine.configure(made.make_runner)
                 report.workers = engine.num_workers
                 reducers = [plan.reducer(where.store, plan) for plan in todo]
-                _Loop(where, engine, facts.device, reducers, report, checkpoint_every_s).run()
+                _Loop(where, engine, facts.device, reducers, report, checkpoint_every_s, still_writes).run()
         finally:
             engine.close()
         if where.random_init is not None:
@@ -155,15 +156,16 @@ def make_where(
     """Where a pass runs, from its function's arguments; the model is the store's where none is named."""
     if model is None and trust_remote_code:
         raise InputError("--trust-remote-code needs MODEL: no code is run only because a store names it")
-    config = ModelConfig(_model_of(Path(path)) if model is None else model, device, dtype, trust_remote_code)
+    path = location(path)
+    config = ModelConfig(_model_of(path) if model is None else model, device, dtype, trust_remote_code)
     cluster = address or os.environ.get("RAY_ADDRESS", "")
     is_local = cluster in ("", "local")  # in Ray's words
-    return Where(config, Path(path), workers, None if is_local else cluster, progress or Progress(), random_init)
+    return Where(config, path, workers, None if is_local else cluster, progress or Progress(), random_init)
 
 
 def _model_of(path: Path) -> str:
     """MODEL[@REVISION] as a store names it."""
-    if not (path / "zarr.json").exists():
+    if not store.is_begun(path):
         raise InputError(f"{path} is no store that could name its model: expected MODEL before it")
     model = store.store_attributes(path).get("model") or {}
     name, revision = model.get("id"), model.get("revision")
@@ -223,6 +225,8 @@ class _Loop:
     reducers: list[Reducer]
     report: RunReport
     checkpoint_every_s: float
+    still_writes: Callable[[], None] = lambda: None
+    """Raises where another run has become the store's writer."""
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
@@ -289,6 +293,7 @@ class _Loop:
                 "finished": time.time(),
                 "workers": self.engine.num_workers,
             }
+            self.still_writes()
             self.report.groups[reducer.plan.group] = reducer.publish(facts)
             self.reducers.remove(reducer)
         self.report.write_s += self.clock() - start

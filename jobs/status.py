@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from neurotally.analysis.concat_rows import concat_note, corpus_concat_rows
+from neurotally.jobs.lease import holder
 from neurotally.jobs.progress import time_left
-from neurotally.profiler import store
+from neurotally.profiler import buckets, store
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.whole_files import read_json
 
@@ -20,8 +21,8 @@ _OF_CORPUS = ("units", "units_done", "documents", "documents_done", "skipped", "
 
 def status(path: Path) -> dict[str, Any]:
     """The document of `neurotally status --json`. Raises InputError where there is no store."""
-    run = path / store.RUN_FOLDER
-    is_begun = (path / "zarr.json").exists()
+    run = store.work_folder(path)
+    is_begun = store.is_begun(path)
     if not run.is_dir() or is_begun:
         store.store_attributes(path)  # says what is wrong with it
     is_running = is_being_written(path)
@@ -30,7 +31,7 @@ def status(path: Path) -> dict[str, Any]:
     unfinished = {}
     for folder in sorted(run.glob("*/*/")):
         group = f"{folder.parent.name}/{folder.name}"
-        if group not in committed and folder.parent.name not in ("import", "spool"):
+        if group not in committed and folder.parent.name not in ("import", "sites", "spool"):
             unfinished[group] = folder
     groups = {group: _unfinished(group, folder) for group, folder in unfinished.items()}
     groups |= {group: entry for group, entry in live.get("groups", {}).items() if group not in committed}
@@ -98,12 +99,14 @@ def _gone_sources(unfinished: Mapping[str, Path]) -> dict[str, str]:
 
 
 def _is_gone(source: str) -> bool:
-    """Whether there is nothing at a path; a folder that only its owner may look into isn't gone."""
+    """Whether there is nothing at a path or URL; what only its owner may look into, or can't be reached, isn't gone."""
     try:
+        if buckets.is_url(source):
+            return not buckets.exists(buckets.location(source))
         os.stat(source)
     except (FileNotFoundError, NotADirectoryError):
         return True
-    except OSError:
+    except (OSError, InputError):
         return False
     return False
 
@@ -124,8 +127,13 @@ def _committed_corpora(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def is_being_written(path: Path) -> bool:
-    """Whether a run holds the store's one writer's lock, which `filelock` takes by flock; needs no right to write."""
-    lock_file = path / store.RUN_FOLDER / "lock"
+    """Whether a run holds the store's one writer's lock, which `filelock` takes by flock; needs no right to write.
+
+    Of a store in a bucket also whether a run on another machine writes it.
+    """
+    if buckets.is_remote(path) and buckets.is_writable(path) and holder(path) is not None:
+        return True
+    lock_file = store.work_folder(path) / "lock"
     try:
         descriptor = os.open(lock_file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError):

@@ -2,15 +2,16 @@
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import filelock
 
+from neurotally.jobs.lease import leased
 from neurotally.jobs.status import LOCK_WAIT_S
 from neurotally.jobs.versions import versions
-from neurotally.profiler import store
+from neurotally.profiler import buckets, store
 from neurotally.profiler.differences import first_difference
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.load import ModelFacts
@@ -32,7 +33,7 @@ def open_store(path: Path, facts: ModelFacts, config: dict[str, Any] | None) -> 
         "config": config,
         "versions": versions(),
     }
-    if not (path / "zarr.json").exists():
+    if not store.is_begun(path):
         store.create_store(path, attributes)
         store.write_sites(path, facts.networks)
         return list(facts.warnings)
@@ -59,24 +60,33 @@ def open_store(path: Path, facts: ModelFacts, config: dict[str, Any] | None) -> 
 
 
 @contextlib.contextmanager
-def writer_lock(path: Path, *, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
-    """Hold the store's one writer's lock; the system frees it when this process ends, however it ends."""
-    if path.exists() and not path.is_dir():
+def writer_lock(path: Path, *, wait_s: float = LOCK_WAIT_S) -> Iterator[Callable[[], None]]:
+    """Hold the store's one writer's lock; the system frees it when this process ends, however it ends.
+
+    Of a store in a bucket it is the lock of its working state on this machine, and a lease (`jobs.lease`). Call what
+    this gives before each commit: it raises InputError where another machine has become the writer.
+    """
+    if not buckets.is_writable(path):
+        raise InputError(f"{path} can only be read; write the store to a folder, or to s3://, gs:// or az://")
+    if not buckets.is_remote(path) and path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file, expected a folder for the store")
-    entries = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    entries = buckets.names(path)
     if entries and not entries & {"zarr.json", store.RUN_FOLDER}:
         raise InputError(f"{path} is a folder with other things in it, expected a store or a new folder")
-    if (path / "zarr.json").exists():
+    if store.is_begun(path):
         store.store_attributes(path)
-    _refuse_links(path)
-    (path / store.RUN_FOLDER).mkdir(parents=True, exist_ok=True)
+    work = store.work_folder(path)
+    _refuse_links(work)
+    work.mkdir(parents=True, exist_ok=True)
     try:
-        with filelock.FileLock(path / store.RUN_FOLDER / "lock", timeout=wait_s):
+        with contextlib.ExitStack() as held:
+            held.enter_context(filelock.FileLock(work / "lock", timeout=wait_s))
+            still_writes = held.enter_context(leased(path)) if buckets.is_remote(path) else lambda: None
             _remove_leftovers(path)
             try:
-                yield
+                yield still_writes
             finally:
-                _remove_empty_folders(path)
+                _remove_empty_folders(work)
     except filelock.Timeout as error:
         raise InputError(f"{path} is being written by another run; wait for it or stop it") from error
 
@@ -96,25 +106,25 @@ def _refuse_other_kernels(path: Path, ours: str, theirs: str | None) -> None:
         )
 
 
-def _refuse_links(path: Path) -> None:
+def _refuse_links(work: Path) -> None:
     """InputError where a run would write, or remove, what a link in the store's working state points to."""
-    run = path / store.RUN_FOLDER
-    for entry in (run, *run.glob("*"), *run.glob("*/*")):
+    for entry in (work, *work.glob("*"), *work.glob("*/*")):
         if entry.is_symlink():
             raise InputError(f"{entry} is a link; a store's working state is written and removed: remove the link")
 
 
 def _remove_leftovers(path: Path) -> None:
     """Drop what a former run left half written, and the working state of what it committed before it died."""
-    for partial in (*path.glob(".*.partial.json"), *path.glob("*/.*.partial.json")):
-        partial.unlink()
-    (path / store.RUN_FOLDER / "progress.json").unlink(missing_ok=True)  # of a run that is no more
-    for group in store.committed_groups(path) if (path / "zarr.json").exists() else ():
+    if not buckets.is_remote(path):
+        for partial in (*path.glob(".*.partial.json"), *path.glob("*/.*.partial.json")):
+            partial.unlink()
+    (store.work_folder(path) / "progress.json").unlink(missing_ok=True)  # of a run that is no more
+    for group in store.committed_groups(path) if store.is_begun(path) else ():
         shutil.rmtree(store.run_folder(path, group), ignore_errors=True)
 
 
-def _remove_empty_folders(path: Path) -> None:
-    for folder in (path / store.RUN_FOLDER).glob("*/"):
+def _remove_empty_folders(work: Path) -> None:
+    for folder in work.glob("*/"):
         with contextlib.suppress(OSError):
             folder.rmdir()
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from neurotally.profiler.buckets import is_remote
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.whole_files import read_json
 
@@ -31,7 +32,8 @@ class ArrayLayout(NamedTuple):
     @classmethod
     def read(cls, file: Path) -> "ArrayLayout":
         """From an array's zarr.json; InputError where it isn't there or is none."""
-        if link := next((path for path in (file, file.parent, file.parent / "c") if path.is_symlink()), None):
+        places = () if is_remote(file) else (file, file.parent, file.parent / "c")
+        if link := next((path for path in places if path.is_symlink()), None):
             raise InputError(
                 f"{link} is a link, and an array's files aren't looked for elsewhere: put a copy in its place"
             )

@@ -6,20 +6,23 @@
     STORE/embeddings/NAME/   and other families, of the passes beside the neuron pass, under the same rules
     STORE/.run/              the working state of unfinished corpora, and the writer's lock
 
-The root's zarr.json is the commit point: a group that it does not list is not there. It is replaced atomically.
+The root's zarr.json is the commit point: a group that it does not list is not there. It is replaced atomically; in a
+bucket only if it still is what this writer read, so that of two writers one is refused. The working state of a store in
+a bucket lies on the disk of who writes it (`work_folder`).
 Every chunk is written, and read only if all are there; crc32c finds the damaged ones. Where a dtype has a value to
 spare, it is the fill value, so that other readers don't take a lost chunk for zeros (hashes and names have none).
 What an array's own zarr.json says of it must be what the root says (`profiler.array_layout`), before a chunk is read.
 `xarray.open_zarr(STORE, group="corpora/NAME")` works.
 """
 
+import hashlib
 import json
 import os
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,10 +30,18 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from neurotally.kernels.statistics import NO_DOCUMENT, statistics_of
+from neurotally.profiler import buckets
 from neurotally.profiler.array_layout import ArrayLayout, check_axes
 from neurotally.profiler.errors import InputError, first_line
 from neurotally.profiler.networks import Networks, site_arrays
-from neurotally.profiler.whole_files import NotRegularError, open_regular, read_json, replace_json, sync_tree
+from neurotally.profiler.whole_files import (
+    NotRegularError,
+    as_json,
+    read_file,
+    read_json,
+    replace_json,
+    sync_tree,
+)  # fmt: skip
 
 SCHEMA_VERSION = 2
 _READABLE = (1, 2)
@@ -106,30 +117,41 @@ _ZARR_ERRORS = (OSError, ValueError, TypeError, RuntimeError, KeyError, Arithmet
 """What zarr and its codecs raise of damaged files."""
 
 
+def work_folder(path: Path) -> Path:
+    """Where working state lies: in the store; of a store in a bucket in NEUROTALLY_HOME, by default ~/.cache."""
+    if not buckets.is_remote(path):
+        return path / RUN_FOLDER
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    home = Path(os.environ.get("NEUROTALLY_HOME") or Path(cache, "neurotally"))
+    return home / "runs" / f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
+
+
+def is_begun(path: Path) -> bool:
+    """Whether there is a store, be it empty."""
+    return buckets.exists(path / "zarr.json")
+
+
 def create_store(path: Path, attributes: Mapping[str, Any]) -> None:
     """Make an empty store with the given root attributes; `attributes` gains the schema version."""
-    path.mkdir(parents=True, exist_ok=True)
-    replace_json(
-        path / "zarr.json",
-        {
-            "attributes": {"schema": SCHEMA_VERSION, **attributes},
-            "zarr_format": 3,
-            "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": {}},
-            "node_type": "group",
-        },
-    )
+    root = {
+        "attributes": {"schema": SCHEMA_VERSION, **attributes},
+        "zarr_format": 3,
+        "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": {}},
+        "node_type": "group",
+    }
+    if not buckets.is_remote(path):
+        path.mkdir(parents=True, exist_ok=True)
+    _put_root(path, root, None)
 
 
 def write_sites(path: Path, networks: Networks) -> None:
     """Write and commit the table of sites, unless the store has it or needs none."""
     if not networks or "sites" in _root(path)["consolidated_metadata"]["metadata"]:
         return
-    shutil.rmtree(path / "sites", ignore_errors=True)
-    write_arrays(path / "sites", site_arrays(networks), {}, SITES_SCHEMA)
-    sync_tree(path / "sites")
-    root = _root(path)
-    _list_group(root, path, path / "sites")
-    replace_json(path / "zarr.json", root)
+    finished = work_folder(path) / "sites"
+    shutil.rmtree(finished, ignore_errors=True)
+    write_arrays(finished, site_arrays(networks), {}, SITES_SCHEMA)
+    _commit(path, "sites", finished)
 
 
 def store_attributes(path: Path) -> dict[str, Any]:
@@ -140,7 +162,8 @@ def store_attributes(path: Path) -> dict[str, Any]:
 
 def replace_attributes(path: Path, attributes: Mapping[str, Any]) -> None:
     """Replace the root's attributes; what is committed stays."""
-    replace_json(path / "zarr.json", {**_root(path), "attributes": dict(attributes)})
+    root, version = _versioned_root(path)
+    _put_root(path, {**root, "attributes": dict(attributes)}, version)
 
 
 def committed_corpora(path: Path) -> list[str]:
@@ -242,7 +265,7 @@ def open_array(path: Path, spec: ArraySpec | None = None, listed: ArrayLayout | 
     layout.check(path, None if spec is None else (spec.dtype, spec.dimensions), listed)
     try:
         with _quiet_zarr():
-            array = zarr.open_array(str(path), mode="r", zarr_format=3)
+            array = zarr.open_array(buckets.zarr_store(path), mode="r", zarr_format=3)
             is_whole = not array.size or array.nchunks_initialized == array.nchunks
     except _ZARR_ERRORS as error:
         raise InputError(f"{path} can't be read: {first_line(error)}") from error
@@ -292,7 +315,7 @@ def family_attributes(store: Path, family: str) -> dict[str, dict[str, Any]]:
 
 def run_folder(store: Path, group: str) -> Path:
     """Where the working state lies of what will become the group `FAMILY/NAME`."""
-    return store / RUN_FOLDER / group
+    return work_folder(store) / group
 
 
 def unlisted_attributes(path: Path) -> dict[str, Any]:
@@ -302,43 +325,82 @@ def unlisted_attributes(path: Path) -> dict[str, Any]:
 
 
 def publish(store: Path, group: str, finished: Path) -> None:
-    """Commit the finished group at `finished` (inside the store) as `FAMILY/NAME`: rename, then replace the root.
+    """Commit the finished group at `finished` (in the working state) as `FAMILY/NAME`.
 
-    What `finished` was made from must stay until this returns: a run that ends between the two steps leaves a group
-    that isn't listed, so isn't there, and that is made and put there again.
+    It is moved, or copied to the bucket, and then listed by the root. What `finished` was made from must stay until
+    this returns: a run that ends between the two steps leaves a group that isn't listed, so isn't there, and that is
+    made and put there again.
     """
     family, _, name = group.partition("/")
-    target = store / group
-    if target.parent.is_symlink():
-        raise InputError(f"{target.parent} is a link; groups are moved into folders of the store: remove the link")
+    if not buckets.is_remote(store) and (store / family).is_symlink():
+        raise InputError(f"{store / family} is a link; groups are moved into folders of the store: remove the link")
     if name in committed(store, family):
         raise AssertionError(f"{group} is committed already; a committed group never changes")
-    if target.exists():
-        shutil.rmtree(target)
-    parent = store / family / "zarr.json"
-    if not parent.exists():
-        replace_json(parent, {"attributes": {}, "zarr_format": 3, "node_type": "group"})
-    sync_tree(finished)
-    os.rename(finished, target)
-    root = _root(store)
-    metadata = root["consolidated_metadata"]["metadata"]
-    metadata[family] = read_json(parent)
-    _list_group(root, store, target)
-    replace_json(store / "zarr.json", root)
+    _commit(store, group, finished)
 
 
-def _list_group(root: dict[str, Any], store: Path, group: Path) -> None:
-    """Let the root list a group and its arrays."""
+def _commit(store: Path, group: str, finished: Path) -> None:
+    """Put a finished group in its place and let the root list it and its arrays."""
+    root, version = _versioned_root(store)
     metadata = root["consolidated_metadata"]["metadata"]
-    for node in [group, *sorted(child for child in group.iterdir() if child.is_dir())]:
-        metadata[node.relative_to(store).as_posix()] = json.loads((node / "zarr.json").read_text())
+    family, slash, _ = group.partition("/")
+    if slash:
+        metadata[family] = _family_metadata(store / family / "zarr.json")
+    for node in [finished, *sorted(child for child in finished.iterdir() if child.is_dir())]:
+        name = PurePosixPath(group, node.relative_to(finished)).as_posix()
+        metadata[name] = json.loads((node / "zarr.json").read_text())
     root["consolidated_metadata"]["metadata"] = dict(sorted(metadata.items()))
+    if buckets.is_remote(store):
+        with _one_writer(store):
+            buckets.upload(finished, store / group)
+    else:
+        shutil.rmtree(store / group, ignore_errors=True)
+        sync_tree(finished)
+        os.rename(finished, store / group)
+    _put_root(store, root, version)
+
+
+def _family_metadata(file: Path) -> dict[str, Any]:
+    """The zarr.json of a family, which is made where it isn't there."""
+    if not buckets.exists(file):
+        _write_json(file, {"attributes": {}, "zarr_format": 3, "node_type": "group"}, None)
+    metadata: dict[str, Any] = read_json(file)
+    return metadata
+
+
+def _put_root(path: Path, root: Mapping[str, Any], replaced: buckets.Version | None) -> None:
+    """Write the root; in a bucket only in place of the one that was read, None: of none."""
+    with _one_writer(path):
+        _write_json(path / "zarr.json", root, replaced)
+
+
+def _write_json(file: Path, document: Mapping[str, Any], replaced: buckets.Version | None) -> None:
+    if buckets.is_remote(file):
+        buckets.write_version(file, as_json(document).encode(), replaced)
+    else:
+        replace_json(file, document)
+
+
+@contextmanager
+def _one_writer(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except buckets.ChangedError as error:
+        raise InputError(f"{path} was written by another run meanwhile; the same command goes on from there") from error
 
 
 def _root(path: Path) -> dict[str, Any]:
+    return _versioned_root(path)[0]
+
+
+def _versioned_root(path: Path) -> tuple[dict[str, Any], buckets.Version | None]:
+    """The root, and what tells it from later ones where it lies in a bucket."""
     try:
-        with open_regular(path / "zarr.json") as file:
-            root: dict[str, Any] = json.loads(file.read())
+        if buckets.is_remote(path) and buckets.is_writable(path):
+            content, version = buckets.read_version(path / "zarr.json")
+        else:
+            content, version = read_file(path / "zarr.json"), None
+        root: dict[str, Any] = json.loads(content)
         schema = root["attributes"]["schema"]
         nodes = root["consolidated_metadata"]["metadata"].values()
         if not all(isinstance(node, dict) and isinstance(node.get("attributes") or {}, dict) for node in nodes):
@@ -351,12 +413,14 @@ def _root(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is no store: it has no zarr.json; `neurotally profile` makes one") from error
     except NotADirectoryError as error:
         raise InputError(f"{path} is a file, not a store") from error
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, NotRegularError) as error:
         raise InputError(f"{path / 'zarr.json'} is not the root of a neurotally store, or was cut off") from error
     if schema not in _READABLE:
         known = " and ".join(map(str, _READABLE))
         raise InputError(f"{path} has schema {schema!r}, this version reads {known}; upgrade neurotally")
-    return root
+    return root, version
 
 
 def _known_sizes(root: Mapping[str, Any]) -> dict[str, tuple[int, str]]:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from neurotally.profiler import buckets
 from neurotally.profiler.errors import InputError, first_line
 
 _SYNCS_AT_ONCE = 16
@@ -51,7 +52,12 @@ def write_whole(path: Path, text: str) -> None:
 def replace_json(path: Path, document: Any) -> None:
     """Write a JSON file, and the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(document, indent=1, allow_nan=False))
+    write_whole(path, as_json(document))
+
+
+def as_json(document: Any) -> str:
+    """JSON as it lies in a store."""
+    return json.dumps(document, indent=1, allow_nan=False)
 
 
 def read_json(path: Path, **kinds: type) -> Any:
@@ -61,10 +67,11 @@ def read_json(path: Path, **kinds: type) -> Any:
     is of another type or a negative number.
     """
     try:
-        with open_regular(path) as file:
-            document = json.loads(file.read())
+        document = json.loads(read_file(path))
     except FileNotFoundError:
         return None
+    except InputError:
+        raise
     except (ValueError, RecursionError, NotRegularError) as error:
         raise InputError(f"{path} is damaged: {first_line(error)}") from error
     for key, kind in kinds.items():
@@ -85,6 +92,14 @@ def parsed_file(path: Path, parse: Callable[[str], Any], kind: str) -> Any:
         raise InputError(f"{path} isn't {kind}, or was cut off: {error}") from error
 
 
+def read_file(path: Path) -> bytes:
+    """All of an ordinary file, or of an object in a bucket; OSError where there is none."""
+    if buckets.is_remote(path):
+        return buckets.read_bytes(path)
+    with open_regular(path) as file:
+        return file.read()
+
+
 def open_regular(path: Path) -> BinaryIO:
     """Open an ordinary file to read; OSError where it is anything else. Never waits, as opening a FIFO would."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -97,6 +112,8 @@ def open_regular(path: Path) -> BinaryIO:
 def read_inside(folder: Path, name: str, limit: int) -> bytes:
     """The first `limit` bytes of an ordinary file; OSError where it can't be read or lies outside the folder."""
     path = folder / name
+    if buckets.is_remote(folder):
+        return buckets.read_bytes(path, limit)
     if name.endswith("/") or not path.resolve().is_relative_to(folder.resolve()):
         raise PermissionError(errno.EACCES, "expected a file in the folder", str(path))
     with open_regular(path) as file:

@@ -67,8 +67,8 @@ def test_every_folder_is_installed() -> None:
 
 
 SHARED = (
-    "corpus.documents", "corpus.matches", "corpus.sources", "corpus.streaming", "corpus.texts", "corpus.windows",
-    "differences", "errors", "networks", "store", "visible", "whole_files",
+    "buckets", "corpus.documents", "corpus.matches", "corpus.sources", "corpus.streaming", "corpus.texts",
+    "corpus.windows", "differences", "errors", "networks", "store", "visible", "whole_files",
 )  # fmt: skip
 """Of the profiler, for the analysis: without torch."""
 ALLOWED = {"kernels": {"kernels"}, "profiler": {"kernels", "profiler"}, "analysis": {"analysis", "profiler"}}

@@ -30,6 +30,7 @@ from neurotally.analysis.parts import Chart, Column, Panel, Series, Table
 from neurotally.analysis.progress import BARS, Progress
 from neurotally.analysis.result import Result, finite, model_key, model_name
 from neurotally.profiler import store as stores
+from neurotally.profiler.buckets import on_disk
 from neurotally.profiler.corpus.windows import file_of
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.whole_files import parsed_file
@@ -59,7 +60,7 @@ def study(
     >>> store.concepts(file, min_matches=1).frame()["concept"].unique().tolist()
     ['return']
     """
-    expressions = read_concepts(Path(regex))
+    expressions = read_concepts(on_disk(regex))
     corpora = list(patterns_by_corpus(store, expressions, corpus, test, texts, progress, kinds=False))
     at_least = min_matches or max(1, corpora[0].triggers.value_LFK.shape[-1] // 4)
     found = [find_concept(name, corpora, at_least) for name in expressions]

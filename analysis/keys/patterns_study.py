@@ -33,6 +33,7 @@ from neurotally.analysis.options import Group, OnlyCorpora, Option
 from neurotally.analysis.parts import Cell, Chart, Column, Panel, Series, Table, Value
 from neurotally.analysis.progress import BARS, Progress
 from neurotally.analysis.result import Result, finite, model_name
+from neurotally.profiler.buckets import on_disk
 from neurotally.profiler.whole_files import whole_file
 
 PATTERNS_SCHEMA = 1
@@ -63,7 +64,7 @@ def study(
     >>> result.frame("python").set_index("statistic").index[:3].tolist()
     ['token', 'bigram', 'trigram']
     """
-    concepts = {} if regex is None else read_concepts(Path(regex))
+    concepts = {} if regex is None else read_concepts(on_disk(regex))
     found = [keys.patterns for keys in patterns_by_corpus(store, concepts, corpus, test, texts, progress)]
     if archive is not None:
         save_key_patterns(found, archive)

@@ -18,6 +18,7 @@ from neurotally.analysis.keys.trigger_lists import TriggerLists, corpora_with_tr
 from neurotally.analysis.options import Option, WindowLines
 from neurotally.analysis.progress import Progress
 from neurotally.analysis.result import model_key
+from neurotally.profiler.buckets import location
 from neurotally.profiler.corpus.texts import CorpusTexts
 from neurotally.profiler.networks import is_neuron, networks_of
 from neurotally.profiler.store import store_attributes
@@ -48,7 +49,7 @@ class NullTest:
         return {
             "model": model_key(model),
             "all_keys": int(is_neuron_LF.sum()),
-            "null": [model_key(store_attributes(Path(null)).get("model")) for null in self.nulls],
+            "null": [model_key(store_attributes(location(null)).get("model")) for null in self.nulls],
             "alpha": self.alpha,
             "by_layer_tests": self.by_layer,
             "window_lines": self.window,
@@ -83,7 +84,7 @@ def patterns_by_corpus(
     progress: Progress, kinds: bool = True,
 ) -> Iterator[CorpusKeys]:  # fmt: skip
     """Every corpus, or those wanted; without `kinds` nothing is lexed."""
-    tokenizer, nulls = None, [Path(null) for null in test.nulls]
+    tokenizer, nulls = None, [location(null) for null in test.nulls]
     corpora = corpora_with_triggers(path, wanted)
     for name in progress.over(corpora, "keys", "corpus", len(corpora)):
         lists, null_lists = read_triggers(path, name), read_nulls(path, nulls, name)

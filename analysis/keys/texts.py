@@ -14,7 +14,7 @@ from neurotally.analysis.options import Option
 from neurotally.analysis.progress import Progress
 from neurotally.profiler import store
 from neurotally.profiler.corpus.documents import Source, Status
-from neurotally.profiler.corpus.sources import parse_source
+from neurotally.profiler.corpus.sources import is_dataset, parse_source, subfolders
 from neurotally.profiler.corpus.streaming import spool_dataset, spool_file
 from neurotally.profiler.corpus.texts import CorpusTexts, Text, TokenText, corpus_texts, load_tokenizer, read_tokens
 from neurotally.profiler.corpus.windows import file_of
@@ -51,14 +51,11 @@ class Texts:
     def _source(self, path: Path, corpus: str) -> Source | None:
         text = self.corpus_source.get(corpus)
         if text is None and self.corpora is not None:
-            if not Path(self.corpora).is_dir():
-                raise InputError(f"--corpora {self.corpora}: no such folder")
-            folder = Path(self.corpora) / corpus
-            text = str(folder.absolute()) if folder.is_dir() else None
+            text = subfolders(self.corpora).get(corpus)
         if text is None:
             return None
         attributes = store.corpus_attributes(path, corpus)
-        if text.startswith("hf:"):
+        if is_dataset(text):
             max_files = attributes.get("max_files")
             return spool_dataset(text, spool_file(path, text, max_files), max_files)
         selector = attributes.get("selector")

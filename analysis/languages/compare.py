@@ -38,6 +38,7 @@ from neurotally.analysis.options import Group, OnlyCorpora, Option
 from neurotally.analysis.overlap import jaccard, safe_divide
 from neurotally.analysis.parts import Cell, Chart, Column, Mark, Panel, Series, Table
 from neurotally.analysis.result import Result, by_name, finite, model_name
+from neurotally.profiler.buckets import location
 from neurotally.profiler.errors import InputError
 
 _OF_LAPE = ("model", "layers", "neurons", "tokens", "bar", "candidates", "specific", "exclusive", "left_out")
@@ -60,7 +61,7 @@ def study(
     >>> result.document["same_model"], result.frame()["profiles"].tolist()
     (True, [1.0, 1.0])
     """
-    counts = [read_counts(path, corpus) for path in (store, Path(other))]
+    counts = [read_counts(path, corpus) for path in (store, location(other))]
     return compare(counts, store_labels(counts, [str(store), str(other)]), rule)
 
 

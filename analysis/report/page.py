@@ -23,6 +23,7 @@ from neurotally.analysis.report.neurons import most_specific
 from neurotally.analysis.report.neurons import neurons as neurons_section
 from neurotally.analysis.result import Result, model_name
 from neurotally.profiler import store as stores
+from neurotally.profiler.buckets import on_disk
 from neurotally.profiler.errors import InputError
 
 _WISHED = {"error_bars": True}
@@ -65,7 +66,7 @@ def report(
     more, missing = [], ""
     known: dict[str, Result] = {}
     if concepts is not None:
-        more.append(concepts_result(read_concepts_document(Path(concepts), store)))
+        more.append(concepts_result(read_concepts_document(on_disk(concepts), store)))
     try:
         lape = known["lape"] = _result("lape", store, {**asdict(rule), **_WISHED})
         found, missing = gather_triggers(store, texts, most_specific(lape.document, neurons), triggers, progress)

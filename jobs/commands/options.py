@@ -8,7 +8,16 @@ from typing import Any
 
 import click
 
+from neurotally.profiler.buckets import is_url, location
 from neurotally.profiler.errors import InputError
+
+
+class PathOrUrl(click.Path):
+    """A path, or a URL of a bucket."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        """The location."""
+        return location(value) if is_url(value) else super().convert(value, parameter, context)
 
 
 class OutputFile(click.Path):
@@ -52,7 +61,7 @@ def _model_and_store(context: click.Context, _parameter: click.Parameter, given:
         raise click.UsageError(f"expected [MODEL[@REVISION]] STORE, got {' '.join(given) or 'neither'}", context)
     *model, path = given
     context.params["model"] = model[0] if model else None
-    return _free_store(Path(path))
+    return _free_store(location(path))
 
 
 def _free_store(path: Path) -> Path:
@@ -84,7 +93,7 @@ def by_name(_context: click.Context, parameter: click.Parameter, texts: Sequence
     return found
 
 
-PATH = click.Path(path_type=Path)
+PATH = PathOrUrl(path_type=Path)
 OUTPUT = OutputFile()
 PICTURE = OutputFile(".png", ".pdf", ".svg")
 COUNT = click.IntRange(min=1, max=2**31 - 1)

@@ -19,6 +19,7 @@ from neurotally.jobs.passes.loss import Above, Chosen, Evaluation, measure_losse
 from neurotally.jobs.plan import find_corpora
 from neurotally.jobs.run import Where
 from neurotally.profiler import store
+from neurotally.profiler.buckets import on_disk
 from neurotally.profiler.errors import InputError
 
 
@@ -27,7 +28,7 @@ def ablate_corpora(
     evaluation: Evaluation,
 ) -> None:  # fmt: skip
     """What LAPE chooses by `rule` from the store's counts, or a mask file's sets, on the corpora of the same names."""
-    chosen = _chosen_by_lape(where.store, corpus, rule) if neurons is None else _chosen_by_file(Path(neurons), where)
+    chosen = _chosen_by_lape(where.store, corpus, rule) if neurons is None else _chosen_by_file(on_disk(neurons), where)
     sources = find_corpora(folder)
     names = [one for one in chosen.neurons if one in sources]
     if not names:
@@ -45,7 +46,7 @@ def mask_sets_of_file(
     evaluation: Evaluation,
 ) -> None:  # fmt: skip
     """The sets of a mask file, on every corpus; the matches of the expressions of `regex` are measured apart."""
-    concepts = read_concepts(Path(regex)) if isinstance(regex, Path | str) else regex or {}
+    concepts = read_concepts(on_disk(regex)) if isinstance(regex, Path | str) else regex or {}
     chosen = replace(_chosen_by_file(file, where), with_spared=read_origin(file).has_polysemantic)
     measure_losses(where, group, find_corpora(folder), evaluation, chosen, concepts)
 
@@ -65,7 +66,7 @@ def _chosen_by_file(file: Path, where: Where) -> Chosen:
     Chosen by the documents that the file names, else by all of the store's.
     """
     model: dict[str, Any] = {}
-    if (where.store / "zarr.json").exists():
+    if store.is_begun(where.store):
         model = store.store_attributes(where.store).get("model") or {}
     # No model is so large; its own numbers are checked when it is loaded.
     shape = model.get("num_layers", 2**31), model.get("num_neurons", 2**31)
@@ -84,7 +85,7 @@ def _chosen_by_file(file: Path, where: Where) -> Chosen:
 def _above(threshold: float | None, store_path: Path, names: Iterable[str]) -> Above:
     """Which neurons are above the threshold in the store's corpora; None: LAPE's usual one."""
     rate_CLF, all_rates = {}, []
-    for name in store.committed_corpora(store_path) if (store_path / "zarr.json").exists() else ():
+    for name in store.committed_corpora(store_path) if store.is_begun(store_path) else ():
         arrays = store.read_corpus(store_path, name, ["tokens", "active"])
         if tokens := int(arrays["tokens"].sum()):
             sites = read_sites(store_path, name, arrays["tokens"])

@@ -53,7 +53,7 @@ def profiled_documents(path: Path) -> Choosers:
     hashes: set[bytes] = set()
     names: set[str] = set()
     files: set[bytes] = set()
-    is_store = (path / "zarr.json").exists()
+    is_store = store.is_begun(path)
     config: Mapping[str, Any] = (store.store_attributes(path).get("config") or {}) if is_store else {}
     window_lines: int | None = config.get("window_lines")
     for corpus in store.committed_corpora(path) if is_store else ():

@@ -7,6 +7,8 @@ A source is one of
     FILE.parquet[::COLUMN]         one record a row
     hf:NAME[/CONFIG][::COLUMN]     a Hugging Face dataset, streamed once to a local .parquet
 
+where DIR and FILE may be URLs of a bucket (`profiler.buckets`).
+
 Files are ordered by the SHA-256 of their relative POSIX path, so that every unit and every prefix is a fair
 sample and `max_files` takes the same N everywhere; records keep their order. Listing reads names and sizes;
 contents are read, checked and hashed where the unit runs. A folder's files may be cut into windows of lines, whose
@@ -23,17 +25,20 @@ import os
 import stat
 import unicodedata
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from neurotally.profiler import buckets
 from neurotally.profiler.corpus.documents import MAX_DOCUMENT_BYTES, Document, Manifest, Source, Status, text_document
 from neurotally.profiler.corpus.windows import cut_windows, read_windows
 from neurotally.profiler.errors import InputError, first_line
 from neurotally.profiler.whole_files import NotRegularError, open_regular, read_inside
 
 DEFAULT_COLUMNS = ("text", "content", "code")
+_REQUESTS_AT_ONCE = 32
 _ROWS_AT_ONCE = 16
 """Of a parquet file: few, since some kilobytes of it may hold gigabytes of text."""
 _RECORD_SUFFIXES = (".jsonl", ".parquet")
@@ -62,25 +67,57 @@ def check_names(names: Sequence[str], what: str = "corpus name") -> None:
 def parse_source(text: str) -> Source:
     """Parse SOURCE; raises InputError where there is no such file or folder. hf: sources are spooled first.
 
-    A path may have "::" in it: the longest path that is there counts, the rest is the selector.
+    A path may have "::" in it: the longest path that is there counts, the rest is the selector. A URL may not.
     """
-    if text.startswith("hf:"):
+    if is_dataset(text):
         raise AssertionError("hf: sources are spooled to parquet first (neurotally.profiler.corpus.streaming)")
     parts = text.split("::")
-    for number in range(len(parts), 0, -1):
-        path = _existing("::".join(parts[:number]))
+    for number in range(1 if buckets.is_url(text) else len(parts), 0, -1):
+        path = existing("::".join(parts[:number]))
         if path is not None:
             return source_at(path, "::".join(parts[number:]) or None)
     raise InputError(f"no such corpus: {parts[0]}")
 
 
+def existing(text: str) -> Path | None:
+    """The path or URL as it is spelled, else with "~" as the home folder; None where there is nothing."""
+    path = buckets.location(text)
+    if text.startswith("~") and not path.exists():
+        with contextlib.suppress(RuntimeError):  # no such user
+            path = path.expanduser()
+    return path if buckets.exists(path) else None
+
+
+def is_dataset(text: str) -> bool:
+    """Whether SOURCE is a dataset of the hub, to be streamed; a URL hf://… names its files."""
+    return text.startswith("hf:") and not buckets.is_url(text)
+
+
 def source_at(path: Path, selector: str | None) -> Source:
     """The source that is there; raises InputError where it isn't one."""
-    if path.is_dir():
+    if buckets.is_folder(path):
         return Source("folder", str(path.absolute()), selector, "folder")
-    if path.suffix not in _RECORD_SUFFIXES or not path.is_file():
+    if path.suffix not in _RECORD_SUFFIXES or not (buckets.is_remote(path) or path.is_file()):
         raise InputError(f"{path}: expected a folder, a .jsonl or a .parquet file")
     return Source(path.suffix[1:], str(path.absolute()), selector, "records")
+
+
+def subfolders(folder: Path | str) -> dict[str, str]:
+    """Name: path or URL of the folders in that of --corpora, without those that begin with a dot."""
+    place = buckets.location(folder)
+    if not buckets.is_folder(place):
+        raise InputError(f"--corpora {folder}: no such folder")
+    if buckets.is_remote(place):
+        return {name: str(place / name) for name in buckets.folders(place) if not name.startswith(".")}
+    entries = [path for path in place.absolute().iterdir() if not path.name.startswith(".")]
+    found = {path.name: str(path) for path in entries if path.is_dir()}
+    if linked := sorted(name for name, path in found.items() if os.path.islink(path)):
+        target = os.path.realpath(found[linked[0]])
+        raise InputError(
+            f"--corpora {folder}: {linked[0]} is a link, and links are not followed; name it: "
+            f"--corpus '{linked[0]}={target}'"
+        )
+    return found
 
 
 def list_documents(source: Source, max_files: int | None = None) -> Manifest:
@@ -99,31 +136,38 @@ def list_documents(source: Source, max_files: int | None = None) -> Manifest:
         raise InputError(f"corpus {source.path} is empty: no documents{pattern} in it")
     names, sizes = names[:max_files], sizes[:max_files]
     files = Manifest(names, np.array(sizes, dtype=np.uint64))
-    return files if source.window_lines is None else cut_windows(Path(source.path), files, source.window_lines)
+    root = buckets.location(source.path)
+    return files if source.window_lines is None else cut_windows(root, files, source.window_lines)
 
 
 def read_documents(source: Source, names: Sequence[str], sizes: Sequence[int], offset: int) -> Iterator[Document]:
     """Read consecutive documents of a manifest, in order; `offset` is the sum of the sizes before them."""
+    root = buckets.location(source.path)
     if source.window_lines is not None:
-        return read_windows(Path(source.path), names, sizes)
+        return read_windows(root, names, sizes)
     if source.kind == "folder":
-        return (_read_file(Path(source.path), name, size) for name, size in zip(names, sizes, strict=True))
+        return _read_remote_files(root, names, sizes) if buckets.is_remote(root) else _read_files(root, names, sizes)
     if source.kind == "jsonl":
         return _read_jsonl(source, sizes, offset)
     return _read_parquet(source, int(names[0]), int(names[-1]) + 1)
 
 
-def _existing(text: str) -> Path | None:
-    """The path as it is spelled, else with "~" as the home folder; None where there is neither."""
-    path = Path(text)
-    if not path.exists() and text.startswith("~"):
-        with contextlib.suppress(RuntimeError):  # no such user
-            path = path.expanduser()
-    return path if path.exists() else None
-
-
 def _list_folder(source: Source) -> tuple[list[str], list[int]]:
-    root = Path(source.path)
+    root = buckets.location(source.path)
+    found = _list_remote(root, source.selector) if buckets.is_remote(root) else _list_local(root, source.selector)
+    names = sorted(found, key=lambda name: (hashlib.sha256(os.fsencode(name)).digest(), name))
+    return names, [found[name] for name in names]
+
+
+def _list_remote(root: Path, selector: str | None) -> dict[str, int]:
+    return {
+        name: size
+        for name, size in buckets.sizes(root).items()
+        if _matches(name, selector) and not any(part.startswith(".") for part in name.split("/"))
+    }
+
+
+def _list_local(root: Path, selector: str | None) -> dict[str, int]:
     found: dict[str, int] = {}
 
     def unlisted(error: OSError) -> None:
@@ -138,7 +182,7 @@ def _list_folder(source: Source) -> tuple[list[str], list[int]]:
         for name in files:
             path = Path(folder, name)
             relative = path.relative_to(root).as_posix()
-            if name.startswith(".") or not _matches(relative, source.selector):
+            if name.startswith(".") or not _matches(relative, selector):
                 continue
             try:
                 status = path.lstat()
@@ -149,8 +193,7 @@ def _list_folder(source: Source) -> tuple[list[str], list[int]]:
                 continue
             if stat.S_ISREG(status.st_mode):
                 found[relative] = status.st_size
-    names = sorted(found, key=lambda name: (hashlib.sha256(os.fsencode(name)).digest(), name))
-    return names, [found[name] for name in names]
+    return found
 
 
 def _matches(relative: str, glob: str | None) -> bool:
@@ -159,6 +202,18 @@ def _matches(relative: str, glob: str | None) -> bool:
         return True
     glob = glob.removeprefix("**/")
     return fnmatch.fnmatchcase(relative if "/" in glob else relative.rpartition("/")[2], glob)
+
+
+def _read_files(root: Path, names: Sequence[str], sizes: Sequence[int]) -> Iterator[Document]:
+    return (_read_file(root, name, size) for name, size in zip(names, sizes, strict=True))
+
+
+def _read_remote_files(root: Path, names: Sequence[str], sizes: Sequence[int]) -> Iterator[Document]:
+    """Several requests at once: an answer takes as long as many small files take to read."""
+    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+        for first in range(0, len(names), _REQUESTS_AT_ONCE):
+            some = slice(first, first + _REQUESTS_AT_ONCE)
+            yield from pool.map(lambda name, size: _read_file(root, name, size), names[some], sizes[some])
 
 
 def _read_file(root: Path, name: str, size: int) -> Document:
@@ -177,7 +232,7 @@ def _list_jsonl(source: Source) -> list[int]:
     """The size of every line; InputError where none of them is a record with the column."""
     sizes: list[int] = []
     has_column = False
-    with open_regular(Path(source.path)) as file:
+    with _opened(source) as file:
         for line, size in _sized_lines(file):
             sizes.append(size)
             has_column = has_column or size > len(line) or _record_text(line, source.selector) is not None
@@ -185,6 +240,11 @@ def _list_jsonl(source: Source) -> list[int]:
         wanted = " or ".join([source.selector] if source.selector else DEFAULT_COLUMNS)
         raise InputError(f"{source.path}: expected records with a text in {wanted}, none of its lines is one")
     return sizes
+
+
+def _opened(source: Source) -> BinaryIO:
+    path = buckets.location(source.path)
+    return buckets.open_object(path) if buckets.is_remote(path) else open_regular(path)
 
 
 def _sized_lines(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
@@ -197,7 +257,7 @@ def _sized_lines(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
 
 
 def _read_jsonl(source: Source, sizes: Sequence[int], offset: int) -> Iterator[Document]:
-    with open_regular(Path(source.path)) as file:
+    with _opened(source) as file:
         file.seek(offset)
         for size in sizes:
             if size > MAX_DOCUMENT_BYTES:
@@ -253,7 +313,8 @@ def _parquet_group(source: Source, record: int) -> tuple[int, int]:
     """(first record, number) of the row group that holds `record`."""
     import pyarrow.parquet as pq
 
-    metadata = pq.read_metadata(source.path)
+    with _opened(source) as file:
+        metadata = pq.read_metadata(file)
     ends = np.cumsum([metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)], dtype=np.int64)
     group = int(np.searchsorted(ends, record, side="right"))
     return int(ends[group - 1]) if group else 0, group
@@ -264,8 +325,7 @@ def _parquet_batches(source: Source, first_group: int) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     try:
-        open_regular(Path(source.path)).close()
-        with pq.ParquetFile(source.path) as file:
+        with _opened(source) as opened, pq.ParquetFile(opened) as file:
             names = file.schema_arrow.names
             wanted = [source.selector] if source.selector else list(DEFAULT_COLUMNS)
             column = next((name for name in wanted if name in names), None)

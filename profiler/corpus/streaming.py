@@ -9,7 +9,7 @@ from typing import Any
 from neurotally.profiler.corpus.documents import Source
 from neurotally.profiler.corpus.sources import DEFAULT_COLUMNS
 from neurotally.profiler.errors import InputError, first_line
-from neurotally.profiler.store import RUN_FOLDER
+from neurotally.profiler.store import work_folder
 
 _ROWS_A_GROUP = 1024
 
@@ -17,7 +17,7 @@ _ROWS_A_GROUP = 1024
 def spool_file(store: Path, spec: str, max_files: int | None) -> Path:
     """Where a run of a store spools a dataset to: beside its working state."""
     key = hashlib.sha256(f"{spec} {max_files}".encode()).hexdigest()[:16]
-    return store / RUN_FOLDER / "spool" / f"{key}.parquet"
+    return work_folder(store) / "spool" / f"{key}.parquet"
 
 
 def spool_dataset(spec: str, target: Path, max_files: int | None) -> Source:

@@ -25,7 +25,7 @@ import zarr
 
 from neurotally.profiler import store
 from neurotally.profiler.corpus.documents import MAX_DOCUMENT_BYTES, Document, Source, Status, text_document
-from neurotally.profiler.corpus.sources import read_documents, source_at
+from neurotally.profiler.corpus.sources import existing, read_documents, source_at
 from neurotally.profiler.corpus.tokenise import tokenise
 from neurotally.profiler.corpus.windows import first_line_of
 from neurotally.profiler.errors import InputError, first_line
@@ -166,7 +166,8 @@ def remembered_source(attributes: dict[str, Any]) -> Source | None:
     """The source that a corpus's attributes name, where it still lies there."""
     path = attributes.get("source_path")
     try:
-        return source_at(Path(path), attributes.get("selector")) if path and Path(path).exists() else None
+        place = existing(path) if path else None
+        return None if place is None else source_at(place, attributes.get("selector"))
     except (InputError, OSError, TypeError, ValueError):  # whatever an edited store says
         return None
 
