@@ -85,10 +85,28 @@ def is_writable(path: Path) -> bool:
     return not is_remote(path) or _scheme(path) in _WRITABLE
 
 
+@contextlib.contextmanager
+def told(path: Path | str) -> Iterator[None]:
+    """An InputError, in a line, of what the libraries below raise where a bucket can't be reached or looked into.
+
+    That there is nothing is left to the caller, and so is what is wrong with files on the disk.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        if not is_url(path) or not _is_of_network(error):
+            raise
+        raise InputError(
+            f"can't reach {path}: {_reason(error)}; check its name, the network and credentials"
+        ) from error
+
+
 def read_bytes(path: Path, limit: int | None = None) -> bytes:
     """An object's first `limit` bytes; FileNotFoundError where there is none, InputError where it can't be read."""
     files, key = _files(path)
-    with _told(path):
+    with told(path):
         try:
             content: bytes = files.cat_file(key, start=None if limit is None else 0, end=limit)
         except FileNotFoundError:
@@ -103,7 +121,7 @@ def read_bytes(path: Path, limit: int | None = None) -> bytes:
 def open_object(path: Path) -> BinaryIO:
     """An object, to read and to seek in; errors as `read_bytes` has them."""
     files, key = _files(path)
-    with _told(path):
+    with told(path):
         size = files.size(key)
     return io.BufferedReader(_Object(path, size), _BUFFER_BYTES)
 
@@ -134,7 +152,7 @@ class _Object(io.RawIOBase):
         if end <= self._at:
             return 0
         files, key = _files(self._path)
-        with _told(self._path):
+        with told(self._path):
             content = files.cat_file(key, start=self._at, end=end)
         buffer[: len(content)] = content
         self._at += len(content)
@@ -144,7 +162,7 @@ class _Object(io.RawIOBase):
 def sizes(folder: Path) -> dict[str, int]:
     """Name below the folder: bytes, of all objects in it."""
     files, key = _files(folder)
-    with _told(folder):
+    with told(folder):
         found = files.find(key, detail=True)
     prefix = f"{key}/"
     return {
@@ -169,7 +187,7 @@ def folders(folder: Path) -> list[str]:
 def _entries(folder: Path) -> list[tuple[str, str]]:
     """(name, `file` or `directory`) of what lies in a folder."""
     files, key = _files(folder)
-    with _told(folder):
+    with told(folder):
         return [(one["name"].rstrip("/").rpartition("/")[2], one["type"]) for one in files.ls(key, detail=True)]
 
 
@@ -178,7 +196,7 @@ def exists(path: Path) -> bool:
     if not is_remote(path):
         return path.exists()
     files, key = _files(path)
-    with _told(path):
+    with told(path):
         return bool(files.exists(key))
 
 
@@ -187,7 +205,7 @@ def is_folder(path: Path) -> bool:
     if not is_remote(path):
         return path.is_dir()
     files, key = _files(path)
-    with _told(path):
+    with told(path):
         return bool(files.isdir(key))
 
 
@@ -219,7 +237,7 @@ def read_version(path: Path) -> tuple[bytes, Version]:
     """An object and its version; errors as `read_bytes` has them."""
     import obstore
 
-    with _told(path):
+    with told(path):
         found = obstore.get(_bucket(path.parent), path.name)
         return bytes(found.bytes()), Version(found.meta["e_tag"], found.meta["version"])
 
@@ -235,7 +253,7 @@ def write_version(path: Path, content: bytes, replaced: Version | None) -> Versi
     mode: Any = "create"
     if replaced is not None:
         mode = {name: value for name, value in replaced._asdict().items() if value is not None}
-    with _told(path):
+    with told(path):
         try:
             made = obstore.put(_bucket(path.parent), path.name, content, mode=mode)
             return Version(made["e_tag"], made["version"])
@@ -253,7 +271,7 @@ def remove(path: Path) -> None:
     """Remove an object, if it is there."""
     import obstore
 
-    with _told(path), contextlib.suppress(FileNotFoundError):
+    with told(path), contextlib.suppress(FileNotFoundError):
         obstore.delete(_bucket(path.parent), path.name)
 
 
@@ -286,21 +304,6 @@ def _bucket(folder: Path) -> "ObjectStore":
     from obstore.store import from_url
 
     return from_url(str(folder), **_options())
-
-
-@contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Errors of the libraries below in a line; that there is nothing is left to the caller."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        if not _is_of_network(error):
-            raise
-        raise InputError(
-            f"can't reach {path}: {_reason(error)}; check its name, the network and credentials"
-        ) from error
 
 
 def _is_of_network(error: Exception) -> bool:

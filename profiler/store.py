@@ -18,6 +18,7 @@ What an array's own zarr.json says of it must be what the root says (`profiler.a
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -264,9 +265,11 @@ def open_array(path: Path, spec: ArraySpec | None = None, listed: ArrayLayout | 
     layout = ArrayLayout.read(path / "zarr.json")
     layout.check(path, None if spec is None else (spec.dtype, spec.dimensions), listed)
     try:
-        with _quiet_zarr():
+        with _quiet_zarr(), buckets.told(path):
             array = zarr.open_array(buckets.zarr_store(path), mode="r", zarr_format=3)
             is_whole = not array.size or array.nchunks_initialized == array.nchunks
+    except InputError:
+        raise
     except _ZARR_ERRORS as error:
         raise InputError(f"{path} can't be read: {first_line(error)}") from error
     if not is_whole:
@@ -276,12 +279,23 @@ def open_array(path: Path, spec: ArraySpec | None = None, listed: ArrayLayout | 
 
 def read_slice(array: zarr.Array, part: Any = ...) -> np.ndarray:
     """Read (a part of) an opened array; an InputError naming it where a chunk is damaged."""
+    path = _name_of(array)
     try:
-        values: np.ndarray = np.asarray(array[part])
+        with buckets.told(path):
+            values: np.ndarray = np.asarray(array[part])
+    except InputError:
+        raise
     except _ZARR_ERRORS as error:
-        path = str(array.store_path).removeprefix("file://")
         raise InputError(f"{path} can't be read: {first_line(error)}") from error
     return values
+
+
+def _name_of(array: zarr.Array) -> str:
+    """Where an opened array lies: a path, or a bucket and what is below."""
+    text = str(array.store_path)
+    if text.startswith("file://"):
+        return text.removeprefix("file://")
+    return "bucket://" + "/".join(re.findall('"(.*?)"', text))  # of S3Store(bucket="…", prefix="…")
 
 
 def corpus_attributes(store: Path, corpus: str) -> dict[str, Any]:

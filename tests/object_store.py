@@ -1,6 +1,6 @@
 """An S3 server on this machine (moto), and what cuts connections to it."""
 
-import os
+import logging
 import socket
 import threading
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 BUCKET = "s3://studies"
-_ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
+ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
 
 
 @contextmanager
@@ -20,6 +20,7 @@ def serving() -> Iterator[str]:
     """A server with an empty bucket; its endpoint."""
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -47,7 +48,7 @@ def client(endpoint: str) -> Iterator[Any]:
 
 def point_at(monkeypatch: pytest.MonkeyPatch, endpoint: str, home: Path) -> None:
     """Let this process, and those that it starts, use a server; working state goes to `home`."""
-    for name, value in {**_ENVIRONMENT, "AWS_ENDPOINT_URL": endpoint, "NEUROTALLY_HOME": str(home)}.items():
+    for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": endpoint, "NEUROTALLY_HOME": str(home)}.items():
         monkeypatch.setenv(name, value)
 
 
@@ -126,11 +127,6 @@ def _end(one: socket.socket) -> None:
         one.close()
     except OSError:
         pass
-
-
-def environment() -> dict[str, str]:
-    """What a process needs to use the bucket."""
-    return {name: os.environ[name] for name in (*_ENVIRONMENT, "AWS_ENDPOINT_URL", "NEUROTALLY_HOME")}
 
 
 @contextmanager

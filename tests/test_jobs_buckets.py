@@ -1,7 +1,6 @@
 """Stores and texts in a bucket: what lies there is what would lie in a folder, whatever becomes of the connection."""
 
 import json
-import logging
 import os
 import random
 import re
@@ -25,7 +24,7 @@ pytest.importorskip("obstore")
 pytest.importorskip("moto")
 
 from launching import Launch
-from object_store import BUCKET, CuttingProxy, objects, point_at, put_folder, refusing, serving
+from object_store import BUCKET, CuttingProxy, client, objects, point_at, put_folder, refusing, serving
 from stores import CORPORA, SETTINGS, make_store
 
 from neurotally.analysis import open_store
@@ -54,7 +53,6 @@ ODD_FILES = {
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     with serving() as endpoint:
         yield endpoint
 
@@ -205,6 +203,32 @@ def launch(model: Path, url: str, corpora: Path | str, outputs: Path) -> Launch:
     options = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
     return Launch(["profile", str(model), url, "--corpora", str(corpora), *options], outputs,
                   checkpoint_every_s=0.0, max_unit_bytes=1500)  # fmt: skip
+
+
+def test_a_damaged_array_in_a_bucket_and_a_connection_that_fails_are_told_apart(
+    endpoint: str, model_folder: Path, corpora: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    proxy = CuttingProxy(endpoint)
+    point_at(monkeypatch, proxy.endpoint, tmp_path)
+    monkeypatch.setattr(buckets, "_RETRIES", {"max_retries": 1})
+    path = make_store(model_folder, location(f"{URL}/damaged"), corpora)
+    name = "damaged/corpora/python/tokens"
+    array = store.open_committed(path, "corpora/python")["tokens"]
+    proxy.is_down = True
+    proxy.cut()
+    for read in (lambda: store.read_slice(array), lambda: store.open_committed(path, "corpora/python")):
+        with pytest.raises(InputError, match=r"can't reach .*: Generic S3 error.*check its name, the network"):
+            read()
+    proxy.is_down = False
+    (chunk,) = (key for key in objects(endpoint, f"study/{name}") if key.startswith("c/"))
+    with client(endpoint) as s3:
+        s3.put_object(Bucket="studies", Key=f"study/{name}/{chunk}", Body=b"damaged")
+        with pytest.raises(InputError, match=f"studies/study/{name} can't be read: "):
+            store.read_corpus(path, "python")
+        s3.delete_object(Bucket="studies", Key=f"study/{name}/{chunk}")
+        with pytest.raises(InputError, match=f"study/{name} has 0 of 1 chunks: it was cut off"):
+            store.read_corpus(path, "python")
+    proxy.close()
 
 
 def test_of_two_runs_on_two_machines_one_is_refused(

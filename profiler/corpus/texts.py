@@ -168,7 +168,7 @@ def remembered_source(attributes: dict[str, Any]) -> Source | None:
     try:
         place = existing(path) if path else None
         return None if place is None else source_at(place, attributes.get("selector"))
-    except (InputError, OSError, TypeError, ValueError):  # whatever an edited store says
+    except (InputError, OSError, TypeError, ValueError, AttributeError):  # whatever an edited store says
         return None
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])  # tests/
 
-ATTACKS = ("kills", "full_disk", "two_drivers", "damage", "bad_inputs", "size", "sample")
+ATTACKS = ("kills", "bucket", "full_disk", "two_drivers", "damage", "bad_inputs", "size", "sample")
 
 
 def main() -> int:
