@@ -93,10 +93,9 @@ def told(path: Path | str) -> Iterator[None]:
     """
     try:
         yield
-    except FileNotFoundError:
-        raise
     except Exception as error:
-        if not is_url(path) or not _is_of_network(error):
+        is_missing = isinstance(error, FileNotFoundError) and "NoSuchBucket" not in str(error)
+        if is_missing or not is_url(path) or not _is_of_network(error):
             raise
         raise InputError(
             f"can't reach {path}: {_reason(error)}; check its name, the network and credentials"
@@ -235,11 +234,8 @@ class ChangedError(Exception):
 
 def read_version(path: Path) -> tuple[bytes, Version]:
     """An object and its version; errors as `read_bytes` has them."""
-    import obstore
-
     with told(path):
-        found = obstore.get(_bucket(path.parent), path.name)
-        return bytes(found.bytes()), Version(found.meta["e_tag"], found.meta["version"])
+        return _get(_bucket(path.parent), path.name)
 
 
 def write_version(path: Path, content: bytes, replaced: Version | None) -> Version:
@@ -247,24 +243,8 @@ def write_version(path: Path, content: bytes, replaced: Version | None) -> Versi
 
     A write whose answer was lost is made again and then finds itself, which is no change.
     """
-    import obstore
-    from obstore.exceptions import AlreadyExistsError, PreconditionError
-
-    mode: Any = "create"
-    if replaced is not None:
-        mode = {name: value for name, value in replaced._asdict().items() if value is not None}
     with told(path):
-        try:
-            made = obstore.put(_bucket(path.parent), path.name, content, mode=mode)
-            return Version(made["e_tag"], made["version"])
-        except (AlreadyExistsError, PreconditionError, FileNotFoundError) as error:
-            try:
-                there, version = read_version(path)
-            except FileNotFoundError:
-                raise ChangedError from error
-            if there != content:
-                raise ChangedError from error
-            return version
+        return _put(_bucket(path.parent), path.name, content, replaced)
 
 
 def remove(path: Path) -> None:
@@ -280,10 +260,41 @@ def upload(folder: Path, target: Path) -> None:
 
     ChangedError where another writer puts its own there meanwhile.
     """
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        list(pool.map(lambda name: remove(target / name), sizes(target)))
-        names = [file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*")) if file.is_file()]
-        list(pool.map(lambda name: write_version(target / name, (folder / name).read_bytes(), None), names))
+    import obstore
+
+    bucket, before = _bucket(target), list(sizes(target))
+    names = [file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*")) if file.is_file()]
+    with told(target), ThreadPoolExecutor(_AT_ONCE) as pool:
+        if before:
+            obstore.delete(bucket, before)
+        list(pool.map(lambda name: _put(bucket, name, (folder / name).read_bytes(), None), names))
+
+
+def _get(bucket: "ObjectStore", name: str) -> tuple[bytes, Version]:
+    import obstore
+
+    found = obstore.get(bucket, name)
+    return bytes(found.bytes()), Version(found.meta["e_tag"], found.meta["version"])
+
+
+def _put(bucket: "ObjectStore", name: str, content: bytes, replaced: Version | None) -> Version:
+    import obstore
+    from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+    mode: Any = "create"
+    if replaced is not None:
+        mode = {key: value for key, value in replaced._asdict().items() if value is not None}
+    try:
+        made = obstore.put(bucket, name, content, mode=mode)
+        return Version(made["e_tag"], made["version"])
+    except (AlreadyExistsError, PreconditionError, FileNotFoundError) as error:
+        try:
+            there, version = _get(bucket, name)
+        except FileNotFoundError:
+            raise ChangedError from error
+        if there != content:
+            raise ChangedError from error
+        return version
 
 
 def _options() -> dict[str, Any]:

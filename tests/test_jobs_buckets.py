@@ -338,7 +338,7 @@ def test_the_command_line_takes_urls(
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("s3://no-such-bucket/s", "no-such-bucket"),
+        ("s3://no-such-bucket/s", "NoSuchBucket: The specified bucket does not exist"),
         ("ftp://host/s", "expected a path, or a URL of s3://, gs://, az://, hf://"),
         ("hf://buckets/s", ""),
     ],
