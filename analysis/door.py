@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from neurotally.analysis import studies
 from neurotally.analysis.options import arguments, parameters, signature
 from neurotally.analysis.result import Result
-from neurotally.profiler.buckets import location, zarr_store
+from neurotally.profiler.buckets import location, zarr_location
 
 if TYPE_CHECKING:
     import xarray
@@ -95,7 +95,9 @@ class Store:
             merged = [_by_neuron(self.to_xarray(corpus)) for corpus in self.corpora]
             return xarray.concat(merged, xarray.Variable("corpus", list(self.corpora)), join="exact")
         group = name if "/" in name else f"corpora/{name}"
-        data = xarray.open_zarr(zarr_store(self.path), group=group)
+        where, inside = zarr_location(self.path)
+        at = {"group": f"{inside}/{group}", "consolidated": False} if inside else {"group": group}
+        data = xarray.open_zarr(where, **at)
         return data.assign_coords({dimension: range(data.sizes[dimension]) for dimension in _NEURON
                                    if dimension in data.sizes})  # fmt: skip
 

@@ -82,6 +82,8 @@ def writer_lock(path: Path, *, wait_s: float = LOCK_WAIT_S) -> Iterator[Callable
         with contextlib.ExitStack() as held:
             held.enter_context(filelock.FileLock(work / "lock", timeout=wait_s))
             still_writes = held.enter_context(leased(path)) if buckets.is_remote(path) else lambda: None
+            if buckets.is_remote(path):
+                store.forget_other_work(path)
             _remove_leftovers(path)
             try:
                 yield still_writes

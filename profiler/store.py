@@ -18,8 +18,8 @@ What an array's own zarr.json says of it must be what the root says (`profiler.a
 import hashlib
 import json
 import os
-import re
 import shutil
+import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,6 +50,12 @@ _READABLE = (1, 2)
 RUN_FOLDER = ".run"
 """Of a store: the working state of runs, until they end."""
 _CHUNK_BYTES = 16 * 2**20
+KEPT_IN_WORK = ("lock", "writer.json", "store.json")
+"""Of the working state of a store in a bucket: what says whose it is."""
+_FAMILY = {"attributes": {}, "zarr_format": 3, "node_type": "group"}
+"""The metadata of a family of groups."""
+_CLAIM = "writing"
+"""An attribute of the root while a group is copied to a bucket: a token of who does."""
 
 
 class ArraySpec(NamedTuple):
@@ -123,8 +129,10 @@ def work_folder(path: Path) -> Path:
     if not buckets.is_remote(path):
         return path / RUN_FOLDER
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    home = Path(os.environ.get("NEUROTALLY_HOME") or Path(cache, "neurotally"))
-    return home / "runs" / f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
+    home = Path(os.environ.get("NEUROTALLY_HOME") or Path(cache, "neurotally")).expanduser()
+    server = [os.environ.get(name, "") for name in ("AWS_ENDPOINT_URL", "AZURE_STORAGE_ACCOUNT_NAME")]
+    digest = hashlib.sha256("\n".join([str(path), *server]).encode()).hexdigest()
+    return home / "runs" / f"{path.name}-{digest[:16]}"
 
 
 def is_begun(path: Path) -> bool:
@@ -134,8 +142,12 @@ def is_begun(path: Path) -> bool:
 
 def create_store(path: Path, attributes: Mapping[str, Any]) -> None:
     """Make an empty store with the given root attributes; `attributes` gains the schema version."""
+    ours: dict[str, Any] = {"schema": SCHEMA_VERSION, **attributes}
+    if buckets.is_remote(path):
+        ours["id"] = uuid.uuid4().hex
+        _note_id(path, ours["id"])
     root = {
-        "attributes": {"schema": SCHEMA_VERSION, **attributes},
+        "attributes": ours,
         "zarr_format": 3,
         "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": {}},
         "node_type": "group",
@@ -143,6 +155,26 @@ def create_store(path: Path, attributes: Mapping[str, Any]) -> None:
     if not buckets.is_remote(path):
         path.mkdir(parents=True, exist_ok=True)
     _put_root(path, root, None)
+
+
+def forget_other_work(path: Path) -> None:
+    """Drop the working state that a former store left which lay at the same place in a bucket, and is gone.
+
+    A store in a bucket has a random id among its attributes; the working state notes of which it is.
+    """
+    work = work_folder(path)
+    found = store_attributes(path).get("id") if is_begun(path) else None
+    noted = (read_json(work / "store.json") or {}).get("id")
+    if found is None or found != noted:
+        for entry in work.iterdir():
+            if entry.name not in KEPT_IN_WORK:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    if found is not None:
+        _note_id(path, found)
+
+
+def _note_id(path: Path, store_id: str) -> None:
+    replace_json(work_folder(path) / "store.json", {"id": store_id})
 
 
 def write_sites(path: Path, networks: Networks) -> None:
@@ -265,8 +297,9 @@ def open_array(path: Path, spec: ArraySpec | None = None, listed: ArrayLayout | 
     layout = ArrayLayout.read(path / "zarr.json")
     layout.check(path, None if spec is None else (spec.dtype, spec.dimensions), listed)
     try:
-        with _quiet_zarr(), buckets.told(path):
-            array = zarr.open_array(buckets.zarr_store(path), mode="r", zarr_format=3)
+        with _quiet_zarr(), buckets.told(path, buckets.is_remote(path)):
+            where, inside = buckets.zarr_location(path)
+            array = zarr.open_array(where, path=inside, mode="r", zarr_format=3)
             is_whole = not array.size or array.nchunks_initialized == array.nchunks
     except InputError:
         raise
@@ -279,23 +312,15 @@ def open_array(path: Path, spec: ArraySpec | None = None, listed: ArrayLayout | 
 
 def read_slice(array: zarr.Array, part: Any = ...) -> np.ndarray:
     """Read (a part of) an opened array; an InputError naming it where a chunk is damaged."""
-    path = _name_of(array)
+    path = str(array.store_path).removeprefix("file://")
     try:
-        with buckets.told(path):
+        with buckets.told(path, remote="://" in path):
             values: np.ndarray = np.asarray(array[part])
     except InputError:
         raise
     except _ZARR_ERRORS as error:
         raise InputError(f"{path} can't be read: {first_line(error)}") from error
     return values
-
-
-def _name_of(array: zarr.Array) -> str:
-    """Where an opened array lies: a path, or a bucket and what is below."""
-    text = str(array.store_path)
-    if text.startswith("file://"):
-        return text.removeprefix("file://")
-    return "bucket://" + "/".join(re.findall('"(.*?)"', text))  # of S3Store(bucket="…", prefix="…")
 
 
 def corpus_attributes(store: Path, corpus: str) -> dict[str, Any]:
@@ -349,50 +374,72 @@ def publish(store: Path, group: str, finished: Path) -> None:
     if not buckets.is_remote(store) and (store / family).is_symlink():
         raise InputError(f"{store / family} is a link; groups are moved into folders of the store: remove the link")
     if name in committed(store, family):
-        raise AssertionError(f"{group} is committed already; a committed group never changes")
+        raise InputError(f"{group} of {store} was written by another run meanwhile; a committed group never changes")
     _commit(store, group, finished)
 
 
 def _commit(store: Path, group: str, finished: Path) -> None:
     """Put a finished group in its place and let the root list it and its arrays."""
-    root, version = _versioned_root(store)
-    metadata = root["consolidated_metadata"]["metadata"]
+    if buckets.is_remote(store):
+        _commit_remote(store, group, finished)
+        return
+    root = _root(store)
     family, slash, _ = group.partition("/")
-    if slash:
-        metadata[family] = _family_metadata(store / family / "zarr.json")
+    if slash and not (store / family / "zarr.json").exists():
+        replace_json(store / family / "zarr.json", _FAMILY)
+    _list_group(root, group, finished, read_json(store / family / "zarr.json") if slash else None)
+    shutil.rmtree(store / group, ignore_errors=True)
+    sync_tree(finished)
+    os.rename(finished, store / group)
+    replace_json(store / "zarr.json", root)
+
+
+def _commit_remote(store: Path, group: str, finished: Path) -> None:
+    """The same in a bucket, where nothing can be moved.
+
+    The root is first claimed: with that, whoever read it before can't replace it any more. Objects are replaced only if
+    they are what was found before that, so a run that was suspended in here can't spoil what a later one commits.
+    """
+    with _one_writer(store):
+        root, version = _versioned_root(store)
+        if group in root["consolidated_metadata"]["metadata"]:
+            raise buckets.ChangedError(group)
+        before = buckets.versions(store / group)
+        claim = {**root, "attributes": {**root["attributes"], _CLAIM: uuid.uuid4().hex}}
+        version = buckets.write_version(store / "zarr.json", as_json(claim).encode(), version)
+        family, slash, _ = group.partition("/")
+        parent = store / family / "zarr.json"
+        if slash and not buckets.exists(parent):
+            buckets.write_version(parent, as_json(_FAMILY).encode(), None)
+        _list_group(root, group, finished, read_json(parent) if slash else None)
+        root["attributes"].pop(_CLAIM, None)
+        buckets.upload(finished, store / group, before)
+        if buckets.read_version(store / "zarr.json")[1] == version:
+            for name in before:  # of an upload that was cut off
+                if not (finished / name).exists():
+                    buckets.remove(store / group / name)
+        buckets.write_version(store / "zarr.json", as_json(root).encode(), version)
+    shutil.rmtree(finished)
+
+
+def _list_group(root: dict[str, Any], group: str, finished: Path, family: dict[str, Any] | None) -> None:
+    """Let the root list a finished group and its arrays; `family`: the metadata of the one it belongs to."""
+    metadata = root["consolidated_metadata"]["metadata"]
+    if family is not None:
+        metadata[group.partition("/")[0]] = family
     for node in [finished, *sorted(child for child in finished.iterdir() if child.is_dir())]:
         name = PurePosixPath(group, node.relative_to(finished)).as_posix()
         metadata[name] = json.loads((node / "zarr.json").read_text())
     root["consolidated_metadata"]["metadata"] = dict(sorted(metadata.items()))
-    if buckets.is_remote(store):
-        with _one_writer(store):
-            buckets.upload(finished, store / group)
-    else:
-        shutil.rmtree(store / group, ignore_errors=True)
-        sync_tree(finished)
-        os.rename(finished, store / group)
-    _put_root(store, root, version)
-
-
-def _family_metadata(file: Path) -> dict[str, Any]:
-    """The zarr.json of a family, which is made where it isn't there."""
-    if not buckets.exists(file):
-        _write_json(file, {"attributes": {}, "zarr_format": 3, "node_type": "group"}, None)
-    metadata: dict[str, Any] = read_json(file)
-    return metadata
 
 
 def _put_root(path: Path, root: Mapping[str, Any], replaced: buckets.Version | None) -> None:
     """Write the root; in a bucket only in place of the one that was read, None: of none."""
+    if not buckets.is_remote(path):
+        replace_json(path / "zarr.json", root)
+        return
     with _one_writer(path):
-        _write_json(path / "zarr.json", root, replaced)
-
-
-def _write_json(file: Path, document: Mapping[str, Any], replaced: buckets.Version | None) -> None:
-    if buckets.is_remote(file):
-        buckets.write_version(file, as_json(document).encode(), replaced)
-    else:
-        replace_json(file, document)
+        buckets.write_version(path / "zarr.json", as_json(root).encode(), replaced)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,15 @@ from object_store import BUCKET, CuttingProxy, client, objects, point_at, put_fo
 from stores import CORPORA, SETTINGS, make_store
 
 from neurotally.analysis import open_store
-from neurotally.jobs import lease
+from neurotally.jobs import lease, profile
 from neurotally.jobs.lease import leased
+from neurotally.jobs.plan import find_corpora
+from neurotally.jobs.progress import Progress
+from neurotally.jobs.reducers import Fold
 from neurotally.jobs.status import is_being_written, status
 from neurotally.jobs.store_writer import writer_lock
 from neurotally.profiler import buckets, store
-from neurotally.profiler.buckets import ChangedError, location, write_version
+from neurotally.profiler.buckets import location, write_version
 from neurotally.profiler.corpus.documents import Source, Status
 from neurotally.profiler.corpus.sources import list_documents, parse_source, read_documents
 from neurotally.profiler.errors import InputError
@@ -78,6 +82,13 @@ def same_arrays(ours: Path, theirs: Path) -> None:
             np.testing.assert_array_equal(one[array], other[array], err_msg=f"{name}/{array}")
 
 
+def few_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of requests that fail, so that it is told at once."""
+    monkeypatch.setattr(buckets, "_RETRIES", {"max_retries": 1})
+    monkeypatch.setattr(buckets, "_WRITES", 1)
+    buckets._make_client.cache_clear()
+
+
 def chunks(files: dict[str, bytes]) -> dict[str, bytes]:
     return {name: content for name, content in files.items() if "/c/" in name}
 
@@ -92,7 +103,11 @@ def test_a_run_to_a_bucket_leaves_the_objects_that_one_to_a_folder_leaves_as_fil
     files = {file.relative_to(local).as_posix(): file.read_bytes() for file in local.rglob("*") if file.is_file()}
     assert chunks(there) == chunks(files)
     assert there.keys() == {name for name in files if not name.startswith(".run/")}
-    assert [file.name for file in (tmp_path / "home").rglob("*") if file.is_file()] == ["lock"]
+    assert sorted(file.name for file in (tmp_path / "home").rglob("*") if file.is_file()) == [
+        "lock",
+        "store.json",
+        "writer.json",
+    ]
     ours, theirs = (json.loads(files["zarr.json"]) for files in (there, files))
     assert ours["attributes"]["config"] == theirs["attributes"]["config"]
     assert ours["consolidated_metadata"]["metadata"].keys() == theirs["consolidated_metadata"]["metadata"].keys()
@@ -161,7 +176,7 @@ def test_a_file_that_changes_or_goes_is_told_from_a_connection_that_fails(
 ) -> None:
     proxy = CuttingProxy(endpoint)
     point_at(monkeypatch, proxy.endpoint, tmp_path)
-    monkeypatch.setattr(buckets, "_RETRIES", {"max_retries": 1})
+    few_retries(monkeypatch)
     write_version(location(f"{BUCKET}/changing/a.py"), b"a = 1\n", None)
     source = parse_source(f"{BUCKET}/changing")
     statuses = [document.status for document in read_documents(source, ["a.py", "a.py", "gone.py"], [6, 5, 3], 0)]
@@ -210,7 +225,7 @@ def test_a_damaged_array_in_a_bucket_and_a_connection_that_fails_are_told_apart(
 ) -> None:
     proxy = CuttingProxy(endpoint)
     point_at(monkeypatch, proxy.endpoint, tmp_path)
-    monkeypatch.setattr(buckets, "_RETRIES", {"max_retries": 1})
+    few_retries(monkeypatch)
     path = make_store(model_folder, location(f"{URL}/damaged"), corpora)
     name = "damaged/corpora/python/tokens"
     array = store.open_committed(path, "corpora/python")["tokens"]
@@ -223,7 +238,7 @@ def test_a_damaged_array_in_a_bucket_and_a_connection_that_fails_are_told_apart(
     (chunk,) = (key for key in objects(endpoint, f"study/{name}") if key.startswith("c/"))
     with client(endpoint) as s3:
         s3.put_object(Bucket="studies", Key=f"study/{name}/{chunk}", Body=b"damaged")
-        with pytest.raises(InputError, match=f"studies/study/{name} can't be read: "):
+        with pytest.raises(InputError, match=f"study/{name} can't be read: "):
             store.read_corpus(path, "python")
         s3.delete_object(Bucket="studies", Key=f"study/{name}/{chunk}")
         with pytest.raises(InputError, match=f"study/{name} has 0 of 1 chunks: it was cut off"):
@@ -280,12 +295,164 @@ def test_a_lease_that_another_run_took_over_stops_the_next_commit(
     assert objects(bucket, "study/lease") == {}
 
 
-def test_a_group_that_another_run_put_there_meanwhile_stays(bucket: str, tmp_path: Path) -> None:
-    target = location(f"{URL}/upload")
-    write_version(target / "zarr.json", b"theirs", None)
-    with pytest.raises(ChangedError):
-        write_version(target / "zarr.json", b"ours", None)
-    assert objects(bucket, "study/upload") == {"zarr.json": b"theirs"}
+def test_an_upload_that_was_suspended_cannot_spoil_what_a_later_run_committed(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first stops where it would put its objects; the second commits the same group; the first wakes."""
+    path = location(f"{URL}/suspended")
+    store.create_store(path, {})
+    groups = {name: tmp_path / name for name in ("first", "second")}
+    for number, folder in enumerate(groups.values()):
+        store.write_arrays(folder, {"tokens": np.full(4, number, np.uint64)}, {"number": number})
+    upload = buckets.upload
+
+    def suspended(*arguments: Any) -> None:
+        monkeypatch.setattr(buckets, "upload", upload)
+        store.publish(path, "corpora/x", groups["second"])
+        upload(*arguments)
+
+    monkeypatch.setattr(buckets, "upload", suspended)
+    with pytest.raises(InputError, match="was written by another run meanwhile"):
+        store.publish(path, "corpora/x", groups["first"])
+    assert store.read_corpus(path, "x")["tokens"].tolist() == [1, 1, 1, 1]
+    assert store.corpus_attributes(path, "x") == {"number": 1}
+    with pytest.raises(InputError, match="was written by another run meanwhile"):
+        store.publish(path, "corpora/x", groups["first"])
+
+
+def test_objects_of_an_upload_that_was_cut_off_are_replaced_and_the_rest_removed(bucket: str, tmp_path: Path) -> None:
+    path = location(f"{URL}/cut-off")
+    store.create_store(path, {})
+    for name, content in (("zarr.json", b"{}"), ("tokens/c/0", b"old"), ("tokens/c/7", b"surplus")):
+        write_version(path / "corpora/x" / name, content, None)
+    store.write_arrays(tmp_path / "x", {"tokens": np.arange(4, dtype=np.uint64)}, {})
+    store.publish(path, "corpora/x", tmp_path / "x")
+    assert store.read_corpus(path, "x")["tokens"].tolist() == [0, 1, 2, 3]
+    assert "corpora/x/tokens/c/7" not in objects(bucket, "study/cut-off")
+    assert not (tmp_path / "x").exists()
+
+
+def test_working_state_of_a_store_that_was_removed_is_not_gone_on_with(
+    bucket: str, model_folder: Path, other_model_folder: Path, corpora: Path, tmp_path: Path
+) -> None:
+    path = location(f"{URL}/removed")
+    kwargs = {"checkpoint_every_s": 0.0}
+    with pytest.raises(RuntimeError), stopping_after(3):
+        make_store(model_folder, path, corpora, **kwargs)
+    assert list((tmp_path / "home").glob("runs/removed-*/corpora/*/checkpoint-*"))
+    with client(bucket) as s3:
+        for name in objects(bucket, "study/removed"):
+            s3.delete_object(Bucket="studies", Key=f"study/removed/{name}")
+    make_store(other_model_folder, path, corpora)
+    same_arrays(path, make_store(other_model_folder, tmp_path / "local", corpora))
+
+
+@contextmanager
+def stopping_after(units: int) -> Iterator[None]:
+    """Let the run fail when so many units are in."""
+    took = iter(range(units))
+
+    def take(self: Any, outcome: Any) -> None:
+        if next(took, None) is None:
+            raise RuntimeError("stopped")
+        taken(self, outcome)
+
+    taken, Fold.take = Fold.take, take  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Fold.take = taken  # type: ignore[method-assign]
+
+
+def test_names_are_text_not_parts_of_a_url(
+    bucket: str, model_folder: Path, corpora: Path, tmp_path: Path, run: Any
+) -> None:
+    named = {name: corpora / "python" for name in ("C", "C#", "a?b", "d%20x", "x%23y")}
+    quiet = Progress(quiet=True)
+    for path in (location(f"{URL}/my#st%20udy?"), tmp_path / "local"):
+        profile(str(model_folder), path, corpus=named, progress=quiet, max_files=3, **SETTINGS)
+    ours, theirs = location(f"{URL}/my#st%20udy?"), tmp_path / "local"
+    assert store.committed_corpora(ours) == sorted(named)
+    for name in named:
+        one, other = store.read_corpus(ours, name), store.read_corpus(theirs, name)
+        for array in one:
+            np.testing.assert_array_equal(one[array], other[array])
+    there = objects(bucket, "study/my#st%20udy?")
+    assert {name.split("/")[1] for name in there if name.startswith("corpora/") and name.count("/") > 1} == set(named)
+    assert open_store(ours).to_xarray("C#").equals(open_store(theirs).to_xarray("C#"))
+
+
+def test_a_bucket_with_other_things_in_it_is_no_place_for_a_store(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch, model_folder: Path, corpora: Path, tmp_path: Path, run: Any
+) -> None:
+    point_at(monkeypatch, endpoint, tmp_path)
+    with client(endpoint) as s3:
+        s3.create_bucket(Bucket="texts")
+        for name in ("python/a.py", "python/b.py"):
+            s3.put_object(Bucket="texts", Key=f"corpora/{name}", Body=b"x = 1\n")
+        code, _, err = run("profile", model_folder, "s3://texts", "--corpora", "s3://texts/corpora")
+        assert (code, err.count("\n")) == (2, 1)
+        assert "is a folder with other things in it" in err
+        assert len(s3.list_objects_v2(Bucket="texts")["Contents"]) == 2
+        assert list(find_corpora("s3://texts")) == ["corpora"]
+        assert sorted(list_documents(parse_source("s3://texts")).names) == [
+            "corpora/python/a.py",
+            "corpora/python/b.py",
+        ]
+        s3.create_bucket(Bucket="whole")
+        assert run("profile", model_folder, "S3://whole/", "--corpora", "s3://texts/corpora", "--triggers", 1)[0] == 0
+        assert open_store("s3://whole").corpora == ("python",)
+
+
+def test_empty_objects_that_stand_for_folders_are_no_documents(bucket: str, corpora: Path) -> None:
+    put_folder(bucket, corpora / "python", "markers")
+    with client(bucket) as s3:
+        for name in ("markers/", "markers/0/", "markers/empty/"):
+            s3.put_object(Bucket="studies", Key=name, Body=b"")
+    assert_same_documents(parse_source(f"{BUCKET}/markers::*.py"), parse_source(f"{corpora / 'python'}::*.py"))
+    names = list_documents(parse_source(f"{BUCKET}/markers")).names
+    assert set(names) - set(list_documents(parse_source(str(corpora / "python"))).names) <= {"empty"}
+
+
+def test_a_renewal_whose_answer_was_lost_does_not_end_the_lease(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = location(f"{URL}/lost-answer")
+    with leased(path) as still_writes:
+        write = buckets.write_version
+
+        def lose_the_answer(*arguments: Any) -> Any:
+            monkeypatch.setattr(buckets, "write_version", write)
+            write(*arguments)
+            raise buckets.UnreachableError("the answer was lost")
+
+        monkeypatch.setattr(buckets, "write_version", lose_the_answer)
+        with pytest.raises(InputError, match="the answer was lost"):
+            still_writes()
+        still_writes()
+    assert objects(bucket, "study/lost-answer") == {}
+
+
+def test_texts_that_cannot_be_reached_are_not_called_gone(
+    endpoint: str, model_folder: Path, corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any
+) -> None:
+    proxy = CuttingProxy(endpoint)
+    point_at(monkeypatch, proxy.endpoint, tmp_path / "home")
+    put_folder(endpoint, corpora, "far")
+    path = make_store(model_folder, tmp_path / "near", f"{BUCKET}/far")
+    few_retries(monkeypatch)
+    proxy.is_down = True
+    proxy.cut()
+    code, _, err = run("triggers", path, 1, 5)
+    assert (code, err.count("\n")) == (2, 1), err
+    assert "can't reach s3://studies/far" in err
+    proxy.close()
+
+
+@pytest.mark.parametrize("text", ["s3:/studies/x", "S3:/studies/x", "s3:studies/x", "s3://", "gs:///x"])
+def test_a_mistyped_url_is_no_folder(text: str) -> None:
+    with pytest.raises(InputError, match="expected a path, or a URL"):
+        location(text)
 
 
 @pytest.mark.ray
@@ -320,9 +487,8 @@ def test_the_command_line_takes_urls(
     code, out, err = run("profile", model_folder, url, "--corpora", f"{BUCKET}/cli", *settings)
     assert code == 0, err
     assert url in out
-    assert (
-        run("profile", url, "--corpora", f"{BUCKET}/cli", *settings)[0] == 0
-    )  # the model from the store; all is there
+    again = run("profile", url, "--corpora", f"{BUCKET}/cli", *settings)  # the model from the store; all is there
+    assert again[0] == 0
     code, out, err = run("report", url, "--out", tmp_path / "page.html", "--neurons", 2)
     assert code == 0, err
     assert (tmp_path / "page.html").stat().st_size > 100_000
@@ -360,7 +526,7 @@ def test_a_bucket_that_is_forbidden_or_cannot_be_reached_is_told_in_a_line(
 ) -> None:  # fmt: skip
     with refusing(answer) as endpoint:
         point_at(monkeypatch, endpoint, tmp_path)
-        monkeypatch.setattr(buckets, "_RETRIES", {"max_retries": 2})
+        few_retries(monkeypatch)
         for words in (["lape", URL], ["profile", model_folder, URL, "--corpora", corpora],
                       ["profile", model_folder, tmp_path / "s", "--corpora", f"{BUCKET}/x"]):  # fmt: skip
             code, _, err = run(*words)
@@ -370,10 +536,10 @@ def test_a_bucket_that_is_forbidden_or_cannot_be_reached_is_told_in_a_line(
 
 
 def test_buckets_need_an_extra(monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
-    monkeypatch.setitem(sys.modules, "upath", None)
+    monkeypatch.setitem(sys.modules, "obstore", None)
     code, _, err = run("lape", URL)
     assert (code, err.count("\n")) == (2, 1)
-    assert "buckets need further libraries: pip install 'neurotally[buckets]'" in err
+    assert "buckets need a further library: pip install 'neurotally[buckets]'" in err
 
 
 def test_a_store_on_the_hub_is_read(local: Path, corpora: Path, run: Any, request: pytest.FixtureRequest) -> None:

@@ -24,6 +24,7 @@ import numpy as np
 import zarr
 
 from neurotally.profiler import store
+from neurotally.profiler.buckets import UnreachableError, is_url
 from neurotally.profiler.corpus.documents import MAX_DOCUMENT_BYTES, Document, Source, Status, text_document
 from neurotally.profiler.corpus.sources import existing, read_documents, source_at
 from neurotally.profiler.corpus.tokenise import tokenise
@@ -129,6 +130,8 @@ class CorpusTexts:
     def _names_of(self, source: Source, numbers: Sequence[int]) -> list[str]:
         """Names as the file system has them: a store spells the bytes of names that aren't UTF-8 as \\xff."""
         names = [self.names[number] for number in numbers]
+        if is_url(source.path):
+            return names
         return [_unescaped(name) if "\\x" in name and not Path(source.path, name).exists() else name for name in names]
 
     def _verified(self, number: int, document: Document) -> Text:
@@ -168,6 +171,8 @@ def remembered_source(attributes: dict[str, Any]) -> Source | None:
     try:
         place = existing(path) if path else None
         return None if place is None else source_at(place, attributes.get("selector"))
+    except UnreachableError:
+        raise
     except (InputError, OSError, TypeError, ValueError, AttributeError):  # whatever an edited store says
         return None
 

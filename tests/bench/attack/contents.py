@@ -7,7 +7,7 @@ from typing import Any
 
 from neurotally.profiler import store
 
-_VOLATILE = ("started", "finished", "workers", "tokens_run", "model_seconds", "versions")
+_VOLATILE = ("started", "finished", "workers", "tokens_run", "model_seconds", "versions", "id")
 """Attributes that say how a run went, not what it found."""
 
 
