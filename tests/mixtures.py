@@ -1,17 +1,20 @@
 """Small random mixtures of experts, and what each of their networks computes, by plain hooks and the formulas.
 
 Where a family keeps its experts and its other networks is written down from its own modeling file. An expert's
-pre-activations are computed anew, from its own matrix and the hidden states of the tokens that the router sends to it.
+pre-activations are computed anew, in float64, from its own matrix and the hidden states of the tokens that the router
+sends to it. What its products gave and read in float32, as the model computes them, is taken from the products
+themselves, and held against that.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from families import LAYERS, SMALL, each, randomised, tiny_config
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 EXPERTS, TOP = 6, 2
@@ -41,6 +44,8 @@ class Mixture:
     matrix: Callable[[Any, int], Tensor] | None = None
     """Gate and up of an expert, [2F, D] (one of them where it has no gate), from the module of experts; `gate_up_proj`
     if None."""
+    products: tuple[str, str] = ("gate_up_proj", "down_proj")
+    """The matrices of all experts whose products give pre-activations, and read coefficients."""
     router: str = ""
     """What is given the hidden states and gives the routers' logits, where the experts aren't told who goes where."""
     logits: int = 0
@@ -139,9 +144,10 @@ MIXTURES: dict[str, Mixture] = {
     "dbrx": Mixture(
         {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
          "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": EXPERTS, "moe_top_k": TOP, "hidden_size": 64}},
-        experts="ffn.experts", layers="transformer.blocks", matrix=_dbrx),
+        experts="ffn.experts", layers="transformer.blocks", matrix=_dbrx, products=("mlp.w1", "mlp.w2")),
     "jetmoe": Mixture(
         {}, experts="mlp", router="mlp.router", logits=4, weights=lambda logits_Nk: logits_Nk.softmax(-1),
+        products=("input_linear.weight", "output_linear.weight"),
         matrix=lambda experts, expert: experts.input_linear.weight[expert]),
     "longcat_flash": Mixture(
         {"head_dim": 8, "zero_expert_num": 2, "num_experts_per_tok": TOP},
@@ -149,6 +155,7 @@ MIXTURES: dict[str, Mixture] = {
     "nemotron_h": Mixture(
         {"layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"], "num_key_value_heads": 4},
         experts="mixer.experts", formula=_relu_squared, matrix=lambda experts, expert: experts.up_proj[expert],
+        products=("up_proj", "down_proj"),
         others=(("mixer", "up_proj", "down_proj"), ("mixer.shared_experts", "up_proj", "down_proj"))),
     "lfm2_moe": Mixture(
         {"layer_types": ["conv", "full_attention"]}, experts="feed_forward.experts",
@@ -194,10 +201,70 @@ class Site:
     cell_N: Tensor
     weight_N: Tensor
     pre_NF: Tensor
+    """float64: of experts by a product in float64."""
     activation_NF: Tensor
+    """float64: by the formula, of pre-activations that the model computed in float32."""
     coefficient_NF: Tensor
+    """float32: what the model's down projection reads."""
     output_weight_N: Tensor
     """By what the expert's output is multiplied."""
+
+
+class Products(TorchDispatchMode):
+    """Keeps what products with some matrices of experts read and gave."""
+
+    def __init__(self, matrices: Iterable[Tensor]):
+        super().__init__()
+        self._seen: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {_address(matrix): [] for matrix in matrices}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in _PRODUCTS:
+            read, matrix, *_ = args
+            if _address(matrix) in self._seen:
+                self._seen[_address(matrix)].append((read, matrix, result))
+        return result
+
+    def of(self, matrices: Tensor, expert: int, cell_N: Tensor, rows_E: list[int]) -> tuple[Tensor, Tensor]:
+        """What an expert's product read and gave: a row for each of its tokens, in an order of the family's own."""
+        for read, matrix, gave in self._seen[_address(matrices)]:
+            if matrix.dim() == 2:  # of one expert
+                if matrix.storage_offset() == expert * matrix.numel():
+                    return read, gave
+            elif read.dim() == 3:  # every expert computes every token
+                return read[expert, cell_N], gave[expert, cell_N]
+            else:
+                return read.split(rows_E)[expert], gave.split(rows_E)[expert]
+        raise KeyError(f"no product with the matrix of expert {expert}")
+
+
+_PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.bmm.default, torch.ops.aten._grouped_mm.default)
+
+
+def _address(tensor: Tensor) -> int:
+    """Of the memory that it is a view of."""
+    return tensor.untyped_storage().data_ptr()
+
+
+class Exact(NamedTuple):
+    """A product in float64, [N, F], and how far one in float32 may be from it."""
+
+    values: Tensor
+    bound: Tensor
+
+    @classmethod
+    def product(cls, given_ND: Tensor, matrix_DF: Tensor, bias: Tensor | float = 0.0) -> "Exact":
+        """D products, D + 1 additions at most."""
+        given_ND, matrix_DF = given_ND.double(), matrix_DF.double()
+        magnitude = given_ND.abs() @ matrix_DF.abs() + abs(bias)
+        return cls(given_ND @ matrix_DF + bias, (len(matrix_DF) + 1) * 2**-24 * magnitude)
+
+    def order_of(self, rounded: Tensor) -> Tensor:
+        """int64 [N]: which rows of a product in float32 these are; AssertionError where one isn't among them."""
+        values, bound = (of[:, : rounded.shape[1]] for of in self)
+        order_N = torch.cdist(values, rounded.double(), compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+        assert ((rounded[order_N] - values).abs() <= bound).all()
+        return order_N
 
 
 class MixtureHooks:
@@ -211,14 +278,17 @@ class MixtureHooks:
         self._products: dict[tuple[int, str], Tensor] = {}
         self._read: dict[tuple[int, str], Tensor] = {}
         self._layers = model.get_submodule(self.mixture.layers)
+        self._matrices: list[Tensor] = []
         for number, layer in enumerate(self._layers):
             parts = dict(layer.named_modules())
             if self.mixture.experts in parts:
+                self._matrices += map(parts[self.mixture.experts].get_parameter, self.mixture.products)
                 if self.mixture.router:
                     parts[self.mixture.router].register_forward_hook(self._keep_routing(number))
                 else:
                     parts[self.mixture.experts].register_forward_pre_hook(self._keep_inputs(number), with_kwargs=True)
             if self.mixture.for_all and self.mixture.for_all in parts:
+                self._matrices += (parts[self.mixture.for_all].gate_proj, parts[self.mixture.for_all].up_proj)
                 parts[self.mixture.for_all].register_forward_pre_hook(self._keep_weights(number), with_kwargs=True)
             for network, gate, down in self.mixture.others:
                 if f"{network}.{gate}" in parts:
@@ -251,48 +321,70 @@ class MixtureHooks:
     def run(self, ids_BT: Tensor) -> Iterator[Site]:
         """The whole model over a rectangle; what each site did."""
         with torch.no_grad():
-            self.model(input_ids=ids_BT, use_cache=False)
+            with Products(self._matrices) as products:
+                self.model(input_ids=ids_BT, use_cache=False)
             for number, layer in enumerate(self._layers):
                 if number in self._inputs:
-                    yield from self._experts(number, layer.get_submodule(self.mixture.experts))
+                    yield from self._experts(number, layer.get_submodule(self.mixture.experts), products)
                 if number in self._for_all:
-                    yield from self._experts_for_all(number, layer.get_submodule(self.mixture.for_all))
+                    yield from self._experts_for_all(number, layer.get_submodule(self.mixture.for_all), products)
                 for network, *_ in self.mixture.others:
                     if (number, network) in self._read:
                         yield self._ordinary(number, network, ids_BT.numel())
 
-    def _experts(self, number: int, experts: Any) -> Iterator[Site]:
+    def _experts(self, number: int, experts: Any, products: Products) -> Iterator[Site]:
+        mixture, formula = self.mixture, self.mixture.formula or _swiglu
         hidden_ND, index_Nk, weight_Nk = self._inputs[number]
         hidden_ND = hidden_ND.reshape(len(index_Nk), -1)
+        rows_E = torch.bincount(index_Nk.flatten(), minlength=EXPERTS).tolist()
+        first, second = map(experts.get_parameter, mixture.products)
         for expert in range(EXPERTS):
             cell_N, place_N = (index_Nk == expert).nonzero(as_tuple=True)
             weight_N = weight_Nk[cell_N, place_N]
-            find = self.mixture.matrix or (lambda experts, expert: experts.gate_up_proj[expert])
-            matrix = find(experts, expert).double()
-            given_ND = hidden_ND[cell_N] * weight_N[:, None] if self.mixture.weights_input else hidden_ND[cell_N]
-            both = given_ND.double() @ (matrix if self.mixture.transposed else matrix.T)
-            if getattr(experts, "gate_up_proj_bias", None) is not None:
-                both = both + experts.gate_up_proj_bias[expert].double()
-            gate, up = (both[:, ::2], both[:, 1::2]) if self.mixture.interleaved else both.chunk(2, dim=-1)
-            if self.mixture.formula is _relu_squared:
-                gate = up = both
-            activation, coefficient = (self.mixture.formula or _swiglu)(gate, up)
-            output_weight_N = torch.ones_like(weight_N) if self.mixture.weights_input else weight_N
-            yield Site(number, self.mixture.experts, expert, cell_N, weight_N, gate, activation, coefficient,
-                       output_weight_N)  # fmt: skip
+            find = mixture.matrix or (lambda experts, expert: experts.gate_up_proj[expert])
+            matrix = find(experts, expert)
+            given_ND = hidden_ND[cell_N] * weight_N[:, None] if mixture.weights_input else hidden_ND[cell_N]
+            bias = experts.gate_up_proj_bias[expert] if hasattr(experts, "gate_up_proj_bias") else 0.0
+            exact = Exact.product(given_ND, matrix if mixture.transposed else matrix.T, bias)
+            pre_NF, up_NF = self._halves(exact.values)
+            _, expected_NF = formula(pre_NF, up_NF)
+            rounded_NF, coefficient_NF = pre_NF, expected_NF.float()
+            if len(cell_N):
+                _, gave = products.of(first, expert, cell_N, rows_E)
+                read_NF, _ = products.of(second, expert, cell_N, rows_E)
+                order_N = exact.order_of(gave)
+                rounded = gave[order_N].double()
+                rounded_NF = rounded if rounded.shape == pre_NF.shape else self._halves(rounded)[0]
+                coefficient_NF = read_NF[order_N]
+                assert (coefficient_NF - expected_NF).abs().max() <= 1e-5 * expected_NF.abs().max()
+            output_weight_N = torch.ones_like(weight_N) if mixture.weights_input else weight_N
+            yield Site(number, mixture.experts, expert, cell_N, weight_N, pre_NF, formula(rounded_NF, rounded_NF)[0],
+                       coefficient_NF, output_weight_N)  # fmt: skip
 
-    def _experts_for_all(self, number: int, experts: Any) -> Iterator[Site]:
+    def _halves(self, both: Tensor) -> tuple[Tensor, Tensor]:
+        """Pre-activations and `up` of an expert's product."""
+        if self.mixture.formula is _relu_squared:
+            return both, both
+        if self.mixture.interleaved:
+            return both[:, ::2], both[:, 1::2]
+        return both.chunk(2, dim=-1)
+
+    def _experts_for_all(self, number: int, experts: Any, products: Products) -> Iterator[Site]:
         hidden_ND, weight_NE = (given.reshape(-1, given.shape[-1]) for given in self._for_all[number])
+        cell_N, matrices = torch.arange(len(weight_NE)), (experts.gate_proj, experts.up_proj)
         for expert, weight_N in enumerate(weight_NE.T):
-            pre_NF, up_NF = (hidden_ND.double() @ matrix[expert].double().T
-                             for matrix in (experts.gate_proj, experts.up_proj))  # fmt: skip
-            yield Site(number, self.mixture.for_all, expert, torch.arange(len(weight_N)), weight_N, pre_NF,
-                       *_swiglu(pre_NF, up_NF), weight_N)  # fmt: skip
+            pre, up = (Exact.product(hidden_ND, matrix[expert].T) for matrix in matrices)
+            rounded_NF, rounded_up_NF = (products.of(matrix, expert, cell_N, [])[1] for matrix in matrices)
+            rounded_NF, rounded_up_NF = rounded_NF[pre.order_of(rounded_NF)], rounded_up_NF[up.order_of(rounded_up_NF)]
+            # The down projection reads this times the weight.
+            coefficient_NF = functional.silu(rounded_NF) * rounded_up_NF
+            yield Site(number, self.mixture.for_all, expert, cell_N, weight_N, pre.values,
+                       functional.silu(rounded_NF.double()), coefficient_NF, weight_N)  # fmt: skip
 
     def _ordinary(self, number: int, network: str, num_cells: int) -> Site:
         product = self._products[number, network].reshape(num_cells, -1).double()
         pre_NF = product.chunk(2, dim=-1)[0] if self.mixture.fused else product
-        read_NF = self._read[number, network].reshape(num_cells, -1).double()
+        read_NF = self._read[number, network].reshape(num_cells, -1)
         activation_NF, _ = (self.mixture.formula or _swiglu)(pre_NF, pre_NF)
         ones_N = torch.ones(num_cells)
         return Site(number, network, -1, torch.arange(num_cells), ones_N, pre_NF, activation_NF, read_NF, ones_N)
