@@ -6,6 +6,8 @@ Each is written as its users' are, or by its format's definition, and loaded thr
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,16 @@ import torch
 from families import PlainHooks, tiny_model
 from mixtures import MIXTURES, MixtureHooks, tiny_mixture
 from numpy.testing import assert_array_equal
+from reading_checks import ROUNDING
 from safetensors.torch import load_file, save_file
 from test_jobs_cli import refused
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from neurotally.kernels.layer_tally import TOKEN
 from neurotally.profiler import store
 from neurotally.profiler.corpus.batches import Batch
-from neurotally.profiler.errors import UnsupportedModelError
+from neurotally.profiler.errors import InputError, UnsupportedModelError
 from neurotally.profiler.model.capture import NeuronReader
 from neurotally.profiler.model.experts import interface_experts
 from neurotally.profiler.model.load import LoadedModel, load_model, prepare_model
@@ -47,6 +50,9 @@ NO_TORCHAO = (
     "pip install torchao; it isn't among what the tests install, since it writes to stderr when transformers starts"
 )
 
+NO_BITSANDBYTES = "pip install bitsandbytes; it isn't among what the tests install, since it takes 130 MB"
+NO_GPTQMODEL = "pip install optimum gptqmodel; they aren't among what the tests install, since they bring CUDA"
+
 
 def quantise_torchao(folder: Path) -> dict[str, Tensor]:
     """int8, a scale a row; the weights that it stands for."""
@@ -64,6 +70,12 @@ def quantise_torchao(folder: Path) -> dict[str, Tensor]:
     }
 
 
+def packed_in_eights(number: Tensor) -> Tensor:
+    """int32 [rows, columns / 8] of four bits each, the first the lowest."""
+    packed = (number.unflatten(1, (-1, 8)) << (4 * torch.arange(8))).sum(-1)
+    return torch.where(packed < 2**31, packed, packed - 2**32).to(torch.int32)
+
+
 def quantise_packed(folder: Path) -> dict[str, Tensor]:
     """int4 in groups of 32 columns, eight in an int32: the packed format of compressed-tensors."""
     pytest.importorskip("compressed_tensors")
@@ -75,10 +87,8 @@ def quantise_packed(folder: Path) -> dict[str, Tensor]:
         scale = groups.abs().amax(-1) / 7
         number = (groups / scale[..., None]).round().clamp(-8, 7) + 0.0  # integers have no -0
         expected[name] = (number * scale[..., None]).reshape(rows, columns)
-        bits = (number.reshape(rows, -1, 8) + 8).long() << (4 * torch.arange(8))
-        packed = bits.sum(-1)
         del state[name]
-        state[f"{name}_packed"] = torch.where(packed < 2**31, packed, packed - 2**32).to(torch.int32)
+        state[f"{name}_packed"] = packed_in_eights((number.reshape(rows, columns) + 8).long())
         state[f"{name}_scale"] = scale
         state[f"{name}_shape"] = torch.tensor([rows, columns])
     weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": BLOCK}
@@ -175,6 +185,98 @@ def test_quantisation_is_part_of_what_a_model_is(method: str, tokenizer: Any, tm
     assert quantised.config != plain.config
     dequantised = f"the weights, quantised by {method}, were dequantised to float32 to be read"
     assert quantised.warnings == (() if is_kept else (dequantised,))
+
+
+def quantise_bitsandbytes(folder: Path, **settings: Any) -> None:
+    pytest.importorskip("bitsandbytes", reason=NO_BITSANDBYTES)
+    config = BitsAndBytesConfig(**settings)
+    AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=config, dtype="float32", device_map="cpu"
+    ).save_pretrained(folder)
+
+
+def quantise_by_column(method: str, folder: Path) -> None:
+    """GPTQ's and AWQ's formats: int4 in groups of 32 rows of [in, out]; eight in an int32, along `in` or `out`."""
+    pytest.importorskip("gptqmodel", reason=NO_GPTQMODEL)
+    state = load_file(folder / "model.safetensors")
+    for name, weight in projections(state).items():
+        del state[name]
+        part, (columns, rows) = name.removesuffix(".weight"), weight.shape
+        groups = weight.T.reshape(-1, BLOCK, columns)
+        scale = groups.abs().amax(1) / 7
+        number = ((groups / scale[:, None]).round().clamp(-8, 7) + 8).long().reshape(rows, columns)
+        zero = torch.full(scale.shape, 8)
+        if method == "gptq":
+            state[f"{part}.qweight"] = packed_in_eights(number.T).T.contiguous()
+            state[f"{part}.qzeros"] = packed_in_eights(zero - 1)
+            state[f"{part}.g_idx"] = (torch.arange(rows) // BLOCK).int()
+        else:
+            order = [0, 2, 4, 6, 1, 3, 5, 7]
+            for key, values in (("qweight", number), ("qzeros", zero)):
+                state[f"{part}.{key}"] = packed_in_eights(values.unflatten(1, (-1, 8))[..., order].flatten(1))
+        state[f"{part}.scales"] = scale.half()
+    of_method = {"checkpoint_format": "gptq"} if method == "gptq" else {"version": "gemm"}
+    rewrite(folder, state, {"quant_method": method, "bits": 4, "group_size": BLOCK, **of_method})
+
+
+COMPUTED_QUANTISED: dict[str, Callable[[Path], None]] = {
+    "bitsandbytes, 8 bits": partial(quantise_bitsandbytes, load_in_8bit=True, llm_int8_threshold=0.0),
+    "bitsandbytes, nf4": partial(quantise_bitsandbytes, load_in_4bit=True, bnb_4bit_quant_type="nf4"),
+    "gptq": partial(quantise_by_column, "gptq"),
+    "awq": partial(quantise_by_column, "awq"),
+}
+"""Whose products are of quantised numbers, so that no dequantised model gives the same."""
+
+
+@pytest.mark.parametrize("method", COMPUTED_QUANTISED)
+def test_counts_are_those_of_plain_hooks_on_the_quantised_model(method: str, tokenizer: Any, tmp_path: Path) -> None:
+    config = tiny_model("llama").config
+    config.intermediate_size = 128  # bitsandbytes' blocks have 64
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    plain = load_model(str(tmp_path), "cpu")
+    COMPUTED_QUANTISED[method](tmp_path)
+    model = load_model(str(tmp_path), "cpu")
+    sums, _ = sums_of(model)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="float32")
+    for layer, seen in PlainHooks(again, "llama").run(IDS_BT).items():
+        pre_NF, coefficient_NF = seen.pre_BTF.flatten(0, 1), seen.coefficient_BTF.flatten(0, 1)
+        assert_array_equal(sums["active"][layer], (pre_NF > 0).sum(0))
+        assert_array_equal(sums["coefficient_max"][layer], coefficient_NF.amax(0))
+        off_F = np.abs(sums["coefficient_sum"][layer] - coefficient_NF.double().sum(0).numpy())
+        assert (off_F <= ROUNDING * coefficient_NF.double().abs().sum(0).numpy()).all()
+    assert (sums["active"] != sums_of(plain)[0]["active"]).any()
+    written = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    assert model.facts.config["quantization_config"] == written
+    assert model.facts.fingerprint != plain.facts.fingerprint
+    assert load_model(str(tmp_path), "cpu", "bfloat16").facts.fingerprint == model.facts.fingerprint
+    assert model.facts.warnings == ()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"llm_int8_threshold": 0.0, "load_in_8bit": True}, {"load_in_4bit": True}], ids=["8", "4"]
+)
+def test_experts_that_bitsandbytes_left_alone_are_told(
+    settings: dict[str, Any], tokenizer: Any, tmp_path: Path
+) -> None:
+    tiny_mixture("mixtral").save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    quantise_bitsandbytes(tmp_path, **settings)
+    (note,) = load_model(str(tmp_path), "cpu").facts.warnings
+    assert note == ("bitsandbytes left 0.mlp.gate, 0.mlp.experts, 1.mlp.gate and 1 more of the layers unquantised")
+
+
+@pytest.mark.parametrize("settings", [{}, {"llm_int8_threshold": 6.0}], ids=["by default", "as said"])
+def test_a_column_that_another_token_decides_on_is_refused(
+    settings: dict[str, Any], model_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    settings = {"quant_method": "bitsandbytes", "load_in_8bit": True, **settings}
+    rewrite(folder, load_file(folder / "model.safetensors"), settings)
+    with pytest.raises(InputError, match=r"with llm_int8_threshold 6.0 bitsandbytes .* expected 0.0 in the quantiz"):
+        load_model(str(folder), "cpu")
 
 
 @pytest.mark.slow
@@ -277,7 +379,10 @@ def test_a_quantised_head_has_no_lens(tokenizer: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "requires bitsandbytes: `pip install"),
+        (
+            {"quant_method": "bitsandbytes", "load_in_8bit": True, "llm_int8_threshold": 0.0},
+            "requires bitsandbytes: `pip install",
+        ),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "requires bitsandbytes: `pip install"),
         ({"quant_method": "gptq", "bits": 4}, "requires optimum (`pip install optimum`)"),
         ({"quant_method": "awq", "bits": 4}, "`pip install gptqmodel`"),
@@ -296,6 +401,11 @@ def test_a_quantiser_that_isnt_there_is_one_line(
     make_corpora: Any,
     tmp_path: Path,
 ) -> None:
+    package = {"bitsandbytes": "bitsandbytes", "gptq": "optimum", "awq": "gptqmodel"}.get(
+        settings.get("quant_method", "")
+    )
+    if package and find_spec(package):
+        pytest.skip(f"{package} is installed")
     folder = tmp_path / "model"
     shutil.copytree(model_folder, folder)
     rewrite(folder, load_file(folder / "model.safetensors"), settings)

@@ -11,9 +11,10 @@ import hashlib
 import json
 import os
 import platform
+import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -309,12 +310,12 @@ def fingerprint_weights(model: nn.Module, checkpoint_dtype: str) -> str:
 
 def _sample(model: nn.Module, name: str, tensor: Tensor) -> bytes:
     """Evenly spaced elements of an entry of the model's state."""
+    if not tensor.is_meta:
+        return b"".join(map(_sample_of, plain_parts(tensor)))
     owner, _, own_name = name.rpartition(".")
     module = model.get_submodule(owner)
     with brought_in(module):
-        if tensor.is_meta:
-            tensor = module.state_dict()[own_name]
-        return b"".join(_sample_of(part) for part in plain_parts(tensor))
+        return b"".join(map(_sample_of, plain_parts(module.state_dict()[own_name])))
 
 
 def _sample_of(tensor: Tensor) -> bytes:
@@ -421,7 +422,7 @@ def fits(num_bytes: float, free_bytes: int) -> bool:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep loading bars and notices off stderr, where our own progress is."""
+    """Keep loading bars and notices off stderr, where our own progress is, and what others print off stdout."""
     from transformers.utils import logging as transformers_logging
 
     verbosity = transformers_logging.get_verbosity()
@@ -429,7 +430,7 @@ def quiet_transformers() -> Iterator[None]:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(sys.stderr):
             warnings.simplefilter("ignore")
             yield
     finally:

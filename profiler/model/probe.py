@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from torch import nn
 
 from neurotally.profiler.errors import UnsupportedModelError
-from neurotally.profiler.model.decoder import find_experts, is_activation
+from neurotally.profiler.model.decoder import find_experts, is_activation, weight_matrices
 from neurotally.profiler.model.experts import ExpertsHookPoint, has_interface, interface_experts
 from neurotally.profiler.model.functional import FunctionHookPoint, find_functional
 from neurotally.profiler.model.hook_points import HookPoint
@@ -72,7 +72,9 @@ def _is_network_alone(block: nn.Module, points: list[HookPoint]) -> bool:
     """Whether all matrices of a block are those of its network."""
     parts = {part for point in points for part in (point.down, *(of[0] for of in (point.keys, point.up) if of))}
     own = {parameter for part in parts for parameter in part.parameters()}
-    return all(parameter.dim() < 2 or parameter in own for parameter in block.parameters())
+    inside = {module for part in parts for module in part.modules()}
+    is_apart = any(parameter.dim() > 1 and parameter not in own for parameter in block.parameters())
+    return not is_apart and inside.issuperset(weight_matrices(block))  # packed ones are no parameters
 
 
 class _Layer:
@@ -140,8 +142,8 @@ class _Layer:
         """Raise UnsupportedModelError where a layer that is read has a further network by its class that isn't."""
         read = {point.down for point in points}
         for module in self._order:
-            has_matrices = sum(parameter.dim() > 1 for parameter in module.parameters()) > 1
-            if not (points and has_matrices and _NETWORK_CLASS.search(type(module).__name__)):
+            num_matrices = max(sum(of.dim() > 1 for of in module.parameters()), len(weight_matrices(module)))
+            if not (points and num_matrices > 1 and _NETWORK_CLASS.search(type(module).__name__)):
                 continue
             if module not in self._apart and read.isdisjoint(module.modules()):
                 raise UnsupportedModelError(

@@ -6,12 +6,14 @@ kernel (MXFP4), its weights are dequantised when they are loaded; so are FP8 one
 """
 
 import copy
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.model.decoder import weight_matrices
 from neurotally.profiler.model.plain_tensors import is_plain
 from neurotally.profiler.model.probe import is_experts
@@ -42,7 +44,7 @@ def quantisation_of(config: Any) -> Quantisation | None:
     """That of a model's config; None where its weights are plain.
 
     Raises what transformers raises, each of its own kind, where the method is none that it knows, or needs a package
-    or a device that isn't there.
+    or a device that isn't there; UnsupportedModelError where tokens aren't computed each by itself.
     """
     from transformers.quantizers import AutoHfQuantizer
 
@@ -51,6 +53,9 @@ def quantisation_of(config: Any) -> Quantisation | None:
         return None
     if not isinstance(settings, dict):
         settings = settings.to_dict()
+    if settings.get("quant_method") == "bitsandbytes":
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # else a line for each product
+        _refuse_outliers(settings)
     try:
         quantiser = AutoHfQuantizer.from_config(copy.deepcopy(settings), pre_quantized=True)
     except ModuleNotFoundError as error:
@@ -60,6 +65,17 @@ def quantisation_of(config: Any) -> Quantisation | None:
     method = str(getattr(quantiser.quantization_config.quant_method, "value", settings["quant_method"]))
     is_dequantised = method in _ALWAYS_DEQUANTISED or bool(getattr(quantiser.quantization_config, "dequantize", False))
     return Quantisation(method, copy.deepcopy(settings), is_dequantised)
+
+
+def _refuse_outliers(settings: dict[str, Any]) -> None:
+    """UnsupportedModelError where bitsandbytes lets the tokens of a batch decide how each of them is computed."""
+    threshold = settings.get("llm_int8_threshold", 6.0)
+    if settings.get("load_in_8bit") and threshold > 0:
+        raise UnsupportedModelError(
+            f"with llm_int8_threshold {threshold} bitsandbytes computes a column in 16 bits, not 8, for all tokens of "
+            "a batch if one of them is an outlier there, so that a token's neurons depend on other texts; expected 0.0 "
+            "in the quantization_config of its config.json"
+        )
 
 
 def in_dtypes_of(model: nn.Module, empty: nn.Module) -> None:
