@@ -31,28 +31,28 @@ def tiny(name: str) -> Any:
 
 NEEDS_VALUES = ("dbrx", "jetmoe")
 """No pass without values goes through them, so structure and config tell their networks."""
-NOT_TOLD = ("xlstm", "beam")
-"""Refused without weights though they are read with them: xLSTM's widths aren't in its config, and Beam takes its
-activations in float32, which a pass in 16 bits doesn't let see through."""
+IN_FLOAT32 = {
+    "beam": ("found none: layers.0.mlp.act_fn: no weight matrix", "found none: layers.0.mlp.act_fn: no weight matrix"),
+    "xlstm": ("expected m1 and m2 to have the same dtype", "can't be told without its weights"),
+}
+"""Refused in 16 bits, by loading and without weights: Beam takes its activations in float32, and xLSTM's code mixes
+dtypes."""
 CHOSEN = {"zaya": 1}
 """Experts of each token, where not TOP."""
 
 
-@pytest.mark.parametrize("name", NOT_TOLD)
-def test_what_cant_be_told_without_weights_is_refused(name: str, tokenizer: Any, tmp_path: Path) -> None:
-    tiny(name).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"can't be told without its weights|expected a feed-forward network"):
-        outline_model(str(tmp_path), "cpu", "float32")
-
-
-@pytest.mark.parametrize("name", [one for one in (*FAMILIES, *MIXTURES, *OF_STACKS) if one not in NOT_TOLD])
+@pytest.mark.parametrize("name", [*FAMILIES, *MIXTURES, *OF_STACKS])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.slow
 def test_a_config_tells_what_the_loaded_model_is(name: str, dtype: str, tokenizer: Any, tmp_path: Path) -> None:
     bare = tiny(name)
     bare.to(getattr(torch, dtype)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
+    if name in IN_FLOAT32 and dtype != "float32":
+        for look, why in zip((load_model, outline_model), IN_FLOAT32[name], strict=True):
+            with pytest.raises(InputError, match=why):
+                look(str(tmp_path), "cpu", dtype)
+        return
     model = load_model(str(tmp_path), "cpu", dtype)
     for weights in tmp_path.glob("*.safetensors"):
         weights.rename(weights.with_suffix(".elsewhere"))

@@ -115,8 +115,7 @@ def outline_model(spec: str, device: str = "auto", dtype: str = "auto", trust_re
     text = config.get_text_config()
     row_tokens, max_row_tokens = row_limits(text, stacks[-1].module)
     num_bytes = weight_bytes(model)
-    # Products of all experts at once have a formula for shapes alone in this dtype only.
-    found = _networks(model.to(torch.bfloat16), stacks)
+    found = _networks(model, stacks)
     networks = found.networks
     if is_encoder(config):
         networks = tuple(replace(network, stack=ENCODER) for network in networks)
@@ -163,7 +162,7 @@ def _networks(model: Any, stacks: tuple[Stack, ...]) -> _Found:
     # So that what looks for places goes on, too.
     all_nonzero = symbolic_shapes.patch(meta_nonzero_assume_all_nonzero=True)  # type: ignore[attr-defined]
     try:
-        with torch.device("meta"), all_nonzero, _HoldingConditions(), _counting_choices(stacks, chosen):
+        with torch.device("meta"), all_nonzero, _WithoutValues(), _counting_choices(stacks, chosen):
             points = points_of(model, stacks, ids_BT)
     except InputError:
         raise
@@ -183,12 +182,18 @@ def _numbers(config: Any, keys: Sequence[str]) -> list[int]:
     return [one[key] for one in (values, *inner) for key in keys if isinstance(one.get(key), int)]
 
 
-class _HoldingConditions(TorchFunctionMode):
-    """Conditions on values that aren't there hold: families ask whether rows are whole and nothing is masked."""
+class _WithoutValues(TorchFunctionMode):
+    """Conditions on values that aren't there hold: families ask whether rows are whole and nothing is masked.
+
+    Products of all experts at once have a shape in every dtype; torch tells it of bfloat16 alone.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         if func in (Tensor.__bool__, Tensor.item, Tensor.__contains__) and args[0].is_meta:
             return True
+        if func is torch._grouped_mm:
+            rows_SD, matrices_EDF, *_ = args
+            return rows_SD.new_empty(len(rows_SD), matrices_EDF.shape[-1])
         return func(*args, **(kwargs or {}))
 
 
