@@ -25,7 +25,7 @@ from neurotally.jobs.memory_plan import (
     store_bytes,
     total,
 )
-from neurotally.profiler.corpus.batches import lay_out, rectangles
+from neurotally.profiler.corpus.batches import lay_out
 from neurotally.profiler.model.capture import NeuronReader
 from neurotally.profiler.model.load import LoadedModel, device_name, load_model
 from neurotally.profiler.model.neurons import NeuronRecorder
@@ -63,7 +63,7 @@ def tokens_per_s(model: LoadedModel, triggers: int, token_budget: int) -> float:
 
     def tally() -> None:
         forcing = model.facts.teacher_forcing(None)
-        reader.tally(rectangles(rows, token_budget, model.facts.attention_budget, forcing))
+        reader.tally(model.batches(rows, token_budget, forcing))
         if model.input_device.type == "cuda":
             torch.cuda.synchronize()
 

@@ -174,11 +174,11 @@ def test_a_text_that_the_tokenizer_fails_over_is_skipped(model_folder: Path, fra
 def test_out_of_memory_halves_the_batch(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     embed_rows, budgets = embedding.embed_rows, []
 
-    def short_of_memory(model: Any, rows: Any, count_bos: bool, token_budget: int, *rest: Any) -> Any:
+    def short_of_memory(model: Any, rows: Any, count_bos: bool, token_budget: int) -> Any:
         budgets.append(token_budget)
         if token_budget > 1024:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return embed_rows(model, rows, count_bos, token_budget, *rest)
+        return embed_rows(model, rows, count_bos, token_budget)
 
     monkeypatch.setattr(embedding, "embed_rows", short_of_memory)
     assert len(run(model_folder, tmp_path / "s", make_texts(4))["restarted"]) == 1

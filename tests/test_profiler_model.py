@@ -25,8 +25,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from neurotally.profiler.errors import InputError, UnsupportedModelError
 from neurotally.profiler.model.config import auto_class, forward_config, refuse_other_kinds, row_limits
-from neurotally.profiler.model.decoder import find_decoder, stack_layers
 from neurotally.profiler.model.load import load_model, prepare_model
+from neurotally.profiler.model.stacks import find_decoder, stack_layers
 
 
 def save_gpt2(folder: Path, tokenizer: Any) -> Path:

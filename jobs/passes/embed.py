@@ -102,10 +102,10 @@ class Embedder:
 
     def compute(self, task: TextTask, prepared: Tokenised) -> Part:
         """Run the model over a task's texts; those that can't be embedded have NaN."""
-        counted, attention_budget = self._bos == "counted", self._model.facts.attention_budget
+        counted = self._bos == "counted"
         embeddings, restarts = halving(
             self._token_budget,
-            lambda budget: embed_rows(self._model, prepared.rows, counted, budget, attention_budget),
+            lambda budget: embed_rows(self._model, prepared.rows, counted, budget),
             "a single text doesn't fit in memory",
         )
         arrays = {

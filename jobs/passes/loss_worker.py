@@ -11,7 +11,7 @@ from re import Pattern
 import numpy as np
 
 from neurotally.jobs.reducers import Part
-from neurotally.profiler.corpus.batches import TeacherForcing, TokenRows, lay_out, rectangles
+from neurotally.profiler.corpus.batches import TeacherForcing, TokenRows, lay_out
 from neurotally.profiler.corpus.sources import read_documents
 from neurotally.profiler.corpus.texts import check_spans
 from neurotally.profiler.corpus.token_classes import classify
@@ -114,8 +114,7 @@ class LossWorker:
         nats_SnX, hits_SnX = np.zeros((num_sets, *shape)), np.zeros((num_sets, *shape), np.int64)
         scored_nX = np.zeros(shape, np.int64)
         how, mean_LF = self._config.how, self._config.mean_LF.get(task.corpus)
-        facts, forcing = self._model.facts, self._config.forcing
-        for batch in rectangles(prepared.rows, token_budget, facts.attention_budget, forcing, facts.one_length):
+        for batch in self._model.batches(prepared.rows, token_budget, self._config.forcing):
             scored = batch.decoder or batch
             for index, neurons in enumerate(self._by_layer):
                 with switched_off(self._model, neurons, how, mean_LF):

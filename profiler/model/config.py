@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from neurotally.profiler.errors import InputError, UnsupportedModelError
-from neurotally.profiler.model.decoder import find_experts
 from neurotally.profiler.model.probe import is_experts
+from neurotally.profiler.model.stacks import find_experts
 
 _DEFAULT_ROW_TOKENS = 2048
 _UNLIMITED = 2**31 - 1

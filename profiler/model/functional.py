@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from neurotally.profiler.model.decoder import weight_matrices
 from neurotally.profiler.model.formulas import Formula, as_module
 from neurotally.profiler.model.hook_points import PRODUCTS, HookPoint
 from neurotally.profiler.model.plain_tensors import share_storage
+from neurotally.profiler.model.stacks import weight_matrices
 
 _ACTIVATIONS = frozenset(
     ["silu", "gelu", "relu", "leaky_relu", "elu", "celu", "selu", "mish", "relu6", "hardswish", "hardtanh", "sigmoid",

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from neurotally.profiler.corpus.batches import Batch
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.model.decoder import Stack, run_stack
 from neurotally.profiler.model.experts import ExpertsHookPoint
 from neurotally.profiler.model.hook_points import HookPoint
 from neurotally.profiler.model.offloading import input_device
+from neurotally.profiler.model.stacks import Stack, run_stack
 from neurotally.profiler.networks import ENCODER, Network, Networks, are_alike, differ_in_tokens
 
 

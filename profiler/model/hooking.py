@@ -9,10 +9,10 @@ from torch import nn
 
 from neurotally.profiler.errors import InputError, UnsupportedModelError, first_line
 from neurotally.profiler.model import verify
-from neurotally.profiler.model.decoder import Stack, find_stacks
 from neurotally.profiler.model.hook_points import HookPoint, StandIn
 from neurotally.profiler.model.hooked_model import HookedModel
 from neurotally.profiler.model.probe import find_hook_points
+from neurotally.profiler.model.stacks import Stack, find_stacks
 from neurotally.profiler.networks import DECODER, ENCODER
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from neurotally.kernels.tally import kernels_for
-from neurotally.profiler.corpus.batches import DECODER_READS, TeacherForcing
+from neurotally.profiler.corpus.batches import DECODER_READS, Batch, TeacherForcing, TokenRows, rectangles
 from neurotally.profiler.errors import InputError, first_line
 from neurotally.profiler.model.config import (
     auto_class,
@@ -35,13 +35,13 @@ from neurotally.profiler.model.config import (
     weight_bytes,
     without_pooler,
 )  # fmt: skip
-from neurotally.profiler.model.decoder import find_stacks
 from neurotally.profiler.model.hooked_model import HookedModel
 from neurotally.profiler.model.hooking import hook_model
 from neurotally.profiler.model.offloading import brought_in
 from neurotally.profiler.model.plain_tensors import plain_parts
 from neurotally.profiler.model.quantised import Quantisation, in_dtypes_of, left_plain, quantisation_of
 from neurotally.profiler.model.sharded_tensors import bfloat16_bits
+from neurotally.profiler.model.stacks import find_stacks
 from neurotally.profiler.networks import ENCODER, Networks, networks_of
 from neurotally.profiler.whole_files import read_json
 
@@ -132,6 +132,10 @@ class LoadedModel(HookedModel):
     tokenizer: Any
     facts: ModelFacts
     special_ids: frozenset[int]
+
+    def batches(self, rows: TokenRows, token_budget: int, forcing: TeacherForcing | None = None) -> Iterator[Batch]:
+        """Rows as the padded batches in which this model takes them; see `rectangles`."""
+        return rectangles(rows, token_budget, self.facts.attention_budget, forcing, self.facts.one_length)
 
 
 def load_model(

@@ -20,7 +20,6 @@ from torch.overrides import TorchFunctionMode
 from neurotally.profiler.errors import InputError, first_line
 from neurotally.profiler.model import verify
 from neurotally.profiler.model.config import empty_model, is_encoder, row_limits, weight_bytes
-from neurotally.profiler.model.decoder import Stack, find_stacks
 from neurotally.profiler.model.experts import has_interface, routed_inputs
 from neurotally.profiler.model.hooked_model import network_of
 from neurotally.profiler.model.hooking import points_of
@@ -35,6 +34,7 @@ from neurotally.profiler.model.load import (
 )  # fmt: skip
 from neurotally.profiler.model.probe import experts_hook_point, is_experts
 from neurotally.profiler.model.quantised import quantisation_of
+from neurotally.profiler.model.stacks import Stack, find_stacks
 from neurotally.profiler.networks import ENCODER, Network, Networks
 
 _CHOICE_KEYS = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "moe_k")

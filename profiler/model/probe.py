@@ -15,11 +15,11 @@ from contextlib import ExitStack
 from torch import nn
 
 from neurotally.profiler.errors import UnsupportedModelError
-from neurotally.profiler.model.decoder import find_experts, is_activation, weight_matrices
 from neurotally.profiler.model.experts import ExpertsHookPoint, has_interface, interface_experts
 from neurotally.profiler.model.functional import FunctionHookPoint, find_functional
 from neurotally.profiler.model.hook_points import HookPoint
 from neurotally.profiler.model.own_experts import has_own_experts, own_experts
+from neurotally.profiler.model.stacks import find_experts, is_activation, weight_matrices
 from neurotally.profiler.model.watcher import Watcher
 
 _NO_NETWORK = re.compile(r"(norm|adapter|residual|router)$", re.IGNORECASE)

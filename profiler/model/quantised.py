@@ -14,9 +14,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from neurotally.profiler.errors import UnsupportedModelError
-from neurotally.profiler.model.decoder import weight_matrices
 from neurotally.profiler.model.plain_tensors import is_plain
 from neurotally.profiler.model.probe import is_experts
+from neurotally.profiler.model.stacks import weight_matrices
 
 _ALWAYS_DEQUANTISED = ("compressed-tensors", "mxfp4")
 

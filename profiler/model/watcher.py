@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neurotally.profiler.model.decoder import norms, weight_matrices
 from neurotally.profiler.model.hook_points import PRODUCTS, HookPoint
 from neurotally.profiler.model.plain_tensors import share_storage
+from neurotally.profiler.model.stacks import norms, weight_matrices
 
 
 class Watcher(nn.Module):

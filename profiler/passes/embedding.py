@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from neurotally.kernels.layer_tally import PAD, SPECIAL
-from neurotally.profiler.corpus.batches import Batch, TokenRows, rectangles
+from neurotally.profiler.corpus.batches import Batch, TokenRows
 from neurotally.profiler.model.hooked_model import batch_mask
 from neurotally.profiler.model.load import LoadedModel
 from neurotally.profiler.model.staging import DeviceTables
@@ -38,17 +38,15 @@ class Embeddings:
     last_NLD: np.ndarray
 
 
-def embed_rows(
-    model: LoadedModel, rows: TokenRows, count_bos: bool, token_budget: int, attention_budget: int | None = None
-) -> Embeddings:
+def embed_rows(model: LoadedModel, rows: TokenRows, count_bos: bool, token_budget: int) -> Embeddings:
     """The embeddings of texts laid out one a row, each with a token that counts, in the order of their numbers.
 
     Texts are numbered from 0. Without `count_bos` a row's first token doesn't count if it is a special one. For the
-    budgets see `rectangles`.
+    budget see `rectangles`.
     """
     shape = (len(rows.bounds_R2), len(model.stacks[0].blocks) + 1, model.facts.width)
     weighted_NLD, last_NLD = np.empty(shape, np.float32), np.empty(shape, np.float32)
-    for batch in rectangles(rows, token_budget, attention_budget, one_length=model.facts.one_length):
+    for batch in model.batches(rows, token_budget):
         is_text_B = (batch.kind_BT != PAD).any(axis=1)
         pooled_BL2D = _embed_batch(model, batch, count_bos).numpy()[is_text_B]
         numbers_B = batch.document_BT[is_text_B, 0]

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from neurotally.profiler.corpus.batches import TokenRows, rectangles
+from neurotally.profiler.corpus.batches import TokenRows
 from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.model.load import LoadedModel
 from neurotally.profiler.model.plain_tensors import is_plain
@@ -121,7 +121,7 @@ class Lens:
         facts = self.model.facts
         # A position has two vectors a layer at most, of 4 bytes a number.
         budget = max(1, min(token_budget, _VECTOR_BYTES // (8 * facts.num_layers * facts.width)))
-        for batch in rectangles(rows, budget, facts.attention_budget):
+        for batch in self.model.batches(rows, budget):
             token_BT = np.searchsorted(rows.document_N, batch.document_BT) + batch.position_BT
             at_BT = at_N[token_BT] & (batch.kind_BT != 0)
             if at_BT.any():

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from neurotally.profiler.corpus.batches import TokenRows, lay_out, rectangles
+from neurotally.profiler.corpus.batches import TokenRows, lay_out
 from neurotally.profiler.corpus.documents import Source
 from neurotally.profiler.corpus.sources import read_documents
 from neurotally.profiler.corpus.tokenise import final_status, tokenise
@@ -228,8 +228,7 @@ def neurons_of(
     model: LoadedModel, config: PassConfig, rows: TokenRows, token_budget: int, threshold_LF: np.ndarray | None
 ) -> UnitNeurons:
     """What a model's neurons do in some rows; `threshold_LF`: see `NeuronRecorder`."""
-    recorder, facts = NeuronRecorder(model, config.triggers, threshold_LF), model.facts
-    forcing = facts.teacher_forcing(config.decoder_reads)
-    batches = rectangles(rows, token_budget, facts.attention_budget, forcing, facts.one_length)
-    NeuronReader(model, recorder).tally(batches)
+    recorder = NeuronRecorder(model, config.triggers, threshold_LF)
+    forcing = model.facts.teacher_forcing(config.decoder_reads)
+    NeuronReader(model, recorder).tally(model.batches(rows, token_budget, forcing))
     return recorder.result()
