@@ -2,10 +2,16 @@
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from families import tiny_model
+from mixtures import tiny_mixture
+from stacks import tiny_stacks
 
+from neurotally.jobs.bench.measure import bench
 from neurotally.jobs.bench.models import random_model
 from neurotally.jobs.cli import _main
 
@@ -39,6 +45,30 @@ def test_every_variant_is_measured(shape: Path, tmp_path: Path, capsys: pytest.C
     rows = list(csv.DictReader((tmp_path / "results.csv").open()))
     assert {row["variant"] for row in rows} == document["seconds"].keys()
     assert {row["variant"]: float(row["seconds"]) for row in rows} == document["seconds"]
+
+
+HOOKS = {"eager_counts", "eager_everything"}
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "hooks"),
+    [
+        (tiny_model, "zamba", HOOKS),
+        (tiny_model, "lfm2", set()),
+        (tiny_mixture, "mixtral", set()),
+        (tiny_mixture, "longcat_flash", set()),
+        (tiny_stacks, "bert", HOOKS),
+        (tiny_stacks, "t5", HOOKS),
+    ],
+    ids=["no network in some layers", "functional", "experts", "networks and experts", "encoder", "encoder-decoder"],
+)
+def test_every_kind_of_model_is_measured(
+    make: Callable[[str], Any], name: str, hooks: set[str], tokenizer: Any, tmp_path: Path
+) -> None:
+    make(name).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    document = bench(str(tmp_path), rows=2, row_tokens=32, dtype="float32", device="cpu", rounds=2, on_terminal=False)
+    assert document["seconds"].keys() - {"nnsight_counts"} == (VARIANTS - HOOKS) | hooks
 
 
 def test_a_shape_cut_short_keeps_its_name(shape: Path) -> None:

@@ -10,6 +10,7 @@ noise of the machine.
     eager_counts          with the papers' chain on every activation: (act.float() > 0).sum over tokens
     eager_everything      with plain hooks that compute all of our statistics in eager PyTorch
     nnsight_counts        the papers' chain through nnsight, where it is installed
+                          (these three where each network has an activation module: not of experts)
     counts, moments, full neurotally: counts only; and moments and extremes; and K = 32 triggers
 """
 
@@ -18,6 +19,7 @@ import io
 import random
 import statistics
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +81,7 @@ def bench(
         if variant != "bare":
             document[f"ratio_{variant}"], document[f"ratio_{variant}_se"] = _median_ratio(times, seconds["bare"])
     document |= _kernels_alone(loaded, rows, row_tokens)
-    if loaded.facts.device_type == "cuda" and not loaded.has_experts:
+    if loaded.facts.device_type == "cuda" and not (loaded.has_experts or loaded.is_encoder_decoder):
         most = matrix_rate(loaded.devices[0], getattr(torch, loaded.facts.dtype))
         document["mfu"] = flops_per_token(loaded, row_tokens) * document["tokens_per_s"] / most
     return document
@@ -150,13 +152,15 @@ def _median_ratio(times: list[float], bare: list[float]) -> tuple[float, float]:
 
 
 def _random_batch(model: LoadedModel, rows: int, row_tokens: int) -> Batch:
+    """Of an encoder-decoder both read all of it."""
     shape = (rows, row_tokens)
-    return Batch(
+    batch = Batch(
         ids_BT=np.random.default_rng(0).integers(0, model.vocabulary, shape),
         kind_BT=np.full(shape, TOKEN, np.uint8),
         document_BT=np.repeat(np.arange(rows, dtype=np.int32)[:, None], row_tokens, axis=1),
         position_BT=np.repeat(np.arange(row_tokens, dtype=np.int32)[None], rows, axis=0),
     )
+    return replace(batch, decoder=batch) if model.is_encoder_decoder else batch
 
 
 def _kernels_alone(model: LoadedModel, rows: int, row_tokens: int) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from neurotally.kernels.layer_tally import LayerTally, Statistics
 from neurotally.profiler.corpus.batches import Batch
 from neurotally.profiler.model.capture import NeuronReader
+from neurotally.profiler.model.experts import ExpertsHookPoint
+from neurotally.profiler.model.functional import FunctionHookPoint
 from neurotally.profiler.model.hook_points import HookPoint, taken_out
 from neurotally.profiler.model.load import LoadedModel
 from neurotally.profiler.model.neurons import NeuronRecorder
@@ -28,14 +30,16 @@ Variant = tuple[Callable[[], object], State]
 
 def variants_of(model: LoadedModel, batch: Batch) -> dict[str, Variant]:
     """All variants, by name."""
-    ids_BT = torch.from_numpy(batch.ids_BT).to(model.input_device)
+    given = {"input_ids": torch.from_numpy(batch.ids_BT).to(model.input_device)}
+    if batch.decoder is not None:
+        given["decoder_input_ids"] = torch.from_numpy(batch.decoder.ids_BT).to(model.input_device)
 
     bare = partial(taken_out, model.hook_points)
-    body = partial(model.run_body, ids_BT)
+    body = partial(model.run_body, given["input_ids"], decoder_ids_BT=given.get("decoder_input_ids"))
 
     def head() -> object:
         with torch.inference_mode():
-            return model.model(input_ids=ids_BT, use_cache=False).logits
+            return model.model(**given, use_cache=False)[0]
 
     def ours(level: Statistics) -> Variant:
         triggers = NUM_TRIGGERS if level == Statistics.EVERYTHING else 0
@@ -48,16 +52,21 @@ def variants_of(model: LoadedModel, batch: Batch) -> dict[str, Variant]:
         "bare_again": (body, bare),
         "head": (head, bare),
     }
-    if not model.facts.networks:  # nobody else counts the neurons of experts
+    if _has_activation_modules(model):
         found["eager_counts"] = (body, _eager_counts(model))
         found["eager_everything"] = (body, _eager_everything(model))
-        if find_spec("nnsight") is not None:
-            found["nnsight_counts"] = (_nnsight_counts(model, ids_BT), bare)
+        if find_spec("nnsight") is not None and not model.is_encoder_decoder:
+            found["nnsight_counts"] = (_nnsight_counts(model, given["input_ids"]), bare)
     return found | {
         "counts": ours(Statistics.COUNTS),
         "moments": ours(Statistics.MOMENTS),
         "full": ours(Statistics.EVERYTHING),
     }
+
+
+def _has_activation_modules(model: LoadedModel) -> bool:
+    """Whether each network has one of its own, for plain hooks to count at: no expert has, nor a functional one."""
+    return not any(isinstance(point, ExpertsHookPoint | FunctionHookPoint) for point in model.hook_points)
 
 
 @contextmanager
@@ -70,11 +79,11 @@ def _hooked(model: LoadedModel, register: Callable[[HookPoint], list[Any]]) -> I
 
 
 def _eager_counts(model: LoadedModel) -> State:
-    counts = [torch.zeros(point.width, dtype=torch.int32, device=point.device) for point in model.hook_points]
+    counts = {point: torch.zeros(point.width, dtype=torch.int32, device=point.device) for point in model.hook_points}
 
     def register(point: HookPoint) -> list[Any]:
         def hook(_module: nn.Module, _args: Any, activation: Tensor) -> None:
-            counts[point.layer] += (activation.float() > 0).sum(dim=tuple(range(activation.dim() - 1))).int()
+            counts[point] += (activation.float() > 0).sum(dim=tuple(range(activation.dim() - 1))).int()
 
         return [point.activation.register_forward_hook(hook)]
 
@@ -83,11 +92,11 @@ def _eager_counts(model: LoadedModel) -> State:
 
 def _eager_everything(model: LoadedModel) -> State:
     """All of our statistics with hooks, as one would write them in eager PyTorch."""
-    sums = [LayerTally.empty(point.width, point.device) for point in model.hook_points]
-    best = [torch.zeros(NUM_TRIGGERS, point.width, device=point.device) for point in model.hook_points]
+    sums = {point: LayerTally.empty(point.width, point.device) for point in model.hook_points}
+    best = {point: torch.zeros(NUM_TRIGGERS, point.width, device=point.device) for point in model.hook_points}
 
     def register(point: HookPoint) -> list[Any]:
-        tally = sums[point.layer]
+        tally = sums[point]
 
         def on_act(_module: nn.Module, args: Any, activation: Tensor) -> None:
             over = tuple(range(activation.dim() - 1))
@@ -103,7 +112,7 @@ def _eager_everything(model: LoadedModel) -> State:
             torch.maximum(tally["coefficient_max"], coefficient_BTF.amax(dim=over), out=tally["coefficient_max"])
             torch.minimum(tally["coefficient_min"], coefficient_BTF.amin(dim=over), out=tally["coefficient_min"])
             maxima_BF = coefficient_BTF.max(dim=-2).values.reshape(-1, coefficient_BTF.shape[-1])
-            best[point.layer] = torch.cat([best[point.layer], maxima_BF]).topk(NUM_TRIGGERS, dim=0).values
+            best[point] = torch.cat([best[point], maxima_BF]).topk(NUM_TRIGGERS, dim=0).values
 
         return [point.activation.register_forward_hook(on_act), point.down.register_forward_pre_hook(on_down)]
 
