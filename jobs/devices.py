@@ -46,7 +46,7 @@ def _as_few_as_hold(where: Where, is_one_device: bool) -> Where:
     config = load_config(model_id, common)
     dtype = running_dtype(config, model.dtype, "cuda")
     num_bytes = weight_bytes(empty_model(config, model.trust_remote_code, dtype))
-    plan = shard_plan(config, model.trust_remote_code)
+    plan = shard_plan(config, model.trust_remote_code, dtype)
 
     def bytes_each(devices: int) -> float:
         try:

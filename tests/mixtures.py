@@ -183,11 +183,16 @@ MIXTURES: dict[str, Mixture] = {
 }  # fmt: skip
 
 
+def mixture_config(name: str) -> Any:
+    """The config of `tiny_mixture`."""
+    return tiny_config(name, MIXTURES[name].config, _SMALL)
+
+
 def tiny_mixture(name: str) -> Any:
     """A model of `MIXTURES`, random: the same each time."""
     torch.manual_seed(0)
     auto = AutoModelForImageTextToText if MIXTURES[name].is_composite else AutoModelForCausalLM
-    return randomised(auto.from_config(tiny_config(name, MIXTURES[name].config, _SMALL)).eval())
+    return randomised(auto.from_config(mixture_config(name)).eval())
 
 
 @dataclass(frozen=True)

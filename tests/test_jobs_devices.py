@@ -18,7 +18,7 @@ import torch
 from conftest import Run
 from dying import FACTS
 from families import tiny_model
-from mixtures import MIXTURES, tiny_mixture
+from mixtures import MIXTURES, mixture_config, tiny_mixture
 from reference import everything, unit_arrays
 from test_jobs_profile import refusal, run
 from torch import nn
@@ -288,6 +288,16 @@ def test_what_devices_cannot_share_is_refused_by_name(
     with pytest.raises(InputError, match=f"--devices-per-worker {devices}: .*{why}") as caught:
         refuse_unshardable(shard_plan(config, False), config, "m", devices)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["dbrx", "inkling_text", "jetmoe", "llama4", "llama4_text", "longcat_flash"])
+def test_experts_that_devices_cannot_share_are_refused_before_any_starts(name: str) -> None:
+    config = mixture_config(name)
+    plan = shard_plan(config, False)
+    why = "has experts of a kind" if plan.styles else "has no plan in transformers for several devices"
+    with pytest.raises(UnsupportedModelError, match=rf"^--devices-per-worker 2: m \({config.model_type}\) {why}"):
+        refuse_unshardable(plan, config, "m", 2)
+    assert plan.own_experts
 
 
 def test_a_model_that_devices_cannot_share_is_refused_before_any_starts(

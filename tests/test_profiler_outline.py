@@ -119,6 +119,15 @@ class OwnForCausalLM(LlamaForCausalLM):
         outline_model(str(folder), "cpu")
 
 
+def test_a_model_without_weights_is_made_once(model_folder: Path) -> None:
+    config, again, other = (AutoConfig.from_pretrained(model_folder) for _ in range(3))
+    other.intermediate_size += 1
+    model = empty_model(config, False, torch.float32)
+    assert empty_model(again, False, torch.float32) is model
+    assert empty_model(again, False, torch.bfloat16) is not model
+    assert empty_model(other, False, torch.float32).model.layers[0].mlp.gate_proj.out_features == 49
+
+
 @pytest.mark.parametrize("name", ["gpt_oss", "stacks of t5"])
 def test_weights_that_stay_in_float32_are_counted(name: str, tmp_path: Path) -> None:
     """Some of a float16 model's, if its family says so."""

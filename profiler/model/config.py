@@ -1,9 +1,11 @@
 """What a model's config says: if it is of a kind we read, how long its rows may be, what decides its forward pass."""
 
+import functools
 import inspect
 import json
 import math
 import re
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -106,7 +108,27 @@ def is_encoder(config: Any) -> bool:
 
 
 def empty_model(config: Any, trust_remote_code: bool, dtype: torch.dtype | None = None) -> Any:
-    """The model of a config, in eval mode and without its weights: all of them on the device `meta`."""
+    """The model of a config, in eval mode and without its weights: all of them on the device `meta`.
+
+    It may have been given before, and be given again: it is to be looked at alone.
+    """
+    return _empty_model(
+        _Described(type(config), config.to_json_string(use_diff=False), config), trust_remote_code, dtype
+    )
+
+
+@dataclass(frozen=True)
+class _Described:
+    """A config, equal to any other that says the same."""
+
+    kind: type
+    text: str
+    config: Any = field(compare=False)
+
+
+@functools.lru_cache(maxsize=2)  # in the checkpoint's dtype, and in the one that it runs in: it takes seconds
+def _empty_model(described: _Described, trust_remote_code: bool, dtype: torch.dtype | None) -> Any:
+    config = described.config
     options = {"trust_remote_code": trust_remote_code, **without_pooler(config)}
     with torch.device("meta"):
         return auto_class(config).from_config(config, dtype=dtype, **options).eval()

@@ -26,7 +26,7 @@ from neurotally.profiler.model.experts import ExpertsHookPoint, InterfaceExperts
 from neurotally.profiler.model.hook_points import HookPoint
 from neurotally.profiler.model.load import LoadedModel, ModelFacts
 from neurotally.profiler.model.neurons import UnitNeurons
-from neurotally.profiler.model.own_experts import OwnExperts
+from neurotally.profiler.model.own_experts import has_own_experts
 from neurotally.profiler.model.sharded_tensors import held_numbers
 from neurotally.profiler.networks import Network, are_alike
 
@@ -87,19 +87,22 @@ class ShardPlan:
     """By names of modules and parameters, layers as `*`; empty where it can't."""
     shared: float
     """Of all weights, those that devices share; of the others each has all."""
+    own_experts: str = ""
+    """The class of experts that devices can't share, if it has such."""
 
     def held(self, devices: int) -> float:
         """Of all weights, those that each of so many devices holds."""
         return 1 - self.shared + self.shared / devices
 
 
-def shard_plan(config: Any, trust_remote_code: bool) -> ShardPlan:
-    """That of a model, told from its config."""
-    model = empty_model(config, trust_remote_code)
+def shard_plan(config: Any, trust_remote_code: bool, dtype: torch.dtype | None = None) -> ShardPlan:
+    """That of a model, told from its config; the dtype in which it runs makes no difference."""
+    model = empty_model(config, trust_remote_code, dtype)
     styles = dict(getattr(model, "tp_plan", None) or {})
     number = {name: parameter.numel() for name, parameter in model.named_parameters()}
     shared = sum(number[name] for name in number if _SPREADING.search(_style(name, styles)))
-    return ShardPlan(styles, shared / sum(number.values()))
+    own_experts = next((type(part).__name__ for part in model.modules() if has_own_experts(part)), "")
+    return ShardPlan(styles, shared / sum(number.values()), own_experts)
 
 
 def _style(parameter: str, styles: Mapping[str, str]) -> str:
@@ -115,6 +118,11 @@ def refuse_unshardable(plan: ShardPlan, config: Any, model_id: str, devices: int
         raise UnsupportedModelError(
             f"{option}: {model_id} ({config.model_type}) has no plan in transformers for several devices (tp_plan); "
             "leave the option out"
+        )
+    if plan.own_experts:
+        raise UnsupportedModelError(
+            f"{option}: {model_id} ({config.model_type}) has experts of a kind ({plan.own_experts}) that devices can't "
+            "share yet; leave the option out"
         )
     text = config.get_text_config()
     shared = {f"neurons a network ({key})": getattr(text, key, None) for key in _WIDTHS}
@@ -172,8 +180,6 @@ def _column_dim(point: ExpertsHookPoint) -> int:
 
 def _column_numbers(point: HookPoint, rank: int, ranks: int) -> np.ndarray:
     """int64 [f]: which neurons of a network, or of each of its experts, this rank computes: its slice, or all."""
-    if isinstance(point, OwnExperts):
-        raise UnsupportedModelError(f"{point}: experts of this kind can't be shared by several devices yet")
     width, f = _width(point), _width(point) // ranks
     if point.width == width * _num_experts(point):  # as where gate and up are one product, whose parts are gathered
         return np.arange(width)
