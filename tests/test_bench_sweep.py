@@ -42,7 +42,7 @@ def test_a_sample_of_it(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 def test_a_wrong_count_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    of_another_activation = replace(MIXTURES["mixtral"], formula=MIXTURES["nemotron_h"].formula)
+    of_another_activation = replace(MIXTURES["mixtral"], formula=MIXTURES["gpt_oss"].formula)
     monkeypatch.setitem(MIXTURES, "mixtral", of_another_activation)
     assert sweep_families.main(["--only", "mixtral"]) == 1
     assert "1 architectures: 1 wrong" in capsys.readouterr().out
