@@ -2,9 +2,7 @@
 
 import math
 import os
-import signal
-import subprocess
-import sys
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,6 +17,7 @@ from conftest import Run
 from dying import FACTS
 from families import tiny_model
 from mixtures import MIXTURES, mixture_config, tiny_mixture
+from ranks import CONFIG, counted_by_ranks, some_rows
 from reference import everything, unit_arrays
 from test_jobs_profile import refusal, run
 from torch import nn
@@ -32,22 +31,13 @@ from neurotally.jobs.run import Where
 from neurotally.kernels.statistics import STATISTICS
 from neurotally.kernels.trigger_lists import UnitTriggers
 from neurotally.profiler import store
-from neurotally.profiler.corpus.batches import TokenRows, lay_out
 from neurotally.profiler.errors import InputError, UnsupportedModelError
 from neurotally.profiler.model.checkpoint_rows import refuse_other_rows
 from neurotally.profiler.model.config import empty_model, weight_bytes
 from neurotally.profiler.model.load import load_model
 from neurotally.profiler.model.neurons import UnitNeurons
 from neurotally.profiler.model.shards import ModelShard, ShardPlan, joined, refuse_unshardable, shard_plan
-from neurotally.profiler.passes.worker import PassConfig, PreparedUnit, Task, neurons_of
-
-CONFIG = PassConfig("documents", 64, None, 512, 2**20, 1, 4, kernels="plain")
-
-
-def some_rows() -> TokenRows:
-    generator = np.random.default_rng(0)
-    documents = [(number, generator.integers(0, 600, 3 + 2 * number).tolist()) for number in range(25)]
-    return lay_out(documents, frozenset([0]), "documents", 64)
+from neurotally.profiler.passes.worker import PreparedUnit, Task, neurons_of
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> Path:
@@ -62,9 +52,9 @@ def group_of(folder: Path, devices: int = 2) -> DeviceGroup:
     return group
 
 
-@pytest.fixture
-def group(model_folder: Path) -> Iterator[DeviceGroup]:
-    made = group_of(model_folder)
+@pytest.fixture(scope="module")
+def group(exact_folder: Path) -> Iterator[DeviceGroup]:
+    made = group_of(exact_folder)
     yield made
     made.close()
 
@@ -86,15 +76,21 @@ def exact_folder(model_folder: Path, tokenizer: Any, tmp_path_factory: pytest.Te
     return save(model, tokenizer, tmp_path_factory.mktemp("models") / "exact")
 
 
+@pytest.fixture(scope="module")
+def of_two(exact_folder: Path, corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of the small corpora, made by two devices."""
+    path: Path = tmp_path_factory.mktemp("stores") / "two"
+    run(exact_folder, path, corpora, devices_per_worker=2)
+    return path
+
+
 @pytest.mark.slow
 def test_the_store_of_two_devices_is_that_of_one_to_the_bit_where_sums_are_exact(
-    exact_folder: Path, make_corpora: Any, tmp_path: Path
+    exact_folder: Path, corpora: Path, of_two: Path, tmp_path: Path
 ) -> None:
-    corpora = make_corpora({"python": 30, "c++": 15})
-    for devices in (1, 2):
-        run(exact_folder, tmp_path / str(devices), corpora, devices_per_worker=devices)
-    assert everything(tmp_path / "1") == everything(tmp_path / "2")
-    one, two = (store.store_attributes(tmp_path / str(devices)) for devices in (1, 2))
+    run(exact_folder, tmp_path / "s", corpora, devices_per_worker=1)
+    assert everything(tmp_path / "s") == everything(of_two)
+    one, two = store.store_attributes(tmp_path / "s"), store.store_attributes(of_two)
     assert one["model"] == two["model"]
     assert (one["config"].pop("devices_per_worker"), two["config"].pop("devices_per_worker")) == (None, 2)
     assert one["config"] == two["config"]
@@ -102,34 +98,48 @@ def test_the_store_of_two_devices_is_that_of_one_to_the_bit_where_sums_are_exact
 
 @pytest.mark.slow
 def test_the_number_of_devices_is_part_of_a_store_and_its_default(
-    model_folder: Path, make_corpora: Any, tmp_path: Path, run: Run
+    exact_folder: Path, of_two: Path, make_corpora: Any, tmp_path: Path, run: Run
 ) -> None:
-    arguments = ["profile", model_folder, tmp_path / "s", "--corpora", make_corpora({"python": 10}), "--device", "cpu"]
-    assert run(*arguments, "--devices-per-worker", 2)[0] == 0
+    path = shutil.copytree(of_two, tmp_path / "s")
+    arguments = ["profile", exact_folder, path, "--corpora", make_corpora({"go": 5}), "--row-tokens", 64,
+                 "--groups", 3, "--triggers", 4, "--device", "cpu"]  # fmt: skip
     code, _, errors = run(*arguments, "--devices-per-worker", 1)
     assert (code, len(errors.splitlines())) == (2, 1)
     assert "devices_per_worker is None, the store has 2" in errors
-    make_corpora({"go": 5})
-    assert run(*arguments)[0] == 0
-    assert store.committed_corpora(tmp_path / "s") == ["go", "python"]
-    code, out, _ = run("activity", tmp_path / "s", "--json")
+    code, _, errors = run(*arguments)
+    assert code == 0, errors
+    assert store.committed_corpora(path) == ["c++", "go", "python"]
+    code, out, _ = run("activity", path, "--json")
     assert code == 0, out
 
 
-@pytest.mark.parametrize("name", ["llama", "phi3", "gpt_oss", "qwen3_moe", "deepseek_v3", "qwen2_moe"])
+SHARED = ("llama", "phi3", "gpt_oss", "qwen3_moe", "deepseek_v3", "qwen2_moe")
+
+
+@pytest.fixture(scope="module")
+def shared(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A model of each family."""
+    folder = tmp_path_factory.mktemp("families")
+    return {
+        name: save((tiny_mixture if name in MIXTURES else tiny_model)(name), tokenizer, folder / name)
+        for name in SHARED
+    }
+
+
+@pytest.fixture(scope="module")
+def by_ranks(shared: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return counted_by_ranks(tmp_path_factory.mktemp("ranks"), list(shared.values()))
+
+
+@pytest.mark.parametrize("name", SHARED)
 @pytest.mark.slow
-def test_families_count_on_two_devices_what_they_count_on_one(name: str, tokenizer: Any, tmp_path: Path) -> None:
+def test_families_count_on_two_devices_what_they_count_on_one(
+    name: str, shared: dict[str, Path], by_ranks: dict[str, Any]
+) -> None:
     """phi3 and gpt_oss give every rank all neurons; of the mixtures each rank has a slice of every expert."""
-    folder = save((tiny_mixture if name in MIXTURES else tiny_model)(name), tokenizer, tmp_path / "model")
-    model, group = load_model(str(folder), device="cpu"), group_of(folder)
-    try:
-        assert group.facts == model.facts
-        whole, ours = (
-            neurons_of(model, CONFIG, some_rows(), 512, None),
-            group.neurons(CONFIG, some_rows(), 512, None),
-        )
-    finally:
-        group.close()
+    model = load_model(str(shared[name]), device="cpu")
+    assert all(shard.facts == model.facts for shard, _ in by_ranks[name])
+    whole, ours = neurons_of(model, CONFIG, some_rows(), 512, None), joined(by_ranks[name])
     for place in ("active", "active_special"):
         flips = np.abs(whole.sums[place].astype(int) - ours.sums[place].astype(int)).sum()
         assert flips <= 1e-5 * whole.sums["active"].sum()
@@ -145,14 +155,10 @@ def test_families_count_on_two_devices_what_they_count_on_one(name: str, tokeniz
 
 
 @pytest.mark.slow
-def test_triggers_below_a_known_threshold_are_left_out_on_every_device(exact_folder: Path) -> None:
-    model, group = load_model(str(exact_folder), device="cpu"), group_of(exact_folder)
+def test_triggers_below_a_known_threshold_are_left_out_on_every_device(exact_folder: Path, group: DeviceGroup) -> None:
     threshold_LF = np.random.default_rng(0).random((2, 48), np.float32)
-    try:
-        ours = group.neurons(CONFIG, some_rows(), 512, threshold_LF)
-    finally:
-        group.close()
-    whole = neurons_of(model, CONFIG, some_rows(), 512, threshold_LF)
+    ours = group.neurons(CONFIG, some_rows(), 512, threshold_LF)
+    whole = neurons_of(load_model(str(exact_folder), device="cpu"), CONFIG, some_rows(), 512, threshold_LF)
     for name, array in unit_arrays(whole).items():
         np.testing.assert_array_equal(unit_arrays(ours)[name], array, err_msg=name)
 
@@ -218,28 +224,6 @@ def test_a_device_that_dies_while_it_loads_ends_the_run_in_one_line(
     assert (code, out) == (1, "")
     assert "the 2 processes that hold the model, this one died: 1 (exit 3)" in errors.splitlines()[-1]
     assert "Traceback" not in errors
-
-
-LEADER = """
-import sys
-from neurotally.jobs.engines import ModelConfig
-group = ModelConfig(sys.argv[1], device="cpu", devices=2).load()
-print(*(rank.process.pid for rank in group._ranks), flush=True)
-sys.stdin.read()
-"""
-
-
-@pytest.mark.slow
-def test_ranks_end_with_their_leader(model_folder: Path) -> None:
-    leader = subprocess.Popen(
-        [sys.executable, "-c", LEADER, str(model_folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert leader.stdout is not None
-    members = [psutil.Process(int(pid)) for pid in leader.stdout.readline().split()]
-    assert len(members) == 2
-    leader.send_signal(signal.SIGKILL)
-    leader.communicate()
-    assert psutil.wait_procs(members, timeout=20)[1] == []
 
 
 def test_the_fewest_devices_that_hold_the_weights() -> None:
