@@ -61,7 +61,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "gemma4_unified_assistant": _DRAFT,
     "git": {},
     "hrm_text": {},
-    "inkling2_text": {},
+    "inkling2_text": {"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
     "mamba": _MAMBA,
     "mamba2": {"num_heads": 8, "head_dim": 16, "state_size": 8, "n_groups": 1},
     "mllama": {"text_config": {"cross_attention_layers": [1]}},
