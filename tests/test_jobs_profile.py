@@ -113,33 +113,25 @@ def test_bfloat16_sums(model_folder: Path, make_corpora: Any, tmp_path: Path) ->
     assert difference.sum() <= 2e-3 * count.scales["coefficient_sum"].sum()
 
 
-@pytest.mark.parametrize("options", [{"layout": "concat"}, {"window_lines": 2, "keep_texts": True}], ids=str)
-@pytest.mark.ray
-def test_two_workers_give_the_same_bits(
-    options: dict[str, Any], model_folder: Path, make_corpora: Any, tmp_path: Path
-) -> None:
-    corpora = make_corpora({"python": 40, "c++": 25})
-    run(model_folder, tmp_path / "s1", corpora, **options)
-    run(model_folder, tmp_path / "s2", corpora, workers=2, **options)
-    assert everything(tmp_path / "s1") == everything(tmp_path / "s2")
-    assert ("python/document_text" in everything(tmp_path / "s1")) == ("keep_texts" in options)
-
-
 @pytest.mark.ray
 def test_a_ray_cluster_of_two_nodes_gives_the_same_bits(
     model_folder: Path, make_corpora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpora = make_corpora({"python": 40, "c++": 25})
-    run(model_folder, tmp_path / "here", corpora)
+    by_lines: dict[str, Any] = {"window_lines": 2, "keep_texts": True}
+    run(model_folder, tmp_path / "concat", corpora, layout="concat")
+    run(model_folder, tmp_path / "lines", corpora, **by_lines)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         cluster.add_node(num_cpus=2)
-        run(model_folder, tmp_path / "s2", corpora, workers=2, address=cluster.address)
+        run(model_folder, tmp_path / "of 2", corpora, workers=2, address=cluster.address, **by_lines)
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-        run(model_folder, tmp_path / "s3", corpora, workers=3)
+        run(model_folder, tmp_path / "of 3", corpora, workers=3, layout="concat")
     finally:
         cluster.shutdown()
-    assert everything(tmp_path / "here") == everything(tmp_path / "s2") == everything(tmp_path / "s3")
+    assert everything(tmp_path / "lines") == everything(tmp_path / "of 2")
+    assert everything(tmp_path / "concat") == everything(tmp_path / "of 3")
+    assert "python/document_text" in everything(tmp_path / "lines")
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+from conftest import lay_out
 from launching import start_server
 from reference import everything
 from test_jobs_profile import go_on, run, start, wait_for_units
@@ -160,28 +161,38 @@ def test_a_killed_worker_and_replacements_that_die_while_they_load_are_replaced(
     assert everything(tmp_path / "s") == everything(tmp_path / "clean")
 
 
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return lay_out(tmp_path_factory.mktemp("text") / "corpora", {"python": 60})
+
+
+@pytest.fixture(scope="module")
+def of_two_devices(model_folder: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What is in a store of them that two devices made together."""
+    path = tmp_path_factory.mktemp("stores") / "s"
+    run(model_folder, path, texts, devices_per_worker=2, max_unit_bytes=400)
+    return everything(path)
+
+
 @pytest.mark.ray
 def test_killed_with_its_terminal_and_resumed_gives_the_same_bits(
-    model_folder: Path, make_corpora: Any, tag: str, tmp_path: Path
+    model_folder: Path, texts: Path, of_two_devices: dict[str, bytes], tag: str, tmp_path: Path
 ) -> None:
-    corpora = make_corpora({"python": 40})
-    process = start(model_folder, tmp_path / "s", corpora, "--devices-per-worker", "2")
+    process = start(model_folder, tmp_path / "s", texts, "--devices-per-worker", "2")
     wait_for_units(tmp_path / "s", 5, process)
     assert len(named(tag, "neurotally.jobs.rank")) == 2
     os.killpg(process.pid, signal.SIGKILL)
     assert process.finish()[0] == -signal.SIGKILL
     assert all_gone(tag)
-    for path in (tmp_path / "s", tmp_path / "whole"):
-        run(model_folder, path, corpora, devices_per_worker=2, max_unit_bytes=400)
-    assert everything(tmp_path / "s") == everything(tmp_path / "whole")
+    run(model_folder, tmp_path / "s", texts, devices_per_worker=2, max_unit_bytes=400)
+    assert everything(tmp_path / "s") == of_two_devices
 
 
 @pytest.mark.ray
 def test_workers_of_two_devices_each_give_the_same_bits_though_a_device_dies(
-    model_folder: Path, make_corpora: Any, tag: str, tmp_path: Path
+    model_folder: Path, texts: Path, of_two_devices: dict[str, bytes], tag: str, tmp_path: Path
 ) -> None:
-    corpora = make_corpora({"python": 60})
-    process = start(model_folder, tmp_path / "s", corpora, "--workers", "2", "--devices-per-worker", "2")
+    process = start(model_folder, tmp_path / "s", texts, "--workers", "2", "--devices-per-worker", "2")
     wait_for_units(tmp_path / "s", 5, process, timeout_s=400)
     members = named(tag, "neurotally.jobs.rank")
     assert len(members) == 4
@@ -190,12 +201,18 @@ def test_workers_of_two_devices_each_give_the_same_bits_though_a_device_dies(
     status, _, errors = process.finish(timeout_s=400)
     assert status == 0, errors
     assert all_gone(tag)
-    run(model_folder, tmp_path / "one", corpora, devices_per_worker=2, max_unit_bytes=400)
-    assert everything(tmp_path / "s") == everything(tmp_path / "one")
+    assert everything(tmp_path / "s") == of_two_devices
 
 
-@pytest.mark.parametrize("when", ["gcs_server", "ray::_ActorWorker"], ids=["while Ray starts", "while models load"])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    ("when", "number", "code"),
+    [
+        ("gcs_server", signal.SIGTERM, 143),  # which Ray would take
+        ("ray::_ActorWorker", signal.SIGTERM, 143),
+        ("ray::_ActorWorker", signal.SIGINT, 130),
+    ],
+    ids=["SIGTERM while Ray starts", "SIGTERM while models load", "SIGINT while models load"],
+)
 @pytest.mark.ray
 def test_a_signal_before_the_run_leaves_nothing_behind(
     when: str, number: signal.Signals, code: int, model_folder: Path, make_corpora: Any, tag: str, tmp_path: Path
