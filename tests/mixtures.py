@@ -216,7 +216,7 @@ class Site:
 
 
 class Products(TorchDispatchMode):
-    """Keeps what products with some matrices of experts read and gave."""
+    """Keeps what products with some matrices of experts read and gave: a bias is added to that in its place."""
 
     def __init__(self, matrices: Iterable[Tensor]):
         super().__init__()
@@ -361,6 +361,7 @@ class MixtureHooks:
                 rounded = gave[order_N].double()
                 rounded_NF = rounded if rounded.shape == pre_NF.shape else self._halves(rounded)[0]
                 coefficient_NF = read_NF[order_N]
+                # Some ten times float32's rounding of them: of another row, neuron or formula far more differs.
                 assert (coefficient_NF - expected_NF).abs().max() <= 1e-5 * expected_NF.abs().max()
             output_weight_N = torch.ones_like(weight_N) if mixture.weights_input else weight_N
             yield Site(number, mixture.experts, expert, cell_N, weight_N, pre_NF, formula(rounded_NF, rounded_NF)[0],
