@@ -62,10 +62,11 @@ def test_a_run_takes_what_is_expected(
     assert needed.bytes / WITHIN <= peak <= needed.bytes * WITHIN
 
 
-@pytest.fixture
-def run_of_deepseek(tmp_path: Path) -> Run:
-    AutoConfig.for_model("deepseek_v3", architectures=["DeepseekV3ForCausalLM"]).save_pretrained(tmp_path)
-    return Run(outline_model(str(tmp_path), "cpu", "bfloat16"), 10, 32, 2048, 4096)
+@pytest.fixture(scope="module")
+def run_of_deepseek(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("deepseek")
+    AutoConfig.for_model("deepseek_v3", architectures=["DeepseekV3ForCausalLM"]).save_pretrained(folder)
+    return Run(outline_model(str(folder), "cpu", "bfloat16"), 10, 32, 2048, 4096)
 
 
 def test_the_parts_are_those_of_the_formulas(run_of_deepseek: Run) -> None:
