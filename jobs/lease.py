@@ -57,14 +57,17 @@ def leased(path: Path, renew_s: float = RENEW_S) -> Iterator[Callable[[], None]]
             except InputError:  # lost, or the network is down: said when it matters
                 continue
 
-    thread = threading.Thread(target=keep, daemon=True, name="lease")
-    thread.start()
+    threading.Thread(target=keep, daemon=True, name="lease").start()
+    is_reachable = True
     try:
         yield lease.renew
+    except UnreachableError:
+        is_reachable = False  # what was said expires
+        raise
     finally:
         ended.set()
-        thread.join()
-        lease.drop()
+        if is_reachable:
+            lease.drop()
 
 
 class _Lease:
@@ -74,6 +77,7 @@ class _Lease:
         self._token = uuid.uuid4().hex
         """Of this process: a write whose answer was lost is known again by it."""
         self._version: buckets.Version | None = None
+        self._is_dropped = False
         if (other := holder(path)) is not None:
             wait = f"wait for it, or {EXPIRE_S / 60:.0f} minutes if it died"
             raise InputError(f"{path} is being written by {other}; {wait}")
@@ -86,14 +90,15 @@ class _Lease:
         """Say that this process writes; InputError where another has said so."""
         mine = {"host": socket.gethostname(), "pid": os.getpid(), "writer": _writer(self._path), "token": self._token}
         with self._lock:
-            for _ in range(2):
+            for _ in range(0 if self._is_dropped else 2):
                 content = json.dumps({**mine, "said": time.time()}).encode()
                 try:
                     self._version = buckets.write_version(_file(self._path), content, self._version)
                     return
                 except buckets.ChangedError:
                     self._version = self._known_again()
-        raise self._lost()
+        if not self._is_dropped:
+            raise self._lost()
 
     def _known_again(self) -> buckets.Version:
         """The version that lies there, if this process has written it."""
@@ -126,6 +131,7 @@ class _Lease:
     def drop(self) -> None:
         """Say nothing any more; where the network is down what was said expires."""
         with self._lock, contextlib.suppress(InputError):
+            self._is_dropped = True
             said = read_json(_file(self._path))
             if said is not None and said.get("token") == self._token:
                 buckets.remove(_file(self._path))

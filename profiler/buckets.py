@@ -43,8 +43,8 @@ _RETRIES: dict[str, Any] = {
     "max_retries": 12,
     "retry_timeout": timedelta(seconds=60),
 }
-_WRITES = 6
-"""Attempts to write an object, which obstore doesn't make again by itself where the answer was lost."""
+_WRITE_FOR_S = 60.0
+"""How long an object is written again, which obstore doesn't do by itself where the answer was lost."""
 _REQUEST_TIMEOUT = timedelta(minutes=5)
 _BUFFER_BYTES = 4 * 2**20
 _AT_ONCE = 16
@@ -445,14 +445,16 @@ def _get(client: "ObjectStore", key: str) -> tuple[bytes, Version]:
 
 def _put(client: "ObjectStore", key: str, content: bytes, replaced: Version | None) -> Version:
     """Write an object, again where the network fails."""
-    for attempt in range(_WRITES):
+    deadline, pause_s = time.monotonic() + _WRITE_FOR_S, 0.25
+    while True:
         try:
             return _put_once(client, key, content, replaced)
         except Exception as error:
-            if isinstance(error, PermissionError) or not _is_of_network(error) or attempt == _WRITES - 1:
+            is_final = isinstance(error, PermissionError) or not _is_of_network(error)
+            if is_final or time.monotonic() + pause_s > deadline:
                 raise
-            time.sleep(2.0**attempt / 4)
-    raise AssertionError
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, 8.0)
 
 
 def _put_once(client: "ObjectStore", key: str, content: bytes, replaced: Version | None) -> Version:

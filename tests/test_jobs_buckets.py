@@ -85,7 +85,7 @@ def same_arrays(ours: Path, theirs: Path) -> None:
 def few_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of requests that fail, so that it is told at once."""
     monkeypatch.setattr(buckets, "_RETRIES", {"max_retries": 1})
-    monkeypatch.setattr(buckets, "_WRITES", 1)
+    monkeypatch.setattr(buckets, "_WRITE_FOR_S", 0.0)
     buckets._make_client.cache_clear()
 
 
