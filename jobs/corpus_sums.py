@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from neurotally.profiler.corpus.documents import Status
 from neurotally.profiler.corpus.texts import keep_texts
 from neurotally.profiler.corpus.units import Unit, documents_by_unit
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.model.neurons import CorpusNeurons
-from neurotally.profiler.networks import Networks
+from neurotally.profiler.model.neurons import CorpusNeurons, array_names
+from neurotally.profiler.networks import Networks, is_expert
 from neurotally.profiler.passes.worker import PassConfig, UnitResult
 
 _LISTED_SKIPS = 1000
@@ -27,7 +28,11 @@ _NEWS_GROWTH = 1.25
 
 
 class CorpusSums:
-    """The sums of one corpus, for `Fold`. Units are added in order: those from 0 to `_num_done` - 1 are in."""
+    """The sums of one corpus, for `Fold`. Units are added in order: those from 0 to `_num_done` - 1 are in.
+
+    The large ones, those of neurons, are there from the first unit on that is added, or the first look at what a former
+    run has added up.
+    """
 
     def __init__(
         self, plan: CorpusPlan, units: Sequence[Unit], config: PassConfig, num_layers: int, num_neurons: int,
@@ -39,8 +44,10 @@ class CorpusSums:
         self._num_done = 0
         self._num_told = 0
         """Units that workers have heard of."""
+        self._by_neuron = (num_layers, num_neurons)
         self._networks = networks
-        self._neurons = CorpusNeurons(num_layers, num_neurons, config.groups, config.triggers, networks)
+        self._checkpoint: Path | None = None
+        """What a former run left."""
         num_documents = len(plan.manifest.names)
         self._own: store.Arrays = {
             "tokens": np.zeros(config.groups, np.uint64),
@@ -85,6 +92,15 @@ class CorpusSums:
         """What the store's arrays hold, and those of a checkpoint."""
         return {**self._own, **self._neurons.arrays(), **self._of_the_plan}
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of what `arrays` gives, which needn't be there for it."""
+        sizes = {"group": self._config.groups, "trigger": self._config.triggers, "site": len(is_expert(self._networks))}
+        sizes |= zip(("layer", "neuron"), self._by_neuron, strict=True)
+        of_neurons = {
+            name: tuple(sizes[dimension] for dimension in store.SCHEMA[name].dimensions) for name in self._of_neurons
+        }
+        return {name: array.shape for name, array in (self._own | self._of_the_plan).items()} | of_neurons
+
     def noted(self) -> dict[str, Any]:
         """The corpus's entry in `neurotally status --json`, and which units began again; noted twice beside a
         checkpoint's arrays."""
@@ -100,12 +116,15 @@ class CorpusSums:
         }
 
     def load(self, arrays: store.Arrays, noted: Mapping[str, Any], num_done: int, checkpoint: Path) -> None:
-        """Take over a checkpoint; InputError where its arrays can't be those of so many units."""
+        """Take over a checkpoint; InputError where its arrays can't be those of so many units.
+
+        It must stay until another one counts: what it has of neurons is read again when it is needed.
+        """
         for name, values in self._of_the_plan.items():
             if not np.array_equal(arrays[name], values):
                 raise InputError(f"{checkpoint / name} isn't that of the plan")
-        self._neurons = CorpusNeurons.from_arrays(arrays, self._networks)
         self._own = {name: arrays[name] for name in self._own}
+        self._checkpoint = checkpoint
         self._num_done = num_done
         restarted = noted.get("restarted_units")
         if not isinstance(restarted, list) or any(type(one) is not int or not 0 <= one < num_done for one in restarted):
@@ -136,6 +155,18 @@ class CorpusSums:
         """Add the texts to the group at `folder`, if asked for."""
         if self._config.keep_texts:
             keep_texts(folder, self._plan.source, self._plan.manifest.names, self.arrays())
+
+    @cached_property
+    def _neurons(self) -> CorpusNeurons:
+        if self._checkpoint is not None:
+            return CorpusNeurons.from_arrays(store.read_arrays(self._checkpoint, self._of_neurons), self._networks)
+        config = self._config
+        return CorpusNeurons.empty(*self._by_neuron, config.groups, config.triggers, self._networks)
+
+    @property
+    def _of_neurons(self) -> list[str]:
+        """The names of arrays."""
+        return array_names(self._config.triggers, self._networks)
 
     @property
     def _documents_done(self) -> int:

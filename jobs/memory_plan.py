@@ -1,15 +1,17 @@
 """What a run of `profile` needs: bytes of its store, of the machine's memory and of a GPU's, told before it starts.
 
 F is the width of the widest layer, L the number of layers, N that of neurons (L·F, less where layers differ in width),
-G groups, K triggers, C corpora, W workers. In bytes, by the table of `kernels.statistics`:
+G groups, K triggers, W workers. In bytes, by the table of `kernels.statistics`:
 
-    corpus's sums      L·F · Σ (stored, G times where it is kept by group)      in the driver from the start, C times
+    corpus's sums      L·F · Σ (stored, G times where it is kept by group)      in the driver, see below
     corpus's triggers  L·F · 12 K                                               the same: value, document, position
     saving             L·F · 5 K, and the sums again where layers differ        of one corpus at a time
     unit               L·F · (Σ shipped + 4) + N · 24 K                         what a worker sends, while it is made
     tallies            N · Σ on the device                                      on the worker's device
     lists              N · (12 K + 4), and 36 K a neuron of the largest network the same
     activations        by the tokens of a batch                                 the same
+
+The driver has the sums of one corpus; where several workers run, of the next one, too, while the last units come in.
 
 A part's `least` is what surely is in use at one time: pages that nobody has written to, and weights that are read from
 their file where it lies, may cost nothing. A run is refused only where that exceeds what is free.
@@ -25,6 +27,7 @@ import numpy as np
 import psutil
 import torch
 
+from neurotally.jobs.reducers import Fold
 from neurotally.kernels.statistics import statistics_of
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.outline import Outline
@@ -94,14 +97,15 @@ def host_parts(run: Run) -> list[Part]:
     copies = (min(1, run.workers_here) if is_mapped else run.workers_here) if is_cpu else 0
     weights = copies * outline.weight_bytes
     processes = 1 + (run.workers_here if run.has_processes else 0)
+    alive = min(run.corpora, Fold.at_once) if run.has_processes else 1
     saving = cells * (5 * run.triggers + (sums if outline.has_experts or _is_ragged(outline) else 0))
     unit = [_unit(run), *(device_parts(run)[1:] if is_cpu else ())]
     computing = Part("", sum(part.bytes for part in unit), sum(part.least for part in unit))
     parts = [
         Part("programs", processes * _PROCESS_BYTES, 0),
         Part("weights", weights, weights if outline.quantization is None and not is_mapped else 0),
-        Part("sums of corpora", *(2 * [run.corpora * cells * sums])),
-        Part("triggers of corpora", *(run.corpora * cells * run.triggers * each for each in (_TRIGGER_BYTES, 8))),
+        Part("sums of a corpus", alive * cells * sums, cells * sums),
+        Part("triggers of a corpus", alive * cells * run.triggers * _TRIGGER_BYTES, cells * run.triggers * 8),
     ]
     if run.has_processes:
         sent = (run.workers + 1) * _unit(run).bytes
@@ -177,14 +181,13 @@ def _fitting(run: Run, parts: Callable[[Run], list[Part]], free_bytes: int) -> I
         fitting = bisect_right(values, free_bytes, key=least)
         return values[fitting - 1] if fitting else None
 
-    alone = {name: largest(name, run) for name in ("triggers", "groups", "workers", "corpora")}
-    words = {"corpora": "{} of the corpora at a time"}
+    alone = {name: largest(name, run) for name in ("triggers", "groups", "workers")}
     if any(value is not None for value in alone.values()):
         for name, value in alone.items():
             if value is not None:
-                yield words.get(name, f"--{name} {{}}").format(value)
-    elif (triggers := largest("triggers", replace(run, groups=1, workers=1, corpora=1))) is not None:
-        yield f"--groups 1 --workers 1 --triggers {triggers} and one corpus at a time"
+                yield f"--{name} {value}"
+    elif (triggers := largest("triggers", replace(run, groups=1, workers=1))) is not None:
+        yield f"--groups 1 --workers 1 --triggers {triggers}"
 
 
 def free_host_bytes() -> int:

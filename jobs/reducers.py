@@ -67,6 +67,9 @@ class Plan:
 class Reducer(ABC):
     """Takes in the results of a plan's tasks and writes the group."""
 
+    at_once: int | None = None
+    """So many of its kind are under way at a time; None: any number."""
+
     def __init__(self, path: Path, plan: Plan):
         """Go on with what a former run left of the same plan. InputError where it left another's, or it is damaged."""
         self.plan = plan
@@ -158,7 +161,13 @@ def refuse_other(path: Path, plan: Plan, theirs: Mapping[str, Any], unfinished: 
 
 
 class Fold(Reducer):
-    """Adds results in the order of the tasks, and saves the sums now and then."""
+    """Adds results in the order of the tasks, and saves the sums now and then.
+
+    It has sums from the first result on, or the first look at those of a former run, which are checked before.
+    """
+
+    at_once = 2
+    """Tasks of the next begin while the last ones of this are computed."""
 
     def __init__(self, path: Path, plan: Plan, make_sums: Callable[[], CorpusSums]):
         self._sums = make_sums()
@@ -224,13 +233,13 @@ class Fold(Reducer):
                     f"{file} doesn't agree with {checkpoint.name}: "
                     f"{key} is {current.get(key)!r}, expected {noted.get(key)!r}"
                 )
-        expected = self._sums.arrays()
+        expected = self._sums.shapes()
         arrays = store.read_arrays(checkpoint, list(expected))
-        for name, values in expected.items():
+        for name, shape in expected.items():
             if name not in arrays:
                 raise InputError(f"{checkpoint} lacks the array {name}")
-            if arrays[name].shape != values.shape:
-                raise InputError(f"{checkpoint / name} has shape {arrays[name].shape}, expected {values.shape}")
+            if arrays[name].shape != shape:
+                raise InputError(f"{checkpoint / name} has shape {arrays[name].shape}, expected {shape}")
         self._sums.load(arrays, noted, done, checkpoint)
         self._done = {task.key for task in self.plan.tasks[:done]}
         self._saved = done

@@ -245,8 +245,6 @@ class _Loop:
         with self.where.progress.running(self.reducers, self.where.store) as took, self._stop.listening():
             try:
                 self._publish_complete()  # what a former run finished but didn't commit
-                for reducer in self.reducers:
-                    self._tell(reducer)
                 while self._waiting or self._running:
                     self._hand_out()
                     outcome = self.engine.next_result(timeout_s=0.5)
@@ -264,7 +262,11 @@ class _Loop:
         """At most 2 x workers results may wait for an earlier one: no task further ahead than that is begun."""
         ahead = 2 * self.engine.num_workers + 1
         while self._waiting and len(self._running) + self._num_early < ahead and self.engine.has_room():
-            reducer, task = self._waiting.popleft()
+            reducer, task = self._waiting[0]
+            if reducer not in self.reducers[: reducer.at_once]:
+                break  # until one of those before it is committed
+            self._waiting.popleft()
+            self._tell(reducer)  # at its first task, of what a former run has added up
             self._running[task.key] = reducer, task
             self.engine.submit(task)
 

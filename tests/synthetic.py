@@ -63,7 +63,7 @@ class Drawing:
 
     def unit(self, task: Task, threshold_F: np.ndarray | None) -> UnitResult:
         """The same for a task however often it is asked for, but for what a threshold leaves out."""
-        rng = np.random.default_rng([self.seed, task.index])
+        rng = np.random.default_rng([self.seed, task.index, *task.corpus.encode()])
         count, shape = len(task.names), (self.layers, self.neurons)
         sums = {one.name: (rng.random(shape, np.float32) * self.tokens / 4) for one in STATISTICS}
         sha256_n32 = rng.integers(0, 256, (count, 32), np.uint8)

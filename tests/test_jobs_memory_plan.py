@@ -47,7 +47,7 @@ def peak_bytes(*arguments: object) -> tuple[int, str]:
     return usage.ru_maxrss * 1024, err
 
 
-@pytest.mark.parametrize(("groups", "triggers", "corpora"), [(10, 32, 1), (10, 16, 2), (100, 8, 1)], ids=str)
+@pytest.mark.parametrize(("groups", "triggers", "corpora"), [(10, 32, 1), (10, 16, 6), (100, 8, 1)], ids=str)
 @pytest.mark.slow
 def test_a_run_takes_what_is_expected(
     groups: int, triggers: int, corpora: int, large_mixture: Path, make_corpora: Any, tmp_path: Path
@@ -71,9 +71,13 @@ def run_of_deepseek(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_the_parts_are_those_of_the_formulas(run_of_deepseek: Run) -> None:
     neurons, cells = 3 * 18432 + 58 * 257 * 2048, 61 * 257 * 2048
-    parts = {part.name: part.bytes for part in host_parts(replace(run_of_deepseek, corpora=3))}
-    assert parts["sums of corpora"] == 3 * cells * (2 * 10 * 8 + 4 * 8 + 2 * 4 + 8)
-    assert parts["triggers of corpora"] == 3 * cells * 32 * 12
+    for corpora, workers, alive in ((3, 1, 1), (1, 2, 1), (2, 2, 2), (3, 64, 2)):
+        run = replace(run_of_deepseek, corpora=corpora, workers=workers)
+        parts = {part.name: part for part in host_parts(run)}
+        assert parts["sums of a corpus"].bytes == alive * cells * (2 * 10 * 8 + 4 * 8 + 2 * 4 + 8)
+        assert parts["triggers of a corpus"].bytes == alive * cells * 32 * 12
+        assert parts["sums of a corpus"].least == cells * (2 * 10 * 8 + 4 * 8 + 2 * 4 + 8)
+        assert parts["triggers of a corpus"].least == cells * 32 * 8
     device = {part.name: part.bytes for part in device_parts(run_of_deepseek)}
     assert device["tallies"] == neurons * (2 * 8 + 4 * 8 + 2 * 4 + 8)
     assert device["trigger lists"] == neurons * (32 * 12 + 4) + 36 * 32 * 256 * 2048
@@ -92,13 +96,13 @@ def test_settings_that_would_fit_are_named_and_do(run_of_deepseek: Run) -> None:
     refuse_too_large(run, least)
     message = refusal(run, least - 1)
     assert message.startswith(f"profile needs at least {as_size(least)} of this machine's memory, of which")
-    assert message.endswith("it would fit with --triggers 31, or --groups 9, or 1 of the corpora at a time")
-    for change in ({"triggers": 31}, {"groups": 9}, {"corpora": 1}):
+    assert message.endswith("it would fit with --triggers 31, or --groups 9")
+    for change in ({"triggers": 31}, {"groups": 9}):
         refuse_too_large(replace(run, **change), least - 1)
     tight = refusal(run, 13e9)
     assert "--groups 1 --workers 1 --triggers" in tight
     triggers = int(tight.partition("--triggers ")[2].split()[0])
-    fitting = replace(run, groups=1, corpora=1, triggers=triggers)
+    fitting = replace(run, groups=1, triggers=triggers)
     refuse_too_large(fitting, int(13e9))
     refusal(replace(fitting, triggers=triggers + 1), 13e9)
     assert refusal(run, 1e9).endswith("no setting makes it fit")

@@ -142,7 +142,7 @@ FINITE = {"allow_nan": False, "allow_infinity": False}
 def test_sums_survive_the_round_trip_through_zarr(
     tmp_path_factory: pytest.TempPathFactory, active: np.ndarray, sums: np.ndarray, values: np.ndarray
 ) -> None:
-    neurons = CorpusNeurons(3, 4, 2, 2)
+    neurons = CorpusNeurons.empty(3, 4, 2, 2)
     neurons.sums["active"][:] = active
     neurons.sums["activation_sum"][:] = sums
     neurons.triggers.value_NK[:] = -np.sort(-values.reshape(12, 2))

@@ -167,25 +167,34 @@ class UnitNeurons:
 class CorpusNeurons:
     """The sum of units of one corpus: what the store's arrays hold."""
 
-    def __init__(self, num_layers: int, num_neurons: int, num_groups: int, num_triggers: int, networks: Networks = ()):
-        self._by_neuron = by_neuron = (num_layers, num_neurons)
+    def __init__(self, sums: "Arrays", routed: "Arrays", triggers: "TriggerTable", networks: Networks):
+        self.sums = sums
+        self.routed = routed
+        """By group and site."""
+        self.triggers = triggers
+        self._by_neuron = sums["coefficient_max"].shape
         self._networks = networks
         self._is_expert_S = is_expert(networks)
         self._statistics = statistics_of(bool(self._is_expert_S.any()))
-        self.sums: Arrays = {
-            one.name: np.full((num_groups, *by_neuron) if one.by_group else by_neuron, one.initial, one.stored)
-            for one in self._statistics
-        }
-        self.routed: Arrays = {}
-        """By group and site."""
-        if differ_in_tokens(networks):
-            by_site = (num_groups, len(self._is_expert_S))
-            self.routed = {name: np.zeros(by_site, np.uint64) for name in SITE_COUNTS}
-            if self._is_expert_S.any():
-                self.routed["site_weight"] = np.zeros(by_site[1])
-        self.triggers = TriggerTable.empty(num_layers * num_neurons, num_triggers)
         self._held: list[UnitTriggers] = []
         """Triggers of the latest units, not inserted yet."""
+
+    @classmethod
+    def empty(
+        cls, num_layers: int, num_neurons: int, num_groups: int, num_triggers: int, networks: Networks = ()
+    ) -> "CorpusNeurons":
+        """Before the first unit."""
+        by_neuron, has_experts, num_sites = (num_layers, num_neurons), _has_experts(networks), len(is_expert(networks))
+        sums = {
+            one.name: np.full((num_groups, *by_neuron) if one.by_group else by_neuron, one.initial, one.stored)
+            for one in statistics_of(has_experts)
+        }
+        routed: Arrays = {}
+        if differ_in_tokens(networks):
+            routed = {name: np.zeros((num_groups, num_sites), np.uint64) for name in SITE_COUNTS}
+            if has_experts:
+                routed["site_weight"] = np.zeros(num_sites)
+        return cls(sums, routed, TriggerTable.empty(num_layers * num_neurons, num_triggers), networks)
 
     def add(self, unit: UnitNeurons, group: int) -> None:
         """Add one unit, the next in order, to its group and to the sums."""
@@ -236,21 +245,31 @@ class CorpusNeurons:
 
     @classmethod
     def from_arrays(cls, arrays: "Arrays", networks: Networks = ()) -> "CorpusNeurons":
-        """The inverse of `arrays`, lossless."""
-        num_groups, num_layers, num_neurons = arrays["active"].shape
-        num_triggers = arrays["trigger_value"].shape[-1] if "trigger_value" in arrays else 0
-        corpus = cls(num_layers, num_neurons, num_groups, num_triggers, networks)
-        corpus.sums = {one.name: arrays[one.name] for one in corpus._statistics}
-        corpus.routed = {name: arrays[name] for name in corpus.routed}
-        if not num_triggers:
-            return corpus
-        flat = (num_layers * num_neurons, num_triggers)
-        corpus.triggers = TriggerTable(
-            np.nan_to_num(arrays["trigger_value"].reshape(flat), nan=0.0, posinf=np.inf),
-            arrays["trigger_document"].reshape(flat),
-            arrays["trigger_position"].reshape(flat),
-        )
-        return corpus
+        """The inverse of `arrays`, lossless; takes the arrays over."""
+        _, num_layers, num_neurons = arrays["active"].shape
+        sums = {one.name: arrays[one.name] for one in statistics_of(_has_experts(networks))}
+        routed = {name: arrays[name] for name in (*SITE_COUNTS, "site_weight") if name in arrays}
+        triggers = TriggerTable.empty(num_layers * num_neurons, 0)
+        if "trigger_value" in arrays:
+            flat = (num_layers * num_neurons, arrays["trigger_value"].shape[-1])
+            triggers = TriggerTable(
+                np.nan_to_num(arrays["trigger_value"].reshape(flat), copy=False, nan=0.0, posinf=np.inf),
+                arrays["trigger_document"].reshape(flat),
+                arrays["trigger_position"].reshape(flat),
+            )
+        return cls(sums, routed, triggers, networks)
+
+
+def array_names(num_triggers: int, networks: Networks = ()) -> list[str]:
+    """Of `CorpusNeurons.arrays`."""
+    has_experts = _has_experts(networks)
+    by_site = (*SITE_COUNTS, "site_weight")[: 2 + has_experts] if differ_in_tokens(networks) else ()
+    triggers = ("trigger_value", "trigger_document", "trigger_position") if num_triggers else ()
+    return [*(one.name for one in statistics_of(has_experts)), *by_site, *triggers]
+
+
+def _has_experts(networks: Networks) -> bool:
+    return bool(is_expert(networks).any())
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
     shape = (arguments.layers, arguments.neurons)
-    corpus = CorpusNeurons(*shape, arguments.groups, arguments.triggers)
+    corpus = CorpusNeurons.empty(*shape, arguments.groups, arguments.triggers)
     found: dict[str, dict[str, float]] = {}
     for kind, each, first in (("unfiltered", arguments.triggers, 0), ("filtered", FILTERED, arguments.units)):
         merge_s, copy_s = [], []

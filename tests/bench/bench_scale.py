@@ -1,6 +1,7 @@
-"""Whether one driver keeps up with many workers: a profile of one corpus by workers that compute nothing.
+"""Whether one driver keeps up with many workers: a profile by workers that compute nothing.
 
-    python tests/bench/bench_scale.py [--workers 8] [--size 8b] [--unit-s 15.5] [--units 96] [--csv scale.csv]
+    python tests/bench/bench_scale.py [--workers 8] [--size 8b] [--unit-s 15.5] [--units 96] [--corpora 1]
+                                      [--csv scale.csv]
 
 The driver, its sums, checkpoints and commit are the real ones, on the real disk; a unit's time passes on a clock that
 jumps while the driver waits (see tests/synthetic.py). Prints one JSON line, and adds a row to a table with --csv:
@@ -53,7 +54,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--size", choices=SIZES, default="8b")
     parser.add_argument("--unit-s", type=float, default=15.5)
-    parser.add_argument("--units", type=int, default=96)
+    parser.add_argument("--units", type=int, default=96, help="of a corpus")
+    parser.add_argument("--corpora", type=int, default=1)
     parser.add_argument("--triggers", type=int, default=32)
     parser.add_argument("--groups", type=int, default=10)
     parser.add_argument("--csv", type=Path)
@@ -68,29 +70,20 @@ def main() -> None:
 
 
 def measure(
-    path: Path, workers: int, size: str, unit_s: float, units: int, triggers: int, groups: int
+    path: Path, workers: int, size: str, unit_s: float, units: int, triggers: int, groups: int, corpora: int = 1
 ) -> dict[str, object]:
-    """A run from its first unit to the commit."""
+    """A run from its first unit to the last commit."""
     layers, neurons = SIZES[size]
     engine = SyntheticEngine(workers, unit_s, Drawing(layers, neurons, triggers))
     config = PassConfig("documents", 2048, None, 32768, 2**21, groups, triggers, kernels="triton")
-    names = [f"{number:07}.py" for number in range(DOCUMENTS * units)]
-    listed = CorpusPlan(
-        "all", Source("folder", "/nowhere", None, "folder"), None, Manifest(names, np.full(len(names), 4000, np.uint64))
-    )
-    cut = listed.units(4000 * DOCUMENTS, groups)
-    assert len(cut) == units, (len(cut), units)
     store.create_store(path, {"model": None})
-    make_sums = partial(CorpusSums, listed, cut, config, layers, neurons)
-    plan = Plan(
-        "corpora/all", [listed.task(unit) for unit in cut], listed.identity, partial(Fold, make_sums=make_sums),
-        manifest=listed.manifest, noted={"documents": len(names), "source_path": None},
-    )  # fmt: skip
+    plans = [_plan(f"{number:03}", units, config, (layers, neurons)) for number in range(corpora)]
     where, report = Where(ModelConfig("synthetic"), path, progress=Progress(quiet=True)), RunReport()
-    loop = _Loop(where, engine, "synthetic", [plan.reducer(path, plan)], report, 60.0, engine.clock)
+    loop = _Loop(where, engine, "synthetic", [plan.reducer(path, plan) for plan in plans], report, 60.0, engine.clock)
     cpu = time.process_time()
     loop.run()
     cpu = time.process_time() - cpu - engine.drawing_cpu_s
+    num_units = corpora * units
     wall_s = engine.clock()
     return {
         "device": device_name("cpu"),
@@ -98,17 +91,31 @@ def measure(
         "size": size,
         "workers": workers,
         "units": units,
+        "corpora": corpora,
         "unit_s": unit_s,
         "wall_s": round(wall_s, 1),
-        "efficiency": round(units * unit_s / (workers * wall_s), 4),
-        "best_efficiency": round(units / (workers * -(-units // workers)), 4),
+        "efficiency": round(num_units * unit_s / (workers * wall_s), 4),
+        "best_efficiency": round(num_units / (workers * -(-num_units // workers)), 4),
         "bytes_a_unit": int(statistics.median(engine.bytes_by_unit)),
         "most_bytes": max(engine.bytes_by_unit),
-        "driver_s_a_unit": round(cpu / units, 3),
+        "driver_s_a_unit": round(cpu / num_units, 3),
         "write_s": round(report.write_s, 1),
         "most_triggers": round(max(engine.triggers_after_the_first, default=0.0), 2),
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
+
+
+def _plan(name: str, units: int, config: PassConfig, shape: tuple[int, int]) -> Plan:
+    names = [f"{number:07}.py" for number in range(DOCUMENTS * units)]
+    manifest = Manifest(names, np.full(len(names), 4000, np.uint64))
+    listed = CorpusPlan(name, Source("folder", "/nowhere", None, "folder"), None, manifest)
+    cut = listed.units(4000 * DOCUMENTS, config.groups)
+    assert len(cut) == units, (len(cut), units)
+    make_sums = partial(CorpusSums, listed, cut, config, *shape)
+    return Plan(
+        f"corpora/{name}", [listed.task(unit) for unit in cut], listed.identity, partial(Fold, make_sums=make_sums),
+        manifest=manifest, noted={"documents": len(names), "source_path": None},
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
