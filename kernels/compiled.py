@@ -75,7 +75,7 @@ class Insertion(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("neurons", "num_triggers", "units")),
-        *((name, ctypes.c_void_p) for name in ("start", "entry_value", "entry_document", "entry_position")),
+        *((name, ctypes.c_void_p) for name in ("count", "entry_value", "entry_document", "entry_position")),
         *((name, ctypes.c_void_p) for name in ("value", "document", "position")),
         ("threads", ctypes.c_int32),
     )

@@ -470,9 +470,8 @@ void insert(const Offer& offer, int64_t neuron, const Candidate& candidate) {
 // What compiled.py calls an Insertion.
 struct Insertion {
   int64_t neurons, num_triggers, units;
-  // By unit. Neuron f has the entries start[f] to start[f + 1] - 1, best first, of documents that neither its list nor
-  // another unit has.
-  const int64_t* const* start;  // [F + 1]
+  // By unit. Its entries are by neuron, best first, of documents that neither the neuron's list nor another unit has.
+  const uint32_t* const* count;  // [F]
   const float* const* entry_value;
   const int32_t *const *entry_document, *const *entry_position;
   float* value;  // [F, K], best first; 0 where unused
@@ -482,64 +481,96 @@ struct Insertion {
 
 namespace {
 
-// Sorted entries, best first, one more than K: a value and a document as one number, larger where they come before.
-struct Entries {
-  std::vector<uint64_t> rank;
-  std::vector<int32_t> position;
-  explicit Entries(int64_t K) : rank(K + 1), position(K + 1) {}
-};
+constexpr int kCandidates = 32;  // that enter a list at a time
+constexpr int64_t kAheadEntries = 64, kAheadLists = 4;  // so far ahead memory is asked for
 
-// A positive float's bits are in the order of its value; 0 where an entry of a list is unused (0, -1).
+// A value and a document as one number, larger where they come before: a positive float's bits are in the order of its
+// value. 0 where an entry of a list is unused (0, -1).
 inline uint64_t rank_of(float value, int32_t document) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   return static_cast<uint64_t>(bits) << 32 | ~static_cast<uint32_t>(document);
 }
 
-// The K best of all units' entries for a neuron, if they come before its list's last, then one of rank 0; how many.
-int64_t gather(const Insertion& into, int64_t neuron, Entries& best) {
-  const int64_t K = into.num_triggers, at = (neuron + 1) * K - 1;
-  const uint64_t last = rank_of(into.value[at], into.document[at]);
-  int64_t n = 0;
-  for (int64_t unit = 0; unit < into.units; unit++) {
-    for (int64_t i = into.start[unit][neuron]; i < into.start[unit][neuron + 1]; i++) {
-      const uint64_t rank = rank_of(into.entry_value[unit][i], into.entry_document[unit][i]);
-      if (rank <= (n < K ? last : best.rank[K - 1])) break;  // nor do those after it come before
-      int64_t k = n < K ? n++ : K - 1;
-      for (; k > 0 && best.rank[k - 1] < rank; k--)
-        best.rank[k] = best.rank[k - 1], best.position[k] = best.position[k - 1];
-      best.rank[k] = rank, best.position[k] = into.entry_position[unit][i];
-    }
-  }
-  best.rank[n] = 0;
-  return n;
-}
+// Enters candidates into the list of one neuron after the other.
+class Entering {
+ public:
+  explicit Entering(const Insertion& into)
+      : into(into), K(into.num_triggers), held(K), before(K), rank(K + kCandidates), position(K + kCandidates) {}
 
-// Merge entries into a neuron's list. No branch hangs on a comparison: half of them would be guessed wrong.
-void merge(const Insertion& into, int64_t neuron, const Entries& entry, Entries& held) {
-  const int64_t K = into.num_triggers;
-  float* value = into.value + neuron * K;
-  int32_t *document = into.document + neuron * K, *position = into.position + neuron * K;
-  for (int64_t k = 0; k < K; k++) held.rank[k] = rank_of(value[k], document[k]), held.position[k] = position[k];
-  int64_t i = 0, j = 0;
-  for (int64_t k = 0; k < K; k++) {
-    const bool enters = entry.rank[j] > held.rank[i];
-    const uint64_t rank = enters ? entry.rank[j] : held.rank[i];
-    position[k] = enters ? entry.position[j] : held.position[i];
-    const uint32_t bits = rank >> 32;
-    std::memcpy(value + k, &bits, sizeof bits);
-    document[k] = ~static_cast<uint32_t>(rank);
-    j += enters, i += !enters;
+  // All units' entries for a neuron; `first` tells where they begin, and is moved on to the next neuron's.
+  void enter_all(int64_t neuron, std::vector<int64_t>& first) {
+    const int64_t last = (neuron + 1) * K - 1, ahead = last + 1 + kAheadLists * K;
+    uint64_t least = rank_of(into.value[last], into.document[last]);
+    for (int64_t at = ahead; at < ahead + K; at += 16) {  // by cache lines
+      __builtin_prefetch(into.value + at), __builtin_prefetch(into.document + at);
+      __builtin_prefetch(into.position + at);
+    }
+    for (int64_t unit = 0; unit < into.units; unit++) {
+      const int64_t end = first[unit] + into.count[unit][neuron];
+      __builtin_prefetch(into.count[unit] + neuron + kAheadEntries);
+      __builtin_prefetch(into.entry_value[unit] + end + kAheadEntries);
+      __builtin_prefetch(into.entry_document[unit] + end + kAheadEntries);
+      __builtin_prefetch(into.entry_position[unit] + end + kAheadEntries);
+      for (int64_t i = first[unit]; i < end; i++) {
+        const uint64_t candidate = rank_of(into.entry_value[unit][i], into.entry_document[unit][i]);
+        if (candidate <= least) break;  // nor do those after it come before the list's last
+        candidate_rank[n] = candidate, candidate_position[n] = into.entry_position[unit][i];
+        if (++n == kCandidates) {
+          enter(neuron);
+          least = rank_of(into.value[last], into.document[last]);
+        }
+      }
+      first[unit] = end;
+    }
+    if (n) enter(neuron);
   }
-}
+
+ private:
+  // Each entry goes where so many come before it: no branch hangs on a comparison, half of which would be guessed
+  // wrong, and many are made at a time.
+  void enter(int64_t neuron) {
+    float* value = into.value + neuron * K;
+    int32_t *document = into.document + neuron * K, *list_position = into.position + neuron * K;
+    for (int64_t k = 0; k < K; k++) held[k] = rank_of(value[k], document[k]), before[k] = 0;
+    for (int64_t j = 0; j < n; j++) {
+      const uint64_t candidate = candidate_rank[j];
+      uint64_t worse = 0, better = 0;
+      for (int64_t k = 0; k < K; k++) {
+        const uint64_t is_worse = held[k] < candidate;
+        before[k] += is_worse, worse += is_worse;
+      }
+      for (int64_t i = 0; i < n; i++) better += candidate_rank[i] > candidate;
+      const int64_t at = K - worse + better;
+      rank[at] = candidate, position[at] = candidate_position[j];
+    }
+    for (int64_t k = 0; k < K; k++) rank[k + before[k]] = held[k], position[k + before[k]] = list_position[k];
+    for (int64_t k = 0; k < K; k++) {
+      const uint32_t bits = rank[k] >> 32;
+      std::memcpy(value + k, &bits, sizeof bits);
+      document[k] = ~static_cast<uint32_t>(rank[k]), list_position[k] = position[k];
+    }
+    n = 0;
+  }
+
+  const Insertion& into;
+  const int64_t K;
+  int64_t n = 0;  // candidates, in any order
+  uint64_t candidate_rank[kCandidates];
+  int32_t candidate_position[kCandidates];
+  std::vector<uint64_t> held, before, rank;
+  std::vector<int32_t> position;
+};
 
 }  // namespace
 
 extern "C" void neurotally_insert(const Insertion* into) {
   share(into->neurons, into->threads, [into](int64_t first, int64_t end) {
-    Entries best(into->num_triggers), held(into->num_triggers);
-    for (int64_t f = first; f < end; f++)
-      if (gather(*into, f, best)) merge(*into, f, best, held);
+    std::vector<int64_t> entry(into->units, 0);
+    for (int64_t unit = 0; unit < into->units; unit++)
+      for (int64_t f = 0; f < first; f++) entry[unit] += into->count[unit][f];
+    Entering entering(*into);
+    for (int64_t f = first; f < end; f++) entering.enter_all(f, entry);
   });
 }
 

@@ -15,8 +15,8 @@ from neurotally.kernels.compiled import Insertion, library
 
 Lists = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Values, documents, positions."""
-_COLUMNS = ("i8", "f4", "u4", "u4")
-"""Types of what is inserted of a unit: where each neuron's begin, values, documents, positions."""
+_COLUMNS = ("u4", "f4", "u4", "u4")
+"""Types of what is inserted of a unit: how many of each neuron, values, documents, positions."""
 
 
 class UnitTriggers(NamedTuple):
@@ -61,36 +61,33 @@ def insert(lists: Lists, units: Sequence[UnitTriggers]) -> None:
     units = [unit for unit in units if len(unit.value_N)]
     if not units or not lists[0].shape[1]:
         return
-    starts = [np.concatenate([np.zeros(1, np.int64), np.cumsum(unit.count_F, dtype=np.int64)]) for unit in units]
-    columns = [[starts[number], *unit[1:]] for number, unit in enumerate(units)]
     if (compiled := library()) is None:
-        for of_unit in columns:
-            insert_plainly(lists, *of_unit)
+        for unit in units:
+            insert_plainly(lists, unit)
         return
-    for arrays, types in (*((of_unit, _COLUMNS) for of_unit in columns), (lists, _COLUMNS[1:])):
+    for arrays, types in (*((unit, _COLUMNS) for unit in units), (lists, _COLUMNS[1:])):
         for array, dtype in zip(arrays, types, strict=True):
             if array.dtype != dtype or not array.flags.c_contiguous:
                 raise ValueError(f"expected contiguous {np.dtype(dtype)}, got {array.dtype}, strides {array.strides}")
     pointers = [(ctypes.c_void_p * len(units))(*(array.ctypes.data for array in column))
-                for column in zip(*columns, strict=True)]  # fmt: skip
+                for column in zip(*units, strict=True)]  # fmt: skip
     of_lists = (array.ctypes.data for array in lists)
     addresses = map(ctypes.addressof, pointers)
     compiled.insert(Insertion(*lists[0].shape, len(units), *addresses, *of_lists, torch.get_num_threads()))
 
 
-def insert_plainly(
-    lists: Lists, start: np.ndarray, value_N: np.ndarray, document_N: np.ndarray, position_N: np.ndarray
-) -> None:
-    """In NumPy, the entries `start[f]` to `start[f + 1]` - 1 of neuron f.
+def insert_plainly(lists: Lists, unit: UnitTriggers) -> None:
+    """In NumPy, those of one unit.
 
     One round takes the best of every neuron, the next the second best, and so on: at most K rounds, and few neurons in
     the later ones. An inserted trigger moves the worse ones one place down.
     """
+    count_F, value_N, document_N, position_N = unit
     value_FK, document_FK, _ = lists
-    counts = np.diff(start)
-    for rank in range(min(int(counts.max(initial=0)), value_FK.shape[1])):
-        rows = np.flatnonzero(counts > rank)
-        index = start[rows] + rank
+    start_F = np.cumsum(count_F, dtype=np.int64) - count_F
+    for rank in range(min(int(count_F.max(initial=0)), value_FK.shape[1])):
+        rows = np.flatnonzero(count_F > rank)
+        index = start_F[rows] + rank
         value, document = value_N[index], document_N[index]
         held_value, held_document = value_FK[rows], document_FK[rows]
         goes_before = (value[:, None] > held_value) | (
