@@ -10,7 +10,7 @@ import heapq
 import pickle
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,18 +27,19 @@ HEARD_AFTER_S = 0.1
 
 
 class Clock:
-    """Seconds of the run: real ones, without those that are left out, and with those that are skipped."""
+    """Seconds of the run: those that `now` counts, without those that are left out, and with those that are skipped."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now = now
         self._at = 0.0
-        self._since = time.perf_counter()
+        self._since = now()
 
     def __call__(self) -> float:
-        return self._at + time.perf_counter() - self._since
+        return self._at + self._now() - self._since
 
     def skip_to(self, at: float) -> None:
         """Unless it is later already."""
-        self._at, self._since = max(self(), at), time.perf_counter()
+        self._at, self._since = max(self(), at), self._now()
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
@@ -47,7 +48,7 @@ class Clock:
         try:
             yield
         finally:
-            self._since = time.perf_counter()
+            self._since = self._now()
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,9 @@ class _Worker:
 class SyntheticEngine:
     """So many workers, each a unit in `unit_s`, one more prepared meanwhile."""
 
-    def __init__(self, num_workers: int, unit_s: float, drawing: Drawing):
+    def __init__(self, num_workers: int, unit_s: float, drawing: Drawing, now: Callable[[], float] = time.perf_counter):
         self.num_workers = num_workers
-        self.clock = Clock()
+        self.clock = Clock(now)
         self.bytes_by_unit: list[int] = []
         self.triggers_after_the_first: list[float] = []
         """By unit, candidates a neuron; of units that weren't their worker's first."""

@@ -1,10 +1,12 @@
 """Whether one driver keeps up with many workers: a profile by workers that compute nothing.
 
     python tests/bench/bench_scale.py [--workers 8] [--size 8b] [--unit-s 15.5] [--units 96] [--corpora 1]
-                                      [--csv scale.csv]
+                                      [--cpu-time] [--csv scale.csv]
 
 The driver, its sums, checkpoints and commit are the real ones, on the real disk; a unit's time passes on a clock that
-jumps while the driver waits (see tests/synthetic.py). Prints one JSON line, and adds a row to a table with --csv:
+jumps while the driver waits (see tests/synthetic.py). On a machine that others use, too, --cpu-time counts what all
+threads of the driver compute, one after the other, and no waiting for the disk. Prints one JSON line, and adds a row to
+a table with --csv:
 
     efficiency          time of all units over workers times the time of the run
     bytes_a_unit        that reach the driver, median; and the largest
@@ -42,8 +44,11 @@ from neurotally.profiler.corpus.documents import Manifest, Source
 from neurotally.profiler.model.load import device_name
 from neurotally.profiler.passes.worker import PassConfig
 
-SIZES = {"8b": (32, 14_336), "70b": (80, 28_672), "small": (4, 1024), "deepseek-v3, an eighth": (61, 62_000)}
-"""Layers, and neurons a layer; of DeepSeek-V3 what one of eight shards would hold."""
+SIZES = {
+    "8b": (32, 14_336), "70b": (80, 28_672), "small": (4, 1024),
+    **{f"deepseek-v3 / {part}": (61, 257 * 2048 // part) for part in (1, 8, 16, 32)},
+}  # fmt: skip
+"""Layers, and neurons a layer; of DeepSeek-V3 all, or a part, with a unit's time to be divided alike."""
 DOCUMENTS = 500
 """Of a unit."""
 
@@ -58,6 +63,7 @@ def main() -> None:
     parser.add_argument("--corpora", type=int, default=1)
     parser.add_argument("--triggers", type=int, default=32)
     parser.add_argument("--groups", type=int, default=10)
+    parser.add_argument("--cpu-time", action="store_true", help="the driver's time is its threads' time on a CPU")
     parser.add_argument("--csv", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -70,11 +76,20 @@ def main() -> None:
 
 
 def measure(
-    path: Path, workers: int, size: str, unit_s: float, units: int, triggers: int, groups: int, corpora: int = 1
+    path: Path,
+    workers: int,
+    size: str,
+    unit_s: float,
+    units: int,
+    triggers: int,
+    groups: int,
+    corpora: int = 1,
+    cpu_time: bool = False,
 ) -> dict[str, object]:
     """A run from its first unit to the last commit."""
     layers, neurons = SIZES[size]
-    engine = SyntheticEngine(workers, unit_s, Drawing(layers, neurons, triggers))
+    drawing = Drawing(layers, neurons, triggers)
+    engine = SyntheticEngine(workers, unit_s, drawing, time.process_time if cpu_time else time.perf_counter)
     config = PassConfig("documents", 2048, None, 32768, 2**21, groups, triggers, kernels="triton")
     store.create_store(path, {"model": None})
     plans = [_plan(f"{number:03}", units, config, (layers, neurons)) for number in range(corpora)]
@@ -88,6 +103,7 @@ def measure(
     return {
         "device": device_name("cpu"),
         "cores": os.cpu_count(),
+        "clock": "cpu" if cpu_time else "wall",
         "size": size,
         "workers": workers,
         "units": units,
