@@ -94,7 +94,8 @@ def measure(
     store.create_store(path, {"model": None})
     plans = [_plan(f"{number:03}", units, config, (layers, neurons)) for number in range(corpora)]
     where, report = Where(ModelConfig("synthetic"), path, progress=Progress(quiet=True)), RunReport()
-    loop = _Loop(where, engine, "synthetic", [plan.reducer(path, plan) for plan in plans], report, 60.0, engine.clock)
+    reducers = [plan.reducer(path, plan) for plan in plans]
+    loop = _Loop(where, engine, "synthetic", reducers, report, 60.0, clock=engine.clock)
     cpu = time.process_time()
     loop.run()
     cpu = time.process_time() - cpu - engine.drawing_cpu_s
