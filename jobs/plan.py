@@ -111,5 +111,8 @@ def changed_document(manifest: Manifest, names: list[str], sizes: list[int]) -> 
 
 def stored_names(manifest: Manifest) -> np.ndarray:
     """Document names as the store holds them: names that aren't UTF-8 with their bytes escaped."""
-    names = [name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for name in manifest.names]
+    names = [  # most are the manifest's own, so that they are there once
+        name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        for name in manifest.names
+    ]
     return np.array(names, dtype=object)
