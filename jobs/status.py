@@ -29,7 +29,7 @@ def status(path: Path) -> dict[str, Any]:
     live = (read_json(run / "progress.json") if is_running else None) or {}
     committed = store.committed_groups(path) if is_begun else []
     unfinished = {}
-    for folder in sorted(run.glob("*/*/")):
+    for folder in sorted(run.glob("*/*/")) if store.is_own_work(path) else ():
         group = f"{folder.parent.name}/{folder.name}"
         if group not in committed and folder.parent.name not in ("import", "sites", "spool"):
             unfinished[group] = folder

@@ -50,8 +50,8 @@ _READABLE = (1, 2)
 RUN_FOLDER = ".run"
 """Of a store: the working state of runs, until they end."""
 _CHUNK_BYTES = 16 * 2**20
-KEPT_IN_WORK = ("lock", "writer.json", "store.json")
-"""Of the working state of a store in a bucket: what says whose it is."""
+KEPT_IN_WORK = ("lock", "writer.json", "store.json", "ray")
+"""Of the working state of a store in a bucket: what says whose it is, and which Ray a former run has started."""
 _FAMILY = {"attributes": {}, "zarr_format": 3, "node_type": "group"}
 """The metadata of a family of groups."""
 _CLAIM = "writing"
@@ -162,15 +162,24 @@ def forget_other_work(path: Path) -> None:
 
     A store in a bucket has a random id among its attributes; the working state notes of which it is.
     """
-    work = work_folder(path)
-    found = store_attributes(path).get("id") if is_begun(path) else None
-    noted = (read_json(work / "store.json") or {}).get("id")
-    if found is None or found != noted:
-        for entry in work.iterdir():
+    if not is_own_work(path):
+        for entry in work_folder(path).iterdir():
             if entry.name not in KEPT_IN_WORK:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    if found is not None:
-        _note_id(path, found)
+    if is_begun(path):
+        attributes = store_attributes(path)
+        store_id = attributes.get("id") or uuid.uuid4().hex  # a store that was copied here may have none
+        if store_id != attributes.get("id"):
+            replace_attributes(path, {**attributes, "id": store_id})
+        _note_id(path, store_id)
+
+
+def is_own_work(path: Path) -> bool:
+    """Whether the working state is that of the store which lies there now; of a folder it always is."""
+    if not buckets.is_remote(path):
+        return True
+    noted = (read_json(work_folder(path) / "store.json") or {}).get("id")
+    return noted is not None and is_begun(path) and store_attributes(path).get("id") == noted
 
 
 def _note_id(path: Path, store_id: str) -> None:

@@ -343,6 +343,11 @@ def test_working_state_of_a_store_that_was_removed_is_not_gone_on_with(
     with client(bucket) as s3:
         for name in objects(bucket, "study/removed"):
             s3.delete_object(Bucket="studies", Key=f"study/removed/{name}")
+    store.create_store(path, {"model": None})  # by another machine, say
+    store._note_id(path, "the former one")
+    assert status(path)["corpora"] == {}
+    with client(bucket) as s3:
+        s3.delete_object(Bucket="studies", Key="study/removed/zarr.json")
     make_store(other_model_folder, path, corpora)
     same_arrays(path, make_store(other_model_folder, tmp_path / "local", corpora))
 
@@ -362,6 +367,21 @@ def stopping_after(units: int) -> Iterator[None]:
         yield
     finally:
         Fold.take = taken  # type: ignore[method-assign]
+
+
+def test_a_store_that_was_copied_to_a_bucket_is_gone_on_with(
+    bucket: str, model_folder: Path, corpora: Path, local: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "begun"
+    profile(str(model_folder), folder, corpus={"c++": corpora / "c++"}, max_unit_bytes=1500,
+            progress=Progress(quiet=True), **SETTINGS)  # fmt: skip
+    put_folder(bucket, folder, "study/copied")
+    path = location(f"{URL}/copied")
+    with pytest.raises(RuntimeError), stopping_after(3):
+        make_store(model_folder, path, corpora, checkpoint_every_s=0.0)
+    assert 0 < status(path)["corpora"]["python"]["units_done"] < status(path)["corpora"]["python"]["units"]
+    make_store(model_folder, path, corpora)
+    same_arrays(path, local)
 
 
 def test_names_are_text_not_parts_of_a_url(
