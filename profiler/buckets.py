@@ -105,15 +105,15 @@ def location(text: str | Path) -> Path:
 
     What it gives for a URL is a `Place`.
     """
-    match = _URL.match(text) if isinstance(text, str) else None
-    if isinstance(text, str | Path) and match is None:
+    if is_remote(text):
+        return cast(Path, text)
+    match = _URL.match(str(text))  # of a Path never: it has one "/" left
+    if match is None:
         path = Path(text)
         if _COLLAPSED.match(str(text)) and not path.exists():
             raise InputError(f"{text}: expected a path, or a URL as text, such as s3://BUCKET/FOLDER")
         return path
-    if match is None:
-        return text
-    assert isinstance(text, str)
+    text = str(text)
     scheme = match[1].lower()
     if scheme == "file":
         return Path(url2pathname(urlsplit(text).path))

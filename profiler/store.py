@@ -393,10 +393,7 @@ def _commit(store: Path, group: str, finished: Path) -> None:
         _commit_remote(store, group, finished)
         return
     root = _root(store)
-    family, slash, _ = group.partition("/")
-    if slash and not (store / family / "zarr.json").exists():
-        replace_json(store / family / "zarr.json", _FAMILY)
-    _list_group(root, group, finished, read_json(store / family / "zarr.json") if slash else None)
+    _list_group(root, store, group, finished)
     shutil.rmtree(store / group, ignore_errors=True)
     sync_tree(finished)
     os.rename(finished, store / group)
@@ -415,27 +412,26 @@ def _commit_remote(store: Path, group: str, finished: Path) -> None:
             raise buckets.ChangedError(group)
         before = buckets.versions(store / group)
         claim = {**root, "attributes": {**root["attributes"], _CLAIM: uuid.uuid4().hex}}
-        version = buckets.write_version(store / "zarr.json", as_json(claim).encode(), version)
-        family, slash, _ = group.partition("/")
-        parent = store / family / "zarr.json"
-        if slash and not buckets.exists(parent):
-            buckets.write_version(parent, as_json(_FAMILY).encode(), None)
-        _list_group(root, group, finished, read_json(parent) if slash else None)
+        version = _write_json(store / "zarr.json", claim, version)
+        _list_group(root, store, group, finished)
         root["attributes"].pop(_CLAIM, None)
         buckets.upload(finished, store / group, before)
         if buckets.read_version(store / "zarr.json")[1] == version:
             for name in before:  # of an upload that was cut off
                 if not (finished / name).exists():
                     buckets.remove(store / group / name)
-        buckets.write_version(store / "zarr.json", as_json(root).encode(), version)
+        _write_json(store / "zarr.json", root, version)
     shutil.rmtree(finished)
 
 
-def _list_group(root: dict[str, Any], group: str, finished: Path, family: dict[str, Any] | None) -> None:
-    """Let the root list a finished group and its arrays; `family`: the metadata of the one it belongs to."""
+def _list_group(root: dict[str, Any], store: Path, group: str, finished: Path) -> None:
+    """Let the root list a finished group, its arrays, and its family, whose zarr.json is made where it isn't there."""
     metadata = root["consolidated_metadata"]["metadata"]
-    if family is not None:
-        metadata[group.partition("/")[0]] = family
+    family, slash, _ = group.partition("/")
+    if slash:
+        if not buckets.exists(store / family / "zarr.json"):
+            _write_json(store / family / "zarr.json", _FAMILY)
+        metadata[family] = read_json(store / family / "zarr.json")
     for node in [finished, *sorted(child for child in finished.iterdir() if child.is_dir())]:
         name = PurePosixPath(group, node.relative_to(finished)).as_posix()
         metadata[name] = json.loads((node / "zarr.json").read_text())
@@ -444,11 +440,18 @@ def _list_group(root: dict[str, Any], group: str, finished: Path, family: dict[s
 
 def _put_root(path: Path, root: Mapping[str, Any], replaced: buckets.Version | None) -> None:
     """Write the root; in a bucket only in place of the one that was read, None: of none."""
-    if not buckets.is_remote(path):
-        replace_json(path / "zarr.json", root)
-        return
     with _one_writer(path):
-        buckets.write_version(path / "zarr.json", as_json(root).encode(), replaced)
+        _write_json(path / "zarr.json", root, replaced)
+
+
+def _write_json(
+    file: Path, document: Mapping[str, Any], replaced: buckets.Version | None = None
+) -> buckets.Version | None:
+    """Write metadata; in a bucket in place of a version, or of nothing: the new version."""
+    if buckets.is_remote(file):
+        return buckets.write_version(file, as_json(document).encode(), replaced)
+    replace_json(file, document)
+    return None
 
 
 @contextmanager

@@ -24,9 +24,8 @@ from huggingface_hub import HfFileSystem
 pytest.importorskip("obstore")
 pytest.importorskip("moto")
 
-from launching import Launch
 from object_store import BUCKET, CuttingProxy, client, objects, point_at, put_folder, refusing, serving
-from stores import CORPORA, SETTINGS, make_store
+from stores import CORPORA, OPTIONS, SETTINGS, launch, make_store
 
 from neurotally.analysis import open_store
 from neurotally.jobs import lease, profile
@@ -212,12 +211,6 @@ def test_workers_read_the_bucket_themselves(bucket: str, model_folder: Path, cor
     put_folder(bucket, corpora, "for-workers")
     path = make_store(model_folder, location(f"{URL}/workers"), f"{BUCKET}/for-workers", workers=2)
     same_arrays(path, local)
-
-
-def launch(model: Path, url: str, corpora: Path | str, outputs: Path) -> Launch:
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
-    return Launch(["profile", str(model), url, "--corpora", str(corpora), *options], outputs,
-                  checkpoint_every_s=0.0, max_unit_bytes=1500)  # fmt: skip
 
 
 def test_a_damaged_array_in_a_bucket_and_a_connection_that_fails_are_told_apart(
@@ -503,11 +496,11 @@ def test_the_command_line_takes_urls(
     bucket: str, model_folder: Path, corpora: Path, local: Path, run: Any, tmp_path: Path
 ) -> None:
     put_folder(bucket, corpora, "cli")
-    url, settings = f"{URL}/cli", [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
-    code, out, err = run("profile", model_folder, url, "--corpora", f"{BUCKET}/cli", *settings)
+    url = f"{URL}/cli"
+    code, out, err = run("profile", model_folder, url, "--corpora", f"{BUCKET}/cli", *OPTIONS)
     assert code == 0, err
     assert url in out
-    again = run("profile", url, "--corpora", f"{BUCKET}/cli", *settings)  # the model from the store; all is there
+    again = run("profile", url, "--corpora", f"{BUCKET}/cli", *OPTIONS)  # the model from the store; all is there
     assert again[0] == 0
     code, out, err = run("report", url, "--out", tmp_path / "page.html", "--neurons", 2)
     assert code == 0, err
