@@ -11,8 +11,10 @@
 // Written with the vector extension that GCC and Clang share, so that the accumulators of as many neurons as a register
 // holds stay in registers over a tile; it compiles for any CPU, and gives the same bits whatever the register's width.
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <numeric>
 #include <vector>
 
 #if defined(__AVX2__)
@@ -481,7 +483,8 @@ struct Insertion {
 
 namespace {
 
-constexpr int kCandidates = 32;  // that enter a list at a time
+constexpr int64_t kCandidates = 32;  // that enter a list at a time
+constexpr int64_t kTogether = 2;     // lists that are merged side by side
 constexpr int64_t kAheadEntries = 64, kAheadLists = 4;  // so far ahead memory is asked for
 
 // A value and a document as one number, larger where they come before: a positive float's bits are in the order of its
@@ -492,85 +495,140 @@ inline uint64_t rank_of(float value, int32_t document) {
   return static_cast<uint64_t>(bits) << 32 | ~static_cast<uint32_t>(document);
 }
 
-// Enters candidates into the list of one neuron after the other.
+// Where a unit's entries for the next neuron lie.
+struct Cursor {
+  const uint32_t* count;
+  const float* value;
+  const int32_t *document, *position;
+
+  void skip(int64_t entries) { value += entries, document += entries, position += entries, count++; }
+};
+
+// A neuron's list, and candidates for it.
+struct Merger {
+  explicit Merger(int64_t K) : K(K), held(K), merged(K), merged_position(K) {}
+
+  const int64_t K;
+  float* value;
+  int32_t *document, *position;
+  int64_t n = 0, runs = 0;  // candidates, and of how many units; each unit's are in order
+  uint64_t rank[kCandidates + 1] = {};
+  int32_t rank_position[kCandidates + 1] = {};
+  std::vector<uint64_t> held, merged;
+  std::vector<int32_t> merged_position;
+
+  uint64_t least() const { return rank_of(value[K - 1], document[K - 1]); }
+
+  // Puts the candidates in order, N at most: each goes where so many come before it.
+  template <int N>
+  void order() {
+    uint64_t from[N], before[N] = {};
+    int32_t from_position[N];
+    std::fill(rank + n, rank + N, 0);
+    std::copy_n(rank, N, from), std::copy_n(rank_position, N, from_position);
+    for (int64_t j = 0; j < n; j++) {
+      for (int64_t i = 0; i < N; i++) before[i] += rank[j] > from[i];
+    }
+    for (int64_t i = 0; i < n; i++) rank[before[i]] = from[i], rank_position[before[i]] = from_position[i];
+  }
+
+  // Before the list and the candidates are merged.
+  void begin() {
+    for (int64_t k = 0; k < K; k++) held[k] = rank_of(value[k], document[k]);
+    if (runs > 1) n <= 8 ? order<8>() : n <= 16 ? order<16>() : order<kCandidates>();
+    rank[n] = 0;  // behind the last
+  }
+
+  void end() {
+    for (int64_t k = 0; k < K; k++) {
+      const uint32_t bits = merged[k] >> 32;
+      std::memcpy(value + k, &bits, sizeof bits);
+      document[k] = ~static_cast<uint32_t>(merged[k]), position[k] = merged_position[k];
+    }
+    n = runs = 0;
+  }
+};
+
+// Merges the lists and the candidates of N neurons, both best first: side by side, since each step waits for the one
+// before it. No branch hangs on a comparison, half of which would be guessed wrong.
+template <int N>
+void merge(Merger* mergers) {
+  int64_t i[N] = {}, j[N] = {};
+  for (int64_t t = 0; t < N; t++) mergers[t].begin();
+  for (int64_t k = 0; k < mergers->K; k++) {
+    for (int64_t t = 0; t < N; t++) {
+      Merger& of = mergers[t];
+      const uint64_t of_list = of.held[i[t]], of_units = of.rank[j[t]];
+      const int32_t list_position = of.position[i[t]], units_position = of.rank_position[j[t]];
+      const int64_t stays = of_list >= of_units, mask = -stays;
+      of.merged[k] = of_units ^ ((of_list ^ of_units) & mask);
+      of.merged_position[k] = units_position ^ ((list_position ^ units_position) & static_cast<int32_t>(mask));
+      i[t] += stays, j[t] += 1 - stays;
+    }
+  }
+  for (int64_t t = 0; t < N; t++) mergers[t].end();
+}
+
+// Enters units' candidates into the lists of one neuron after the other.
 class Entering {
  public:
-  explicit Entering(const Insertion& into)
-      : into(into), K(into.num_triggers), held(K), before(K), rank(K + kCandidates), position(K + kCandidates) {}
-
-  // All units' entries for a neuron; `first` tells where they begin, and is moved on to the next neuron's.
-  void enter_all(int64_t neuron, std::vector<int64_t>& first) {
-    const int64_t last = (neuron + 1) * K - 1, ahead = last + 1 + kAheadLists * K;
-    uint64_t least = rank_of(into.value[last], into.document[last]);
-    for (int64_t at = ahead; at < ahead + K; at += 16) {  // by cache lines
-      __builtin_prefetch(into.value + at), __builtin_prefetch(into.document + at);
-      __builtin_prefetch(into.position + at);
-    }
+  Entering(const Insertion& into, int64_t first) : into(into), mergers(kTogether, Merger(into.num_triggers)) {
     for (int64_t unit = 0; unit < into.units; unit++) {
-      const int64_t end = first[unit] + into.count[unit][neuron];
-      __builtin_prefetch(into.count[unit] + neuron + kAheadEntries);
-      __builtin_prefetch(into.entry_value[unit] + end + kAheadEntries);
-      __builtin_prefetch(into.entry_document[unit] + end + kAheadEntries);
-      __builtin_prefetch(into.entry_position[unit] + end + kAheadEntries);
-      for (int64_t i = first[unit]; i < end; i++) {
-        const uint64_t candidate = rank_of(into.entry_value[unit][i], into.entry_document[unit][i]);
-        if (candidate <= least) break;  // nor do those after it come before the list's last
-        candidate_rank[n] = candidate, candidate_position[n] = into.entry_position[unit][i];
-        if (++n == kCandidates) {
-          enter(neuron);
-          least = rank_of(into.value[last], into.document[last]);
-        }
-      }
-      first[unit] = end;
+      const uint32_t* count = into.count[unit];
+      const int64_t at = std::accumulate(count, count + first, int64_t{0});
+      units.push_back({count + first, into.entry_value[unit] + at, into.entry_document[unit] + at,
+                       into.entry_position[unit] + at});
     }
-    if (n) enter(neuron);
+  }
+
+  // All units' entries for the neurons from `first` to `end`, which are the next ones.
+  void enter(int64_t first, int64_t end) {
+    int64_t f = first;
+    for (; f + kTogether <= end; f += kTogether) {
+      for (int64_t t = 0; t < kTogether; t++) gather(f + t, mergers[t]);
+      merge<kTogether>(mergers.data());
+    }
+    for (; f < end; f++) gather(f, mergers[0]), merge<1>(mergers.data());
   }
 
  private:
-  // Each entry goes where so many come before it: no branch hangs on a comparison, half of which would be guessed
-  // wrong, and many are made at a time.
-  void enter(int64_t neuron) {
-    float* value = into.value + neuron * K;
-    int32_t *document = into.document + neuron * K, *list_position = into.position + neuron * K;
-    for (int64_t k = 0; k < K; k++) held[k] = rank_of(value[k], document[k]), before[k] = 0;
-    for (int64_t j = 0; j < n; j++) {
-      const uint64_t candidate = candidate_rank[j];
-      uint64_t worse = 0, better = 0;
-      for (int64_t k = 0; k < K; k++) {
-        const uint64_t is_worse = held[k] < candidate;
-        before[k] += is_worse, worse += is_worse;
+  void gather(int64_t neuron, Merger& merger) {
+    const int64_t K = into.num_triggers, at = neuron * K, ahead = at + kAheadLists * K;
+    merger.value = into.value + at, merger.document = into.document + at, merger.position = into.position + at;
+    for (int64_t line = ahead; line < ahead + K; line += 16) {
+      __builtin_prefetch(into.value + line), __builtin_prefetch(into.document + line);
+      __builtin_prefetch(into.position + line);
+    }
+    uint64_t least = merger.least();
+    for (Cursor& unit : units) {
+      const int64_t entries = *unit.count;
+      __builtin_prefetch(unit.count + kAheadEntries), __builtin_prefetch(unit.value + kAheadEntries);
+      __builtin_prefetch(unit.document + kAheadEntries), __builtin_prefetch(unit.position + kAheadEntries);
+      merger.runs++;
+      for (int64_t i = 0; i < entries; i++) {
+        const uint64_t candidate = rank_of(unit.value[i], unit.document[i]);
+        if (candidate <= least) break;  // nor do those after it come before the list's last
+        merger.rank[merger.n] = candidate, merger.rank_position[merger.n] = unit.position[i];
+        if (++merger.n == kCandidates) {
+          merge<1>(&merger);
+          merger.runs = 1;  // this unit goes on
+          least = merger.least();
+        }
       }
-      for (int64_t i = 0; i < n; i++) better += candidate_rank[i] > candidate;
-      const int64_t at = K - worse + better;
-      rank[at] = candidate, position[at] = candidate_position[j];
+      unit.skip(entries);
     }
-    for (int64_t k = 0; k < K; k++) rank[k + before[k]] = held[k], position[k + before[k]] = list_position[k];
-    for (int64_t k = 0; k < K; k++) {
-      const uint32_t bits = rank[k] >> 32;
-      std::memcpy(value + k, &bits, sizeof bits);
-      document[k] = ~static_cast<uint32_t>(rank[k]), list_position[k] = position[k];
-    }
-    n = 0;
   }
 
   const Insertion& into;
-  const int64_t K;
-  int64_t n = 0;  // candidates, in any order
-  uint64_t candidate_rank[kCandidates];
-  int32_t candidate_position[kCandidates];
-  std::vector<uint64_t> held, before, rank;
-  std::vector<int32_t> position;
+  std::vector<Cursor> units;
+  std::vector<Merger> mergers;
 };
 
 }  // namespace
 
 extern "C" void neurotally_insert(const Insertion* into) {
   share(into->neurons, into->threads, [into](int64_t first, int64_t end) {
-    std::vector<int64_t> entry(into->units, 0);
-    for (int64_t unit = 0; unit < into->units; unit++)
-      for (int64_t f = 0; f < first; f++) entry[unit] += into->count[unit][f];
-    Entering entering(*into);
-    for (int64_t f = first; f < end; f++) entering.enter_all(f, entry);
+    Entering(*into, first).enter(first, end);
   });
 }
 

@@ -14,11 +14,11 @@ from neurotally.kernels.statistics import NO_DOCUMENT
 from neurotally.kernels.trigger_lists import UnitTriggers
 from neurotally.profiler.model.neurons import TriggerTable
 
-NEURONS = 40
-"""More than one thread takes: threads meet at multiples of 32."""
+NEURONS = 41
+"""More than one thread takes: threads meet at multiples of 32. Odd: the last is merged alone."""
 CANDIDATES = st.lists(
     st.tuples(
-        st.sampled_from([0, 1, 31, 32, 39]),
+        st.sampled_from([0, 1, 31, 32, 40]),
         st.sampled_from([0.5, 1.0, 1.5, 2.0]),
         st.integers(0, 40),
         st.integers(0, 9),
@@ -71,6 +71,27 @@ def test_any_split_into_units_in_any_order_gives_the_sorted_list(
             got = (table.value_NK[neuron, rank], table.document_NK[neuron, rank], table.position_NK[neuron, rank])
             want = (-expected[rank][0], *expected[rank][1:]) if rank < len(expected) else (0, NO_DOCUMENT, NO_DOCUMENT)
             assert got == want
+
+
+@pytest.mark.usefixtures("inserted_by")
+@pytest.mark.parametrize("num_units", [1, 3, 8])
+@pytest.mark.parametrize("k", [7, 32])
+def test_more_candidates_than_are_merged_at_a_time(num_units: int, k: int) -> None:
+    rng = np.random.default_rng(num_units)
+    units, expected = [[] for _ in range(num_units)], []
+    for neuron in range(NEURONS):
+        value = rng.integers(1, 60, 150).astype(np.float32)  # many are equal
+        entries = [(neuron, of, document, document % 7) for document, of in enumerate(value[: rng.integers(0, 150)])]
+        for entry in entries:
+            units[entry[2] % num_units].append(entry)
+        best = sorted((-of, document, position) for _, of, document, position in entries)[:k]
+        expected.append([*best, *[(0, NO_DOCUMENT, NO_DOCUMENT)] * (k - len(best))])
+    table = TriggerTable.empty(NEURONS, k)
+    with cpu_threads(1):
+        table.insert([triggers_of(unit) for unit in units])
+    columns = (-table.value_NK, table.document_NK, table.position_NK)
+    for column, wanted in zip(columns, np.array(expected).transpose(2, 0, 1), strict=True):
+        np.testing.assert_array_equal(column, wanted)
 
 
 @given(CANDIDATES, st.integers(1, 4), st.integers(2, 6), st.data())

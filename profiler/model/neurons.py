@@ -26,7 +26,7 @@ from neurotally.profiler.networks import Networks, differ_in_tokens, is_expert, 
 if TYPE_CHECKING:  # a model is read, and measured, where zarr isn't installed
     from neurotally.profiler.store import Arrays
 
-_HELD_UNITS = 8
+_HELD_UNITS = 16
 """So many units are inserted together; fewer where their triggers would take more memory than the lists."""
 SITE_COUNTS = ("site_tokens", "site_special_tokens")
 _TRIGGER_TYPES = ("f4", "u4", "u4")
