@@ -30,8 +30,7 @@ _NEWS_GROWTH = 1.25
 class CorpusSums:
     """The sums of one corpus, for `Fold`. Units are added in order: those from 0 to `_num_done` - 1 are in.
 
-    The large ones, those of neurons, are there from the first unit on that is added, or the first look at what a former
-    run has added up.
+    The large ones, those of neurons, are there once they are got ready or needed.
     """
 
     def __init__(
@@ -64,6 +63,10 @@ class CorpusSums:
             "unit_group": np.array([unit.group(config.groups) for unit in units], np.uint16),
         }
         self._restarted: list[int] = []
+
+    def get_ready(self) -> None:
+        """Make the sums of neurons, or read those of a former run: some seconds of the largest mixtures."""
+        _ = self._neurons
 
     def add(self, index: int, result: UnitResult) -> None:
         """Add the next unit."""

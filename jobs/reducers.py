@@ -107,6 +107,9 @@ class Reducer(ABC):
         """Whether every task is in."""
         return self.num_done == len(self.plan.tasks)
 
+    def get_ready(self) -> None:  # noqa: B027
+        """What takes long before the first result, while workers compute it; called again and again."""
+
     @abstractmethod
     def progress(self) -> dict[str, Any]:
         """The group's entry in `neurotally status --json`."""
@@ -163,7 +166,7 @@ def refuse_other(path: Path, plan: Plan, theirs: Mapping[str, Any], unfinished: 
 class Fold(Reducer):
     """Adds results in the order of the tasks, and saves the sums now and then.
 
-    It has sums from the first result on, or the first look at those of a former run, which are checked before.
+    It has sums from the first task on, or the first look at those of a former run, which are checked before.
     """
 
     at_once = 2
@@ -179,6 +182,9 @@ class Fold(Reducer):
 
     def progress(self) -> dict[str, Any]:
         return self._sums.noted()
+
+    def get_ready(self) -> None:
+        self._sums.get_ready()
 
     def news(self) -> tuple[str, Any] | None:
         """See `CorpusSums.news`."""

@@ -10,12 +10,14 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from neurotally.jobs.engines import Engine, InProcessEngine, MakeRunner, ModelConfig, Outcome, Task
-from neurotally.jobs.interrupts import StopRequest
+from neurotally.jobs.interrupts import Interrupted, StopRequest
 from neurotally.jobs.known_model import known_facts, remember_facts
 from neurotally.jobs.plan import CorpusPlan, list_corpus
 from neurotally.jobs.progress import Progress, Took
@@ -76,7 +78,7 @@ class RunReport:
     prepare_s: float = 0.0
     """Seconds of reading and tokenising, beside the model."""
     write_s: float = 0.0
-    """Seconds in which the driver wrote checkpoints and commits."""
+    """Seconds in which the driver wrote checkpoints and commits, these beside other work."""
     workers: int = 1
 
 
@@ -215,9 +217,13 @@ _CHECKPOINT_SHARE = 0.05
 """Of the driver's time, at most; of large mixtures a checkpoint is gigabytes."""
 
 
+Attributes = dict[str, Any]
+InBackground = Callable[[Callable[[], Attributes]], "Future[Attributes]"]
+
+
 @dataclass
 class _Loop:
-    """Hands out tasks, takes in results, saves and commits."""
+    """Hands out tasks, takes in results, saves; and commits beside that, one group after the other."""
 
     where: Where
     engine: Engine
@@ -228,6 +234,8 @@ class _Loop:
     still_writes: Callable[[], None] = lambda: None
     """Raises where another run has become the store's writer."""
     clock: Callable[[], float] = time.monotonic
+    in_background: InBackground | None = None
+    """What commits; None: a thread, or this one where there is one worker, which may compute in this process."""
 
     def __post_init__(self) -> None:
         self._waiting = deque((reducer, task) for reducer in self.reducers for task in reducer.todo)
@@ -238,6 +246,10 @@ class _Loop:
         self._save_took_s = 0.0
         self._started_at = time.time()
         self._stop = StopRequest(self.where.progress.note)
+        self._commits: dict[Reducer, Future[Attributes]] = {}
+        """Those that go on, in their order."""
+        if self.in_background is None:
+            self.in_background = ThreadPoolExecutor(1).submit if self.engine.num_workers > 1 else _now
 
     def run(self) -> None:
         """Run to the end. Raises Interrupted after saving, if a signal asked for it."""
@@ -247,14 +259,20 @@ class _Loop:
                 self._publish_complete()  # what a former run finished but didn't commit
                 while self._waiting or self._running:
                     self._hand_out()
+                    if not self._running:  # the next group begins when one of those before it is committed
+                        self._finish_commit()
+                        continue
                     outcome = self.engine.next_result(timeout_s=0.5)
                     if outcome is not None:
                         self._take(outcome, took)
-                        self._publish_complete()
+                    self._publish_complete()
                     if self.clock() - self._saved_at >= self._checkpoint_pause_s():
                         self._save()
                     self._stop.check()
+                while self._commits:
+                    self._finish_commit()
             finally:
+                self._let_commits_end()
                 self._save()
                 self.report.wall_s = self.clock() - start
 
@@ -269,6 +287,9 @@ class _Loop:
             self._tell(reducer)  # at its first task, of what a former run has added up
             self._running[task.key] = reducer, task
             self.engine.submit(task)
+        if self.engine.num_workers > 1:  # meanwhile they compute
+            for reducer in {reducer for reducer, _ in self._running.values()}:
+                reducer.get_ready()
 
     def _take(self, outcome: Outcome, took: Took) -> None:
         reducer, task = self._running.pop(outcome.key)
@@ -286,25 +307,54 @@ class _Loop:
             self.engine.tell(*news)
 
     def _publish_complete(self) -> None:
+        """Begin to commit what is complete, and note what is committed."""
+        assert self.in_background is not None
+        for reducer in self.reducers:
+            if reducer.is_complete and reducer not in self._commits:
+                self._commits[reducer] = self.in_background(partial(self._commit, reducer))
+        while self._commits and next(iter(self._commits.values())).done():
+            self._finish_commit()
+
+    def _commit(self, reducer: Reducer) -> Attributes:
         start = self.clock()
-        for reducer in [reducer for reducer in self.reducers if reducer.is_complete]:
-            facts = {
-                "versions": versions(),
-                "device": self.device,
-                "started": self._started_at,
-                "finished": time.time(),
-                "workers": self.engine.num_workers,
-            }
-            self.still_writes()
-            self.report.groups[reducer.plan.group] = reducer.publish(facts)
-            self.reducers.remove(reducer)
+        facts = {
+            "versions": versions(),
+            "device": self.device,
+            "started": self._started_at,
+            "finished": time.time(),
+            "workers": self.engine.num_workers,
+        }
+        self.still_writes()
+        attributes = reducer.publish(facts)
         self.report.write_s += self.clock() - start
+        return attributes
+
+    def _finish_commit(self) -> None:
+        """Wait for the first commit, and note it, or raise what it raised."""
+        reducer, commit = next(iter(self._commits.items()))
+        self.report.groups[reducer.plan.group] = commit.result()
+        self.reducers.remove(reducer)
+        del self._commits[reducer]
+
+    def _let_commits_end(self) -> None:
+        """Where the run ends early: nobody else may write before the thread has ended, whatever signals say."""
+        for commit in self._commits.values():
+            commit.cancel()
+        while self._commits:
+            try:
+                reducer, commit = next(iter(self._commits.items()))
+                if not commit.cancelled() and commit.exception() is None:
+                    self._finish_commit()
+                self._commits.pop(reducer, None)
+            except Interrupted:
+                self.where.progress.note("writing what is complete first")
 
     def _save(self) -> None:
-        """Save what goes on; a group may be complete where committing it failed."""
+        """Save what goes on; a group may be complete where committing it failed, or was not begun."""
         start = self.clock()
         for reducer in self.reducers:
-            reducer.save()
+            if reducer not in self._commits:
+                reducer.save()
         self._saved_at = self.clock()
         self._save_took_s = self._saved_at - start
         self.report.write_s += self._save_took_s
@@ -312,6 +362,13 @@ class _Loop:
     def _checkpoint_pause_s(self) -> float:
         """So long that checkpoints take no larger share of the time, however large they are; 0: one whenever it can."""
         return self.checkpoint_every_s and max(self.checkpoint_every_s, self._save_took_s / _CHECKPOINT_SHARE)
+
+
+def _now(work: Callable[[], Attributes]) -> "Future[Attributes]":
+    """Commit at once: two corpora's sums aren't there at a time."""
+    done: Future[Attributes] = Future()
+    done.set_result(work())
+    return done
 
 
 def num_workers(where: Where) -> int:

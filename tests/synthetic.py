@@ -11,6 +11,7 @@ import pickle
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +41,10 @@ class Clock:
     def skip_to(self, at: float) -> None:
         """Unless it is later already."""
         self._at, self._since = max(self(), at), self._now()
+
+    def back_to(self, at: float) -> None:
+        """To the beginning of what other cores do."""
+        self._at, self._since = at, self._now()
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
@@ -110,11 +115,28 @@ class Drawing:
         return UnitTriggers(count_F, value_N, document_N, document_N % np.uint32(1024))
 
 
+class _Later(Future[Any]):
+    """Done at a time of the clock."""
+
+    def __init__(self, clock: Clock):
+        super().__init__()
+        self.at = 0.0
+        self._clock = clock
+
+    def done(self) -> bool:
+        return self._clock() >= self.at
+
+    def result(self, timeout: float | None = None) -> Any:
+        self._clock.skip_to(self.at)
+        return super().result(timeout)
+
+
 @dataclass
 class _Worker:
     free_at: float = 0.0
     held: int = 0
-    units: int = 0
+    corpora: set[str] = field(default_factory=set)
+    """Those that it has had units of."""
     known: KnownThresholds = field(default_factory=KnownThresholds)
 
 
@@ -126,13 +148,14 @@ class SyntheticEngine:
         self.clock = Clock(now)
         self.bytes_by_unit: list[int] = []
         self.triggers_after_the_first: list[float] = []
-        """By unit, candidates a neuron; of units that weren't their worker's first."""
+        """By unit, candidates a neuron; of units that weren't their worker's first of the corpus."""
         self.drawing_cpu_s = 0.0
         self._unit_s = unit_s
         self._drawing = drawing
         self._workers = [_Worker() for _ in range(num_workers)]
         self._finishing: list[tuple[float, int, int, Task]] = []
         self._number = 0
+        self._background_until = 0.0
         self._told: dict[str, list[tuple[float, np.ndarray]]] = defaultdict(list)
 
     def start(self) -> Any:
@@ -153,6 +176,16 @@ class SyntheticEngine:
         worker.free_at = max(self.clock(), worker.free_at) + self._unit_s
         self._number += 1
         heapq.heappush(self._finishing, (worker.free_at, self._number, at, task))
+
+    def in_background(self, work: Callable[[], Any]) -> "Future[Any]":
+        """On cores of its own, and one after the other: done when the clock has gone on for as long as it took."""
+        start = self.clock()
+        done = _Later(self.clock)
+        done.set_result(work())
+        done.at = max(start, self._background_until) + self.clock() - start
+        self._background_until = done.at
+        self.clock.back_to(start)
+        return done
 
     def tell(self, about: str, news: Any) -> None:
         """Heard a little later."""
@@ -184,9 +217,9 @@ class SyntheticEngine:
         buffers: list[pickle.PickleBuffer] = []
         pickled = pickle.dumps(result, protocol=5, buffer_callback=buffers.append)
         self.bytes_by_unit.append(len(pickled) + sum(buffer.raw().nbytes for buffer in buffers))
-        if worker.units:
+        if task.corpus in worker.corpora:
             triggers = len(result.neurons.triggers.value_N) / (self._drawing.layers * self._drawing.neurons)
             self.triggers_after_the_first.append(triggers)
-        worker.units += 1
+        worker.corpora.add(task.corpus)
         worker.held -= 1
         return Outcome(task.key, pickle.loads(pickled, buffers=buffers), 0.0, self._unit_s)

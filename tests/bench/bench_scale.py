@@ -4,14 +4,14 @@
                                       [--cpu-time] [--csv scale.csv]
 
 The driver, its sums, checkpoints and commit are the real ones, on the real disk; a unit's time passes on a clock that
-jumps while the driver waits (see tests/synthetic.py). On a machine that others use, too, --cpu-time counts what all
-threads of the driver compute, one after the other, and no waiting for the disk. Prints one JSON line, and adds a row to
-a table with --csv:
+jumps while the driver waits (see tests/synthetic.py). With several workers a commit runs beside the rest: here as if on
+cores of its own. On a machine that others use, too, --cpu-time counts what all threads of the driver compute, one after
+the other, and no waiting for the disk. Prints one JSON line, and adds a row to a table with --csv:
 
     efficiency          time of all units over workers times the time of the run
     bytes_a_unit        that reach the driver, median; and the largest
     driver_s_a_unit     CPU seconds of the driver, drawing left out
-    most_triggers       candidates a neuron in any unit that wasn't its worker's first
+    most_triggers       candidates a neuron in any unit that wasn't its worker's first of the corpus
     peak_mib            of this process, with what is drawn
 """
 
@@ -91,11 +91,16 @@ def measure(
     drawing = Drawing(layers, neurons, triggers)
     engine = SyntheticEngine(workers, unit_s, drawing, time.process_time if cpu_time else time.perf_counter)
     config = PassConfig("documents", 2048, None, 32768, 2**21, groups, triggers, kernels="triton")
-    store.create_store(path, {"model": None})
+    if not store.is_begun(path):
+        store.create_store(path, {"model": None})
     plans = [_plan(f"{number:03}", units, config, (layers, neurons)) for number in range(corpora)]
     where, report = Where(ModelConfig("synthetic"), path, progress=Progress(quiet=True)), RunReport()
-    reducers = [plan.reducer(path, plan) for plan in plans]
-    loop = _Loop(where, engine, "synthetic", reducers, report, 60.0, clock=engine.clock)
+    committed = store.committed_groups(path)
+    reducers = [plan.reducer(path, plan) for plan in plans if plan.group not in committed]
+    in_background = engine.in_background if workers > 1 else None
+    loop = _Loop(
+        where, engine, "synthetic", reducers, report, 60.0, clock=engine.clock, in_background=in_background
+    )  # fmt: skip
     cpu = time.process_time()
     loop.run()
     cpu = time.process_time() - cpu - engine.drawing_cpu_s
