@@ -92,17 +92,21 @@ class CorpusSums:
         return None if threshold_LF is None else (self._plan.name, threshold_LF)
 
     def arrays(self) -> store.Arrays:
-        """What the store's arrays hold, and those of a checkpoint."""
-        return {**self._own, **self._neurons.arrays(), **self._of_the_plan}
+        """What the store's arrays hold."""
+        return {**self.added(), **self._of_the_plan}
+
+    def added(self) -> store.Arrays:
+        """Those that units have changed: a checkpoint's."""
+        return {**self._own, **self._neurons.arrays()}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of what `arrays` gives, which needn't be there for it."""
+        """Of what `added` gives, which needn't be there for it."""
         sizes = {"group": self._config.groups, "trigger": self._config.triggers, "site": len(is_expert(self._networks))}
         sizes |= zip(("layer", "neuron"), self._by_neuron, strict=True)
         of_neurons = {
             name: tuple(sizes[dimension] for dimension in store.SCHEMA[name].dimensions) for name in self._of_neurons
         }
-        return {name: array.shape for name, array in (self._own | self._of_the_plan).items()} | of_neurons
+        return {name: array.shape for name, array in self._own.items()} | of_neurons
 
     def noted(self) -> dict[str, Any]:
         """The corpus's entry in `neurotally status --json`, and which units began again; noted twice beside a
@@ -123,9 +127,6 @@ class CorpusSums:
 
         It must stay until another one counts: what it has of neurons is read again when it is needed.
         """
-        for name, values in self._of_the_plan.items():
-            if not np.array_equal(arrays[name], values):
-                raise InputError(f"{checkpoint / name} isn't that of the plan")
         self._own = {name: arrays[name] for name in self._own}
         self._checkpoint = checkpoint
         self._num_done = num_done

@@ -207,7 +207,7 @@ class Fold(Reducer):
         shutil.rmtree(target, ignore_errors=True)  # of a run that died here
         # A name of its own: where a signal has cut a save short, Zarr's threads may still write into that one's folder.
         fresh = target.with_name(f"{target.name}.{time.time_ns()}.partial")
-        store.write_arrays(fresh, self._sums.arrays(), {"noted": self._sums.noted()})
+        store.write_arrays(fresh, self._sums.added(), {"noted": self._sums.noted()})
         sync_tree(fresh)
         fresh.rename(target)
         replace_json(self._folder / "current.json", {"folder": target.name, **self._sums.noted()})

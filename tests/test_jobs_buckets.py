@@ -477,7 +477,7 @@ def test_a_run_survives_twenty_cuts_of_the_connection(
     point_at(monkeypatch, proxy.endpoint, tmp_path / "home")
     rng, runs = random.Random(1), 0
     path = location(f"{URL}/cut")
-    while proxy.cuts < 20 or not set(CORPORA) <= set(store.committed_corpora(path)):
+    while proxy.cuts < 20 or not store.is_begun(path) or not set(CORPORA) <= set(store.committed_corpora(path)):
         assert runs < 25
         process = launch(model_folder, str(path), f"{BUCKET}/cut", tmp_path / f"cut{runs}")
         while process.status is None:
