@@ -4,7 +4,7 @@ import logging
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -121,12 +121,12 @@ class CuttingProxy:
 
 
 def _end(one: socket.socket) -> None:
-    """With a reset, as a network that fails does."""
-    try:
+    """With a reset, as a network that fails does; a thread that reads from it would keep it open otherwise."""
+    with suppress(OSError):
         one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
-        one.close()
-    except OSError:
-        pass
+    with suppress(OSError):
+        one.shutdown(socket.SHUT_RDWR)
+    one.close()
 
 
 @contextmanager
