@@ -545,7 +545,7 @@ struct Merger {
       std::memcpy(value + k, &bits, sizeof bits);
       document[k] = ~static_cast<uint32_t>(merged[k]), position[k] = merged_position[k];
     }
-    n = runs = 0;
+    n = 0;
   }
 };
 
@@ -585,14 +585,24 @@ class Entering {
   void enter(int64_t first, int64_t end) {
     int64_t f = first;
     for (; f + kTogether <= end; f += kTogether) {
-      for (int64_t t = 0; t < kTogether; t++) gather(f + t, mergers[t]);
-      merge<kTogether>(mergers.data());
+      bool all = true;
+      for (int64_t t = 0; t < kTogether; t++) all &= gather(f + t, mergers[t]);
+      if (all) merge<kTogether>(mergers.data());
+      else merge_those_with_candidates();
     }
-    for (; f < end; f++) gather(f, mergers[0]), merge<1>(mergers.data());
+    for (; f < end; f++) gather(f, mergers[0]), merge_those_with_candidates();
   }
 
  private:
-  void gather(int64_t neuron, Merger& merger) {
+  // The lists of the others are left as they are: late in a corpus most are.
+  void merge_those_with_candidates() {
+    for (Merger& merger : mergers) {
+      if (merger.n) merge<1>(&merger);
+    }
+  }
+
+  // Whether a neuron has candidates.
+  bool gather(int64_t neuron, Merger& merger) {
     const int64_t K = into.num_triggers, at = neuron * K, ahead = at + kAheadLists * K;
     merger.value = into.value + at, merger.document = into.document + at, merger.position = into.position + at;
     for (int64_t line = ahead; line < ahead + K; line += 16) {
@@ -600,14 +610,15 @@ class Entering {
       __builtin_prefetch(into.position + line);
     }
     uint64_t least = merger.least();
+    merger.runs = 0;
     for (Cursor& unit : units) {
       const int64_t entries = *unit.count;
       __builtin_prefetch(unit.count + kAheadEntries), __builtin_prefetch(unit.value + kAheadEntries);
       __builtin_prefetch(unit.document + kAheadEntries), __builtin_prefetch(unit.position + kAheadEntries);
-      merger.runs++;
       for (int64_t i = 0; i < entries; i++) {
         const uint64_t candidate = rank_of(unit.value[i], unit.document[i]);
         if (candidate <= least) break;  // nor do those after it come before the list's last
+        merger.runs += i == 0;
         merger.rank[merger.n] = candidate, merger.rank_position[merger.n] = unit.position[i];
         if (++merger.n == kCandidates) {
           merge<1>(&merger);
@@ -617,6 +628,7 @@ class Entering {
       }
       unit.skip(entries);
     }
+    return merger.n > 0;
   }
 
   const Insertion& into;
