@@ -248,8 +248,8 @@ class _Loop:
         self._stop = StopRequest(self.where.progress.note)
         self._commits: dict[Reducer, Future[Attributes]] = {}
         """Those that go on, in their order."""
-        if self.in_background is None:
-            self.in_background = ThreadPoolExecutor(1).submit if self.engine.num_workers > 1 else _now
+        beside: InBackground = ThreadPoolExecutor(1).submit if self.engine.num_workers > 1 else _now
+        self._begin_commit = self.in_background or beside
 
     def run(self) -> None:
         """Run to the end. Raises Interrupted after saving, if a signal asked for it."""
@@ -308,10 +308,9 @@ class _Loop:
 
     def _publish_complete(self) -> None:
         """Begin to commit what is complete, and note what is committed."""
-        assert self.in_background is not None
         for reducer in self.reducers:
             if reducer.is_complete and reducer not in self._commits:
-                self._commits[reducer] = self.in_background(partial(self._commit, reducer))
+                self._commits[reducer] = self._begin_commit(partial(self._commit, reducer))
         while self._commits and next(iter(self._commits.values())).done():
             self._finish_commit()
 
