@@ -5,12 +5,19 @@
 PyTorch is imported when one of them is called.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from neurotally.jobs.door import ablate, agreement, embed, inspect, lens, mask, profile
 
 __all__ = ["ablate", "agreement", "embed", "inspect", "lens", "mask", "profile"]
+
+if "OMP_WAIT_POLICY" not in os.environ:
+    # PyTorch's threads, which wait for each other after every operation, look for each other some tens of microseconds
+    # before they sleep. By default it is thirty times as long, which takes the cores from whoever they wait for
+    # where other processes want them, too. PyTorch's OpenMP reads this once, when it is imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def __getattr__(name: str) -> Any:

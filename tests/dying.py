@@ -34,10 +34,10 @@ import numpy as np
 
 from neurotally.jobs.corpus_sums import CorpusSums
 from neurotally.jobs.engines import InProcessEngine, ModelConfig
+from neurotally.jobs.loop import Loop, RunReport
 from neurotally.jobs.plan import list_corpus
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.reducers import Fold, Part, Parts, Plan
-from neurotally.jobs.run import RunReport, Where, _Loop
 from neurotally.jobs.status import status
 from neurotally.jobs.store_writer import open_store, writer_lock
 from neurotally.kernels.statistics import STATISTICS
@@ -143,8 +143,8 @@ def run_pass(path: Path, until: int = sys.maxsize) -> None:
 
 def _run(path: Path, plan: Plan, until: int) -> None:
     if plan.group not in store.committed_groups(path):
-        where = Where(ModelConfig("m"), path, progress=Progress(quiet=True))
-        _Loop(where, _engine(until), "cpu", [plan.reducer(path, plan)], RunReport(), 60.0).run()
+        progress = Progress(quiet=True)
+        Loop(path, _engine(until), "cpu", [plan.reducer(path, plan)], RunReport(), 60.0, progress).run()
 
 
 def _engine(until: int) -> NoModelEngine:

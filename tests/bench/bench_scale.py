@@ -34,11 +34,10 @@ from bench.result_rows import append_rows
 from synthetic import Drawing, SyntheticEngine
 
 from neurotally.jobs.corpus_sums import CorpusSums
-from neurotally.jobs.engines import ModelConfig
+from neurotally.jobs.loop import Loop, RunReport
 from neurotally.jobs.plan import CorpusPlan
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.reducers import Fold, Plan
-from neurotally.jobs.run import RunReport, Where, _Loop
 from neurotally.profiler import store
 from neurotally.profiler.corpus.documents import Manifest, Source
 from neurotally.profiler.model.load import device_name
@@ -94,12 +93,13 @@ def measure(
     if not store.is_begun(path):
         store.create_store(path, {"model": None})
     plans = [_plan(f"{number:03}", units, config, (layers, neurons)) for number in range(corpora)]
-    where, report = Where(ModelConfig("synthetic"), path, progress=Progress(quiet=True)), RunReport()
+    report = RunReport()
     committed = store.committed_groups(path)
     reducers = [plan.reducer(path, plan) for plan in plans if plan.group not in committed]
     in_background = engine.in_background if workers > 1 else None
-    loop = _Loop(
-        where, engine, "synthetic", reducers, report, 60.0, clock=engine.clock, in_background=in_background
+    loop = Loop(
+        path, engine, "synthetic", reducers, report, 60.0, Progress(quiet=True), clock=engine.clock,
+        in_background=in_background,
     )  # fmt: skip
     cpu = time.process_time()
     loop.run()
