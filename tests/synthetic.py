@@ -92,7 +92,7 @@ class Drawing:
         """The largest of so many normal numbers, one after the other."""
         total = self.layers * self.neurons
         # The share of normal numbers above the r-th largest of n grows by exponential steps of mean 1/n.
-        above_F = np.zeros(total, np.float32)
+        above_F = np.full(total, np.finfo(np.float32).tiny)
         first_document_F = rng.integers(0, num_documents, total, np.uint32)
         neuron_n = np.arange(total)
         columns: list[tuple[np.ndarray, np.ndarray]] = []
