@@ -44,7 +44,7 @@ from neurotally.jobs.engines import (
     timed,
 )  # fmt: skip
 from neurotally.jobs.interrupts import Interrupted
-from neurotally.jobs.ray_session import SESSION_VARIABLE, Guard, end_leftovers, is_gone, processes_of, ray_ended
+from neurotally.jobs.ray_session import SESSION_VARIABLE, Guard, end_leftovers, is_gone, ray_ended, ray_processes_of
 from neurotally.kernels.compiled import library
 from neurotally.profiler.errors import InputError, first_line
 from neurotally.profiler.model.load import ModelFacts, resolve_device
@@ -57,8 +57,6 @@ _START_TIMEOUT_S = 1800.0
 _LOOK_EVERY_S = 0.5
 """So often, while it waits, the driver looks whether Ray is still there."""
 _PUT_BACK_EVERY_S = 0.01
-_RAY_PROCESSES = ("raylet", "gcs_server")
-"""Without these nothing goes on."""
 _DEAD = (RayActorError, WorkerCrashedError)
 
 
@@ -169,14 +167,12 @@ class RayEngine:
 
     def _connect(self, address: str | None, num_workers: int | None, device: str) -> None:
         self._quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        _connect(address, self._session_file)
+        session = uuid.uuid4().hex
         if address is None:
-            session = self._session_file.read_text()
-            for process in processes_of(session):
-                with contextlib.suppress(psutil.Error):  # some of Ray's are gone at once
-                    if (name := process.name()) in _RAY_PROCESSES:
-                        self._ray_processes[name] = process
-            self._guard = Guard(session, self._ray_processes.values())
+            self._session_file.write_text(session)
+            self._guard = Guard(session)
+        _connect(address, session)
+        self._ray_processes = ray_processes_of(session)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         num_gpus = sum(int(node.get("GPU", 0)) for node in nodes)
         self._device = device if device != "auto" else "cuda" if num_gpus else "cpu"
@@ -391,24 +387,22 @@ def _threads_each(cores: float) -> int:
     return min(whole, torch.get_num_threads()) if os.environ.get("OMP_NUM_THREADS") else whole
 
 
-def _connect(address: str | None, session_file: Path) -> None:
+def _connect(address: str | None, session: str) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
         with _own_sigterm():
             if address is None:
-                _start_ray(session_file, quiet)
+                _start_ray(session, quiet)
             else:
                 ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (ConnectionError, ValueError, RuntimeError, RayError) as error:
         raise InputError(f"can't connect to Ray at {address or 'this machine'}: {first_line(error)}") from error
 
 
-def _start_ray(session_file: Path, quiet: dict[str, Any]) -> None:
+def _start_ray(session: str, quiet: dict[str, Any]) -> None:
     """Start a Ray on this machine, whose processes can be told by their environment and ask for a token."""
-    session = uuid.uuid4().hex
-    session_file.write_text(session)
     os.environ.pop("RAY_AUTH_MODE", None)  # unset, Ray asks for a token, from 2.59 on
     os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
     os.environ["RAY_AUTH_TOKEN"] = _token()

@@ -1,23 +1,26 @@
 """The processes of a Ray that we started, and a guard that ends them when the run can't.
 
-Ray's core ends the driver's process on the spot when its raylet is gone, without an exception; and a driver may be
-killed. So a process beside it waits for its end: `python -m neurotally.jobs.ray_session SESSION PID...`, which
-reads from the driver. The driver closes with a word when it has tidied up; if its end comes without, the guard
-tells why, where one of Ray's processes `PID` is gone, and ends what is left of this session: the next run may have
-begun one of its own meanwhile.
+Ray's core ends the driver's process on the spot when its raylet is gone, or its GCS while Ray starts, without an
+exception; and a driver may be killed. So a process beside it waits for its end, from before Ray starts:
+`python -m neurotally.jobs.ray_session SESSION`, which reads from the driver. The driver closes with a word when it has
+tidied up; if its end comes without, the guard tells why, where one of Ray's processes is gone, and ends what is left of
+this session: the next run may have begun one of its own meanwhile.
 """
 
 import contextlib
 import os
+import select
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
 
 SESSION_VARIABLE = "NEUROTALLY_RAY_SESSION"
 """Set in the environment of a Ray that we start; its processes inherit it."""
+_RAY_PROCESSES = ("gcs_server", "raylet")
+"""Without these nothing goes on; as Ray starts them."""
+_LOOK_EVERY_S = 0.5
 _KILL_WAIT_S = 5.0
 _TIDY = b"tidy"
 
@@ -34,6 +37,16 @@ def processes_of(session: str) -> list[psutil.Process]:
         with contextlib.suppress(psutil.Error):
             if process.environ().get(SESSION_VARIABLE) == session and process.pid != os.getpid():
                 found.append(process)
+    return found
+
+
+def ray_processes_of(session: str) -> dict[str, psutil.Process]:
+    """By name those of a session without which nothing goes on."""
+    found = {}
+    for process in processes_of(session):
+        with contextlib.suppress(psutil.Error):  # some of Ray's are gone at once
+            if (name := process.name()) in _RAY_PROCESSES:
+                found[name] = process
     return found
 
 
@@ -67,9 +80,8 @@ def is_gone(process: psutil.Process) -> bool:
 class Guard:
     """The process beside a driver, which outlives its end, its group's and its terminal's."""
 
-    def __init__(self, session: str, ray_processes: Iterable[psutil.Process]):
-        watched = [str(process.pid) for process in ray_processes]
-        command = [sys.executable, "-m", __name__, session, *watched]
+    def __init__(self, session: str):
+        command = [sys.executable, "-m", __name__, session]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True, cwd=os.sep
         )
@@ -83,19 +95,18 @@ class Guard:
         self._process.wait()
 
 
-def _guard(session: str, watched: Iterable[int]) -> None:
-    processes = {}
-    for pid in watched:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(pid)
-            processes[process.name()] = process
+def _guard(session: str) -> None:
+    expected = {_RAY_PROCESSES[0]}  # which is there, or was, but where the driver was killed at once
+    while len(expected) < len(_RAY_PROCESSES) and not select.select([sys.stdin], [], [], _LOOK_EVERY_S)[0]:
+        expected |= set(ray_processes_of(session))
     if sys.stdin.buffer.read() == _TIDY:
         return
-    gone = [name for name, process in processes.items() if is_gone(process)]
+    left = ray_processes_of(session)
+    gone = [name for name in _RAY_PROCESSES if name in expected and name not in left]
     if gone:
         print(f"neurotally: {ray_ended(gone[0])}", file=sys.stderr)
     _end_session(session)
 
 
 if __name__ == "__main__":
-    _guard(sys.argv[1], map(int, sys.argv[2:]))
+    _guard(sys.argv[1])

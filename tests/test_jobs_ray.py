@@ -137,6 +137,23 @@ def test_the_end_of_ray_ends_the_run_at_once_and_it_goes_on(
     assert everything(tmp_path / "s") == everything(tmp_path / "clean")
 
 
+@pytest.mark.parametrize("seen", ["gcs_server", "raylet/raylet", "Agent"])
+@pytest.mark.ray
+def test_the_end_of_ray_while_it_starts_is_told(
+    seen: str, model_folder: Path, make_corpora: Any, tag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "5")  # else it takes a minute
+    process = start(model_folder, tmp_path / "s", make_corpora({"python": 20}), "--workers", "2")
+    wait_for(tag, seen)
+    named(tag, "gcs_server")[0].terminate()
+    status, out, errors = process.finish()
+    assert status in (1, 2), errors
+    assert out == ""
+    assert all_gone(tag)  # the guard with them, which tells
+    last = process.errors.splitlines()[-1]
+    assert last.startswith(("neurotally: Ray's process ", "neurotally: can't connect to Ray")), process.errors
+
+
 @pytest.mark.ray
 def test_a_killed_worker_and_replacements_that_die_while_they_load_are_replaced(
     model_folder: Path, make_corpora: Any, tag: str, tmp_path: Path

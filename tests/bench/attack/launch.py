@@ -133,6 +133,8 @@ class Launch:
                 time.sleep(0.005)
         assert self.ended is not None
         status, usage = self.ended
+        if self.run_id and status == 1:
+            wait_for_guards({self.run_id})
         counted = self.folder / "changes"
         return Outcome(
             status=None if hung else status,
@@ -194,6 +196,13 @@ def run(
 ) -> Outcome:
     """Run `neurotally ARGUMENTS` to its end, or to a limit."""
     return start(arguments, folder, **options).finish(limit_s, idle_s)
+
+
+def wait_for_guards(run_ids: set[str], longest_s: float = 15.0) -> None:
+    """Until those have told why their driver ended, and ended what it left."""
+    deadline = time.monotonic() + longest_s
+    while _of_runs(run_ids) and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def left_behind(seen: set[psutil.Process], run_ids: set[str], grace_s: float = 15.0) -> list[str]:
