@@ -1,12 +1,13 @@
 """What many files cost beside the model: a profile of one corpus of real files, killed half-way and gone on with.
 
     python tests/bench/bench_files.py FOLDER [--files 5000 20000 50000] [--file-bytes 256] [--workers 2]
-                                      [--csv files.csv]
+                                      [--streamed] [--csv files.csv]
 
 The files below FOLDER are copied, cut to their first bytes so that a run takes minutes (0: whole). The model is the
-demo's, with fresh weights. A checkpoint is written after every unit. Prints a JSON line for each number of files:
+demo's, with fresh weights. A checkpoint is written after every unit. With --streamed the files are the records of a
+dataset, streamed as from the hub (hf:). Prints a JSON line for each number of files:
 
-    plan_s, plan_cpu_s     listing the files and cutting them into units
+    plan_s, plan_cpu_s     listing the files, or streaming the dataset to the disk, and cutting it into units
     driver_mib             peak of the driver, which went on, and ended
     worker_mib             the same of the largest worker
     write_s                of one checkpoint, in the mean, with the commit among them
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, nargs="+", default=[5_000, 20_000, 50_000])
     parser.add_argument("--file-bytes", type=int, default=256)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--streamed", action="store_true")
     parser.add_argument("--csv", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -63,9 +65,11 @@ def main() -> None:
         for number in arguments.files:
             folder = Path(scratch) / str(number)
             lay_out(arguments.folder, folder / "texts", number, arguments.file_bytes)
+            source = f"hf:{as_dataset(folder)}" if arguments.streamed else str(folder / "texts")
             found = {
-                "device": device_name("cpu"), "files": number, "file_bytes": arguments.file_bytes,
-                "workers": arguments.workers, **measure(folder, Path(scratch) / "model", arguments.workers),
+                "device": device_name("cpu"), "source": "streamed" if arguments.streamed else "folder",
+                "files": number, "file_bytes": arguments.file_bytes, "workers": arguments.workers,
+                **measure(folder, source, Path(scratch) / "model", arguments.workers),
             }  # fmt: skip
             print(json.dumps(found), flush=True)
             if arguments.csv is not None:
@@ -96,17 +100,27 @@ def lay_out(source: Path, target: Path, number: int, file_bytes: int) -> None:
         copy.write_bytes(file.read_bytes()[: file_bytes or None])
 
 
-def measure(folder: Path, model: Path, workers: int) -> dict[str, Any]:
+def as_dataset(folder: Path) -> Path:
+    """The files as the records of a dataset."""
+    files = sorted(path for path in (folder / "texts").rglob("*") if path.is_file())
+    (folder / "dataset").mkdir()
+    with (folder / "dataset" / "train.jsonl").open("w") as records:
+        for file in files:
+            records.write(json.dumps({"text": file.read_text(errors="replace")}) + "\n")
+    return folder / "dataset"
+
+
+def measure(folder: Path, source: str, model: Path, workers: int) -> dict[str, Any]:
     """All of one number of files."""
     path = folder / "store"
     start, cpu = time.perf_counter(), time.process_time()
-    listed = list_corpus("all", str(folder / "texts"), None, path)
+    listed = list_corpus("all", source, None, path)
     tasks = [listed.task(unit) for unit in listed.units(2 * 2**20, 10)]
     found: dict[str, Any] = {
         "units": len(tasks), "plan_s": round(time.perf_counter() - start, 2),
         "plan_cpu_s": round(time.process_time() - cpu, 2),
     }  # fmt: skip
-    command = [sys.executable, "-c", PROFILE, str(model), str(path), str(folder / "texts"), str(workers)]
+    command = [sys.executable, "-c", PROFILE, str(model), str(path), source, str(workers)]
     with started(command) as process:
         while units_done(path) < len(tasks) // 2:
             assert process.poll() is None, "it ended before it was killed"
