@@ -397,8 +397,10 @@ def _connect(address: str | None, session: str) -> None:
                 _start_ray(session, quiet)
             else:
                 ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError, RayError) as error:
-        raise InputError(f"can't connect to Ray at {address or 'this machine'}: {first_line(error)}") from error
+    except Exception as error:  # Ray raises its own kinds, and bare ones, of no common base
+        if address is None:
+            raise JobError(f"can't start Ray on this machine: {first_line(error)}") from error
+        raise InputError(f"can't connect to Ray at {address}: {first_line(error)}") from error
 
 
 def _start_ray(session: str, quiet: dict[str, Any]) -> None:
