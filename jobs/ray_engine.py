@@ -167,12 +167,14 @@ class RayEngine:
 
     def _connect(self, address: str | None, num_workers: int | None, device: str) -> None:
         self._quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        session = uuid.uuid4().hex
         if address is None:
+            session = uuid.uuid4().hex
             self._session_file.write_text(session)
             self._guard = Guard(session)
-        _connect(address, session)
-        self._ray_processes = ray_processes_of(session)
+            _start_ray(session)
+            self._ray_processes = ray_processes_of(session)
+        else:
+            _join_ray(address)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         num_gpus = sum(int(node.get("GPU", 0)) for node in nodes)
         self._device = device if device != "auto" else "cuda" if num_gpus else "cpu"
@@ -387,23 +389,15 @@ def _threads_each(cores: float) -> int:
     return min(whole, torch.get_num_threads()) if os.environ.get("OMP_NUM_THREADS") else whole
 
 
-def _connect(address: str | None, session: str) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+def _join_ray(address: str) -> None:
+    """Join a cluster."""
     try:
-        with _own_sigterm():
-            if address is None:
-                _start_ray(session, quiet)
-            else:
-                ray.init(address=address, **quiet)
+        _init_ray(address=address)
     except Exception as error:  # Ray raises its own kinds, and bare ones, of no common base
-        if address is None:
-            raise JobError(f"can't start Ray on this machine: {first_line(error)}") from error
         raise InputError(f"can't connect to Ray at {address}: {first_line(error)}") from error
 
 
-def _start_ray(session: str, quiet: dict[str, Any]) -> None:
+def _start_ray(session: str) -> None:
     """Start a Ray on this machine, whose processes can be told by their environment and ask for a token."""
     os.environ.pop("RAY_AUTH_MODE", None)  # unset, Ray asks for a token, from 2.59 on
     os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
@@ -412,10 +406,19 @@ def _start_ray(session: str, quiet: dict[str, Any]) -> None:
     told = {SESSION_VARIABLE: session, "SPT_NOENV": "1"}
     os.environ.update(told)
     try:
-        ray.init(address="local", num_cpus=os.cpu_count(), include_dashboard=False, **quiet)
+        _init_ray(address="local", num_cpus=os.cpu_count(), include_dashboard=False)
+    except Exception as error:  # as above
+        raise JobError(f"can't start Ray on this machine: {first_line(error)}") from error
     finally:
         for name in told:  # later processes are not Ray's
             del os.environ[name]
+
+
+def _init_ray(**settings: Any) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    with _own_sigterm():
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, **settings)
 
 
 @functools.cache

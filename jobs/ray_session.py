@@ -98,7 +98,7 @@ class Guard:
 def _guard(session: str) -> None:
     expected = {_RAY_PROCESSES[0]}  # which is there, or was, but where the driver was killed at once
     while len(expected) < len(_RAY_PROCESSES) and not select.select([sys.stdin], [], [], _LOOK_EVERY_S)[0]:
-        expected |= set(ray_processes_of(session))
+        expected.update(ray_processes_of(session))
     if sys.stdin.buffer.read() == _TIDY:
         return
     left = ray_processes_of(session)

@@ -37,6 +37,7 @@ RUN_VARIABLE = "NEUROTALLY_ATTACK"
 """In the environment of fresh runs and so of all that they start: tells their processes from anybody else's."""
 MOST_BYTES = 12 * 2**30
 """Of address space: a run that wants more is a finding, and must not take the machine down."""
+_GRACE_S = 15.0
 
 Settings = Mapping[str, Mapping[str, Any]]
 """MODULE:FUNCTION: {keyword: value}; the defaults that a run changes before it begins."""
@@ -134,7 +135,7 @@ class Launch:
         assert self.ended is not None
         status, usage = self.ended
         if self.run_id and status == 1:
-            wait_for_guards({self.run_id})
+            _still_there(set(), {self.run_id})  # the guard says why the driver ended
         counted = self.folder / "changes"
         return Outcome(
             status=None if hung else status,
@@ -198,27 +199,24 @@ def run(
     return start(arguments, folder, **options).finish(limit_s, idle_s)
 
 
-def wait_for_guards(run_ids: set[str], longest_s: float = 15.0) -> None:
-    """Until those have told why their driver ended, and ended what it left."""
-    deadline = time.monotonic() + longest_s
-    while _of_runs(run_ids) and time.monotonic() < deadline:
-        time.sleep(0.1)
-
-
-def left_behind(seen: set[psutil.Process], run_ids: set[str], grace_s: float = 15.0) -> list[str]:
-    """Processes of ended runs that don't end within `grace_s`; they are then ended here. `seen`: descendants."""
-    deadline = time.monotonic() + grace_s
-    while True:
-        alive = {process for process in seen if _is_alive(process)} | _of_runs(run_ids)
-        if not alive or time.monotonic() > deadline:
-            break
-        time.sleep(0.2)
+def left_behind(seen: set[psutil.Process], run_ids: set[str]) -> list[str]:
+    """Processes of ended runs that don't end by themselves; they are then ended here. `seen`: descendants."""
     names = []
-    for process in alive:
+    for process in _still_there(seen, run_ids):
         with contextlib.suppress(psutil.Error):
             names.append(f"{process.pid} {' '.join(process.cmdline())[:80]}")
             process.kill()
     return names
+
+
+def _still_there(seen: set[psutil.Process], run_ids: set[str]) -> set[psutil.Process]:
+    """Those that don't end within _GRACE_S."""
+    deadline = time.monotonic() + _GRACE_S
+    while alive := {process for process in seen if _is_alive(process)} | _of_runs(run_ids):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
+    return alive
 
 
 def _is_alive(process: psutil.Process) -> bool:
