@@ -4,10 +4,12 @@ Results on stdout, progress on stderr. Exit 0 done, 2 the user's input or disk, 
 interrupted; every error is one line. Each command imports what it needs when it runs.
 """
 
+import atexit
 import errno
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import click
 from neurotally.jobs.commands.options import COUNT, JSON_FLAG, OUT, OUTPUT, PATH, STORE, by_name
 from neurotally.jobs.commands.results import WithResults, show
 from neurotally.jobs.interrupts import Interrupted, stop
+from neurotally.jobs.starting import import_pytorch
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.visible import visible
 
@@ -46,6 +49,7 @@ def demo(folder: Path, workers: int, as_json: bool) -> None:
     Example:
       neurotally demo
     """
+    import_pytorch()
     from neurotally.jobs.demo.run import demo as run_demo
     from neurotally.jobs.progress import Progress
 
@@ -106,6 +110,7 @@ def bench(csv_file: Path | None, out: Path | None, as_json: bool, **what: Any) -
     Example:
       neurotally bench --shape llama-34m
     """
+    import_pytorch()
     from neurotally.jobs.bench.measure import append_csv, bench_table
     from neurotally.jobs.bench.measure import bench as measure
 
@@ -117,6 +122,16 @@ def bench(csv_file: Path | None, out: Path | None, as_json: bool, **what: Any) -
 
 def main() -> None:
     """The `neurotally` command."""
+    status = 1
+
+    def leave() -> None:
+        """Without taking PyTorch's and transformers' objects down one by one, which takes a second."""
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(status)
+
+    atexit.register(leave)  # first, so that it comes after all that others want done at the end
     status = _main(sys.argv[1:])
     for number in (signal.SIGINT, signal.SIGTERM):  # too late to stop anything: it ends as it did
         signal.signal(number, signal.SIG_IGN)

@@ -1,21 +1,18 @@
-"""Engines decide where the tasks of a run are done. All of them call the same functions: those of the pass's `Runner`.
+"""Engines decide where the tasks of a run are done: what all of them share.
 
 An engine takes tasks while it has room and gives results in whatever order they come. What a task and a result
-are is the pass's own matter; both travel between processes.
+are is the pass's own matter; both travel between processes. All engines call the same functions: those of the pass's
+`Runner`. PyTorch is imported when a model is loaded.
 """
 
 import time
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from neurotally.jobs.device_group import DeviceGroup, RankError
-from neurotally.profiler.corpus.matches import stop_matching
-from neurotally.profiler.errors import InputError
-from neurotally.profiler.model.allocation import reuse_freed_memory
-from neurotally.profiler.model.load import LoadedModel, ModelFacts, load_model, resolve_device
+if TYPE_CHECKING:
+    from neurotally.jobs.device_group import DeviceGroup
+    from neurotally.profiler.model.load import LoadedModel, ModelFacts
 
 MAX_FAILURES = 3
 """A task that raises so often stops the job."""
@@ -39,15 +36,22 @@ class ModelConfig:
     devices: int = 1
     """Those that hold it together, a process for each."""
 
-    def load(self) -> LoadedModel | DeviceGroup:
+    def load(self) -> "LoadedModel | DeviceGroup":
         """The model, verified; on a CPU this process keeps the memory that it frees."""
-        return DeviceGroup(self) if self.devices > 1 else self._load(sharded=False)
+        if self.devices == 1:
+            return self._load(sharded=False)
+        from neurotally.jobs.device_group import DeviceGroup
 
-    def load_shard(self) -> LoadedModel:
+        return DeviceGroup(self)
+
+    def load_shard(self) -> "LoadedModel":
         """The same on one of several devices: its part."""
         return self._load(sharded=True)
 
-    def _load(self, sharded: bool) -> LoadedModel:
+    def _load(self, sharded: bool) -> "LoadedModel":
+        from neurotally.profiler.model.allocation import reuse_freed_memory
+        from neurotally.profiler.model.load import load_model, resolve_device
+
         if resolve_device(self.device) == "cpu":
             reuse_freed_memory()
         return load_model(self.spec, self.device, self.dtype, self.trust_remote_code, sharded=sharded)
@@ -104,7 +108,7 @@ class Engine(Protocol):
 
     num_workers: int
 
-    def start(self) -> ModelFacts:
+    def start(self) -> "ModelFacts":
         """Load the model on every worker; what it is."""
 
     def configure(self, make_runner: MakeRunner) -> None:
@@ -124,64 +128,6 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """End all workers."""
-
-
-class InProcessEngine:
-    """Runs tasks one after the other in this process; the next one is prepared in a thread meanwhile."""
-
-    num_workers = 1
-
-    def __init__(self, model: ModelConfig):
-        self._model_config = model
-        self._model: LoadedModel | DeviceGroup | None = None
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
-        self._queue: deque[tuple[Task, Future[tuple[Any, float]]]] = deque()
-
-    def start(self) -> ModelFacts:
-        try:
-            self._model = self._model_config.load()
-        except RankError as error:
-            raise JobError(f"the model's devices can't start: {error}") from error
-        return self._model.facts
-
-    def configure(self, make_runner: MakeRunner) -> None:
-        self._runner = make_runner(self._model)
-
-    def has_room(self) -> bool:
-        """One task runs, one is prepared."""
-        return len(self._queue) < 2
-
-    def submit(self, task: Task) -> None:
-        self._queue.append((task, self._prepare(task)))
-
-    def tell(self, about: str, news: Any) -> None:
-        cast(Listener, self._runner).hear(about, news)
-
-    def next_result(self, timeout_s: float) -> Outcome | None:
-        """Run the oldest task."""
-        task, future = self._queue.popleft()
-        for failures in range(1, MAX_FAILURES + 1):
-            try:
-                prepared, prepare_s = future.result()
-                result, model_s = timed(self._runner.compute, task, prepared)
-                return Outcome(task.key, result, prepare_s, model_s)
-            except InputError:
-                raise
-            except Exception as error:
-                if failures == MAX_FAILURES:
-                    raise failed_task(task, failures, error) from error
-                future = self._prepare(task)
-        raise AssertionError("unreachable")
-
-    def close(self) -> None:
-        """Drop what is queued, and what is being prepared where that could take long."""
-        stop_matching()
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        if isinstance(self._model, DeviceGroup):
-            self._model.close()
-
-    def _prepare(self, task: Task) -> "Future[tuple[Any, float]]":
-        return self._pool.submit(timed, self._runner.prepare, task)
 
 
 def timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:

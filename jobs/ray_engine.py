@@ -35,16 +35,15 @@ from neurotally.jobs.engines import (
     MAX_CRASHES,
     MAX_FAILURES,
     JobError,
-    Listener,
     MakeRunner,
     ModelConfig,
     Outcome,
     Task,
     failed_task,
-    timed,
 )  # fmt: skip
 from neurotally.jobs.interrupts import Interrupted
 from neurotally.jobs.ray_session import SESSION_VARIABLE, Guard, end_leftovers, is_gone, ray_ended, ray_processes_of
+from neurotally.jobs.ray_worker import ActorWorker
 from neurotally.kernels.compiled import library
 from neurotally.profiler.errors import InputError, first_line
 from neurotally.profiler.model.load import ModelFacts, resolve_device
@@ -58,37 +57,6 @@ _LOOK_EVERY_S = 0.5
 """So often, while it waits, the driver looks whether Ray is still there."""
 _PUT_BACK_EVERY_S = 0.01
 _DEAD = (RayActorError, WorkerCrashedError)
-
-
-class _ActorWorker:
-    """A worker in an actor of three threads: one computes, one prepares, one hears news."""
-
-    def __init__(self, model: ModelConfig, num_threads: int):
-        self._model_config = model
-        self._num_threads = num_threads
-        self._computing = threading.Lock()
-
-    def start(self, make_runner: MakeRunner | None) -> ModelFacts:
-        """Load the model; `make_runner`, if the pass is fixed already."""
-        torch.set_num_threads(self._num_threads)
-        self._model = self._model_config.load()
-        if make_runner is not None:
-            self.configure(make_runner)
-        return self._model.facts
-
-    def configure(self, make_runner: MakeRunner) -> None:
-        self._runner = make_runner(self._model)
-
-    def hear(self, about: str, news: Any) -> None:
-        """See `Listener`."""
-        cast(Listener, self._runner).hear(about, news)
-
-    def run(self, task: Task) -> Outcome:
-        torch.set_num_threads(self._num_threads)  # a setting of the thread that asks
-        prepared, prepare_s = timed(self._runner.prepare, task)
-        with self._computing:
-            result, model_s = timed(self._runner.compute, task, prepared)
-        return Outcome(task.key, result, prepare_s, model_s)
 
 
 class _WithoutRay:
@@ -265,7 +233,7 @@ class RayEngine:
     def _new_handle(self) -> Any:
         cores, gpus = self._cores, self._model.devices if self._device == "cuda" else 0
         remote = ray.remote(num_cpus=cores if cores < 1 else int(cores), num_gpus=gpus, max_concurrency=_IN_FLIGHT + 1)
-        return remote(_ActorWorker).remote(self._model, _threads_each(cores))
+        return remote(ActorWorker).remote(self._model, _threads_each(cores))
 
     def _hand_out(self) -> None:
         """Give waiting tasks to the workers that hold fewest; a suspect only to an idle one, and nothing beside it."""

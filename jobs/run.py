@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from neurotally.jobs.engines import Engine, InProcessEngine, MakeRunner, ModelConfig
+from neurotally.jobs.engines import Engine, MakeRunner, ModelConfig
+from neurotally.jobs.in_process import InProcessEngine
 from neurotally.jobs.known_model import known_facts, remember_facts
 from neurotally.jobs.loop import Loop, RunReport
 from neurotally.jobs.plan import CorpusPlan, list_corpus

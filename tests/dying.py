@@ -33,7 +33,8 @@ from typing import Any
 import numpy as np
 
 from neurotally.jobs.corpus_sums import CorpusSums
-from neurotally.jobs.engines import InProcessEngine, ModelConfig
+from neurotally.jobs.engines import ModelConfig
+from neurotally.jobs.in_process import InProcessEngine
 from neurotally.jobs.loop import Loop, RunReport
 from neurotally.jobs.plan import list_corpus
 from neurotally.jobs.progress import Progress

@@ -430,12 +430,45 @@ def test_no_share_is_not_a_number(options: tuple[str, str], run: Run, tmp_path: 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.slow
 def test_a_signal_after_the_end_changes_nothing(number: signal.Signals) -> None:
+    ended = ended_command(f"atexit.register(os.kill, os.getpid(), {int(number)})\n    return 0")
+    assert ended == (0, "", "")
+
+
+@pytest.mark.slow
+def test_what_is_to_be_done_at_the_end_is_done_and_the_rest_left() -> None:
+    body = """
+    import gc
+    from neurotally.jobs.starting import import_pytorch
+    class Kept:
+        def __del__(self): print("taken down")
+    atexit.register(lambda: print(os.path.exists(cli.folder.name)))
+    import_pytorch()
+    cli.kept, cli.folder = Kept(), tempfile.TemporaryDirectory()
+    print(gc.isenabled(), gc.get_freeze_count() > 100_000, os.path.exists(cli.folder.name))
+    sys.stdout.write("unfinished ")
+    sys.stderr.write("lines")
+    return 3
+"""
+    assert ended_command(body) == (3, "True True True\nunfinished False\n", "lines")
+
+
+@pytest.mark.slow
+def test_an_error_of_ours_ends_with_its_traceback() -> None:
+    status, out, error = ended_command("raise ValueError('ours')")
+    assert (status, out) == (1, "")
+    assert error.startswith("Traceback")
+    assert error.endswith("ValueError: ours\n")
+
+
+def ended_command(body: str) -> tuple[int, str, str]:
+    """Status, stdout and stderr of a process whose command does this."""
     code = f"""
-import atexit, os, sys
+import atexit, os, sys, tempfile
 from neurotally.jobs import cli
-atexit.register(os.kill, os.getpid(), {int(number)})
-sys.argv = ["neurotally", "--version"]
+def command(arguments):
+    {body}
+cli._main = command
 cli.main()
 """
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (ended.returncode, ended.stderr) == (0, "")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr

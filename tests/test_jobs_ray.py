@@ -161,12 +161,12 @@ def test_a_killed_worker_and_replacements_that_die_while_they_load_are_replaced(
     corpora = make_corpora({"python": 60})
     process = start(model_folder, tmp_path / "s", corpora, "--workers", "2")
     wait_for_units(tmp_path / "s", 5, process, timeout_s=400)
-    first, other = named(tag, "ray::_ActorWorker")
+    first, other = named(tag, "ray::ActorWorker")
     other.suspend()  # so that the run doesn't end meanwhile
     first.kill()
     seen = {first.pid, other.pid}
     for _ in range(2):
-        replacement = wait_for(tag, "ray::_ActorWorker", seen)
+        replacement = wait_for(tag, "ray::ActorWorker", seen)
         seen.add(replacement.pid)
         replacement.kill()
     other.resume()
@@ -221,7 +221,7 @@ def test_workers_of_two_devices_each_give_the_same_bits_though_a_device_dies(
     assert everything(tmp_path / "s") == of_two_devices
 
 
-@pytest.mark.parametrize("when", ["gcs_server", "ray::_ActorWorker"], ids=["while Ray starts", "while models load"])
+@pytest.mark.parametrize("when", ["gcs_server", "ray::ActorWorker"], ids=["while Ray starts", "while models load"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
 @pytest.mark.ray
 def test_a_signal_before_the_run_leaves_nothing_behind(

@@ -31,6 +31,7 @@ from neurotally.jobs.commands.options import (
     as_parameters,
     by_name,
 )  # fmt: skip
+from neurotally.jobs.starting import import_pytorch
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.visible import visible
 from neurotally.profiler.whole_files import write_whole
@@ -92,7 +93,12 @@ class WithResults(click.Group):
 def pass_command(name: str) -> click.Command:
     """The command of a pass."""
     function = getattr(jobs, name)
-    return _command(name, PASSES[name], function, MODEL if name == "inspect" else MODEL_AND_STORE, function)
+
+    def run(**values: Any) -> Any:
+        import_pytorch()
+        return function(**values)
+
+    return _command(name, PASSES[name], function, MODEL if name == "inspect" else MODEL_AND_STORE, run)
 
 
 def study_command(name: str) -> click.Command:

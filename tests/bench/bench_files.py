@@ -175,7 +175,7 @@ def sizes_of_workers(driver: int) -> Iterator[int]:
     """Resident bytes of each process that holds a model."""
     for process in psutil.Process(driver).children(recursive=True):
         try:
-            if process.name().startswith("ray::") or "_ActorWorker" in " ".join(process.cmdline()):
+            if process.name().startswith("ray::") or "ActorWorker" in " ".join(process.cmdline()):
                 yield process.memory_info().rss
         except psutil.Error:  # it has ended
             continue
