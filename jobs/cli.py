@@ -100,6 +100,7 @@ def import_(store: Path, files: dict[str, str]) -> None:
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--rounds", type=click.IntRange(min=2), default=30, show_default=True,
               help="Every variant once in each, in shuffled order.")  # fmt: skip
+@click.option("--fused", is_flag=True, help="With `profile --fused` beside it; loads the model twice.")
 @click.option("--csv", "csv_file", type=OUTPUT, metavar="FILE", help="Add a row per variant to a table.")
 @OUT
 @JSON_FLAG

@@ -4,6 +4,7 @@ What needs PyTorch is imported when one of them is called.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from re import Pattern
 from typing import Annotated, Any, Literal
@@ -109,6 +110,11 @@ def profile(
         Option("Devices that hold the model together, each a slice of every layer: for models bigger than one. "
                "Default: as few as hold its weights, or the store's. On a CPU: processes.", "N", min=1),
     ] = None,
+    fused: Annotated[
+        bool,
+        Option("On a GPU, norms and rotary embeddings by Liger-Kernel's fused kernels, which are faster and round "
+               "otherwise. The store says so."),
+    ] = False,
     workers: Workers = None, device: Device = "auto", dtype: Dtype = "auto", address: Address = None,
     trust_remote_code: Trust = False, progress: Progress | None = None, max_unit_bytes: int = 2 * 2**20,
     token_budget: int | None = None, checkpoint_every_s: float = 60.0,
@@ -137,6 +143,9 @@ def profile(
         raise InputError("--window-lines needs --layout documents: each window is a row of its own")
     where = make_where(model, store, workers, device, dtype, address, trust_remote_code, progress, random_init)
     where = on_devices(where, devices_per_worker)
+    if fused and where.model.devices > 1:
+        raise InputError("--fused: expected a model that one device holds; norms of several devices stay as they are")
+    where = replace(where, model=replace(where.model, fused=fused))
     texts = Texts(find_corpora(corpora, corpus), max_files, window_lines)
     return profile_neurons(
         where, texts, row_tokens, token_budget, checkpoint_every_s, decoder_reads,

@@ -35,6 +35,8 @@ class ModelConfig:
     trust_remote_code: bool = False
     devices: int = 1
     """Those that hold it together, a process for each."""
+    fused: bool = False
+    """Its norms and rotary embeddings, as far as there are kernels: see `model.fused`."""
 
     def load(self) -> "LoadedModel | DeviceGroup":
         """The model, verified; on a CPU this process keeps the memory that it frees."""
@@ -54,7 +56,9 @@ class ModelConfig:
 
         if resolve_device(self.device) == "cpu":
             reuse_freed_memory()
-        return load_model(self.spec, self.device, self.dtype, self.trust_remote_code, sharded=sharded)
+        return load_model(
+            self.spec, self.device, self.dtype, self.trust_remote_code, sharded=sharded, fused=self.fused
+        )  # fmt: skip
 
 
 class Task(Protocol):

@@ -64,7 +64,7 @@ def _key(model: ModelConfig, random_init: int | None, attributes: dict[str, Any]
     checkpoint = _folder(Path(name)) if os.path.isdir(name) else _hub_commit(name, revision)
     if checkpoint is None:
         return None
-    asked = [resolve_device(model.device), model.dtype, model.trust_remote_code, random_init, versions()]
+    asked = [resolve_device(model.device), model.dtype, model.trust_remote_code, random_init, versions(), model.fused]
     known = {field.name: attributes["model"].get(field.name) for field in fields(ModelFacts)}
     document = [checkpoint, asked, known, attributes.get("tokenizer"), facts]
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

@@ -17,7 +17,9 @@ from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.load import ModelFacts
 from neurotally.profiler.passes.worker import KERNEL_HINTS
 
-_RUN_FACTS = ("tokenizer_fingerprint", "device_type", "device", "attention", "kernels", "row_tokens", "max_row_tokens")
+_RUN_FACTS = (
+    "tokenizer_fingerprint", "device_type", "device", "attention", "kernels", "row_tokens", "max_row_tokens", "fused",
+)  # fmt: skip
 """What `ModelFacts` says beyond weights, config and dtype."""
 
 

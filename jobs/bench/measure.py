@@ -12,6 +12,9 @@ noise of the machine.
     nnsight_counts        the papers' chain through nnsight, where it is installed
                           (these three where each network has an activation module: not of experts)
     counts, moments, full neurotally: counts only; and moments and extremes; and K = 32 triggers
+    fused_bare, fused_full
+                          where asked for: bare and full of the model with fused norms and rotary embeddings, which is
+                          loaded beside the other
 """
 
 import csv
@@ -52,7 +55,7 @@ _ACTIVATIONS = ("silu", "relu", "relu2", "gelu", "gelu_pytorch_tanh")
 def bench(
     model: str | None = None, shape: str | None = None, layers: int | None = None, rows: int | None = None,
     row_tokens: int | None = None, dtype: str = "bfloat16", device: str = "auto", rounds: int = 30,
-    on_terminal: bool = True,
+    fused: bool = False, on_terminal: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure; returns the document of `bench --json`.
 
@@ -62,6 +65,9 @@ def bench(
     rows, row_tokens = _batch_shape(rows, row_tokens, loaded)
     batch = _random_batch(loaded, rows, row_tokens)
     variants = variants_of(loaded, batch)
+    if fused:
+        by_fused = variants_of(_load(model, shape, layers, dtype, device, fused=True)[0], batch)
+        variants |= {f"fused_{variant}": by_fused[variant] for variant in ("bare", "full")}
     seconds = _run_rounds(variants, rounds, loaded.facts.device_type, on_terminal)
     document: dict[str, Any] = {
         "device": device_name(loaded.facts.device_type),
@@ -196,16 +202,18 @@ def _kernels_alone(model: LoadedModel, rows: int, row_tokens: int) -> dict[str, 
     }
 
 
-def _load(model: str | None, shape: str | None, layers: int | None, dtype: str, device: str) -> tuple[LoadedModel, str]:
+def _load(
+    model: str | None, shape: str | None, layers: int | None, dtype: str, device: str, *, fused: bool = False
+) -> tuple[LoadedModel, str]:
     if resolve_device(device) == "cpu":
         reuse_freed_memory()  # as a run does
     if model is not None and shape is None:
         if layers is not None:
             raise InputError("--layers cuts a --shape; a MODEL is measured whole")
-        return load_model(model, device, dtype), model
+        return load_model(model, device, dtype, fused=fused), model
     if shape is None or model is not None:
         raise InputError("bench: name a MODEL or a --shape, one of them")
-    return random_model(shape, layers, dtype, resolve_device(device))
+    return random_model(shape, layers, dtype, resolve_device(device), fused=fused)
 
 
 def _batch_shape(rows: int | None, row_tokens: int | None, model: LoadedModel) -> tuple[int, int]:

@@ -44,7 +44,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 """Known shapes, by name; random weights."""
 
 
-def random_model(shape: str, layers: int | None, dtype: str, device: str) -> tuple[LoadedModel, str]:
+def random_model(
+    shape: str, layers: int | None, dtype: str, device: str, *, fused: bool = False
+) -> tuple[LoadedModel, str]:
     """A model of SHAPES or of a config.json with random weights, and its name; raises InputError."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -62,7 +64,7 @@ def random_model(shape: str, layers: int | None, dtype: str, device: str) -> tup
     name = shape if shape in SHAPES else Path(shape).stem
     if layers is not None:
         name += f"-{layers}-layers"
-    return prepare_model(model, _NoTokenizer(), name, None, dtype), name
+    return prepare_model(model, _NoTokenizer(), name, None, dtype, fused=fused), name
 
 
 def _read_shape(shape: str) -> dict[str, Any]:

@@ -66,8 +66,9 @@ def profile_neurons(
         return Pass(partial(_worker, config=config), [_plan(one, config, facts) for one in listed])
 
     def identity(facts: ModelFacts) -> dict[str, Any]:
-        several = {"devices_per_worker": where.model.devices if where.model.devices > 1 else None}
-        return {**model_identity(facts), "attention": facts.attention, **make_config(facts).to_json(), **several}
+        devices = where.model.devices if where.model.devices > 1 else None
+        further = {"devices_per_worker": devices, "fused": facts.fused}
+        return {**model_identity(facts), "attention": facts.attention, **make_config(facts).to_json(), **further}
 
     return _document(run_pass(where, make_pass, texts, identity, checkpoint_every_s, plan_memory))
 

@@ -35,6 +35,7 @@ from neurotally.profiler.model.config import (
     weight_bytes,
     without_pooler,
 )  # fmt: skip
+from neurotally.profiler.model.fused import fuse
 from neurotally.profiler.model.hooked_model import HookedModel
 from neurotally.profiler.model.hooking import hook_model
 from neurotally.profiler.model.offloading import brought_in
@@ -42,6 +43,7 @@ from neurotally.profiler.model.plain_tensors import plain_parts
 from neurotally.profiler.model.quantised import Quantisation, in_dtypes_of, left_plain, quantisation_of
 from neurotally.profiler.model.sharded_tensors import bfloat16_bits
 from neurotally.profiler.model.stacks import find_stacks
+from neurotally.profiler.model.verify import probe_ids
 from neurotally.profiler.networks import ENCODER, Networks, networks_of
 from neurotally.profiler.whole_files import read_json
 
@@ -87,6 +89,8 @@ class ModelFacts:
     """Longer rows are refused."""
     random_init: int | None = None
     """The seed, if the weights are fresh ones."""
+    fused: str | None = None
+    """What of it fused kernels compute in place of its own code, as `model.fused` says; None: nothing."""
     config: dict[str, Any] = field(default_factory=dict)
     """What decides the forward pass beside the weights; see `forward_config`."""
     networks: Networks = ()
@@ -119,9 +123,10 @@ class ModelFacts:
         object.__setattr__(self, "networks", networks_of({"networks": self.networks}))
 
     def to_json(self) -> dict[str, Any]:
-        """As a plain dictionary; `networks` and `decoder_start` only where they say something."""
+        """As a plain dictionary; `networks`, `decoder_start` and `fused` only where they say something."""
         values = asdict(self)
-        silent = {"networks": not self.networks, "decoder_start": self.decoder_start is None}
+        silent = {"networks": not self.networks}
+        silent |= {name: values[name] is None for name in ("decoder_start", "fused")}
         return {key: value for key, value in values.items() if not silent.get(key)}
 
 
@@ -139,12 +144,13 @@ class LoadedModel(HookedModel):
 
 
 def load_model(
-    spec: str, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False, *, sharded: bool = False
-) -> LoadedModel:
+    spec: str, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False, *, sharded: bool = False,
+    fused: bool = False,
+) -> LoadedModel:  # fmt: skip
     """Load MODEL[@REVISION], a folder or a hub id, and verify its hook points.
 
     `sharded`: this process is one of a group of torch.distributed, which holds the model together (`shards`); its facts
-    are those of its own part.
+    are those of its own part. `fused`: by fused kernels as far as there are some (`model.fused`).
     Raises InputError where the model can't be loaded whole or isn't one we can read, naming what was not found.
 
         model = load_model("Qwen/Qwen2.5-Coder-0.5B")
@@ -179,7 +185,7 @@ def load_model(
     _refuse_incomplete(model_id, loading)
     if quantisation is not None and quantisation.is_dequantised:
         in_dtypes_of(model, empty_model(config, trust_remote_code, torch_dtype))
-    prepared = prepare_model(model.eval(), tokenizer, model_id, revision, checkpoint_dtype)
+    prepared = prepare_model(model.eval(), tokenizer, model_id, revision, checkpoint_dtype, fused=fused)
     notes = [] if quantisation is None else list(_quantisation_notes(quantisation, prepared))
     facts_config = prepared.facts.config
     if quantisation is not None:
@@ -229,10 +235,10 @@ def running_dtype(config: Any, dtype: str, device_type: str) -> torch.dtype:
 
 
 def prepare_model(
-    model: Any, tokenizer: Any, model_id: str, revision: str | None, checkpoint_dtype: str
+    model: Any, tokenizer: Any, model_id: str, revision: str | None, checkpoint_dtype: str, *, fused: bool = False
 ) -> LoadedModel:
     """Install and verify the hook points of a `PreTrainedModel` in memory, in eval mode."""
-    find_stacks(model, model_id)  # refuses other kinds of models before all weights are read
+    stacks = find_stacks(model, model_id)  # refuses other kinds of models before all weights are read
     num_embeddings = model.get_input_embeddings().weight.shape[0]
     largest_id = max(tokenizer.get_vocab().values(), default=-1)
     if largest_id >= num_embeddings:
@@ -241,6 +247,8 @@ def prepare_model(
             "model and tokenizer don't belong together"
         )
     fingerprint = fingerprint_weights(model, checkpoint_dtype)
+    bare, ids_BT = HookedModel(model, model_id, stacks, []), probe_ids(num_embeddings)
+    replaced = fuse(model_id, stacks, lambda: bare.run_body(ids_BT, decoder_ids_BT=ids_BT)) if fused else None
     hooked = hook_model(model, model_id)
     first, body = hooked.hook_points[0], hooked.body
     config = model.config.get_text_config()
@@ -268,6 +276,7 @@ def prepare_model(
         config=forward_config(config, body),
         networks=hooked.networks,
         decoder_start=decoder_start(model),
+        fused=replaced,
     )
     return LoadedModel(
         **vars(hooked), tokenizer=tokenizer, facts=facts, special_ids=frozenset(tokenizer.all_special_ids)

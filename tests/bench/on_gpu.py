@@ -7,7 +7,8 @@ differs from PyTorch's in any bit; whether models of three dtypes pass the check
 tilings; the whole pass of Llama-3.1-8B's, PolyCoder's and a mixture's shapes; a token budget that is too large; the
 kernels' other tests. Each step is a process of its own with a limit of its own, so that one that dies takes nothing
 with it, and is saved in OUT/STEP.json and OUT/on_gpu.json when it ends; its output is OUT/STEP.log. Rows of the whole
-pass are added to OUT/results.csv and, on a GPU, to tests/bench/results.csv.
+pass are added to OUT/results.csv and, on a GPU, to tests/bench/results.csv; where Liger-Kernel is installed those of
+fused norms and rotary embeddings, too.
 
 Needs a checkout, Python 3.11 and the packages that it checks for, but neither Ray nor zarr, and downloads nothing.
 Where there is no GPU it is a rehearsal in one process: small shapes, Triton's interpreter, figures without meaning.
@@ -286,7 +287,7 @@ def whole_pass(
         small = {} if ON_GPU else {"rows": 2, "row_tokens": 32, "layers": 2}
         options: dict[str, Any] = {
             "shape": shape if ON_GPU else rehearsed, "layers": layers, "rounds": rounds if ON_GPU else 2,
-            "on_terminal": False, **small,
+            "fused": ON_GPU and find_spec("liger_kernel") is not None, "on_terminal": False, **small,
         }  # fmt: skip
         refused = None
         try:
