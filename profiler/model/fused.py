@@ -113,7 +113,7 @@ def _nearest_norm(
     epsilon = next((value for name in _EPSILONS if isinstance(value := getattr(module, name, None), float)), None)
     if epsilon is None or x.dtype != y.dtype or x.shape != y.shape or x.shape[-1:] != module.weight.shape:  # type: ignore[union-attr]
         return None
-    found = []
+    found: list[tuple[int, int, Callable[[Tensor], Tensor]]] = []
     for mode, offset in _VARIANTS:
 
         def fused(x: Tensor, mode: str = mode, offset: float = offset) -> Tensor:
