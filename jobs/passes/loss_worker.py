@@ -18,6 +18,7 @@ from neurotally.profiler.corpus.token_classes import classify
 from neurotally.profiler.corpus.tokenise import TokenIds, final_status, tokenise
 from neurotally.profiler.model.interventions import switched_off
 from neurotally.profiler.model.load import LoadedModel
+from neurotally.profiler.model.shared_layers import SharedLayers
 from neurotally.profiler.passes.loss import LossReader
 from neurotally.profiler.passes.memory import halving
 from neurotally.profiler.passes.worker import Task
@@ -68,6 +69,9 @@ class LossWorker:
         if config.concepts:
             check_spans(model.tokenizer, model.facts.id)
         self._by_layer = [by_layer(neurons_n2) for neurons_n2 in config.neurons]
+        self._first_layer = [min(neurons, default=len(model.blocks)) for neurons in self._by_layer]
+        self._in_order = sorted(range(len(self._by_layer)), key=self._first_layer.__getitem__)
+        self._shared = SharedLayers(model)
 
     def prepare(self, task: Task) -> ClassifiedTexts:
         """Read and tokenise a unit, and tell its tokens' classes."""
@@ -116,8 +120,10 @@ class LossWorker:
         how, mean_LF = self._config.how, self._config.mean_LF.get(task.corpus)
         for batch in self._model.batches(prepared.rows, token_budget, self._config.forcing):
             scored = batch.decoder or batch
-            for index, neurons in enumerate(self._by_layer):
-                with switched_off(self._model, neurons, how, mean_LF):
+            self._shared.forget()
+            for index in self._in_order:
+                neurons, first = self._by_layer[index], self._first_layer[index]
+                with switched_off(self._model, neurons, how, mean_LF), self._shared.unchanged_below(first):
                     losses = self._reader.read(batch)
                 document_N = scored.document_BT[losses.row_N, losses.column_N] - task.first
                 place_N = prepared.start_n[document_N] + scored.position_BT[losses.row_N, losses.column_N]
