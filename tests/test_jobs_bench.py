@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from families import tiny_model
 from mixtures import tiny_mixture
 from stacks import tiny_stacks
+from torch import Tensor, nn
 
-from neurotally.jobs.bench.measure import bench
+from neurotally.jobs.bench.measure import _random_batch, bench
 from neurotally.jobs.bench.models import random_model
+from neurotally.jobs.bench.variants import variants_of
 from neurotally.jobs.cli import _main
+from neurotally.profiler.model.load import load_model
 
-VARIANTS = {"bare", "bare_again", "head", "eager_counts", "eager_everything", "counts", "moments", "full"}
+VARIANTS = {"bare", "bare_again", "head", "products", "eager_counts", "eager_everything", "counts", "moments", "full"}
 
 
 @pytest.fixture(params=["llama", "gpt_neox"])
@@ -47,7 +51,7 @@ def test_every_variant_is_measured(shape: Path, tmp_path: Path, capsys: pytest.C
     assert {row["variant"]: float(row["seconds"]) for row in rows} == document["seconds"]
 
 
-HOOKS = {"eager_counts", "eager_everything"}
+HOOKS = {"products", "eager_counts", "eager_everything"}
 
 
 @pytest.mark.parametrize(
@@ -69,6 +73,28 @@ def test_every_kind_of_model_is_measured(
     tokenizer.save_pretrained(tmp_path)
     document = bench(str(tmp_path), rows=2, row_tokens=32, dtype="float32", device="cpu", rounds=2, on_terminal=False)
     assert document["seconds"].keys() - {"nnsight_counts"} == (VARIANTS - HOOKS) | hooks
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_products_alone_leave_out_activations_and_nothing_else(family: str, tokenizer: Any, tmp_path: Path) -> None:
+    tiny_model(family).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model = load_model(str(tmp_path), "cpu", "float32")
+    run, state = variants_of(model, _random_batch(model, 2, 32))["products"]
+    computed: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for name, part in model.blocks.named_modules():
+        if isinstance(part, nn.Linear):
+            part.register_forward_hook(
+                lambda _part, args, output, name=name: computed.setdefault(name, []).append((args[0], output))
+            )
+    with state():
+        run()
+    keys, down = {"llama": ("up_proj", "down_proj"), "gpt_neox": ("dense_h_to_4h", "dense_4h_to_h")}[family]
+    linear = {name for name, part in model.blocks.named_modules() if isinstance(part, nn.Linear)}
+    assert computed.keys() == linear - {f"1.mlp.{down}"}
+    assert all(len(calls) == 1 for calls in computed.values())
+    (_, given_BTF), (read_BTF, _) = computed[f"0.mlp.{keys}"][0], computed[f"0.mlp.{down}"][0]
+    assert torch.equal(read_BTF, given_BTF)
 
 
 def test_a_shape_cut_short_keeps_its_name(shape: Path) -> None:

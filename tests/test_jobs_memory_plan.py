@@ -34,13 +34,14 @@ def large_mixture(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> P
 
 
 PROGRAM = r"""
-import atexit, re, sys
+import re, sys
 from pathlib import Path
-from neurotally.jobs.cli import main
+from neurotally.jobs.cli import _main
 
+status = _main(sys.argv[1:])
 # What the system says of an ended process counts what this one had when it began the other.
-atexit.register(lambda: print(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]))
-main()
+print(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
+sys.exit(status)
 """
 
 

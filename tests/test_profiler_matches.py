@@ -93,8 +93,9 @@ def test_threads_take_turns() -> None:
 @pytest.mark.slow
 def test_a_signal_ends_both_processes_in_the_middle_of_a_match(number: signal.Signals, tmp_path: Path) -> None:
     code = f"""
-import re
+import re, signal
 from neurotally.profiler.corpus import matches
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are begun without it
 matches.LIMIT_S = 3
 matches.find_spans("x", re.compile("b"), ["b"], "a.py")
 print(matches._MATCHER._process.pid, flush=True)

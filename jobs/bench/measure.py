@@ -7,10 +7,12 @@ noise of the machine.
 
     bare, bare_again      the model's body as Hugging Face runs it; nothing of ours in it
     head                  with its LM head
+    products              as far as our pass goes, and without activations and products with `up`: what any way of
+                          computing statistics takes at least
     eager_counts          with the papers' chain on every activation: (act.float() > 0).sum over tokens
     eager_everything      with plain hooks that compute all of our statistics in eager PyTorch
     nnsight_counts        the papers' chain through nnsight, where it is installed
-                          (these three where each network has an activation module: not of experts)
+                          (these four where each network has an activation module: not of experts)
     counts, moments, full neurotally: counts only; and moments and extremes; and K = 32 triggers
     fused_bare, fused_full
                           where asked for: bare and full of the model with fused norms and rotary embeddings, which is

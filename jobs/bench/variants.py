@@ -4,7 +4,7 @@ Each is a function to time and the state of the model around it; see `neurotally
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -17,7 +17,7 @@ from neurotally.profiler.corpus.batches import Batch
 from neurotally.profiler.model.capture import NeuronReader
 from neurotally.profiler.model.experts import ExpertsHookPoint
 from neurotally.profiler.model.functional import FunctionHookPoint
-from neurotally.profiler.model.hook_points import HookPoint, taken_out
+from neurotally.profiler.model.hook_points import HookPoint, reading, taken_out
 from neurotally.profiler.model.load import LoadedModel
 from neurotally.profiler.model.neurons import NeuronRecorder
 
@@ -41,6 +41,10 @@ def variants_of(model: LoadedModel, batch: Batch) -> dict[str, Variant]:
         with torch.inference_mode():
             return model.model(**given, use_cache=False)[0]
 
+    def products() -> None:
+        with suppress(_LastRead):
+            body()
+
     def ours(level: Statistics) -> Variant:
         triggers = NUM_TRIGGERS if level == Statistics.EVERYTHING else 0
         recorder = NeuronRecorder(model, triggers)
@@ -53,6 +57,7 @@ def variants_of(model: LoadedModel, batch: Batch) -> dict[str, Variant]:
         "head": (head, bare),
     }
     if _has_activation_modules(model):
+        found["products"] = (products, partial(_products_alone, model))
         found["eager_counts"] = (body, _eager_counts(model))
         found["eager_everything"] = (body, _eager_everything(model))
         if find_spec("nnsight") is not None and not model.is_encoder_decoder:
@@ -76,6 +81,24 @@ def _hooked(model: LoadedModel, register: Callable[[HookPoint], list[Any]]) -> I
             for handle in register(point):
                 hooks.enter_context(handle)
         yield
+
+
+@contextmanager
+def _products_alone(model: LoadedModel) -> Iterator[None]:
+    """Each network reads what `up`, or a plain one's keys, give; the pass ends before the last one, as ours does."""
+    last = model.hook_points[-1]
+
+    def read(point: HookPoint, pre_BTF: Tensor, up_BTF: Tensor | None) -> Tensor:
+        if point is last:
+            raise _LastRead
+        return pre_BTF if up_BTF is None else up_BTF
+
+    with reading(model.hook_points, read):
+        yield
+
+
+class _LastRead(Exception):
+    """Ends a forward pass."""
 
 
 def _eager_counts(model: LoadedModel) -> State:

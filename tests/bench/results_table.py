@@ -18,6 +18,7 @@ VARIANTS = {
     "head": "with LM head",
     "eager_counts": "papers' chain",
     "eager_everything": "all by hooks",
+    "products": "products alone",
     "counts": "counts",
     "moments": "and moments",
     "full": "and triggers",
