@@ -4,10 +4,8 @@ Run by test_profiler_fused.py in a process of its own: Triton must be told to in
 By hand: `TRITON_INTERPRET=1 pytest tests/fused_cases.py`.
 """
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import LAYERS, VOCABULARY, tiny_model
+from families import LAYERS, tiny_model
+from interpreting import DEVICE, ON_GPU, skip_unless_kernels_run
 from torch import Tensor
 
 from neurotally.jobs import profile
@@ -27,15 +26,11 @@ from neurotally.profiler.model import fused
 from neurotally.profiler.model.fused import fuse
 from neurotally.profiler.model.hooked_model import HookedModel
 from neurotally.profiler.model.stacks import find_stacks
-from neurotally.profiler.model.verify import probe_ids
 
-ON_GPU = torch.cuda.is_available()
-if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
+skip_unless_kernels_run()
 liger = pytest.importorskip("liger_kernel.ops.rms_norm", reason="Liger-Kernel isn't installed")
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:numpy", "ignore::RuntimeWarning:triton")
-DEVICE = "cuda" if ON_GPU else "cpu"
 IDS_BT = torch.randint(0, 512, (2, 9), generator=torch.Generator().manual_seed(1))
 
 
@@ -82,8 +77,7 @@ def made(family: str, dtype: torch.dtype = torch.float32, is_fused: bool = True)
     """A model, and what `fuse` says of it."""
     model = tiny_model(family).to(DEVICE, dtype)
     hooked = HookedModel(model, family, find_stacks(model, family), [])
-    run = partial(hooked.run_body, probe_ids(VOCABULARY))
-    return hooked, fuse(family, hooked.stacks, run) if is_fused else ""
+    return hooked, fuse(hooked) if is_fused else ""
 
 
 # Before attention, before the network, at the end; of queries and keys; after both.

@@ -1,7 +1,5 @@
 """The Triton kernels: their cases in Triton's interpreter or on a GPU, what they compile to, and that nothing waits."""
 
-import os
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -10,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from interpreting import ON_GPU, run_cases, run_python
 from torch import Tensor, nn
 
 from neurotally.kernels import tally as kernels
@@ -17,25 +16,13 @@ from neurotally.kernels.layer_tally import LayerTally
 from neurotally.kernels.tally import has_triton
 from neurotally.kernels.triggers import LayerTriggers
 
-ON_GPU = torch.cuda.is_available()
 needs_gpu = pytest.mark.skipif(not ON_GPU, reason="needs a GPU")
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton isn't installed")
 
 
-def run_python(*arguments: str, **environment: str) -> None:
-    """In a process of its own: Triton is told to interpret, or not, before anything imports it."""
-    without = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    result = subprocess.run(
-        [sys.executable, *arguments],
-        capture_output=True, text=True, cwd=Path(__file__).parent.parent, env=without | environment,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stdout[-20000:] + result.stderr[-20000:]
-
-
 @pytest.mark.slow
 def test_equals_the_reference() -> None:
-    environment = {} if ON_GPU else {"TRITON_INTERPRET": "1"}
-    run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/triton_cases.py", **environment)
+    run_cases("tests/triton_cases.py")
 
 
 COMPILES = r"""

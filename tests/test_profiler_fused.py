@@ -4,21 +4,17 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from test_kernels_triton import run_python
+from interpreting import ON_GPU, run_cases
 
 from neurotally.jobs import profile
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.load import load_model
 
-ON_GPU = torch.cuda.is_available()
-
 
 @pytest.mark.slow
 def test_the_cases() -> None:
     pytest.importorskip("liger_kernel", reason="Liger-Kernel isn't installed")
-    environment = {} if ON_GPU else {"TRITON_INTERPRET": "1"}
-    run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/fused_cases.py", **environment)
+    run_cases("tests/fused_cases.py")
 
 
 @pytest.mark.skipif(ON_GPU, reason="there is a GPU")

@@ -1,12 +1,13 @@
 """Layers below the first that is changed, computed once a batch, against all computed every time."""
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from families import FAMILIES, tiny_model
-from torch import Tensor, nn
+from torch import Tensor
 
 from neurotally.profiler.model.hooking import hook_model
 from neurotally.profiler.model.interventions import switched_off
@@ -69,24 +70,23 @@ def test_every_family_comes_out_the_same(family: str) -> None:
         assert torch.equal(found_BTD, expected_BTD)
 
 
-class Remembering(nn.Module):
-    """A block whose result depends on what was computed before it, beside what it is given."""
-
-    def __init__(self, block: nn.Module, before: nn.Module):
-        super().__init__()
-        self.block = block
-        before.register_forward_hook(lambda _module, _args, output: setattr(self, "seen", output))
-        self.seen = torch.zeros(())
-        self.before_computes = before
-
-    def forward(self, hidden_BTD: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return self.block(hidden_BTD + self.seen.mean(), *args, **kwargs)
+def share_a_part(model: Any) -> None:
+    """Two layers have one network."""
+    model.blocks[2].mlp = model.blocks[0].mlp
 
 
-def test_where_layers_are_more_than_what_they_give_all_are_computed() -> None:
+def look_back(model: Any) -> None:
+    """What a layer computes depends on whether another was, beside what it is given."""
+    seen: list[Tensor] = []
+    model.body.register_forward_pre_hook(lambda *_: seen.clear())
+    model.blocks[0].mlp.register_forward_hook(lambda *call: seen.append(call[-1].mean()))
+    model.blocks[4].mlp.register_forward_hook(lambda *call: call[-1] + sum(seen))
+
+
+@pytest.mark.parametrize("change", [share_a_part, look_back])
+def test_where_layers_are_more_than_what_they_give_all_are_computed(change: Callable[[Any], None]) -> None:
     model = deep("llama")
-    blocks = model.stacks[0].blocks
-    blocks[2] = Remembering(blocks[2], blocks[0].mlp)
+    change(model)
     counted: Counter[int] = Counter()
     shared = SharedLayers(model)
     count_blocks(model, counted)

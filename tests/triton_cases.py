@@ -4,7 +4,6 @@ Run by test_kernels_triton.py in a process of its own: Triton must be told to in
 By hand: `TRITON_INTERPRET=1 pytest tests/triton_cases.py`.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interpreting import DEVICE, ON_GPU, skip_unless_kernels_run
 from sorted_triggers import as_list, sorted_triggers
 from test_kernels_routed import EXPERTS, TOKENS, Case
 from test_kernels_routed import make as routed_case
@@ -29,16 +29,13 @@ from neurotally.kernels.statistics import STATISTICS
 from neurotally.kernels.tally import tally_reference
 from neurotally.kernels.triggers import LayerTriggers
 
-ON_GPU = torch.cuda.is_available()
-if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
+skip_unless_kernels_run()
 pytest.importorskip("triton", reason="Triton isn't installed")
 
 from neurotally.kernels import triton_tally, triton_triggers  # noqa: E402
 from neurotally.kernels.triton_tally import Tiling  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:numpy", "ignore::RuntimeWarning:triton")  # NaN, inf
-DEVICE = "cuda" if ON_GPU else "cpu"
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 ACTIVATIONS = {
     "silu": nn.SiLU(),

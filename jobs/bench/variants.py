@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from neurotally.kernels.layer_tally import LayerTally, Statistics
 from neurotally.profiler.corpus.batches import Batch
-from neurotally.profiler.model.capture import NeuronReader
+from neurotally.profiler.model.capture import LastPointRead, NeuronReader
 from neurotally.profiler.model.experts import ExpertsHookPoint
 from neurotally.profiler.model.functional import FunctionHookPoint
 from neurotally.profiler.model.hook_points import HookPoint, reading, taken_out
@@ -42,7 +42,7 @@ def variants_of(model: LoadedModel, batch: Batch) -> dict[str, Variant]:
             return model.model(**given, use_cache=False)[0]
 
     def products() -> None:
-        with suppress(_LastRead):
+        with suppress(LastPointRead):
             body()
 
     def ours(level: Statistics) -> Variant:
@@ -90,15 +90,11 @@ def _products_alone(model: LoadedModel) -> Iterator[None]:
 
     def read(point: HookPoint, pre_BTF: Tensor, up_BTF: Tensor | None) -> Tensor:
         if point is last:
-            raise _LastRead
+            raise LastPointRead
         return pre_BTF if up_BTF is None else up_BTF
 
     with reading(model.hook_points, read):
         yield
-
-
-class _LastRead(Exception):
-    """Ends a forward pass."""
 
 
 def _eager_counts(model: LoadedModel) -> State:

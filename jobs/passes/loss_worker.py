@@ -6,6 +6,7 @@ A pure function of (config, unit), like `profiler.passes.worker`: the compositio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from re import Pattern
 
 import numpy as np
@@ -68,9 +69,12 @@ class LossWorker:
         self._reader = LossReader(model)
         if config.concepts:
             check_spans(model.tokenizer, model.facts.id)
-        self._by_layer = [by_layer(neurons_n2) for neurons_n2 in config.neurons]
-        self._first_layer = [min(neurons, default=len(model.blocks)) for neurons in self._by_layer]
-        self._in_order = sorted(range(len(self._by_layer)), key=self._first_layer.__getitem__)
+        sets = [
+            (min(neurons, default=len(model.blocks)), index, neurons)
+            for index, neurons in enumerate(map(by_layer, config.neurons))
+        ]
+        self._sets = sorted(sets, key=itemgetter(0))
+        """The first layer that each changes, its number, and its neurons by layer."""
         self._shared = SharedLayers(model)
 
     def prepare(self, task: Task) -> ClassifiedTexts:
@@ -109,11 +113,11 @@ class LossWorker:
             "document_hash": prepared.sha256_n32,
             "document_tokens": prepared.tokens_n,
         }
-        return Part(arrays, len(self._by_layer) * len(prepared.rows.ids_N), restarts)
+        return Part(arrays, len(self._sets) * len(prepared.rows.ids_N), restarts)
 
     def _sums(self, task: Task, prepared: ClassifiedTexts, token_budget: int) -> dict[str, np.ndarray]:
         """nats float64 [S, n, X], hits int64 [S, n, X], scored int64 [n, X], for the S sets."""
-        num_sets, num_documents = len(self._by_layer), len(prepared.tokens_n)
+        num_sets, num_documents = len(self._sets), len(prepared.tokens_n)
         shape = (num_documents, prepared.class_NX.shape[1])
         nats_SnX, hits_SnX = np.zeros((num_sets, *shape)), np.zeros((num_sets, *shape), np.int64)
         scored_nX = np.zeros(shape, np.int64)
@@ -121,8 +125,7 @@ class LossWorker:
         for batch in self._model.batches(prepared.rows, token_budget, self._config.forcing):
             scored = batch.decoder or batch
             self._shared.forget()
-            for index in self._in_order:
-                neurons, first = self._by_layer[index], self._first_layer[index]
+            for first, index, neurons in self._sets:
                 with switched_off(self._model, neurons, how, mean_LF), self._shared.unchanged_below(first):
                     losses = self._reader.read(batch)
                 document_N = scored.document_BT[losses.row_N, losses.column_N] - task.first

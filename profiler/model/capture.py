@@ -80,11 +80,11 @@ class NeuronReader:
             if on_layer is not None:
                 read_BTF = on_layer(point, pre_BTF, up_BTF, read_BTF)
             if not to_the_end and len(seen) == len(self._model.hook_points):
-                raise _LastPointRead
+                raise LastPointRead
             return read_BTF.view(shape)
 
         hidden_BTD = None
-        with suppress(_LastPointRead), reading(self._model.hook_points, read):
+        with suppress(LastPointRead), reading(self._model.hook_points, read):
             decoder_ids_BT = None if batch.decoder is None else batch.decoder.ids_BT
             hidden_BTD = self._model.run_body(batch.ids_BT, batch.mask_BT, decoder_ids_BT)
         runs = Counter(seen)
@@ -143,5 +143,5 @@ class NeuronReader:
         return read_SF
 
 
-class _LastPointRead(Exception):
+class LastPointRead(Exception):
     """Ends a forward pass that has nothing left to tell."""

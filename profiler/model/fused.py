@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.metadata import version
+from operator import itemgetter
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -18,7 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from neurotally.profiler.errors import InputError
+from neurotally.profiler.model.hooked_model import HookedModel
 from neurotally.profiler.model.stacks import Stack
+from neurotally.profiler.model.verify import probe_ids
 
 _ROTATE = "apply_rotary_pos_emb"
 """What transformers' families call the function that rotates queries and keys."""
@@ -39,25 +42,27 @@ class Seen(NamedTuple):
 
 
 @torch.inference_mode()
-def fuse(name: str, stacks: tuple[Stack, ...], run: Callable[[], object]) -> str:
+def fuse(model: HookedModel) -> str:
     """Put fused kernels in place of a model's norms and rotary embeddings; returns what was replaced, in words.
 
-    `run` takes a short batch through all stacks. Raises InputError where Liger-Kernel isn't installed, where the model
+    Raises InputError where Liger-Kernel isn't installed, where the model
     isn't on GPUs, and where nothing of it can be replaced.
     """
-    rms_norm, rotate = _kernels(stacks)
-    seen = _watch(stacks, run)
+    rms_norm, rotate = _kernels(model.stacks)
+    seen = _watch(model)
     num_norms = 0
     for module, (x, y) in seen.norms.items():
         if (fused := _nearest_norm(module, rms_norm, x, y)) is not None:
             module.forward = fused  # type: ignore[method-assign]
             num_norms += 1
     rotated = [code for code, (given, made) in seen.rotations.items() if _rotates_alike(rotate, given, made)]
-    for stack in stacks:
+    for stack in model.stacks:
         for code in rotated:
             _rotate_by(rotate, code, stack.module)
     if not num_norms and not rotated:
-        raise InputError(f"--fused: {name} has no norms and no rotary embeddings for which Liger-Kernel has a kernel")
+        raise InputError(
+            f"--fused: {model.name} has no norms and no rotary embeddings for which Liger-Kernel has a kernel"
+        )
     rotary = ", rotary embeddings" if rotated else ""
     return f"liger-kernel {version('liger-kernel')}: {num_norms} of {len(seen.norms)} norms{rotary}"
 
@@ -74,9 +79,10 @@ def _kernels(stacks: tuple[Stack, ...]) -> tuple[Callable[..., Tensor], Callable
     return liger_rms_norm, liger_rope
 
 
-def _watch(stacks: tuple[Stack, ...], run: Callable[[], object]) -> Seen:
-    seen = Seen({}, {})
-    parts = [part for stack in stacks for part in stack.module.modules()]
+def _watch(model: HookedModel) -> Seen:
+    """What a short batch gives the parts."""
+    seen, ids_BT = Seen({}, {}), probe_ids(model.vocabulary)
+    parts = [part for stack in model.stacks for part in stack.module.modules()]
 
     def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if len(args) == 1 and not kwargs and isinstance(output, Tensor):
@@ -96,7 +102,7 @@ def _watch(stacks: tuple[Stack, ...], run: Callable[[], object]) -> Seen:
         for code in {sys.modules[type(part).__module__] for part in parts}:
             if (own := getattr(code, _ROTATE, None)) is not None:
                 watching.enter_context(_in_place_of(code, partial(watched, code, own)))
-        run()
+        model.run_body(ids_BT, decoder_ids_BT=ids_BT)
     return seen
 
 
@@ -113,7 +119,7 @@ def _nearest_norm(
     epsilon = next((value for name in _EPSILONS if isinstance(value := getattr(module, name, None), float)), None)
     if epsilon is None or x.dtype != y.dtype or x.shape != y.shape or x.shape[-1:] != module.weight.shape:  # type: ignore[union-attr]
         return None
-    found: list[tuple[int, int, Callable[[Tensor], Tensor]]] = []
+    found: list[tuple[int, Callable[[Tensor], Tensor]]] = []
     for mode, offset in _VARIANTS:
 
         def fused(x: Tensor, mode: str = mode, offset: float = offset) -> Tensor:
@@ -121,8 +127,8 @@ def _nearest_norm(
 
         made = fused(x)
         if _only_round(made, y, y.abs()):
-            found.append((int((made != y).sum()), len(found), fused))
-    return min(found)[2] if found else None
+            found.append((int((made != y).sum()), fused))
+    return min(found, key=itemgetter(0))[1] if found else None
 
 
 def _rotates_alike(rotate: Callable[..., Rotation], given: tuple[Tensor, ...], made: Rotation) -> bool:

@@ -43,7 +43,6 @@ from neurotally.profiler.model.plain_tensors import plain_parts
 from neurotally.profiler.model.quantised import Quantisation, in_dtypes_of, left_plain, quantisation_of
 from neurotally.profiler.model.sharded_tensors import bfloat16_bits
 from neurotally.profiler.model.stacks import find_stacks
-from neurotally.profiler.model.verify import probe_ids
 from neurotally.profiler.networks import ENCODER, Networks, networks_of
 from neurotally.profiler.whole_files import read_json
 
@@ -125,8 +124,9 @@ class ModelFacts:
     def to_json(self) -> dict[str, Any]:
         """As a plain dictionary; `networks`, `decoder_start` and `fused` only where they say something."""
         values = asdict(self)
-        silent = {"networks": not self.networks}
-        silent |= {name: values[name] is None for name in ("decoder_start", "fused")}
+        silent = {
+            "networks": not self.networks, "decoder_start": self.decoder_start is None, "fused": self.fused is None
+        }  # fmt: skip
         return {key: value for key, value in values.items() if not silent.get(key)}
 
 
@@ -247,8 +247,7 @@ def prepare_model(
             "model and tokenizer don't belong together"
         )
     fingerprint = fingerprint_weights(model, checkpoint_dtype)
-    bare, ids_BT = HookedModel(model, model_id, stacks, []), probe_ids(num_embeddings)
-    replaced = fuse(model_id, stacks, lambda: bare.run_body(ids_BT, decoder_ids_BT=ids_BT)) if fused else None
+    replaced = fuse(HookedModel(model, model_id, stacks, [])) if fused else None
     hooked = hook_model(model, model_id)
     first, body = hooked.hook_points[0], hooked.body
     config = model.config.get_text_config()
