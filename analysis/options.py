@@ -107,6 +107,6 @@ def _annotated(hint: Any) -> tuple[Any, Any]:
     return hint, None
 
 
-OnlyCorpora = Annotated[tuple[str, ...], Option("Only this corpus of the store; as often as you like.", "NAME")]
+OnlyCorpora = Annotated[tuple[str, ...], Option("Only this corpus of the store; may be repeated.", "NAME")]
 GroupName = Annotated[str, Option("The name that the pass gave its group in the store.")]
 WindowLines = Annotated[int, Option("The lines around a trigger, its own in the middle.", "LINES", min=1)]

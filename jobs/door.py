@@ -40,11 +40,11 @@ Corpus = Annotated[
 ]  # fmt: skip
 MaxFiles = Annotated[
     int | None,
-    Option("The first N documents of each corpus: of a folder in hash order, of records in theirs.", "N", min=1),
+    Option("The first N documents of each corpus: in hash order in a folder, records in their own.", "N", min=1),
 ]
 DocumentTokens = Annotated[int | None, Option("Keep the first N tokens of each document.", "N", min=1)]
 Triggers = Annotated[
-    int, Option("Keep the K places where a neuron's coefficient is largest, one a document.", "K", min=0, max=1024)
+    int, Option("Keep the K places where a neuron's coefficient is largest, one per document.", "K", min=0, max=1024)
 ]
 Groups = Annotated[int, Option("Groups of units; every count is kept by group.", "G", min=1, max=65535)]
 FIRST_IDS = Option("The first N ids, in sorted order.", "N", min=1, names=("--limit", "--max-ids"))
@@ -98,8 +98,8 @@ def profile(
     ] = None,
     decoder_reads: Annotated[
         Literal["second-half", "all"] | None,
-        Option("Of an encoder-decoder: its decoder goes on where the encoder stops, in the middle of each row, or both "
-               "read all of it. Default: second-half."),
+        Option("For an encoder-decoder: its decoder continues where the encoder stops, in the middle of each row, or "
+               "both read all of it. Default: second-half."),
     ] = None,
     random_init: Annotated[
         int | None,
@@ -112,8 +112,8 @@ def profile(
     ] = None,
     fused: Annotated[
         bool,
-        Option("On a GPU, norms and rotary embeddings by Liger-Kernel's fused kernels, which are faster and round "
-               "otherwise. The store says so."),
+        Option("On a GPU, compute norms and rotary embeddings with Liger-Kernel's fused kernels, which go over memory "
+               "fewer times and round differently. The store records it."),
     ] = False,
     workers: Workers = None, device: Device = "auto", dtype: Dtype = "auto", address: Address = None,
     trust_remote_code: Trust = False, progress: Progress | None = None, max_unit_bytes: int = 2 * 2**20,
@@ -121,7 +121,7 @@ def profile(
 ) -> dict[str, Any]:  # fmt: skip
     """Run MODEL over corpora and keep, for every feed-forward neuron, what it does.
 
-    The same command goes on where it stopped. A further corpus is added; what is there is left alone.
+    The same command resumes where it stopped. A further corpus is added; what is there is left alone.
 
     Example:
       neurotally profile codellama/CodeLlama-7b-hf llama.store --corpora sources/ --max-files 50000
@@ -158,12 +158,12 @@ def inspect(
     model: str, *,
     groups: Groups = 10,
     triggers: Triggers = 32,
-    probe: Annotated[bool, Option("Load the model too, run some batches, and tell the speed.")] = False,
+    probe: Annotated[bool, Option("Load the model too, run some batches, and measure the speed.")] = False,
     device: Device = "auto", dtype: Dtype = "auto", trust_remote_code: Trust = False,
 ) -> Result:  # fmt: skip
-    """What MODEL is, what a run of `profile` would need, and whether it fits here: told from its config alone.
+    """What MODEL is, what a run of `profile` would need, and whether it fits here, from its config alone.
 
-    A model that isn't supported is refused with the reason, as far as the config tells it.
+    A model that isn't supported is refused with the reason, as far as the config shows it.
 
     Example:
       neurotally inspect deepseek-ai/DeepSeek-V3 --dtype bfloat16
@@ -197,10 +197,10 @@ def mask(
 ) -> Result:  # fmt: skip
     """What switching off named sets of neurons costs: loss, perplexity and top-1 accuracy on held-out files in DIR.
 
-    With --regex apart for tokens in each concept's matches, the rest of their lines, other tokens of the same files,
-    and files without it. Beside as many random neurons of the same layers, and random ones of which as many are above
-    LAPE's threshold. Files whose triggers chose the neurons are refused, or left out with --leave-out-used. The same
-    command goes on where it stopped.
+    With --regex, measured separately for tokens in each concept's matches, the rest of their lines, other tokens of
+    the same files, and files without it. Each set stands beside as many random neurons of the same layers, and random
+    ones of which as many are above LAPE's threshold. Files whose triggers chose the neurons are refused, or left out
+    with --leave-out-used. The same command resumes where it stopped.
 
     Example:
       neurotally mask llama/ llama.store --neurons concepts.json --regex concepts.toml --corpora heldout/
@@ -227,7 +227,7 @@ def ablate(
     neurons: Annotated[
         Path | str | None, Option("A mask file instead of the store's own selection.", "FILE.json")
     ] = None,
-    corpus: Annotated[Sequence[str], Option("Only this corpus of the store; as often as you like.", "NAME")] = (),
+    corpus: Annotated[Sequence[str], Option("Only this corpus of the store; may be repeated.", "NAME")] = (),
     per_corpus: Annotated[
         int, Option("LAPE's balanced selection; for another one: `lape --out`, and --neurons.", "N", min=1)
     ] = 400,
@@ -242,9 +242,9 @@ def ablate(
 ) -> Result:  # fmt: skip
     """What switching off each corpus's neurons (LAPE) costs every corpus, on held-out files in DIR.
 
-    Beside as many random neurons of the same layers, and as many random ones above LAPE's threshold: a corpus's
-    neurons matter where they cost its text more than both do. Documents of the store are left out of DIR, and counted.
-    The same command goes on where it stopped.
+    Each set stands beside as many random neurons of the same layers, and as many random ones above LAPE's threshold: a
+    corpus's neurons matter where they cost its text more than both do. Documents of the store are left out of DIR, and
+    counted. The same command resumes where it stopped.
 
     Example:
       neurotally ablate codellama/CodeLlama-7b-hf llama.store --corpora heldout/ --figure ablation.png
@@ -255,7 +255,7 @@ def ablate(
     [2, 2]
 
     LAPE's choice is made from the store's counts, of `corpus` alone if given. Only names that both the choice and the
-    folder `corpora` have are taken; the others are told. Returns the `Result` of `ablate`.
+    folder `corpora` have are taken; the others are named. Returns the `Result` of `ablate`.
     """
     from neurotally.jobs.passes.ablation import ablate_corpora
     from neurotally.jobs.passes.loss import Evaluation
@@ -274,8 +274,8 @@ def embed(
     model: str | None, store: Path | str, *,
     parallel: Annotated[
         Path | str | ParallelTexts,
-        Option("A folder a language with a file an id, or NAME.txt or NAME.jsonl a language; a .zip of these; or a "
-               "FILE.jsonl with a field a language.", "DIR"),
+        Option("A folder per language with a file per id, or NAME.txt or NAME.jsonl per language; a .zip of these; "
+               "or a FILE.jsonl with a field per language.", "DIR"),
     ],
     limit: Annotated[int | None, FIRST_IDS] = None,
     common: Annotated[bool, Option("Leave out ids that some language lacks; else they are an error.")] = False,
@@ -294,7 +294,7 @@ def embed(
 ) -> Result:  # fmt: skip
     """Embed a parallel corpus at every layer: the position-weighted mean and the last token of each text.
 
-    The same command goes on where it stopped. Texts longer than the model's context are left out, in all languages,
+    The same command resumes where it stopped. Texts longer than the model's context are left out, in all languages,
     and named.
 
     Example:
@@ -328,24 +328,24 @@ def lens(
         Path | str | Mapping[str, Sequence[str]] | None,
         Option("A .json file for each language: name, keywords, builtins.", "DIR"),
     ] = None,
-    english: Annotated[Path | str | Sequence[str] | None, Option("English words, one a line.", "FILE")] = None,
+    english: Annotated[Path | str | Sequence[str] | None, Option("English words, one per line.", "FILE")] = None,
     draws: Annotated[int, Option("Random sets for each set of tokens.", "N", min=2, max=1000)] = SET_DRAWS,
-    seed: Annotated[int, Option("Of the random sets.", min=0, max=None)] = 0,
-    paper: Annotated[bool, Option("The reference's double BOS, clean-up of spaces and last positions.")] = False,
+    seed: Annotated[int, Option("Seed of the random sets.", min=0, max=None)] = 0,
+    paper: Annotated[bool, Option("Repeat the reference's double BOS, clean-up of spaces and last positions.")] = False,
     name: Name = "translation", workers: Workers = None, device: Device = "auto", dtype: Dtype = "auto",
     address: Address = None, trust_remote_code: Trust = False,
     prompt: Annotated[str | None, Option("With --figure: layers by tokens of this prompt.", "N|A-B/ID")] = None,
     sets: Annotated[
         Sequence[str],
-        Option("Show this set of tokens, as often as you like. Default: of the pairs' languages.", "NAME",
+        Option("Show this set of tokens; may be repeated. Default: those of the pairs' languages.", "NAME",
                names=("--set",)),
     ] = (),
     progress: Progress | None = None, task_prompts: int = 25,
 ) -> Result:  # fmt: skip
-    """What each layer would say next: the logit lens over few-shot translation (arXiv 2506.01074).
+    """What each layer would predict next: the logit lens over few-shot translation (arXiv 2506.01074).
 
-    For every layer and position the first tokens, the gold token, and how probable keywords and English words are.
-    The same command goes on where it stopped.
+    For every layer and position: the top tokens, the gold token, and how probable keywords and English words are.
+    The same command resumes where it stopped.
 
     Example:
       neurotally lens meta-llama/Llama-3.1-8B llama.store --parallel snippets.zip --few-shot prompts/ \\
@@ -379,10 +379,10 @@ def agreement(
         str | Sequence[str], Option("Of ffn-raw (the paper's), ffn-norm, residual-raw, residual-norm.", "all|V,...")
     ] = "all",
     context_sizes: Annotated[
-        str | Sequence[int], Option("Truncated inputs of so many tokens; none: no such inputs.", "N,...")
+        str | Sequence[int], Option("Truncated inputs of this many tokens; none: no such inputs.", "N,...")
     ] = "1,2,5,10,20,50,100,200,500,1000",
     lines: Annotated[
-        str | Sequence[int], Option("Truncated inputs of so many lines; none: no such inputs.", "N,...")
+        str | Sequence[int], Option("Truncated inputs of this many lines; none: no such inputs.", "N,...")
     ] = "1,5,10,20,50",
     positions: Annotated[int, Option("Drawn in each document, for truncated inputs.", "N", min=1)] = 4,
     max_files: MaxFiles = None,
@@ -392,9 +392,9 @@ def agreement(
     address: Address = None, trust_remote_code: Trust = False, progress: Progress | None = None, seed: int = 0,
     max_unit_bytes: int = 2**18,
 ) -> Result:  # fmt: skip
-    """How often each layer's own first token is the model's (arXiv 2407.04868), by layer and by context size.
+    """How often each layer's own top-1 prediction is the model's (arXiv 2407.04868), by layer and by context size.
 
-    The same command goes on where it stopped.
+    The same command resumes where it stopped.
 
     Example:
       neurotally agreement NinedayWang/PolyCoder-2.7B polycoder.store --corpora sources/ --max-files 200 \\

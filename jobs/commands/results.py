@@ -51,10 +51,10 @@ class Shown(NamedTuple):
 PASSES: Mapping[str, Shown] = {
     "inspect": Shown("What a model is, and what a run of it would need", options=(OUT, JSON_FLAG)),
     "profile": Shown("What every neuron does on your corpora", options=(JSON_FLAG,)),
-    "mask": Shown("What any sets of neurons are worth"),
-    "ablate": Shown("What each corpus's neurons are worth"),
+    "mask": Shown("What switching off any sets of neurons costs"),
+    "ablate": Shown("What switching off each corpus's neurons costs"),
     "embed": Shown("Embed a parallel corpus at every layer", options=(OUT, JSON_FLAG)),
-    "lens": Shown("What each layer would say next", {"panels": "Draw each set, by target language."}),
+    "lens": Shown("What each layer would predict next", {"panels": "Draw each set, by target language."}),
     "agreement": Shown("When the next token is decided", {"context": "Draw layers by context sizes."}),
 }
 _FIRST = ("demo", "inspect", "profile", "status", "import")
