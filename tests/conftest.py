@@ -38,6 +38,19 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return run
 
 
+@pytest.fixture
+def workers_share_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of several workers have those of `several_workers` instead of Ray's."""
+    from several_workers import SeveralWorkers
+
+    from neurotally.jobs import run
+
+    def make_engine(where: Any, model: Any, session_file: Path) -> SeveralWorkers:
+        return SeveralWorkers(model, run.num_workers(where))
+
+    monkeypatch.setattr(run, "_make_engine", make_engine)
+
+
 def make_tokenizer(vocabulary: int = 600, bos: bool = True) -> Any:
     """A byte-level BPE tokenizer trained on a few files of the standard library."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers

@@ -65,6 +65,7 @@ def threaded(monkeypatch: pytest.MonkeyPatch, seen: list[str]) -> list[str]:
     return seen
 
 
+@pytest.mark.slow
 def test_results_are_taken_while_a_corpus_is_committed_and_a_third_waits(
     tmp_path: Path, threaded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,6 +85,7 @@ def test_results_are_taken_while_a_corpus_is_committed_and_a_third_waits(
     assert everything(tmp_path / "beside") == everything(tmp_path / "alone")
 
 
+@pytest.mark.slow
 def test_a_commit_that_fails_ends_the_run_and_the_same_command_goes_on(
     tmp_path: Path, threaded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +107,7 @@ def test_a_commit_that_fails_ends_the_run_and_the_same_command_goes_on(
 
 
 @pytest.mark.parametrize("signals", [1, 2])
+@pytest.mark.slow
 def test_a_signal_leaves_no_thread_behind_that_writes(
     signals: int, tmp_path: Path, threaded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

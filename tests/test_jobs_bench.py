@@ -66,6 +66,7 @@ HOOKS = {"products", "eager_counts", "eager_everything"}
     ],
     ids=["no network in some layers", "functional", "experts", "networks and experts", "encoder", "encoder-decoder"],
 )
+@pytest.mark.slow
 def test_every_kind_of_model_is_measured(
     make: Callable[[str], Any], name: str, hooks: set[str], tokenizer: Any, tmp_path: Path
 ) -> None:

@@ -92,6 +92,7 @@ def chunks(files: dict[str, bytes]) -> dict[str, bytes]:
     return {name: content for name, content in files.items() if "/c/" in name}
 
 
+@pytest.mark.slow
 def test_a_run_to_a_bucket_leaves_the_objects_that_one_to_a_folder_leaves_as_files(
     bucket: str, model_folder: Path, corpora: Path, local: Path, tmp_path: Path
 ) -> None:
@@ -112,6 +113,7 @@ def test_a_run_to_a_bucket_leaves_the_objects_that_one_to_a_folder_leaves_as_fil
     assert ours["consolidated_metadata"]["metadata"].keys() == theirs["consolidated_metadata"]["metadata"].keys()
 
 
+@pytest.mark.slow
 def test_analyses_read_it(bucket: str, model_folder: Path, corpora: Path, local: Path, run: Any) -> None:
     path = make_store(model_folder, location(f"{URL}/b"), corpora)
     ours, theirs = open_store(f"{URL}/b"), open_store(local)
@@ -213,6 +215,7 @@ def test_workers_read_the_bucket_themselves(bucket: str, model_folder: Path, cor
     same_arrays(path, local)
 
 
+@pytest.mark.slow
 def test_a_damaged_array_in_a_bucket_and_a_connection_that_fails_are_told_apart(
     endpoint: str, model_folder: Path, corpora: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -239,6 +242,7 @@ def test_a_damaged_array_in_a_bucket_and_a_connection_that_fails_are_told_apart(
     proxy.close()
 
 
+@pytest.mark.slow
 def test_of_two_runs_on_two_machines_one_is_refused(
     bucket: str, model_folder: Path, corpora: Path, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,6 +260,7 @@ def test_of_two_runs_on_two_machines_one_is_refused(
     same_arrays(path, local)
 
 
+@pytest.mark.slow
 def test_of_two_runs_that_write_the_root_one_wins(
     bucket: str, model_folder: Path, corpora: Path, local: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -325,6 +330,7 @@ def test_objects_of_an_upload_that_was_cut_off_are_replaced_and_the_rest_removed
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_working_state_of_a_store_that_was_removed_is_not_gone_on_with(
     bucket: str, model_folder: Path, other_model_folder: Path, corpora: Path, tmp_path: Path
 ) -> None:
@@ -362,6 +368,7 @@ def stopping_after(units: int) -> Iterator[None]:
         Fold.take = taken  # type: ignore[method-assign]
 
 
+@pytest.mark.slow
 def test_a_store_that_was_copied_to_a_bucket_is_gone_on_with(
     bucket: str, model_folder: Path, corpora: Path, local: Path, tmp_path: Path
 ) -> None:
@@ -377,6 +384,7 @@ def test_a_store_that_was_copied_to_a_bucket_is_gone_on_with(
     same_arrays(path, local)
 
 
+@pytest.mark.slow
 def test_names_are_text_not_parts_of_a_url(
     bucket: str, model_folder: Path, corpora: Path, tmp_path: Path, run: Any
 ) -> None:
@@ -446,6 +454,7 @@ def test_a_renewal_whose_answer_was_lost_does_not_end_the_lease(
     assert objects(bucket, "study/lost-answer") == {}
 
 
+@pytest.mark.slow
 def test_texts_that_cannot_be_reached_are_not_called_gone(
     endpoint: str, model_folder: Path, corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any
 ) -> None:
@@ -492,6 +501,7 @@ def test_a_run_survives_twenty_cuts_of_the_connection(
     proxy.close()
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_urls(
     bucket: str, model_folder: Path, corpora: Path, local: Path, run: Any, tmp_path: Path
 ) -> None:

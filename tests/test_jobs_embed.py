@@ -101,7 +101,8 @@ def test_each_distinct_text_is_embedded_once(model_folder: Path, tmp_path: Path)
             assert (arrays["text"][LANGUAGES.index(a)] == arrays["text"][LANGUAGES.index(b)]).tolist() == same
 
 
-@pytest.mark.ray
+@pytest.mark.usefixtures("workers_share_this_process")
+@pytest.mark.slow
 def test_same_bits_after_a_stop_and_the_same_but_for_rounding_on_two_workers(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,7 @@ def made(hybrid: Path, corpora: Path, tmp_path_factory: pytest.TempPathFactory) 
     return make_store(hybrid, tmp_path_factory.mktemp("stores") / "s", corpora)
 
 
+@pytest.mark.slow
 def test_layers_without_a_network_hold_fill_values(made: Path) -> None:
     sites = store.read_arrays(made / "sites", schema=store.SITES_SCHEMA)
     assert dict(zip(sites["site_layer"].tolist(), sites["site_neurons"].tolist(), strict=True)) == NETWORKS

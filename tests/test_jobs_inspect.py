@@ -60,6 +60,7 @@ def test_no_weight_is_read(run: Run, model_folder: Path, tmp_path: Path) -> None
     assert document["weights"]["bytes"] == 2 * document["weights"]["number"]
 
 
+@pytest.mark.slow
 def test_layers_of_several_widths_are_told_in_a_few_words(tmp_path: Path) -> None:
     """DeepSeek-V3 at its own size: 671 billion weights, none of which is made."""
     AutoConfig.for_model("deepseek_v3", architectures=["DeepseekV3ForCausalLM"]).save_pretrained(tmp_path)

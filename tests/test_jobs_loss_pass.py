@@ -155,7 +155,8 @@ class Watched(Progress):
         yield took
 
 
-@pytest.mark.ray
+@pytest.mark.usefixtures("workers_share_this_process")
+@pytest.mark.slow
 def test_the_same_however_it_ran(profiled: Path, model_folder: Path) -> None:
     small: dict[str, Any] = {"max_unit_bytes": 3000}
     ablate(profiled, model_folder, name="one", **small)

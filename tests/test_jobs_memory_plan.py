@@ -53,7 +53,7 @@ def peak_bytes(*arguments: object) -> tuple[int, str]:
     return int(done.stdout.splitlines()[-1]) * 1024, done.stderr
 
 
-@pytest.mark.parametrize(("groups", "triggers", "corpora"), [(10, 32, 1), (10, 16, 6), (100, 8, 1)], ids=str)
+@pytest.mark.parametrize(("groups", "triggers", "corpora"), [(10, 32, 1), (10, 16, 3), (100, 8, 1)], ids=str)
 @pytest.mark.slow
 def test_a_run_takes_what_is_expected(
     groups: int, triggers: int, corpora: int, large_mixture: Path, make_corpora: Any, tmp_path: Path

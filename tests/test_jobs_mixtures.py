@@ -44,7 +44,8 @@ def sites(path: Path) -> list[dict[str, Any]]:
     return [{name: arrays[name][row] for name in arrays} for row in range(len(arrays["site_layer"]))]
 
 
-@pytest.mark.ray
+@pytest.mark.usefixtures("workers_share_this_process")
+@pytest.mark.slow
 def test_any_number_of_workers_gives_the_same_bits(mixture: Path, corpora: Path, made: Path, tmp_path: Path) -> None:
     for workers in (2, 3):
         assert everything(make_store(mixture, tmp_path / f"{workers}", corpora, workers=workers)) == everything(made)

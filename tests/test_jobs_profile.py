@@ -119,19 +119,27 @@ def test_a_ray_cluster_of_two_nodes_gives_the_same_bits(
 ) -> None:
     corpora = make_corpora({"python": 40, "c++": 25})
     by_lines: dict[str, Any] = {"window_lines": 2, "keep_texts": True}
-    run(model_folder, tmp_path / "concat", corpora, layout="concat")
-    run(model_folder, tmp_path / "lines", corpora, **by_lines)
+    run(model_folder, tmp_path / "one", corpora, **by_lines)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         cluster.add_node(num_cpus=2)
-        run(model_folder, tmp_path / "of 2", corpora, workers=2, address=cluster.address, **by_lines)
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-        run(model_folder, tmp_path / "of 3", corpora, workers=3, layout="concat")
+        run(model_folder, tmp_path / "three", corpora, workers=3, **by_lines)
     finally:
         cluster.shutdown()
-    assert everything(tmp_path / "lines") == everything(tmp_path / "of 2")
-    assert everything(tmp_path / "concat") == everything(tmp_path / "of 3")
-    assert "python/document_text" in everything(tmp_path / "lines")
+    assert everything(tmp_path / "three") == everything(tmp_path / "one")
+    assert "python/document_text" in everything(tmp_path / "one")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("workers_share_this_process")
+def test_documents_that_run_together_give_the_same_bits_on_three_workers(
+    model_folder: Path, make_corpora: Any, tmp_path: Path
+) -> None:
+    corpora = make_corpora({"python": 40, "c++": 25})
+    for workers in (1, 3):
+        run(model_folder, tmp_path / str(workers), corpora, layout="concat", workers=workers)
+    assert everything(tmp_path / "3") == everything(tmp_path / "1")
 
 
 @pytest.mark.slow
@@ -198,13 +206,12 @@ def wait_for_units(path: Path, number: int, process: Launch, timeout_s: float = 
     raise AssertionError(f"never got to {number} units: {process.status} {process.errors}")
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.ray
-def test_killed_twice_and_resumed_gives_the_same_bits(
-    workers: str, model_folder: Path, make_corpora: Any, tmp_path: Path
+def test_killed_with_two_workers_and_with_one_and_resumed_gives_the_same_bits(
+    model_folder: Path, make_corpora: Any, tmp_path: Path
 ) -> None:
     corpora = make_corpora({"python": 40, "c++": 40})
-    for number in (10, 1010):
+    for number, workers in ((10, "2"), (1010, "1")):
         process = start(model_folder, tmp_path / "killed", corpora, "--workers", workers)
         wait_for_units(tmp_path / "killed", number, process)
         os.killpg(process.pid, signal.SIGKILL)

@@ -39,8 +39,9 @@ def made(models: dict[str, Path], corpora: Path, tmp_path_factory: pytest.TempPa
     return {name: make_store(model, folder / name, corpora) for name, model in models.items()}
 
 
-@pytest.mark.ray
+@pytest.mark.usefixtures("workers_share_this_process")
 @pytest.mark.parametrize(("name", "workers"), [("t5", 3), ("roberta", 2)])
+@pytest.mark.slow
 def test_any_number_of_workers_gives_the_same_bits(
     name: str, workers: int, models: dict[str, Path], corpora: Path, made: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -77,6 +78,7 @@ def test_each_stack_has_its_layers_and_denominators(made: dict[str, Path]) -> No
     assert "site_tokens" not in store.read_corpus(made["roberta"], "python")  # all tokens come by
 
 
+@pytest.mark.slow
 def test_the_decoder_reads_what_it_is_asked_to(
     models: dict[str, Path], corpora: Path, made: dict[str, Path], tmp_path: Path
 ) -> None:

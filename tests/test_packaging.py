@@ -127,6 +127,7 @@ def test_importing_does_not_load(module: str, absent: tuple[str, ...]) -> None:
     ("asked", "expected"),
     [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
 )
+@pytest.mark.slow
 def test_threads_that_wait_look_for_each_other_a_short_time(asked: dict[str, str], expected: str) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
     environment |= {"OMP_DISPLAY_ENV": "VERBOSE", **asked}
