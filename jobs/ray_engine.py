@@ -370,6 +370,7 @@ def _start_ray(session: str) -> None:
     os.environ.pop("RAY_AUTH_MODE", None)  # unset, Ray asks for a token, from 2.59 on
     os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
     os.environ["RAY_AUTH_TOKEN"] = _token()
+    os.environ.setdefault("RAY_worker_niceness", "0")  # else workers give way to any other program: 15
     # The second keeps Ray's agents from writing their names over the environment that they are told by.
     told = {SESSION_VARIABLE: session, "SPT_NOENV": "1"}
     os.environ.update(told)

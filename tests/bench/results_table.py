@@ -56,7 +56,7 @@ def planted_table(rows: Iterable[dict[str, str]]) -> str:
 
 def demo_table(rows: Iterable[dict[str, str]]) -> str:
     """A Markdown table of each corpus's own neurons in one run of `neurotally demo`, from its JSON documents."""
-    header = ("corpus", "specific neurons", "exclusive", "its own loss without them", "z, same layers",
+    header = ("corpus", "specific neurons", "exclusive", "loss increase on its text", "z, same layers",
               "z, firing as often")  # fmt: skip
     lines = [
         [row["corpus"], row["specific"], row["exclusive"],
