@@ -122,7 +122,8 @@ FAMILIES: dict[str, Family] = {
     "cohere_compass_text": replace(_LLAMA, config=(("rope_parameters", {"full_attention": {
         "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}}),)),
     "emu3": replace(_LLAMA, layers="model.text_model.layers", is_composite=True, config=(("vocabulary_map", {
-        "<image>": 600, "<|extra_200|>": 601, "<|visual token 000000|>": 602}),)),
+        "<image>": 600, "<|extra_200|>": 601, "<|visual token 000000|>": 602}),
+        ("vq_config", {"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1, "attn_resolutions": []}))),
     "gpt-sw3": _GPT2,
     "phi4_multimodal": replace(_FUSED, config=(("num_hidden_layers", 3),)),  # its vision tower has 2
     "xlstm": Family("backbone.blocks", "ffn.proj_up_gate", "ffn.proj_down", gated=True, act="silu", context=2**31 - 1,
