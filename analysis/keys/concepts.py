@@ -23,7 +23,7 @@ from neurotally.analysis.keys.places import read_concepts
 from neurotally.analysis.keys.tested import UNTESTED, CorpusKeys, NullTest, left_out_notes, patterns_by_corpus
 from neurotally.analysis.keys.texts import ANYWHERE, Texts
 from neurotally.analysis.layer_runs import LAYERS
-from neurotally.analysis.masking.mask_sets import file_digests
+from neurotally.analysis.masking.masks import file_digests
 from neurotally.analysis.options import Group, OnlyCorpora, Option
 from neurotally.analysis.overlap import pairwise_common, pairwise_jaccard
 from neurotally.analysis.parts import Chart, Column, Panel, Series, Table

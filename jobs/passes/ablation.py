@@ -12,8 +12,8 @@ from neurotally.analysis.keys.places import read_concepts
 from neurotally.analysis.languages.counts import read_counts
 from neurotally.analysis.languages.lape import Rule, threshold_of
 from neurotally.analysis.languages.sites import rates, read_sites
-from neurotally.analysis.masking.mask_sets import above_threshold, read_origin
-from neurotally.analysis.masking.masks import read_mask
+from neurotally.analysis.masking.mask_sets import above_threshold
+from neurotally.analysis.masking.masks import read_mask, read_origin
 from neurotally.jobs.passes.held_out import Choosers, profiled_documents
 from neurotally.jobs.passes.loss import Above, Chosen, Evaluation, measure_losses
 from neurotally.jobs.plan import find_corpora

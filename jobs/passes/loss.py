@@ -90,10 +90,8 @@ class Chosen:
         """Them and what they are compared with; InputError where the mask file isn't of this model."""
         if self.file is not None:
             read_mask(self.file, facts.fingerprint, facts.num_layers, facts.num_neurons)
-        return mask_sets(
-            self.neurons, facts.num_neurons, draws, self.above, self.with_spared,
-            site_LF=site_numbers(facts.networks, facts.num_layers, facts.num_neurons) if facts.networks else None,
-        )  # fmt: skip
+        site_LF = site_numbers(facts.networks, facts.num_layers, facts.num_neurons)
+        return mask_sets(self.neurons, site_LF, draws, self.above, self.with_spared)
 
 
 def measure_losses(
