@@ -1,6 +1,7 @@
 """The sets that a loss pass switches off: as many as they should be, where they should be."""
 
 import numpy as np
+from group_counts import counts_of
 
 from neurotally.analysis.languages.lape import Rule, lape
 from neurotally.analysis.masking.mask_sets import MaskSet, above_threshold, mask_sets, shared_neurons
@@ -39,7 +40,7 @@ def candidates_of(specific: dict[str, np.ndarray], above: dict[str, np.ndarray] 
 def test_candidates_are_above_the_threshold_in_the_same_layers() -> None:
     rng = np.random.default_rng(0)
     active_CLF = rng.integers(0, 1000, (3, 2, 50)).astype(np.uint64)
-    selection = lape(active_CLF, np.full(3, 1000), "abc", Rule(0.6, per_corpus=8))
+    selection = lape(counts_of(active_CLF, np.full(3, 1000), "abc"), Rule(0.6, per_corpus=8))
     above = above_threshold(dict(zip("abc", active_CLF / 1000, strict=True)), selection.threshold, [*"abc", "concept"])
     assert {name: int(above[name].sum()) for name in "abc"} == dict(selection.num_candidates)
     np.testing.assert_array_equal(above["concept"], above["a"] | above["b"] | above["c"])

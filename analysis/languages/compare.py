@@ -31,7 +31,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from neurotally.analysis.languages.counts import CorpusCounts, read_counts
-from neurotally.analysis.languages.lape import DEFAULT, Rule, Selection
+from neurotally.analysis.languages.lape import DEFAULT, Rule, Selection, lape
 from neurotally.analysis.languages.lape_study import NO_NEURON, candidates_warnings, lape_document
 from neurotally.analysis.languages.profiles import jaccard_table, neurons_by_layer, overlaps
 from neurotally.analysis.options import Group, OnlyCorpora, Option
@@ -82,7 +82,7 @@ def compare(counts: Sequence[CorpusCounts], labels: Sequence[str], rule: Rule) -
         has = "; ".join(f"{label} has {', '.join(of.corpora)}" for of, label in zip(counts, labels, strict=True))
         raise InputError(f"two corpora of the same names are needed, found {', '.join(corpora) or 'none'}: {has}")
     common = [_only(of, corpora) for of in counts]
-    selections = [rule.choose(of) for of in common]
+    selections = [lape(of, rule) for of in common]
     document = finite(_document(rule, labels, common, selections))
     stores = dict(zip("AB", document["stores"], strict=True))
     shapes = "; ".join(f"{mark} {of['label']} ({of['layers']} layers of {of['neurons']:,})"
@@ -162,11 +162,11 @@ def _document(
 
 
 def _store(label: str, counts: CorpusCounts, selection: Selection) -> dict[str, Any]:
-    lape = lape_document(counts, selection)
-    by_layer = neurons_by_layer(selection.specific, lape["layers"])
+    of_lape = lape_document(counts, selection)
+    by_layer = neurons_by_layer(selection.specific, of_lape["layers"])
     return {
         "label": label,
-        **{key: lape[key] for key in _OF_LAPE},
+        **{key: of_lape[key] for key in _OF_LAPE},
         "by_layer": by_layer,
         "overlap": overlaps(selection.specific),
         "mean_depth": by_name(counts.corpora, mean_depths(_counts(by_layer["specific"]))),

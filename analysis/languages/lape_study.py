@@ -27,7 +27,7 @@ archive.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,7 +35,7 @@ import numpy as np
 
 from neurotally.analysis.languages import jackknife
 from neurotally.analysis.languages.counts import CorpusCounts, GroupCounts, read_counts, read_group_counts
-from neurotally.analysis.languages.lape import DEFAULT, Rule, Selection, layer_counts
+from neurotally.analysis.languages.lape import DEFAULT, Rule, Selection, lape, layer_counts
 from neurotally.analysis.languages.sites import FEW_TOKENS
 from neurotally.analysis.layer_runs import layer_runs
 from neurotally.analysis.options import Group, OnlyCorpora, Option
@@ -76,13 +76,13 @@ def study(
         if archive is not None:
             raise InputError("--archive: expected --error-bars with it")
         counts = read_counts(store, corpus)
-        return lape_result(counts, rule.choose(counts))
+        return lape_result(counts, lape(counts, rule))
     groups = read_group_counts(store, corpus)
     bars = jackknife.error_bars(groups)
     if archive is not None:
         jackknife.save_error_bars(bars, archive)
     counts = groups.total()
-    return lape_result(counts, rule.choose(counts), bars)
+    return lape_result(counts, lape(counts, rule), bars)
 
 
 def lape_result(counts: CorpusCounts, selection: Selection, bars: jackknife.ErrorBars | None = None) -> Result:
@@ -118,10 +118,8 @@ def lape_document(counts: CorpusCounts, selection: Selection) -> dict[str, Any]:
         "exclusive": {name: neurons_n2.tolist() for name, neurons_n2 in selection.exclusive.items()},
         "entropy": {name: selection.entropy_LF[at].tolist() for name, at in places.items()},
         "probability": {
-            name: (active_LF[places[name]] / tokens[places[name]]).tolist()
-            for name, active_LF, tokens in zip(
-                counts.corpora, counts.active_CLF, _tokens(counts, selection.rule), strict=True
-            )
+            name: rate_LF[places[name]].tolist()
+            for name, rate_LF in zip(counts.corpora, counts.rates(selection.rule.rates), strict=True)
         },
         "layers": num_layers,
         "neurons": num_neurons,
@@ -145,15 +143,6 @@ def _few_tokens(counts: CorpusCounts) -> dict[str, int]:
     assert counts.sites is not None
     few_C = np.count_nonzero(counts.sites.tokens_XS < FEW_TOKENS, axis=1)
     return dict(zip(counts.corpora, few_C.tolist(), strict=True))
-
-
-def _tokens(counts: CorpusCounts, rule: Rule) -> Iterator[np.ndarray]:
-    """uint64 [L, F] by corpus: the tokens that a neuron's rate is the share of; at least 1."""
-    for c, tokens in enumerate(counts.tokens_C):
-        if counts.sites is None or rule.rates == "joint":
-            yield np.broadcast_to(tokens, counts.active_CLF.shape[1:])
-        else:
-            yield np.maximum(counts.sites.tokens_XS[c][counts.sites.number_LF], 1)
 
 
 def error_bars_document(bars: jackknife.ErrorBars, selection: Selection) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from neurotally.analysis.languages.counts import CorpusCounts, read_counts
-from neurotally.analysis.languages.lape import DEFAULT, Rule, Sets
+from neurotally.analysis.languages.lape import DEFAULT, Rule, Sets, lape
 from neurotally.analysis.languages.lape_study import NO_NEURON, candidates_warnings, lape_document, set_notes
 from neurotally.analysis.options import Group, OnlyCorpora
 from neurotally.analysis.overlap import pairwise_common, pairwise_jaccard
@@ -52,14 +52,14 @@ def study(store: Path, corpus: OnlyCorpora = (), rule: Annotated[Rule, Group()] 
 
 def profiles(counts: CorpusCounts, rule: Rule) -> Result:
     """Neurons by layer and corpus, by layer and number of corpora, and the overlap of every two."""
-    selection = rule.choose(counts)
-    lape = lape_document(counts, selection)
-    by_layer = neurons_by_layer(selection.specific, lape["layers"])
+    selection = lape(counts, rule)
+    of_lape = lape_document(counts, selection)
+    by_layer = neurons_by_layer(selection.specific, of_lape["layers"])
     overlap = overlaps(selection.specific)
     document = {
         "schema": 1,
         **rule.as_json(),
-        **{key: lape[key] for key in _OF_LAPE},
+        **{key: of_lape[key] for key in _OF_LAPE},
         "by_layer": by_layer,
         "overlap": overlap,
     }

@@ -46,8 +46,6 @@ def study(store: Path, corpus: OnlyCorpora = ()) -> Result:
     if all(network.experts is None for network in networks):
         raise InputError(f"{store} is of a model without experts: there is no routing to show")
     tokens, left_out = usable_corpora(store, corpus)
-    if not tokens:
-        raise InputError(f"{store} has no finished corpus with tokens")
     by_corpus = {name: stores.read_corpus(store, name, ["site_tokens", "site_weight"]) for name in tokens}
     layers, first = [], 0
     for network in networks:

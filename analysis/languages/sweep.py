@@ -27,7 +27,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 
 from neurotally.analysis.languages.counts import CorpusCounts, read_counts
-from neurotally.analysis.languages.lape import DEFAULT, Rule, Selection, Sets
+from neurotally.analysis.languages.lape import DEFAULT, Rule, Selection, Sets, lape
 from neurotally.analysis.languages.profiles import neurons_by_layer
 from neurotally.analysis.options import Group, OnlyCorpora, Option
 from neurotally.analysis.overlap import contained, jaccard
@@ -130,10 +130,10 @@ def _document(
     """The document of `sweep --json`, with NaN for null. Settings: balanced first, then top; in each by quantile."""
     rules = [Rule(quantile, "balanced", per_corpus=number) for quantile in quantiles for number in per_corpus]
     rules += [Rule(quantile, "top", top_rate=rate) for quantile in quantiles for rate in top_rates]
-    by_base = base.choose(counts)
+    by_base = lape(counts, base)
     settings, sets = [], []
     for rule in rules:
-        selection = rule.choose(counts)
+        selection = lape(counts, rule)
         settings.append(_setting(selection, by_base.specific))
         sets.append(selection.specific)
     num_layers, num_neurons = by_base.entropy_LF.shape

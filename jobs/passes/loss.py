@@ -202,7 +202,7 @@ def _means(path: Path, corpora: Sequence[str]) -> dict[str, np.ndarray]:
         if (sites := read_sites(path, name, arrays["tokens"])) is not None:
             # Those that came by; of an expert that got none, and where there is no neuron, the mean is 0.
             sums[name] = np.nan_to_num(sums[name])
-            tokens[name] = np.maximum(sites.spread(sites.summed().tokens_XN())[0].astype(np.int64), 1)
+            tokens[name] = sites.summed().came_by()[0].astype(np.int64)
     if not any(map(np.any, tokens.values())):
         raise InputError(f"--how mean: {path} has no corpus yet to take means from; run `neurotally profile` first")
     overall_LF = np.sum(list(sums.values()), axis=0) / sum(tokens.values())
