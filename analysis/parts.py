@@ -143,8 +143,8 @@ class Chart:
     name: str
     title: str
     panels: Sequence[Panel | Grid]
-    x_label: str = ""
     y_label: str = ""
+    x_label: str = "layer, from the input to the output"
     x: Literal["layers", "number", "amount"] = "layers"
     y: Literal["count", "number", "share", "log"] = "number"
     share_x: bool = True

@@ -22,7 +22,6 @@ from neurotally.analysis.keys.patterns import Statistic, known_means, strongest
 from neurotally.analysis.keys.places import read_concepts
 from neurotally.analysis.keys.tested import UNTESTED, CorpusKeys, NullTest, left_out_notes, patterns_by_corpus
 from neurotally.analysis.keys.texts import ANYWHERE, Texts
-from neurotally.analysis.layer_runs import LAYERS
 from neurotally.analysis.masking.masks import file_digests
 from neurotally.analysis.options import Group, OnlyCorpora, Option
 from neurotally.analysis.overlap import pairwise_common, pairwise_jaccard
@@ -243,7 +242,7 @@ def _chart(document: Mapping[str, Any]) -> Chart:
               empty="" if any(by_layer) else "no key passes")
         for name, by_layer in document["by_layer"].items()
     ]  # fmt: skip
-    return Chart("concepts", "Where each concept's keys sit", panels, LAYERS,
+    return Chart("concepts", "Where each concept's keys sit", panels,
                  "keys in the layer", y="count", share_y=False)  # fmt: skip
 
 

@@ -135,5 +135,4 @@ def _chart(by_layer: Mapping[str, Any], corpora: list[str]) -> Chart:
         for key, title, what in (("mean_rate", "mean rate", "active"), ("dead", "dead neurons", "dead"),
                                  ("frequent", "frequent neurons", "frequent"))
     ]  # fmt: skip
-    return Chart("activity", "How often neurons are active, by layer", panels, "layer, from the input to the output",
-                 share_y=False)  # fmt: skip
+    return Chart("activity", "How often neurons are active, by layer", panels, share_y=False)

@@ -218,14 +218,12 @@ def _run_shares(count_CL: np.ndarray, num_runs: int) -> np.ndarray:
 
 def _chart(document: Mapping[str, Any]) -> Chart:
     """One panel a corpus: its specific neurons' profiles in both stores, over relative depth if layers differ."""
-    is_relative = document["relative_axis"]
-    return Chart(
-        "compare", "Where each corpus's neurons sit in two stores",
-        [_panel(document, name) for name in document["corpora"]],
-        "depth, from the input (0) to the output (1)" if is_relative else "layer, from the input to the output",
-        "density (1: evenly spread)" if is_relative else "share of the specific neurons",
-        x="number" if is_relative else "layers", y="count" if is_relative else "share",
-    )  # fmt: skip
+    title = "Where each corpus's neurons sit in two stores"
+    panels = [_panel(document, name) for name in document["corpora"]]
+    if document["relative_axis"]:
+        return Chart("compare", title, panels, "density (1: evenly spread)",
+                     "depth, from the input (0) to the output (1)", x="number", y="count")  # fmt: skip
+    return Chart("compare", title, panels, "share of the specific neurons", y="share")
 
 
 def _panel(document: Mapping[str, Any], name: str) -> Panel:

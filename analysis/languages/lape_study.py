@@ -225,8 +225,7 @@ def _layers_chart(document: Mapping[str, Any]) -> Chart:
         ]  # fmt: skip
         panels.append(Panel(name, series, f"{len(specific):,} / {len(exclusive):,}" if specific else "",
                             empty="" if specific else NO_NEURON))  # fmt: skip
-    return Chart("layers", "Where each corpus's neurons sit", panels, "layer, from the input to the output",
-                 "neurons in the layer", y="count")  # fmt: skip
+    return Chart("layers", "Where each corpus's neurons sit", panels, "neurons in the layer", y="count")
 
 
 def _spread(neurons: Sequence[Sequence[int]], num_layers: int) -> str:
@@ -327,8 +326,8 @@ def _bars_chart(document: Mapping[str, Any]) -> Chart:
               for name, of in bars["specific"].items()]  # fmt: skip
     return Chart(
         "error-bars", "How well the specific neurons' entropies are known", panels,
-        f"entropy over corpora (nats; at most {math.log(len(panels)):.2f})",
-        f"± half of the {100 * bars['level']:g} % interval (nats)", x="number", y="log",
+        f"± half of the {100 * bars['level']:g} % interval (nats)",
+        f"entropy over corpora (nats; at most {math.log(len(panels)):.2f})", x="number", y="log",
     )  # fmt: skip
 
 

@@ -151,7 +151,7 @@ def _sharing_chart(by_layer: Mapping[str, Any]) -> Chart:
     panels = [_stack("all corpora", by_layer["shared_by"], None)]
     panels += [_stack(name, sharing, max(1, 1.06 * most)) for name, sharing in by_layer["sharing"].items()]
     return Chart("profiles", "Where the chosen neurons sit, and how many corpora share them", panels,
-                 "layer, from the input to the output", "neurons in the layer", y="count", share_y=False)  # fmt: skip
+                 "neurons in the layer", y="count", share_y=False)  # fmt: skip
 
 
 def _stack(name: str, by_sharing: Mapping[str, Sequence[int]], top: float | None) -> Panel:

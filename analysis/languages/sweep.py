@@ -107,7 +107,7 @@ def sweep(
               [grid for select in kinds for grid in _grids(document, select)], num_columns=2),
         Chart("profiles", "Where the specific neurons of all corpora sit, by setting",
               [panel for select in kinds for panel in _panels(document, select)],
-              "layer, from the input to the output", "share of the specific neurons", y="share", num_columns=2),
+              "share of the specific neurons", y="share", num_columns=2),
     ]  # fmt: skip
     notes = [
         "distinct: neurons chosen; shared: by two corpora or more; specific, exclusive: fewest to most of a corpus",

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from neurotally.analysis.layer_runs import LAYERS, known_mean, layer_runs, run_means
+from neurotally.analysis.layer_runs import known_mean, layer_runs, run_means
 from neurotally.analysis.options import GroupName
 from neurotally.analysis.overlap import safe_divide
 from neurotally.analysis.parts import Cell, Chart, Column, Grid, Panel, Series, Table
@@ -142,7 +142,7 @@ def _layer_chart(document: Mapping[str, Any]) -> Chart:
             for name, corpus in document["corpora"].items()
         ]
         panels.append(Panel(_VARIANTS[variant], series))
-    return Chart("agreement", "Positions at which a layer's top-1 prediction is the model's", panels, LAYERS,
+    return Chart("agreement", "Positions at which a layer's top-1 prediction is the model's", panels,
                  "share of positions", y="share",
                  caption="Agreement by layer over whole documents; dashed, with the token that comes next")  # fmt: skip
 

@@ -239,11 +239,11 @@ def _charts(document: Document) -> list[Chart]:
         }.items()
     ]  # fmt: skip
     return [
-        Chart("mexa", title, means, x_label, y_label, num_columns=3,
+        Chart("mexa", title, means, y_label, x_label, num_columns=3,
               caption="Share of ids aligned by layer, with standard errors"),
         Chart("matrix", title, grids, num_columns=3, is_on_request=True),
-        Chart("pivots", title, pivots, x_label, y_label, is_on_request=True),
-        Chart("cosines", f"Cosines, {of}", [Panel("", lines)], x_label, "mean cosine with the other languages",
+        Chart("pivots", title, pivots, y_label, x_label, is_on_request=True),
+        Chart("cosines", f"Cosines, {of}", [Panel("", lines)], "mean cosine with the other languages", x_label,
               caption="Mean cosine of parallel texts that differ (solid) and of texts of other ids (dashed)"),
     ]  # fmt: skip
 
