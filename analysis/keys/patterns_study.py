@@ -36,7 +36,6 @@ from neurotally.analysis.result import Result, finite, model_name
 from neurotally.profiler.buckets import on_disk
 from neurotally.profiler.whole_files import whole_file
 
-PATTERNS_SCHEMA = 1
 _BESIDE_NULL = ("null_by_layer", "over_null_by_layer", "over_null_half_by_layer", "passing_by_layer", "passing",
                 "beyond_null")  # fmt: skip
 """Null without null keys."""
@@ -99,7 +98,7 @@ def patterns_document(
     """
     num_layers, num_neurons = corpora[0].counts.distinct.shape
     document: dict[str, Any] = finite({
-        "schema": PATTERNS_SCHEMA,
+        "schema": 1,
         **settings,
         "null_keys": 0 if corpora[0].null is None else corpora[0].null.distinct.size,
         "concepts": dict(patterns),

@@ -33,7 +33,7 @@ from neurotally.analysis.layers.mexa import (
 )
 from neurotally.analysis.options import GroupName, Option
 from neurotally.analysis.overlap import safe_divide
-from neurotally.analysis.parts import Chart, Column, Grid, Panel, Series, Table, Value
+from neurotally.analysis.parts import Chart, Column, Grid, Panel, Series, Table, Value, matrix
 from neurotally.analysis.result import Result, by_name, finite, model_name
 from neurotally.profiler import store as stores
 from neurotally.profiler.errors import InputError
@@ -194,8 +194,8 @@ def _pair_tables(document: Document) -> list[Table]:
     return [
         Table("pairs", "By pair: share of ids aligned, mean over layers", columns, rows, len(rows) > _MOST_PAIRS),
         *(
-            Table(key, title, [Column("pivot"), *(Column(name, "share") for name in languages)],
-                  [[pivot, *document[key][pivot].values()] for pivot in languages], is_long=True, look="shares")
+            matrix(key, title, "pivot", languages, [[*document[key][pivot].values()] for pivot in languages],
+                   Column("", "share"))
             for key, title in matrices.items()
         ),
     ]  # fmt: skip
