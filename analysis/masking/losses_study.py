@@ -13,10 +13,11 @@ from neurotally.analysis.masking.judgement import MIN_DOCUMENTS
 from neurotally.analysis.masking.losses import FAMILY, Losses, read_losses
 from neurotally.analysis.masking.losses_document import LEVEL, ablation_document, mask_document
 from neurotally.analysis.options import GroupName, Option
-from neurotally.analysis.parts import Cell, Chart, Column, Grid, Table, Value
+from neurotally.analysis.parts import Cell, Chart, Column, Grid, Table, Value, matrix
 from neurotally.analysis.render.numbers import number_text
 from neurotally.analysis.result import Result, model_name
 from neurotally.profiler import store as stores
+from neurotally.profiler.errors import InputError
 
 Form = Literal["ablate", "mask"]
 Rows = list[list[Cell]]
@@ -65,9 +66,12 @@ def study(
     ['a', 'b']
     """
     losses = read_losses(store, name)
-    is_square = not losses.concepts and set(losses.specific) <= set(losses.corpora)
-    build = ablation_result if (form or ("ablate" if is_square else "mask")) == "ablate" else mask_result
-    return build(losses, name)
+    others = [one for one in losses.specific if one not in losses.corpora]
+    if (form or ("mask" if losses.concepts or others else "ablate")) == "mask":
+        return mask_result(losses, name)
+    if others:
+        raise InputError(f"--form ablate: {FAMILY}/{name} has a set {others[0]!r}, but no corpus of this name")
+    return ablation_result(losses, name)
 
 
 def sections(store: Path) -> list[dict[str, Any]]:
@@ -199,9 +203,9 @@ def _measured(base: Mapping[str, Any], effect: Effect) -> list[Cell]:
 
 def _square(effects: Effects, what: str) -> Table:
     """Sets by text."""
-    columns = [Column("off \\ text"), *(Column(name, "signed", 1 if what.startswith("z") else 4) for name in effects)]
-    rows: Rows = [[name, *(effect[what] for effect in of.values())] for name, of in effects.items()]
-    return Table(what, _MAPS[what][0], columns, rows, is_long=True, look="signed")
+    number = Column("", "signed", 1 if what.startswith("z") else 4)
+    values = [[effect[what] for effect in of.values()] for of in effects.values()]
+    return matrix(what, _MAPS[what][0], "off \\ text", list(effects), values, number, look="signed")
 
 
 def _grid(title: str, effects: Effects, what: str, column_label: str = "text of corpus") -> Grid:
