@@ -23,7 +23,7 @@ from neurotally.analysis.languages.counts import CorpusCounts, read_counts
 from neurotally.analysis.options import OnlyCorpora, Option
 from neurotally.analysis.overlap import safe_divide
 from neurotally.analysis.parts import Cell, Chart, Column, Panel, Series, Table
-from neurotally.analysis.result import Result, by_name, model_key, model_name
+from neurotally.analysis.result import Result, by_name, left_out_notes, model_key, model_name
 from neurotally.profiler import store as stores
 from neurotally.profiler.errors import InputError
 
@@ -109,7 +109,7 @@ def _result(document: Mapping[str, Any], total: int, model: str) -> Result:
         f"rare: active at fewer than {document['rare']:.3g} of tokens, the dead left out; frequent: at more than "
         f"{document['frequent']:.3g}",
         "were tokens independent, a neuron active at none of n would have a rate below 3/n, with 95 % confidence",
-        *(f"{name} is left out: {reason}" for name, reason in document["left_out"].items()),
+        *left_out_notes(document["left_out"]),
     ]
     return Result(
         "activity",

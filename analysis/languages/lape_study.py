@@ -40,7 +40,7 @@ from neurotally.analysis.languages.sites import FEW_TOKENS
 from neurotally.analysis.layer_runs import layer_runs
 from neurotally.analysis.options import Group, OnlyCorpora, Option
 from neurotally.analysis.parts import Cell, Chart, Column, Panel, Series, Table, Value
-from neurotally.analysis.result import Result, model_key, model_name
+from neurotally.analysis.result import Result, by_name, left_out_notes, model_key, model_name
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.networks import DECODER, differ_in_tokens, is_expert
 
@@ -123,7 +123,7 @@ def lape_document(counts: CorpusCounts, selection: Selection) -> dict[str, Any]:
         },
         "layers": num_layers,
         "neurons": num_neurons,
-        "tokens": dict(zip(counts.corpora, counts.tokens_C.tolist(), strict=True)),
+        "tokens": by_name(counts.corpora, counts.tokens_C),
         "candidates": dict(selection.num_candidates),
         "sole_candidates": dict(selection.num_sole_candidates),
         "tied_out": dict(selection.num_tied_out),
@@ -141,8 +141,7 @@ def lape_document(counts: CorpusCounts, selection: Selection) -> dict[str, Any]:
 def _few_tokens(counts: CorpusCounts) -> dict[str, int]:
     """By corpus: experts (and other networks) that fewer than FEW_TOKENS tokens came by at."""
     assert counts.sites is not None
-    few_C = np.count_nonzero(counts.sites.tokens_XS < FEW_TOKENS, axis=1)
-    return dict(zip(counts.corpora, few_C.tolist(), strict=True))
+    return by_name(counts.corpora, np.count_nonzero(counts.sites.tokens_XS < FEW_TOKENS, axis=1))
 
 
 def error_bars_document(bars: jackknife.ErrorBars, selection: Selection) -> dict[str, Any]:
@@ -163,7 +162,7 @@ def error_bars_document(bars: jackknife.ErrorBars, selection: Selection) -> dict
         "groups": dict(bars.num_groups),
         "empty_groups": dict(bars.num_empty),
         "entropy_t": bars.entropy_t,
-        "probability_t": dict(zip(bars.corpora, bars.p_t_C().tolist(), strict=True)),
+        "probability_t": by_name(bars.corpora, bars.p_t_C()),
         "specific": specific,
         "above_bar": {
             name: sum(low > selection.threshold for low in of["probability_low"]) for name, of in specific.items()
@@ -194,7 +193,7 @@ def candidates_warnings(selection: Selection) -> list[str]:
 def set_notes(counts: CorpusCounts | GroupCounts, selection: Selection) -> list[str]:
     """Of any result about a selection: corpora without neurons, and those left out."""
     notes = [f"{name}: no neuron above the threshold" for name in selection.without_candidates]
-    return notes + [f"left out: {name} ({reason})" for name, reason in counts.left_out.items()]
+    return notes + left_out_notes(counts.left_out)
 
 
 def _table(document: Mapping[str, Any]) -> Table:

@@ -28,7 +28,7 @@ from neurotally.analysis.languages.lape_study import NO_NEURON, candidates_warni
 from neurotally.analysis.options import Group, OnlyCorpora
 from neurotally.analysis.overlap import pairwise_common, pairwise_jaccard, without_diagonal
 from neurotally.analysis.parts import Cell, Chart, Column, Grid, Panel, Series, Table, matrix
-from neurotally.analysis.result import Result, finite, model_name
+from neurotally.analysis.result import Result, by_name, finite, model_name
 
 FIGURES = {"overlap": "Draw the overlap of every two corpora."}
 
@@ -93,8 +93,8 @@ def neurons_by_layer(specific: Sets, num_layers: int) -> dict[str, Any]:
     return {
         "distinct": shared_by_ML.sum(axis=0).tolist(),
         "shared_by": _by_number(shared_by_ML),
-        "specific": dict(zip(specific, by_sharing_CML.sum(axis=1).tolist(), strict=True)),
-        "exclusive": dict(zip(specific, by_sharing_CML[:, 0].tolist(), strict=True)),
+        "specific": by_name(specific, by_sharing_CML.sum(axis=1).T),
+        "exclusive": by_name(specific, by_sharing_CML[:, 0].T),
         "sharing": dict(zip(specific, map(_by_number, by_sharing_CML), strict=True)),
     }
 

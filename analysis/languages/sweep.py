@@ -29,11 +29,12 @@ import numpy as np
 from neurotally.analysis.languages.counts import CorpusCounts, read_counts
 from neurotally.analysis.languages.lape import DEFAULT, Rule, Selection, Sets, lape
 from neurotally.analysis.languages.profiles import neurons_by_layer
+from neurotally.analysis.layer_runs import known_mean
 from neurotally.analysis.options import Group, OnlyCorpora, Option
 from neurotally.analysis.overlap import contained, jaccard
 from neurotally.analysis.parts import Chart, Column, Grid, Panel, Series, Table
 from neurotally.analysis.render.numbers import number_text
-from neurotally.analysis.result import Result, finite, model_key, model_name
+from neurotally.analysis.result import Result, finite, left_out_notes, model_key, model_name
 from neurotally.profiler.errors import InputError
 
 QUANTILES = (0.9, 0.925, 0.95, 0.975, 0.99)
@@ -118,7 +119,7 @@ def sweep(
         corpora = ", ".join(f"{name} {number:,}" for name, number in few.items())
         notes.append(f"the base takes all candidates where there are fewer: {corpora}; --base-per-corpus compares with "
                      "another")  # fmt: skip
-    notes += [f"left out: {name} ({reason})" for name, reason in counts.left_out.items()]
+    notes += left_out_notes(counts.left_out)
     lead = f"Sweep of LAPE of {model_name(counts.model)}, {len(counts.corpora)} corpora"
     tables = [_table(document, select) for select in kinds]
     return Result("sweep", document, lead, tables, charts, notes, title="LAPE's settings")
@@ -218,8 +219,7 @@ def _limit_text(setting: Mapping[str, Any]) -> str:
 
 def _mean_overlap(setting: Mapping[str, Any], measure: str) -> float | None:
     """With the base: the mean over corpora of `jaccard` or `contained`, those without neurons left out."""
-    values = [of_corpus[measure] for of_corpus in setting["with_default"].values() if of_corpus[measure] is not None]
-    return float(np.mean(values)) if values else None
+    return known_mean([of_corpus[measure] for of_corpus in setting["with_default"].values()])
 
 
 def _grids(document: Mapping[str, Any], select: str) -> list[Grid]:

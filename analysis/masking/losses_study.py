@@ -22,6 +22,19 @@ from neurotally.profiler.errors import InputError
 Form = Literal["ablate", "mask"]
 Rows = list[list[Cell]]
 
+_TITLES: Mapping[Form, tuple[str, str, str]] = {
+    "ablate": (
+        "Ablation",
+        "How much worse the model reads each corpus when another's, or its own, specific neurons are switched off",
+        "What switching off each corpus's neurons costs",
+    ),
+    "mask": (
+        "Masked neurons",
+        "How much worse the model reads text, and the tokens of each concept, with named sets of neurons switched off",
+        "What switching off sets of neurons costs",
+    ),
+}
+"""Of the section, the lead, and of the figure."""
 _COSTS_MORE = {True: "yes", False: "no", None: "-"}
 _FEW_DOCUMENTS = 10
 _FULL_Z = 4.0
@@ -98,11 +111,7 @@ def ablation_result(losses: Losses, name: str = "ablate") -> Result:
     known = [what for what in _MAPS if what == "change" or any(cell[what].value is not None for cell in cells)]
     tables = [Table("own", title, head, own), *(_square(effects, what) for what in known)]
     grids = [_grid(_MAPS[what][0], effects, what) for what in known if what != "perplexity"]
-    return _result(
-        losses, name, document, tables, grids, f"What switching off each corpus's neurons costs ({document['how']})",
-        "How much worse the model reads each corpus when another's, or its own, specific neurons are switched off",
-        "Ablation",
-    )  # fmt: skip
+    return _result("ablate", losses, name, document, tables, grids)
 
 
 def mask_result(losses: Losses, name: str = "mask") -> Result:
@@ -137,12 +146,7 @@ def mask_result(losses: Losses, name: str = "mask") -> Result:
         Table("corpora", "On all tokens, by corpus", head, by_corpus, is_long=bool(own)),
         _polysemantic_table(document),
     ]  # fmt: skip
-    return _result(
-        losses, name, document, tables, _mask_grids(document, list(effects)),
-        f"What switching off sets of neurons costs ({document['how']})",
-        "How much worse the model reads text, and the tokens of each concept, with named sets of neurons switched off",
-        "Masked neurons",
-    )  # fmt: skip
+    return _result("mask", losses, name, document, tables, _mask_grids(document, list(effects)))
 
 
 def findings(document: Mapping[str, Any]) -> list[str]:
@@ -167,15 +171,14 @@ def findings(document: Mapping[str, Any]) -> list[str]:
 
 
 def _result(
-    losses: Losses, name: str, document: dict[str, Any], tables: Sequence[Table], grids: Sequence[Grid], title: str,
-    about: str, heading: str,
-) -> Result:  # fmt: skip
+    form: Form, losses: Losses, name: str, document: dict[str, Any], tables: Sequence[Table], grids: Sequence[Grid]
+) -> Result:
+    heading, lead, title = _TITLES[form]
     found = findings(document)
-    chart = Chart("losses", title, grids, num_columns=min(3, len(grids)), notes=found)
-    usual = {"Ablation": "ablate", "Masked neurons": "mask"}[heading]
+    chart = Chart("losses", f"{title} ({document['how']})", grids, num_columns=min(3, len(grids)), notes=found)
     return Result(
-        "losses", document, f"{about}: losses of {model_name(losses.model)} ({name})", tables, [chart],
-        _notes(document), findings=found, title=heading if name == usual else f"{heading}: {name}",
+        "losses", document, f"{lead}: losses of {model_name(losses.model)} ({name})", tables, [chart],
+        _notes(document), findings=found, title=heading if name == form else f"{heading}: {name}",
         anchor=f"{FAMILY}-{name}", model=model_name(losses.model),
     )  # fmt: skip
 
