@@ -116,29 +116,20 @@ def read_counts(path: Path, only: Sequence[str] = (), fewest: int = 2) -> Corpus
 def read_group_counts(path: Path, only: Sequence[str] = ()) -> GroupCounts:
     """Read `tokens` and `active` of the same corpora as `read_counts`, by group; InputError as there."""
     usable, left_out = usable_corpora(path, only, fewest=2)
-    tokens: list[np.ndarray] = []
-    active: list[np.ndarray] = []
-    documents: list[np.ndarray | None] = []
-    sites: list[Sites] = []
-    num_empty = {}
-    for name, (tokens_G, active_GLF, of_sites) in zip(usable, _checked_counts(path, usable), strict=True):
+    by_corpus, num_empty = [], {}
+    for name, (tokens_G, active_GLF, sites) in zip(usable, _checked_counts(path, usable), strict=True):
         documents_G, is_used_G = _documents(path, name), tokens_G > 0
         num_empty[name] = int(np.count_nonzero(~is_used_G))
-        tokens.append(tokens_G[is_used_G])
-        active.append(active_GLF if is_used_G.all() else active_GLF[is_used_G])
-        documents.append(None if documents_G is None else documents_G[is_used_G])
-        if of_sites is not None:
-            sites.append(replace(of_sites, tokens_XS=of_sites.tokens_XS[is_used_G]))
-    return GroupCounts(
-        model=store.store_attributes(path).get("model"),
-        corpora=tuple(usable),
-        tokens=tuple(tokens),
-        active=tuple(active),
-        documents=tuple(documents),
-        num_empty=num_empty,
-        left_out=left_out,
-        sites=tuple(sites) or None,
-    )
+        by_corpus.append((
+            tokens_G[is_used_G],
+            active_GLF if is_used_G.all() else active_GLF[is_used_G],
+            None if documents_G is None else documents_G[is_used_G],
+            sites and replace(sites, tokens_XS=sites.tokens_XS[is_used_G]),
+        ))  # fmt: skip
+    tokens, active, documents, by_site = zip(*by_corpus, strict=True)
+    model = store.store_attributes(path).get("model")
+    return GroupCounts(model, tuple(usable), tokens, active, documents, num_empty, left_out,
+                       None if None in by_site else by_site)  # fmt: skip
 
 
 def unfinished_corpora(path: Path) -> list[str]:

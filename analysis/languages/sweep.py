@@ -1,4 +1,4 @@
-"""LAPE over a grid of settings: how much hangs on the quantile, on neurons per corpus and on the top rate.
+"""LAPE over a grid of settings: how much depends on the quantile, on neurons per corpus and on the top rate.
 
 Every quantile is combined with every number per corpus (balanced) and with every top rate (top). Each setting has
 its set sizes, its profile by layer, and its overlap with the default setting; settings next to each other in the
@@ -104,7 +104,7 @@ def sweep(
     document = finite(_document(counts, base, quantiles, per_corpus, top_rates))
     kinds = [select for select in _KINDS if _by_quantile(document, select)[0]]
     charts = [
-        Chart("sweep", f"What hangs on LAPE's settings? The base: {base}",
+        Chart("sweep", f"Sensitivity to LAPE's settings; the base: {base}",
               [grid for select in kinds for grid in _grids(document, select)], num_columns=2),
         Chart("profiles", "Where the specific neurons of all corpora sit, by setting",
               [panel for select in kinds for panel in _panels(document, select)],

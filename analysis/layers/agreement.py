@@ -6,8 +6,8 @@
         "positions", "gold_positions", "model_gold": [by context],
         "agreement" | "gold": {variant: [[by layer] by context]}, "first_50" | "first_90": {variant: [by context]}}}}
 
-Agreement is the share of `positions` at which the layer's first token is the model's; gold: of `gold_positions`, the
-token that comes next; model_gold is the model's own share of these. first_50: the first layer that reaches half of
+Agreement is the share of `positions` at which the layer's top-1 prediction is the model's; gold: of `gold_positions`,
+the token that comes next; model_gold is the model's own share of these. first_50: the first layer that reaches half of
 the last layer's agreement. Shares of no position are null. Layers are counted from 0, after the first block.
 """
 

@@ -255,7 +255,7 @@ def _prompt_chart(prompt: PromptLens) -> Chart:
         grids.append(Grid(
             "", [f"layer {layer}" for layer in layers], [_cell(prompt.input_n[n]) for n in at],
             [[float(prompt.probability_nL[n, layer]) for n in at] for layer in layers],
-            [[_cell(prompt.first_nL[n][layer]) for n in at] for layer in layers],
+            [[_cell(prompt.top_nL[n][layer]) for n in at] for layer in layers],
             column_label="the token before; above, the token that comes next", scale="probability", high=1,
             above=[_cell(prompt.gold_n[n]) for n in at],
         ))  # fmt: skip

@@ -72,7 +72,7 @@ NO_CONTROL = Control([], 1.0, "no draws")
 
 
 class Change(NamedTuple):
-    """What switching a set off does to a cell, nats a token; and to accuracy, a share."""
+    """What switching a set off does to a cell, in nats per token; and to accuracy, a share."""
 
     change: Ratio
     accuracy: Ratio

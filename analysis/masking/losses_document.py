@@ -1,6 +1,6 @@
 """The JSON documents of `neurotally ablate` and `neurotally mask`, from the losses of a pass.
 
-Losses and changes are in nats a token. Of `ablate`, with the corpora's sets as rows and their text as columns:
+Losses and changes are in nats per token. Of `ablate`, with the corpora's sets as rows and their text as columns:
 
     {"schema": 1, "model": {"id", "fingerprint"}, "corpora": [...], "baseline": [...], "change": [[masked, evaluated]],
      "standard_error": [[...]], "random": [[...]], "change_over_random": [[...]], "in_standard_errors": [[...]], ...}

@@ -281,7 +281,9 @@ def _notes(document: Mapping[str, Any]) -> list[str]:
     if document["left_out"]:
         notes.append(f"{document['left_out']:,} documents that chose the neurons are left out")
     if document["forced"]:
-        notes.append(f"{document['forced']:,} documents that chose the neurons are in (--force): the changes flatter")
+        notes.append(
+            f"{document['forced']:,} documents that chose the neurons are in (--force): their effects are biased upward"
+        )
     return notes
 
 
