@@ -4,9 +4,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-LAYERS = "layer, from the input to the output"
-"""What an axis of layers is called."""
-
 
 def layer_runs(num_layers: int, most: int) -> dict[str, np.ndarray]:
     """The layers in up to `most` runs of nearly one length, from the first, by what a column calls them."""

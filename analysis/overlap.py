@@ -9,7 +9,7 @@ All are NaN where their denominator is 0. Sets are [n, 2] of (layer, neuron), ea
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -55,6 +55,12 @@ def pairwise_jaccard(common_SS: np.ndarray) -> np.ndarray:
     size_S = np.diag(common_SS)
     union_SS = size_S[:, None] + size_S - common_SS
     return safe_divide(common_SS, union_SS)
+
+
+def without_diagonal(values: Sequence[Sequence[float | None]]) -> list[list[float | None]]:
+    """A matrix without what each has in common with itself."""
+    return [[None if row == column else value for column, value in enumerate(of_row)]
+            for row, of_row in enumerate(values)]  # fmt: skip
 
 
 def safe_divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

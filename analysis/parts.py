@@ -1,7 +1,7 @@
 """What a result is made of: tables of typed columns, charts as data, places in texts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -74,6 +74,15 @@ class Table:
         return DataFrame(columns, columns=None if columns else [column.name for column in self.columns])
 
 
+def matrix(
+    name: str, title: str, corner: str, names: Sequence[str], values: Sequence[Sequence[Cell]], number: Column,
+    is_long: bool = True, look: Literal["shares", "signed"] = "shares",
+) -> Table:  # fmt: skip
+    """A table of every two of the names; `number`: what its columns are, but for their names."""
+    columns = [Column(corner), *(replace(number, name=column) for column in names)]
+    return Table(name, title, columns, [[row, *cells] for row, cells in zip(names, values, strict=True)], is_long, look)
+
+
 @dataclass(frozen=True)
 class Series:
     """What one panel of a chart shows under one name. NaN and None are gaps."""
@@ -143,8 +152,8 @@ class Chart:
     name: str
     title: str
     panels: Sequence[Panel | Grid]
-    x_label: str = ""
     y_label: str = ""
+    x_label: str = "layer, from the input to the output"
     x: Literal["layers", "number", "amount"] = "layers"
     y: Literal["count", "number", "share", "log"] = "number"
     share_x: bool = True

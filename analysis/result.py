@@ -97,6 +97,11 @@ def by_name(names: Iterable[str], values: Any) -> dict[str, Any]:
     return dict(zip(names, values.T.tolist(), strict=True))
 
 
+def left_out_notes(left_out: Mapping[str, str]) -> list[str]:
+    """Which corpora aren't in a result, and why."""
+    return [f"left out: {name} ({reason})" for name, reason in left_out.items()]
+
+
 def model_key(model: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The `model` of every JSON document: id and fingerprint; None for imported counts."""
     return None if model is None else {key: model.get(key) for key in ("id", "fingerprint")}

@@ -1,8 +1,10 @@
 """Counts by group, made up: neurons with rates of their own that corpora change, and groups that vary around them."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from neurotally.analysis.languages.counts import GroupCounts
+from neurotally.analysis.languages.counts import CorpusCounts, GroupCounts
 
 NAMES = ("c", "english", "go", "html", "python", "rust")
 
@@ -44,3 +46,8 @@ def of_arrays(tokens: list[list[int]], active: list[np.ndarray]) -> GroupCounts:
         num_empty=dict.fromkeys(names, 0),
         left_out={},
     )
+
+
+def counts_of(active_CLF: np.ndarray, tokens: Sequence[int] | np.ndarray, names: Sequence[str]) -> CorpusCounts:
+    """Counts over all groups, of layers of one network each."""
+    return CorpusCounts(None, tuple(names), np.asarray(tokens), active_CLF, {})

@@ -112,7 +112,7 @@ def test_a_lost_chunk_is_an_error(made: Path) -> None:
 @pytest.mark.parametrize(("select", "limit"), [("balanced", "per_corpus"), ("top", "top_rate")])
 def test_document(made: Path, tmp_path: Path, select: Any, limit: str) -> None:
     counts = read_counts(made)
-    selection = lape(counts.active_CLF, counts.tokens_C, counts.corpora, Rule(0.95, select, 7, 0.05))
+    selection = lape(counts, Rule(0.95, select, 7, 0.05))
     document = json.loads(json.dumps(lape_result(counts, selection).document, allow_nan=False))
     assert document["schema"] == 1
     assert document["model"] == {"id": "org/model", "fingerprint": "f1"}
@@ -135,7 +135,7 @@ def test_imported_counts_have_no_model(tmp_path: Path) -> None:
     for seed, name in enumerate("ab"):
         publish(tmp_path / "store", name, arrays(seed, num_groups=1))
     counts = read_counts(tmp_path / "store")
-    selection = lape(counts.active_CLF, counts.tokens_C, counts.corpora)
+    selection = lape(counts)
     assert lape_result(counts, selection).document["model"] is None
     assert "LAPE of imported counts" in lape_result(counts, selection).text()
 
@@ -143,7 +143,7 @@ def test_imported_counts_have_no_model(tmp_path: Path) -> None:
 def test_table_names_everything(made: Path) -> None:
     publish(made, "english", {"tokens": np.array([10**6], np.uint64), "active": np.ones((1, L, F), np.uint64)})
     counts = read_counts(made)
-    selection = lape(counts.active_CLF, counts.tokens_C, counts.corpora, Rule(per_corpus=7))
+    selection = lape(counts, Rule(per_corpus=7))
     table = lape_result(counts, selection).text()
     lines = table.splitlines()
     assert "org/model, 4 layers of 123 neurons" in lines[0]
@@ -160,9 +160,9 @@ def test_table_names_everything(made: Path) -> None:
 
 def test_table_says_when_fewer_than_asked_for_pass(made: Path) -> None:
     counts = read_counts(made)
-    selection = lape(counts.active_CLF, counts.tokens_C, counts.corpora, Rule(select="top", top_rate=0.9))
+    selection = lape(counts, Rule(select="top", top_rate=0.9))
     assert "fewer than asked for" in lape_result(counts, selection).text()
-    selection = lape(counts.active_CLF, counts.tokens_C, counts.corpora, Rule(select="top"))
+    selection = lape(counts, Rule(select="top"))
     assert "fewer than asked for" not in lape_result(counts, selection).text()
 
 
@@ -170,7 +170,7 @@ def test_table_says_where_ties_were_cut() -> None:
     active_CLF = np.zeros((2, 2, 50), np.uint64)
     active_CLF[0, :, :3] = 9
     counts = CorpusCounts(None, ("a", "b"), np.array([10, 10]), active_CLF, {})
-    selection = lape(active_CLF, counts.tokens_C, counts.corpora, Rule(0.9, per_corpus=2))
+    selection = lape(counts, Rule(0.9, per_corpus=2))
     assert "a: 4 more candidates tie with the last one chosen" in lape_result(counts, selection).text()
     assert lape_result(counts, selection).document["tied_out"] == {"a": 4, "b": 0}
 
@@ -179,7 +179,7 @@ def test_table_says_where_ties_were_cut() -> None:
 def test_table_of_few_layers(num_layers: int) -> None:
     active_CLF = arrays(0, num_groups=2, shape=(num_layers, 50))["active"]
     counts = CorpusCounts(None, ("a", "b"), np.array([5000, 5000]), active_CLF, {})
-    lines = lape_result(counts, lape(active_CLF, counts.tokens_C, counts.corpora)).text().splitlines()
+    lines = lape_result(counts, lape(counts)).text().splitlines()
     shares = [line.split("  ")[-1].strip() for line in lines if line.startswith("a ")]
     assert all(share == "-" or 99 <= sum(map(int, share.split("/"))) <= 101 for share in shares)
 
@@ -203,7 +203,7 @@ def test_only_the_corpora_asked_for(made: Path) -> None:
         assert counts.left_out == {"C#": "not asked for", "go": "unfinished"}
         rates = np.concatenate([arrays(seed, 1 if seed == 0 else G)["active"].sum(axis=0).ravel()
                                 / arrays(seed, 1 if seed == 0 else G)["tokens"].sum() for seed in (2, 0)])  # fmt: skip
-        selection = lape(counts.active_CLF, counts.tokens_C, counts.corpora)
+        selection = lape(counts)
         assert selection.threshold == np.sort(rates)[round(0.95 * rates.size) - 1]
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from neurotally.analysis.languages.counts import GroupCounts
 from neurotally.analysis.languages.jackknife import ErrorBars, error_bars, save_error_bars
-from neurotally.analysis.languages.lape import Rule
+from neurotally.analysis.languages.lape import Rule, lape
 from neurotally.analysis.languages.lape_study import error_bars_document, lape_result
 from neurotally.analysis.languages.sites import Sites
 from neurotally.profiler.errors import InputError
@@ -74,7 +74,7 @@ def test_groups_of_one_size_give_the_textbook_jackknife() -> None:
 
 def test_entropies_are_those_that_lape_selects_by() -> None:
     groups = made_up_groups()
-    entropy_LF = Rule().choose(groups.total()).entropy_LF
+    entropy_LF = lape(groups.total(), Rule()).entropy_LF
     passes_LF = np.isfinite(entropy_LF)
     np.testing.assert_allclose(error_bars(groups).entropy_LF[passes_LF], entropy_LF[passes_LF], rtol=1e-13)
 
@@ -237,7 +237,7 @@ def test_one_group_has_no_error_bars() -> None:
 def test_document_and_table() -> None:
     groups = made_up_groups()
     groups.active[3][:] //= 10_000  # html: far below any threshold
-    selection = Rule(per_corpus=15).choose(groups.total())
+    selection = lape(groups.total(), Rule(per_corpus=15))
     bars = error_bars(groups, level=0.9)
     document = json.loads(json.dumps(error_bars_document(bars, selection), allow_nan=False))
     assert document["level"] == 0.9

@@ -14,7 +14,7 @@ from neurotally.analysis.masking.judgement import (
     p_of_documents,
     p_of_draws,
 )
-from neurotally.analysis.masking.losses import Cell, Control, change
+from neurotally.analysis.masking.losses import Control, Scored, change
 
 SEEDS = 1000
 
@@ -81,7 +81,9 @@ def test_what_cannot_be_judged_has_no_z(draws: Sequence[float], documents: int, 
     assert np.isnan(found.z) == bool(reason)
 
 
-def simulated(rng: np.random.Generator, documents: int, spread: float, cost_sd: float, noise_sd: float, n: int) -> Cell:
+def simulated(
+    rng: np.random.Generator, documents: int, spread: float, cost_sd: float, noise_sd: float, n: int
+) -> Scored:
     """Losses with no effect: a set and n draws whose costs vary alike, between them and within documents.
 
     `spread`: of the logarithm of the documents' lengths.
@@ -89,7 +91,7 @@ def simulated(rng: np.random.Generator, documents: int, spread: float, cost_sd: 
     tokens_D = np.maximum(2, rng.lognormal(5, spread, documents)).astype(int)
     cost_S = rng.normal(0, cost_sd, n + 1)
     nats_SD = (3 + cost_S[:, None] + rng.normal(0, noise_sd, (n + 1, documents))) * tokens_D
-    return Cell(np.vstack([3.0 * tokens_D, nats_SD]), np.zeros((n + 2, documents), int), tokens_D)
+    return Scored(np.vstack([3.0 * tokens_D, nats_SD]), np.zeros((n + 2, documents), int), tokens_D)
 
 
 def rates(z_of: Callable[[np.random.Generator], float]) -> tuple[float, float]:

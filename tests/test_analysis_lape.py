@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from group_counts import counts_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neurotally.analysis.languages.counts import CorpusCounts
 from neurotally.analysis.languages.lape import Rule, Selection, lape, layer_counts, threshold_rank
 from neurotally.analysis.languages.lape_study import candidates_warnings, lape_document, proportionate
 from neurotally.profiler.errors import InputError
@@ -71,7 +71,7 @@ def as_lists(sets: Any) -> Sets:
 @pytest.mark.slow
 def test_sets_of_6_layers_512_neurons_5_corpora(select: Any, limit: float, quantile: float) -> None:
     active_CLF, tokens_C = counts()
-    found = lape(active_CLF, tokens_C, NAMES, Rule(quantile, select, int(limit) or 1, limit % 1))
+    found = lape(counts_of(active_CLF, tokens_C, NAMES), Rule(quantile, select, int(limit) or 1, limit % 1))
     expected = reference(active_CLF, tokens_C, quantile, select, limit)
     assert as_lists(found.specific) == expected
     assert as_lists(found.exclusive) == exclusive_of(expected)
@@ -87,13 +87,13 @@ def test_sets_of_the_papers_float32_arithmetic() -> None:
     threshold = p.flatten().kthvalue(round(p.numel() * 0.95)).values
     q = torch.nan_to_num(p / p.sum(0))
     entropy = torch.special.entr(q).sum(0).masked_fill(~(p > threshold).any(0), torch.inf)
-    found = lape(active_CLF, tokens_C, NAMES, Rule(select="top"))
+    found = lape(counts_of(active_CLF, tokens_C, NAMES), Rule(select="top"))
     chosen = torch.zeros(p.shape[1], dtype=torch.bool)
     chosen[entropy.topk(round(0.01 * p.shape[1]), largest=False).indices] = True
     for c, name in enumerate(NAMES):
         belonging = (chosen & (p[c] > threshold)).reshape(active.shape[1:]).nonzero()
         assert found.specific[name].tolist() == belonging.tolist()
-    balanced = lape(active_CLF, tokens_C, NAMES, Rule(per_corpus=30))
+    balanced = lape(counts_of(active_CLF, tokens_C, NAMES), Rule(per_corpus=30))
     for c, name in enumerate(NAMES):
         candidates = (p[c] > threshold).nonzero().flatten()
         best = candidates[entropy[candidates].argsort()[:30]]
@@ -107,7 +107,8 @@ def test_bar_is_the_kth_smallest_value(dead: float) -> None:
     p = torch.from_numpy(active_CLF / tokens_C[:, None, None].astype(np.float64))
     for quantile in (0.1, 0.501, 0.95, 1.0):
         rank = threshold_rank(p.numel(), quantile)
-        assert lape(active_CLF, tokens_C, NAMES, Rule(quantile)).threshold == p.flatten().kthvalue(rank).values.item()
+        found = lape(counts_of(active_CLF, tokens_C, NAMES), Rule(quantile))
+        assert found.threshold == p.flatten().kthvalue(rank).values.item()
 
 
 @pytest.mark.parametrize(
@@ -129,13 +130,13 @@ def test_rank_of_the_bar(num_values: int, quantile: float, rank: int, num_above:
 def test_a_quantile_without_a_value_is_refused(quantile: float) -> None:
     active_CLF, tokens_C = counts()
     with pytest.raises(InputError, match="quantile"):
-        lape(active_CLF, tokens_C, NAMES, Rule(quantile))
+        lape(counts_of(active_CLF, tokens_C, NAMES), Rule(quantile))
 
 
 def small(rows: list[list[int]], tokens: int = 100, **settings: Any) -> Selection:
     """LAPE on one layer: a row of counts by corpus, `tokens` in each."""
     active_CLF = np.array(rows, np.uint64)[:, None, :]
-    return lape(active_CLF, [tokens] * len(rows), NAMES[: len(rows)], Rule(**settings))
+    return lape(counts_of(active_CLF, [tokens] * len(rows), NAMES[: len(rows)]), Rule(**settings))
 
 
 def test_the_bar_itself_does_not_pass() -> None:
@@ -172,7 +173,7 @@ def test_a_quantile_of_one_leaves_nobody() -> None:
 
 def test_a_corpus_without_candidates_keeps_its_place() -> None:
     active_CLF, tokens_C = counts()
-    found = lape(active_CLF, tokens_C, NAMES)
+    found = lape(counts_of(active_CLF, tokens_C, NAMES))
     assert tuple(found.specific) == tuple(found.exclusive) == NAMES
     assert found.num_candidates["html"] == 0
     assert found.specific["html"].shape == found.exclusive["html"].shape == (0, 2)
@@ -184,12 +185,12 @@ def test_ties_at_the_cut_go_by_layer_then_neuron() -> None:
     active_CLF = np.zeros((2, 3, 4), np.uint64)
     active_CLF[0] = [[0, 7, 7, 9], [9, 0, 7, 7], [9, 9, 9, 9]]
     active_CLF[1, 1, 1] = 8
-    found = lape(active_CLF, [10, 10], NAMES[:2], Rule(0.5, per_corpus=4))
+    found = lape(counts_of(active_CLF, [10, 10], NAMES[:2]), Rule(0.5, per_corpus=4))
     assert found.specific["c"].tolist() == [[0, 1], [0, 2], [0, 3], [1, 0]]
     assert found.num_tied_out == {"c": 6, "english": 0}
     assert found.entropy_LF[0, 1] == 0
     assert not np.signbit(found.entropy_LF[0, 1])
-    found = lape(active_CLF, [10, 10], NAMES[:2], Rule(0.5, "top", top_rate=6 / 12))
+    found = lape(counts_of(active_CLF, [10, 10], NAMES[:2]), Rule(0.5, "top", top_rate=6 / 12))
     assert found.specific["c"].tolist() == [[0, 1], [0, 2], [0, 3], [1, 0], [1, 2]]
     assert found.specific["english"].tolist() == [[1, 1]]
     assert found.num_tied_out == {"c": 5, "english": 0}
@@ -206,7 +207,7 @@ def test_neurons_with_the_same_rates_in_other_corpora_tie_exactly() -> None:
 def test_entropy_is_in_nats_over_normalised_rates() -> None:
     # Twice the tokens in "english": rates count, not counts.
     active_CLF = np.array([[[40, 10, 90]], [[80, 60, 0]]], np.uint64)
-    found = lape(active_CLF, [100, 200], NAMES[:2], Rule(0.1))
+    found = lape(counts_of(active_CLF, [100, 200], NAMES[:2]), Rule(0.1))
     quarter = 0.25 * math.log(4) + 0.75 * math.log(4 / 3)
     assert found.entropy_LF[0] == pytest.approx([math.log(2), quarter, 0], rel=1e-15)
 
@@ -225,7 +226,7 @@ def test_exclusive_is_taken_after_the_selection() -> None:
 def test_top_chooses_exactly_the_rate() -> None:
     active_CLF, tokens_C = counts(seed=2)
     for rate in (0.001, 0.01, 0.05):
-        found = lape(active_CLF, tokens_C, NAMES, Rule(select="top", top_rate=rate))
+        found = lape(counts_of(active_CLF, tokens_C, NAMES), Rule(select="top", top_rate=rate))
         union = {tuple(pair) for pairs in as_lists(found.specific).values() for pair in pairs}
         assert len(union) == round(rate * 6 * 512)
 
@@ -247,30 +248,30 @@ def test_top_chooses_no_more_than_pass() -> None:
 )
 def test_settings_that_choose_nothing_are_refused(settings_: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        lape(*counts(), NAMES, Rule(**settings_))
+        lape(counts_of(*counts(), NAMES), Rule(**settings_))
 
 
 def test_fewer_than_two_corpora_or_an_empty_one_are_refused() -> None:
     active_CLF, tokens_C = counts()
     with pytest.raises(InputError, match=r"at least two, got c$"):
-        lape(active_CLF[:1], tokens_C[:1], ["c"])
+        lape(counts_of(active_CLF[:1], tokens_C[:1], ["c"]))
     with pytest.raises(InputError, match="no tokens in english"):
-        lape(active_CLF, [5, 0, 5, 5, 5], NAMES)
+        lape(counts_of(active_CLF, [5, 0, 5, 5, 5], NAMES))
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.uint64, np.int32])
 def test_any_integer_will_do(dtype: type) -> None:
     active_CLF, tokens_C = counts()
-    expected = lape(active_CLF, tokens_C, NAMES)
+    expected = lape(counts_of(active_CLF, tokens_C, NAMES))
     strided_CLF: np.ndarray = np.asfortranarray(active_CLF.astype(dtype))
-    assert as_lists(lape(strided_CLF, tokens_C.astype(dtype), NAMES).specific) == as_lists(expected.specific)
+    assert as_lists(lape(counts_of(strided_CLF, tokens_C.astype(dtype), NAMES)).specific) == as_lists(expected.specific)
 
 
 def test_blocks_of_neurons_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     active_CLF, tokens_C = counts()
-    whole = lape(active_CLF, tokens_C, NAMES, Rule(0.3))
+    whole = lape(counts_of(active_CLF, tokens_C, NAMES), Rule(0.3))
     monkeypatch.setattr("neurotally.analysis.languages.lape._BLOCK", 63)
-    assert (lape(active_CLF, tokens_C, NAMES, Rule(0.3)).entropy_LF == whole.entropy_LF).all()
+    assert (lape(counts_of(active_CLF, tokens_C, NAMES), Rule(0.3)).entropy_LF == whole.entropy_LF).all()
 
 
 @st.composite
@@ -292,7 +293,7 @@ def choose(active_CLF: Any, tokens_C: Any, quantile: float, choice: tuple[Any, f
     select, limit = choice
     limit = max(limit, 1 / active_CLF[0].size)
     names = names or NAMES[: len(tokens_C)]
-    return lape(active_CLF, tokens_C, names, Rule(quantile, select, int(limit) or 1, min(limit, 1)))
+    return lape(counts_of(active_CLF, tokens_C, names), Rule(quantile, select, int(limit) or 1, min(limit, 1)))
 
 
 @settings(max_examples=150, deadline=None)
@@ -361,7 +362,7 @@ def few_candidates() -> Any:
 
 def test_a_corpus_with_fewer_candidates_than_asked_for_is_named() -> None:
     def chosen(**settings: Any) -> Any:
-        return lape(few_candidates(), [1000, 1000], ["C", "D"], Rule(0.95, **settings))
+        return lape(counts_of(few_candidates(), [1000, 1000], ["C", "D"]), Rule(0.95, **settings))
 
     assert chosen(per_corpus=400).too_few_candidates == {"C": 16, "D": 14}
     assert chosen(per_corpus=16).too_few_candidates == {"D": 14}
@@ -378,8 +379,8 @@ def test_the_proportionate_number_is_the_papers_share(neurons: int, number: int)
 
 def test_the_document_gives_each_neurons_entropy_and_rate() -> None:
     active_CLF, tokens_C = few_candidates(), np.array([1000, 1300], np.uint64)
-    found = CorpusCounts(None, ("C", "D"), tokens_C, active_CLF, {})
-    document = lape_document(found, Rule(0.95, per_corpus=9).choose(found))
+    found = counts_of(active_CLF, tokens_C, ("C", "D"))
+    document = lape_document(found, lape(found, Rule(0.95, per_corpus=9)))
     for at, name in enumerate(("C", "D")):
         assert len(document["specific"][name]) == 9
         for place, (layer, neuron) in enumerate(document["specific"][name]):

@@ -1,14 +1,11 @@
 """The sets that a loss pass switches off: as many as they should be, where they should be."""
 
-import json
-from pathlib import Path
-
 import numpy as np
-import pytest
+from group_counts import counts_of
 
 from neurotally.analysis.languages.lape import Rule, lape
-from neurotally.analysis.masking.mask_sets import MaskSet, above_threshold, mask_sets, read_origin, shared_neurons
-from neurotally.profiler.errors import InputError
+from neurotally.analysis.masking.mask_sets import MaskSet, above_threshold, mask_sets, shared_neurons
+from neurotally.profiler.networks import site_numbers
 
 A = np.array([[0, 1], [0, 2], [2, 5]])
 B = np.array([[0, 2], [1, 1]])
@@ -19,7 +16,7 @@ def rows(neurons_n2: np.ndarray) -> set[tuple[int, ...]]:
 
 
 def test_random_sets_have_as_many_neurons_in_every_layer() -> None:
-    sets = mask_sets({"a": A, "b": B}, num_neurons=500, draws=3).sets
+    sets = mask_sets({"a": A, "b": B}, site_numbers((), 3, 500), draws=3).sets
     assert [(one.kind, one.of, one.draw) for one in sets] == [
         ("none", "", 0), ("specific", "a", 0), ("specific", "b", 0),
         *[("random", name, draw) for name in "ab" for draw in range(3)],
@@ -30,19 +27,20 @@ def test_random_sets_have_as_many_neurons_in_every_layer() -> None:
         assert np.bincount(one.neurons_n2[:, 0]).tolist() == np.bincount(of[:, 0]).tolist()
         assert not rows(one.neurons_n2) & rows(of)
     assert len({one.neurons_n2.tobytes() for one in sets}) == len(sets)
-    again = mask_sets({"a": A, "b": B}, num_neurons=500, draws=3).sets
+    again = mask_sets({"a": A, "b": B}, site_numbers((), 3, 500), draws=3).sets
     assert all(np.array_equal(one.neurons_n2, other.neurons_n2) for one, other in zip(sets, again, strict=True))
 
 
 def candidates_of(specific: dict[str, np.ndarray], above: dict[str, np.ndarray] | str, draws: int = 4) -> list[MaskSet]:
-    sets = mask_sets(specific, 50, draws, above).sets
+    num_layers = 3 if isinstance(above, str) else len(next(iter(above.values())))
+    sets = mask_sets(specific, site_numbers((), num_layers, 50), draws, above).sets
     return [one for one in sets if one.kind == "candidates"]
 
 
 def test_candidates_are_above_the_threshold_in_the_same_layers() -> None:
     rng = np.random.default_rng(0)
     active_CLF = rng.integers(0, 1000, (3, 2, 50)).astype(np.uint64)
-    selection = lape(active_CLF, np.full(3, 1000), "abc", Rule(0.6, per_corpus=8))
+    selection = lape(counts_of(active_CLF, np.full(3, 1000), "abc"), Rule(0.6, per_corpus=8))
     above = above_threshold(dict(zip("abc", active_CLF / 1000, strict=True)), selection.threshold, [*"abc", "concept"])
     assert {name: int(above[name].sum()) for name in "abc"} == dict(selection.num_candidates)
     np.testing.assert_array_equal(above["concept"], above["a"] | above["b"] | above["c"])
@@ -81,45 +79,26 @@ def test_candidates_come_from_all_layers_where_one_has_too_few_and_are_not_drawn
     assert {one.drawn_from for one in drawn} == {"all layers"}
     assert all(len(one.neurons_n2) == 6 and above_LF[tuple(one.neurons_n2.T)].all() for one in drawn)
     above_LF[1, 4:9] = False  # five others for six
-    made = mask_sets({"x": x, "a": A[:2]}, 50, 4, {"x": above_LF, "a": ~above_LF})
+    made = mask_sets({"x": x, "a": A[:2]}, site_numbers((), 2, 50), 4, {"x": above_LF, "a": ~above_LF})
     assert [one.of for one in made.sets if one.kind == "candidates"] == ["a"] * 4
     assert made.not_drawn == {"random": {}, "candidates": {"x": "5 others above the threshold for 6 in the set"}}
-    assert mask_sets({"x": x}, 50, 4, "no corpus").not_drawn["candidates"] == {"x": "no corpus"}
+    assert mask_sets({"x": x}, site_numbers((), 2, 50), 4, "no corpus").not_drawn["candidates"] == {"x": "no corpus"}
 
 
 def test_random_neurons_need_four_times_as_many_others_in_each_layer() -> None:
     for number, enough in ((10, True), (11, False)):
         x = np.array([[1, neuron] for neuron in range(number)])
-        made = mask_sets({"x": x}, 50, 2)
+        made = mask_sets({"x": x}, site_numbers((), 2, 50), 2)
         assert [one.kind for one in made.sets[2:]] == ["random"] * 2 * enough
         assert made.not_drawn["random"] == ({} if enough else {"x": "39 others in layer 1 for 11 in the set"})
 
 
 def test_polysemantic_neurons_are_spared() -> None:
     assert shared_neurons([A, B]).tolist() == [[0, 2]]
-    spared = [one for one in mask_sets({"a": A, "b": B}, 20, 0, with_spared=True).sets if one.kind == "spared"]
+    site_LF = site_numbers((), 3, 20)
+    spared = [one for one in mask_sets({"a": A, "b": B}, site_LF, 0, with_spared=True).sets if one.kind == "spared"]
     assert [(one.of, one.neurons_n2.tolist()) for one in spared] == [("a", [[0, 1], [2, 5]]), ("b", [[1, 1]])]
-    assert not [one for one in mask_sets({"a": A}, 20, 0, with_spared=True).sets if one.kind == "spared"]
-
-
-def test_the_origin_of_a_mask_file(tmp_path: Path) -> None:
-    path = tmp_path / "m.json"
-    path.write_text(json.dumps({"trigger_documents": {"py": ["00" * 32], "go": ["ff" * 32]}, "polysemantic": []}))
-    origin = read_origin(path)
-    assert origin.trigger_documents == {bytes(32), b"\xff" * 32}
-    assert origin.has_polysemantic
-    assert origin.threshold is None
-    path.write_text("{}")
-    assert read_origin(path).trigger_documents is None
-    path.write_text(json.dumps({"bar": 0.25}))
-    assert read_origin(path).threshold == 0.25
-    path.write_text(json.dumps({"trigger_documents": None}))
-    assert read_origin(path).trigger_documents is None
-    for wrong in ({"trigger_documents": {"py": ["nonsense"]}}, {"trigger_names": {"py": [["a.py"]]}},
-                  {"trigger_names": None}, {"trigger_files": None}, {"trigger_files": ["00"]}):  # fmt: skip
-        path.write_text(json.dumps(wrong))
-        with pytest.raises(InputError, match="trigger_documents"):
-            read_origin(path)
+    assert not [one for one in mask_sets({"a": A}, site_LF, 0, with_spared=True).sets if one.kind == "spared"]
 
 
 # A layer of one network, and one of three experts of 40.
@@ -130,7 +109,7 @@ def test_neurons_of_experts_are_compared_with_those_of_the_same_experts() -> Non
     x = np.array([[0, 3], [1, 1], [1, 2], [1, 90]])
     above_LF = np.zeros(SITE_LF.shape, bool)
     above_LF[:, ::2] = True
-    made = mask_sets({"x": x}, 120, 3, {"x": above_LF}, site_LF=SITE_LF)
+    made = mask_sets({"x": x}, SITE_LF, 3, {"x": above_LF})
     for kind in ("random", "candidates"):
         drawn = [one for one in made.sets if one.kind == kind]
         assert [one.drawn_from for one in drawn] == ["networks"] * 3
@@ -145,7 +124,7 @@ def test_neurons_of_experts_are_compared_with_those_of_the_same_experts() -> Non
 
 def test_an_expert_with_too_few_others_is_compared_with_its_layer() -> None:
     x = np.array([[1, neuron] for neuron in range(9)])  # 31 others in the expert, 111 in the layer
-    made = mask_sets({"x": x}, 120, 2, site_LF=SITE_LF)
+    made = mask_sets({"x": x}, SITE_LF, 2)
     drawn = [one for one in made.sets if one.kind == "random"]
     assert [one.drawn_from for one in drawn] == ["", ""]
     assert all((one.neurons_n2[:, 0] == 1).all() for one in drawn)
@@ -153,8 +132,10 @@ def test_an_expert_with_too_few_others_is_compared_with_its_layer() -> None:
 
 def test_layers_of_one_network_have_the_draws_that_they_had() -> None:
     site_LF = np.array([[0] * 50, [1] * 40 + [-1] * 10, [2] * 50])
-    sets = mask_sets({"a": A, "b": B}, 50, 3).sets
-    again = mask_sets({"a": A, "b": B}, 50, 3, site_LF=np.repeat(np.arange(3)[:, None], 50, axis=1)).sets
-    assert all(np.array_equal(one.neurons_n2, other.neurons_n2) for one, other in zip(sets, again, strict=True))
-    ragged = mask_sets({"a": np.array([[1, 1]])}, 50, 20, site_LF=site_LF).sets[2:]
+    sets = mask_sets({"a": A, "b": B}, site_numbers((), 3, 50), 3).sets
+    assert [one.neurons_n2.tolist() for one in sets[3:]] == [
+        [[0, 0], [0, 35], [2, 49]], [[0, 22], [0, 23], [2, 17]], [[0, 4], [0, 36], [2, 47]],
+        [[0, 10], [1, 46]], [[0, 0], [1, 3]], [[0, 40], [1, 9]],
+    ]  # fmt: skip
+    ragged = mask_sets({"a": np.array([[1, 1]])}, site_LF, 20).sets[2:]
     assert all((one.neurons_n2[:, 1] < 40).all() and one.drawn_from == "" for one in ragged)

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from neurotally.analysis.languages.lape import layer_counts
 from neurotally.analysis.masking.mask_sets import mask_sets
-from neurotally.analysis.masking.masks import read_mask
+from neurotally.analysis.masking.masks import read_mask, read_origin
 from neurotally.profiler.errors import InputError
+from neurotally.profiler.networks import site_numbers
 
 GOOD = {"model": {"id": "org/model", "fingerprint": "f1"}, "specific": {"c": [[3, 0], [0, 99]], "html": []}}
 
@@ -94,7 +95,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 @given(st.sets(st.tuples(st.integers(0, 3), st.integers(0, 11)), max_size=24), st.integers(0, 2**32))
 def test_random_neurons_match_by_layer_and_are_others(pairs: set[tuple[int, int]], seed: int) -> None:
     neurons_n2 = np.array(sorted(pairs), np.int64).reshape(-1, 2)
-    made = mask_sets({"x": neurons_n2}, 30, 1, seed=seed)
+    made = mask_sets({"x": neurons_n2}, site_numbers((), 4, 30), 1, seed=seed)
     if layer_counts(neurons_n2, 4).max() > 6:
         assert "others in layer" in made.not_drawn["random"]["x"]
         return
@@ -102,7 +103,7 @@ def test_random_neurons_match_by_layer_and_are_others(pairs: set[tuple[int, int]
     assert drawn_n2.tolist() == sorted(drawn_n2.tolist())
     assert (layer_counts(drawn_n2, 4) == layer_counts(neurons_n2, 4)).all()
     assert len({tuple(pair) for pair in drawn_n2.tolist()} | pairs) == 2 * len(pairs)
-    assert (mask_sets({"x": neurons_n2}, 30, 1, seed=seed).sets[2].neurons_n2 == drawn_n2).all()
+    assert (mask_sets({"x": neurons_n2}, site_numbers((), 4, 30), 1, seed=seed).sets[2].neurons_n2 == drawn_n2).all()
 
 
 @pytest.mark.parametrize("specific", [{}, {"python": [], "java": []}])
@@ -110,3 +111,23 @@ def test_a_mask_without_a_neuron_is_refused(specific: dict[str, list], tmp_path:
     (tmp_path / "m.json").write_text(json.dumps({"model": None, "specific": specific}))
     with pytest.raises(InputError, match="has no neuron in any of its sets"):
         read_mask(tmp_path / "m.json", None, 2, 3)
+
+
+def test_the_origin_of_a_mask_file(tmp_path: Path) -> None:
+    path = tmp_path / "m.json"
+    path.write_text(json.dumps({"trigger_documents": {"py": ["00" * 32], "go": ["ff" * 32]}, "polysemantic": []}))
+    origin = read_origin(path)
+    assert origin.trigger_documents == {bytes(32), b"\xff" * 32}
+    assert origin.has_polysemantic
+    assert origin.threshold is None
+    path.write_text("{}")
+    assert read_origin(path).trigger_documents is None
+    path.write_text(json.dumps({"bar": 0.25}))
+    assert read_origin(path).threshold == 0.25
+    path.write_text(json.dumps({"trigger_documents": None}))
+    assert read_origin(path).trigger_documents is None
+    for wrong in ({"trigger_documents": {"py": ["nonsense"]}}, {"trigger_names": {"py": [["a.py"]]}},
+                  {"trigger_names": None}, {"trigger_files": None}, {"trigger_files": ["00"]}):  # fmt: skip
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(InputError, match="trigger_documents"):
+            read_origin(path)

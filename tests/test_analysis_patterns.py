@@ -130,7 +130,7 @@ def reference(texts: list[str], key: list[tuple[int, int]], places: Places, wind
         for length, counter in enumerate(endings, 1):
             if position - length >= 0:
                 counter[tuple(ids[position - length + 1 : position + 1].tolist())] += 1
-        at = int(np.searchsorted(places.key_P, np.uint64(document << 32 | position)))
+        at = int(np.searchsorted(places.code_P, np.uint64(document << 32 | position)))
         kinds[KINDS[places.kind_P[at]]] += 1
         concepts.update(name for name, pattern in CONCEPTS.items() if pattern.search(around + "\n"))
     counts: dict[Any, int] = {name: max(of.values(), default=0) for name, of in
@@ -160,7 +160,7 @@ def test_counts_equal_plain_python() -> None:
 
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     places = read([SOURCE, SOURCE + "x"])
-    index = np.random.default_rng(1).integers(-1, len(places.key_P), (50, 7))
+    index = np.random.default_rng(1).integers(-1, len(places.code_P), (50, 7))
     whole = count_keys(places, index)
     monkeypatch.setattr("neurotally.analysis.keys.patterns._BLOCK", 7)
     assert (count_keys(places, index).count_S == whole.count_S).all()
@@ -234,7 +234,7 @@ def test_keys_with_a_pattern_pass_and_null_keys_do_not(tmp_path: Path) -> None:
     texts = [f"v{number} = {number}\n{SOURCE}" for number in range(16)]
     places = read(texts, window=3)
     length = min(len(tokens(text)[0]) for text in texts)
-    sampled = np.arange(0, len(places.key_P), 3)
+    sampled = np.arange(0, len(places.code_P), 3)
     nulls = [lists(16, length, 400, seed) for seed in (1, 2)]
     found = corpus_patterns(lists(16, length, 60, 0, fixed=6), places, sampled, nulls, "Python", 0.05, 0)
     assert found.p_SLF is not None
@@ -278,7 +278,7 @@ def often_at(position: int, share: float, keys: int, seed: int) -> TriggerLists:
 @pytest.mark.slow
 def test_where_no_key_can_pass_the_zero_is_called_no_finding_and_the_layers_are_compared() -> None:
     places = read([f"v{number} = {number}\n{SOURCE}" for number in range(16)], window=3)
-    sampled = np.arange(0, len(places.key_P), 3)
+    sampled = np.arange(0, len(places.code_P), 3)
     keys, null = often_at(6, 0.35, 200, 0), often_at(6, 0.2, 40, 1)
     found = corpus_patterns(keys, places, sampled, [null], "Python", 0.05, 0)
     document = patterns_document([found], {}, SETTINGS)
@@ -378,7 +378,7 @@ def test_a_mean_difference_is_welchs_and_needs_two_values_a_side() -> None:
 def test_chance_is_the_rate_of_random_positions() -> None:
     texts = [SOURCE.replace("\n", f"  # {number}\n") for number in range(40)]  # no context twice
     places = read(texts, window=3)
-    sampled = np.arange(0, len(places.key_P), 2)
+    sampled = np.arange(0, len(places.code_P), 2)
     found = corpus_patterns(lists(4, 9, 5, 0), places, sampled, [], "Python", 0.05, 0)
     assert found.p_SLF is None
     used = sampled[places.found_P[sampled]]

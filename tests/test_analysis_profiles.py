@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neurotally.analysis.languages.compare import compare, mean_depths, profile_overlaps, store_labels
-from neurotally.analysis.languages.lape import Rule
+from neurotally.analysis.languages.lape import Rule, lape
 from neurotally.analysis.languages.profiles import neurons_by_layer, overlaps, profiles
 from neurotally.analysis.languages.sweep import sweep
 from neurotally.analysis.overlap import agreement, contained, is_member, jaccard, num_common, recovered, safe_divide
@@ -64,7 +64,7 @@ def test_profiles_counted_one_by_one(sets: list[set[tuple[int, int]]]) -> None:
 def test_profiles_document_and_table() -> None:
     counts = made_up_groups().total()
     counts.active_CLF[3] //= 10_000
-    selection = RULE.choose(counts)
+    selection = lape(counts, RULE)
     result = profiles(counts, RULE)
     document = json.loads(json.dumps(result.document, allow_nan=False))
     assert (document["layers"], document["neurons"], document["per_corpus"]) == (4, 123, 40)
@@ -103,10 +103,10 @@ def test_sweep_is_lape_at_every_setting() -> None:
     ]
     assert (document["quantiles"], document["per_corpus"], document["top_rates"]) == ([0.8, 0.95], [5, 20], [0.01, 0.1])
     assert document["default"] == {"select": "balanced", "quantile": 0.9, "per_corpus": 10}
-    default = Rule(0.9, "balanced", 10).choose(counts)
+    default = lape(counts, Rule(0.9, "balanced", 10))
     for setting in document["settings"]:
         limit = {key: setting[key] for key in ("per_corpus", "top_rate") if key in setting}
-        selection = Rule(setting["quantile"], setting["select"], **limit).choose(counts)
+        selection = lape(counts, Rule(setting["quantile"], setting["select"], **limit))
         assert setting["bar"] == selection.threshold
         assert setting["candidates"] == selection.num_candidates
         assert setting["sizes"]["specific"] == {name: len(of) for name, of in selection.specific.items()}
@@ -165,7 +165,7 @@ def test_compare_two_models() -> None:
     assert (document["relative_axis"], document["same_model"], document["jaccard"]) == (True, False, None)
     assert [store["layers"] for store in document["stores"]] == [4, 6]
     for store, counts in zip(document["stores"], sides(), strict=True):
-        selection = RULE.choose(counts)
+        selection = lape(counts, RULE)
         assert store["specific"] == {name: of.tolist() for name, of in selection.specific.items()}
         assert store["bar"] == selection.threshold
         for name, of in selection.specific.items():
@@ -192,7 +192,7 @@ def test_compare_only_what_both_have() -> None:
         alone = replace(
             counts, corpora=("c", "go", "rust"), tokens_C=counts.tokens_C[index], active_CLF=counts.active_CLF[index]
         )
-        expected = RULE.choose(alone)
+        expected = lape(alone, RULE)
         assert store["bar"] == expected.threshold
         assert store["specific"] == {name: of.tolist() for name, of in expected.specific.items()}
     assert document["stores"][0]["left_out"]["python"] == "not in the other store"

@@ -253,7 +253,7 @@ def test_corpora_say_what_the_store_says(page: Element, path: Path) -> None:
 @pytest.mark.slow
 def test_lapes_numbers_are_lapes(page: Element, path: Path) -> None:
     counts = read_counts(path)
-    chosen = lape(counts.active_CLF, counts.tokens_C, counts.corpora, Rule(QUANTILE, per_corpus=PER_CORPUS))
+    chosen = lape(counts, Rule(QUANTILE, per_corpus=PER_CORPUS))
     bars = error_bars(read_group_counts(path))
     tables = [table_of(page.one("section", id="lape"), caption) for caption in ("Specific neurons", "How well")]
     assert list(rows_of(tables[0])) == list(counts.corpora)
@@ -273,7 +273,7 @@ def test_lapes_numbers_are_lapes(page: Element, path: Path) -> None:
 @pytest.mark.slow
 def test_profiles_and_overlap_are_those_of_the_sets(page: Element, path: Path) -> None:
     counts = read_counts(path)
-    chosen = lape(counts.active_CLF, counts.tokens_C, counts.corpora, Rule(QUANTILE, per_corpus=PER_CORPUS))
+    chosen = lape(counts, Rule(QUANTILE, per_corpus=PER_CORPUS))
     sets = {name: {tuple(neuron) for neuron in of.tolist()} for name, of in chosen.specific.items()}
     alone = {name: {tuple(neuron) for neuron in of.tolist()} for name, of in chosen.exclusive.items()}
     section = page.one("section", id="profiles")
@@ -293,7 +293,7 @@ def test_profiles_and_overlap_are_those_of_the_sets(page: Element, path: Path) -
 def test_neurons_and_their_triggers(page: Element, path: Path, folder: Path) -> None:
     """Each marked token is the one at the store's position, in the file's own text."""
     counts = read_counts(path)
-    chosen = lape(counts.active_CLF, counts.tokens_C, counts.corpora, Rule(QUANTILE, per_corpus=PER_CORPUS))
+    chosen = lape(counts, Rule(QUANTILE, per_corpus=PER_CORPUS))
     tokenizer = AutoTokenizer.from_pretrained(store.store_attributes(path)["model"]["id"])
     table = page.one("table", id="neurons-1")
     shown: dict[str, list[tuple[int, int]]] = {name: [] for name in counts.corpora}

@@ -11,7 +11,7 @@ from group_counts import made_up_groups
 from neurotally.analysis.languages.compare import compare
 from neurotally.analysis.languages.counts import GroupCounts
 from neurotally.analysis.languages.jackknife import error_bars
-from neurotally.analysis.languages.lape import Rule
+from neurotally.analysis.languages.lape import Rule, lape
 from neurotally.analysis.languages.lape_study import lape_result
 from neurotally.analysis.languages.profiles import profiles
 from neurotally.analysis.languages.stability import stability
@@ -56,7 +56,7 @@ def plain(document: dict[str, Any]) -> dict[str, Any]:
 def test_error_bars(tmp_path: Path, num_corpora: int, num_layers: int) -> None:
     groups = made(num_corpora, num_layers)
     counts = groups.total()
-    result = lape_result(counts, RULE.choose(counts), error_bars(groups)).of("org/model", groups.corpora)
+    result = lape_result(counts, lape(counts, RULE), error_bars(groups)).of("org/model", groups.corpora)
     document, figure = plain(result.document), result.figure("error-bars")
     for panel, name in zip(panels(figure), groups.corpora, strict=True):
         of = document["error_bars"]["specific"][name]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from group_counts import made_up_groups
+from group_counts import counts_of, made_up_groups
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,7 +26,7 @@ def chosen(groups: GroupCounts, order: Any, taken: list[int], rule: Rule = RULE)
     for c, number in enumerate(taken):
         tokens.append(sum(int(groups.tokens[c][g]) for g in order[c][:number]))
         active.append(sum(groups.active[c][g].astype(object) for g in order[c][:number]).astype(np.int64))
-    found = lape(np.stack(active), tokens, groups.corpora, rule)
+    found = lape(counts_of(np.stack(active), tokens, groups.corpora), rule)
     return {name: set(map(tuple, neurons_n2.tolist())) for name, neurons_n2 in found.specific.items()}
 
 

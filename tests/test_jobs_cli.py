@@ -21,7 +21,7 @@ from filelock import FileLock
 from neurotally.analysis.keys.tested import NullTest
 from neurotally.analysis.keys.texts import Texts
 from neurotally.analysis.languages.counts import read_counts
-from neurotally.analysis.languages.lape import Rule
+from neurotally.analysis.languages.lape import Rule, lape
 from neurotally.jobs.cli import cli
 from neurotally.profiler import store
 
@@ -113,7 +113,7 @@ def test_a_filter_of_corpora_reaches_every_command(
     code, out, _ = run("ablate", *heldout, *only, "--quantile", 0.8, "--json")
     document = json.loads(out)
     assert (code, document["corpora"], document["compared"]) == (0, ["c", "python"], ["c", "python"])
-    selection = Rule(0.8).choose(read_counts(tmp_path / "s", ["python", "c"]))
+    selection = lape(read_counts(tmp_path / "s", ["python", "c"]), Rule(0.8))
     assert document["bar"] == selection.threshold
     refused(run("ablate", *heldout, "--corpus", "perl", "--name", "b"), "has no corpus 'perl'; it has c, go, python")
 

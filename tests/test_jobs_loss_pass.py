@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neurotally import jobs
+from neurotally.analysis import open_store
 from neurotally.analysis.keys.places import read_concepts
 from neurotally.analysis.masking.losses import read_losses
 from neurotally.jobs import profile
@@ -132,6 +133,8 @@ def test_token_classes_by_concept(profiled: Path, model_folder: Path) -> None:
         assert cell.nats_SD[0].sum() == pytest.approx(nats_sum, rel=1e-5, abs=1e-5)
     spared = [one for one in losses.sets if one["kind"] == "spared"]
     assert [one["neurons"] for one in spared] == [1, 1]
+    with pytest.raises(InputError, match=r"--form ablate: loss/mask has a set 'self', but no corpus of this name"):
+        open_store(profiled / "store").losses("mask", form="ablate")
 
 
 class Watched(Progress):

@@ -22,11 +22,10 @@ from neurotally.analysis.keys.patterns import Statistic, known_means, strongest
 from neurotally.analysis.keys.places import read_concepts
 from neurotally.analysis.keys.tested import UNTESTED, CorpusKeys, NullTest, left_out_notes, patterns_by_corpus
 from neurotally.analysis.keys.texts import ANYWHERE, Texts
-from neurotally.analysis.layer_runs import LAYERS
-from neurotally.analysis.masking.mask_sets import file_digests
+from neurotally.analysis.masking.masks import file_digests
 from neurotally.analysis.options import Group, OnlyCorpora, Option
-from neurotally.analysis.overlap import pairwise_common, pairwise_jaccard
-from neurotally.analysis.parts import Chart, Column, Panel, Series, Table
+from neurotally.analysis.overlap import pairwise_common, pairwise_jaccard, without_diagonal
+from neurotally.analysis.parts import Chart, Column, Panel, Series, Table, matrix
 from neurotally.analysis.progress import BARS, Progress
 from neurotally.analysis.result import Result, finite, model_key, model_name
 from neurotally.profiler import store as stores
@@ -35,7 +34,6 @@ from neurotally.profiler.corpus.windows import file_of
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.whole_files import parsed_file
 
-CONCEPTS_SCHEMA = 1
 _KEYS = ("by_corpus", "by_layer", "strongest", "overlap", "specific", "concepts", "min_matches")
 
 
@@ -163,7 +161,7 @@ def concepts_document(
     chosen_CLF = np.any([concept.chosen_CLF for concept in concepts], axis=0)
     chose = {name: _documents(*of_corpus) for name, *of_corpus in zip(names, corpora, chosen_CLF, strict=True)}
     document: dict[str, Any] = finite({
-        "schema": CONCEPTS_SCHEMA,
+        "schema": 1,
         **settings,
         "corpora": names,
         "concepts": dict(patterns),
@@ -206,20 +204,12 @@ def _layers_table(document: Mapping[str, Any]) -> Table:
 
 
 def _overlap_tables(document: Mapping[str, Any]) -> list[Table]:
-    names = list(document["specific"])
-    jaccard, common = (
-        [[name, *values] for name, values in zip(names, document["overlap"][key], strict=True)]
-        for key in ("jaccard", "common")
-    )
-    for row, values in enumerate(jaccard):
-        values[row + 1] = None  # of itself
-    shares = [Column("concept"), *(Column(name, "number", 2) for name in names)]
-    counts = [Column("concept"), *(Column(name, "count") for name in names)]
+    names, overlap = list(document["specific"]), document["overlap"]
     return [
-        Table("jaccard", "Overlap of every two concepts: the Jaccard index of their keys", shares, jaccard,
-              is_long=True, look="shares"),
-        Table("common", "Keys in common; on the diagonal all of a concept", counts, common, is_long=True,
-              look="shares"),
+        matrix("jaccard", "Overlap of every two concepts: the Jaccard index of their keys", "concept", names,
+               without_diagonal(overlap["jaccard"]), Column("", "number", 2)),
+        matrix("common", "Keys in common; on the diagonal all of a concept", "concept", names, overlap["common"],
+               Column("", "count")),
     ]  # fmt: skip
 
 
@@ -243,7 +233,7 @@ def _chart(document: Mapping[str, Any]) -> Chart:
               empty="" if any(by_layer) else "no key passes")
         for name, by_layer in document["by_layer"].items()
     ]  # fmt: skip
-    return Chart("concepts", "Where each concept's keys sit", panels, LAYERS,
+    return Chart("concepts", "Where each concept's keys sit", panels,
                  "keys in the layer", y="count", share_y=False)  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from neurotally.analysis.keys.patterns import FAMILIES, CorpusPatterns, known_me
 from neurotally.analysis.keys.places import read_concepts
 from neurotally.analysis.keys.tested import UNTESTED, NullTest, left_out_notes, patterns_by_corpus
 from neurotally.analysis.keys.texts import ANYWHERE, Texts
-from neurotally.analysis.layer_runs import LAYERS, interval, known_mean, layer_runs, run_means
+from neurotally.analysis.layer_runs import interval, known_mean, layer_runs, run_means
 from neurotally.analysis.options import Group, OnlyCorpora, Option
 from neurotally.analysis.parts import Cell, Chart, Column, Panel, Series, Table, Value
 from neurotally.analysis.progress import BARS, Progress
@@ -36,7 +36,6 @@ from neurotally.analysis.result import Result, finite, model_name
 from neurotally.profiler.buckets import on_disk
 from neurotally.profiler.whole_files import whole_file
 
-PATTERNS_SCHEMA = 1
 _BESIDE_NULL = ("null_by_layer", "over_null_by_layer", "over_null_half_by_layer", "passing_by_layer", "passing",
                 "beyond_null")  # fmt: skip
 """Null without null keys."""
@@ -99,7 +98,7 @@ def patterns_document(
     """
     num_layers, num_neurons = corpora[0].counts.distinct.shape
     document: dict[str, Any] = finite({
-        "schema": PATTERNS_SCHEMA,
+        "schema": 1,
         **settings,
         "null_keys": 0 if corpora[0].null is None else corpora[0].null.distinct.size,
         "concepts": dict(patterns),
@@ -220,7 +219,7 @@ def _chart(document: Mapping[str, Any]) -> Chart:
             series = [Series(_label(name, corpus), corpus[key], corpus=name) for name, corpus in corpora.items()]
             panels.append(Panel(title, series, f"{needed:,} needed for any"))
     return Chart(
-        "patterns", "What the keys' triggers have in common", panels, LAYERS,
+        "patterns", "What the keys' triggers have in common", panels,
         "share of a key's distinct trigger contexts, mean over keys", y="share", share_y=False,
     )  # fmt: skip
 

@@ -42,10 +42,10 @@ Patterns = Mapping[str, re.Pattern[str]]
 
 @dataclass(frozen=True, eq=False)
 class Places:
-    """What stands at P places of a corpus whose texts were found, in the order of `place_keys`."""
+    """What stands at P places of a corpus whose texts were found, in the order of `place_codes`."""
 
-    key_P: np.ndarray
-    """uint64, ascending: see `place_keys`."""
+    code_P: np.ndarray
+    """uint64, ascending: see `place_codes`."""
     found_P: np.ndarray
     """bool: the token isn't a special one, of which nothing counts."""
     context_P: np.ndarray
@@ -67,9 +67,9 @@ class Places:
 
     def index(self, document: np.ndarray, position: np.ndarray) -> np.ndarray:
         """int64: which place each (document, position) is; -1 where it isn't one of these, or has no text."""
-        key = place_keys(document, position)
-        at = np.minimum(np.searchsorted(self.key_P, key), len(self.key_P) - 1)
-        return np.where((self.key_P[at] == key) & self.found_P[at], at, _NOT_THERE)
+        code = place_codes(document, position)
+        at = np.minimum(np.searchsorted(self.code_P, code), len(self.code_P) - 1)
+        return np.where((self.code_P[at] == code) & self.found_P[at], at, _NOT_THERE)
 
 
 def find_line(text: str, start: int, end: int, num_lines: int = WINDOW_LINES, first_line: int = 1) -> dict[str, Any]:
@@ -88,10 +88,10 @@ def find_line(text: str, start: int, end: int, num_lines: int = WINDOW_LINES, fi
     }  # fmt: skip
 
 
-def place_keys(document: np.ndarray, position: np.ndarray) -> np.ndarray:
+def place_codes(document: np.ndarray, position: np.ndarray) -> np.ndarray:
     """uint64: document · 2^32 + position."""
-    key: np.ndarray = (document.astype(np.uint64) << np.uint64(32)) | position.astype(np.uint64)
-    return key
+    code: np.ndarray = (document.astype(np.uint64) << np.uint64(32)) | position.astype(np.uint64)
+    return code
 
 
 def read_concepts(path: Path) -> Patterns:
@@ -152,7 +152,7 @@ class PlaceReader:
         last_P3 = _last_tokens(document.ids_T, special_ids, position_P)
         self._parts.append(
             (
-                place_keys(np.full(len(position_P), document.number), position_P),
+                place_codes(np.full(len(position_P), document.number), position_P),
                 last_P3[:, -1] != _NOT_THERE,
                 _contexts(lines, which_P.ravel(), in_window_P2),
                 last_P3,
@@ -165,11 +165,11 @@ class PlaceReader:
         """All that was added: one document or more."""
         columns = [np.concatenate(column) for column in zip(*self._parts, strict=True)]
         order = np.argsort(columns[0], kind="stable")
-        key_P, found_P, context_P, last_P3, kind_P, match_PC = (column[order] for column in columns)
+        code_P, found_P, context_P, last_P3, kind_P, match_PC = (column[order] for column in columns)
         before_P = _pairs(last_P3[:, 0], last_P3[:, 1])
         _, number_P = np.unique(before_P, return_inverse=True)
         return Places(
-            key_P=key_P,
+            code_P=code_P,
             found_P=found_P,
             context_P=context_P,
             token_P=last_P3[:, 2],

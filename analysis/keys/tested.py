@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 
 from neurotally.analysis.keys.patterns import CorpusPatterns, corpus_patterns
-from neurotally.analysis.keys.places import WINDOW_LINES, PlaceReader, find_lexer, place_keys
+from neurotally.analysis.keys.places import WINDOW_LINES, PlaceReader, find_lexer, place_codes
 from neurotally.analysis.keys.texts import Texts, read_nulls, read_places, sample_places
 from neurotally.analysis.keys.trigger_lists import TriggerLists, corpora_with_triggers, read_triggers
 from neurotally.analysis.options import Option, WindowLines
@@ -91,10 +91,11 @@ def patterns_by_corpus(
         tokenizer = tokenizer or texts.tokenizer(path)
         of_corpus = texts.of(path, name)
         sampled = sample_places(of_corpus, SAMPLED_PLACES, test.seed)
-        key_P = np.unique(np.concatenate([place_keys(*sampled), *(one.keys() for one in (lists, *null_lists))]))
+        codes = [place_codes(*sampled), *(one.place_codes() for one in (lists, *null_lists))]
+        code_P = np.unique(np.concatenate(codes))
         lexer = find_lexer(name, of_corpus.names) if kinds else None
         reader = PlaceReader(lexer, concepts, test.window, test.inside)
-        places = read_places(of_corpus, tokenizer, reader, key_P, progress)
+        places = read_places(of_corpus, tokenizer, reader, code_P, progress)
         at = places.index(*sampled)
         label = None if lexer is None else lexer.name
         patterns = corpus_patterns(lists, places, at[at >= 0], null_lists, label, test.alpha, test.seed, test.by_layer)

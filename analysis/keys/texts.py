@@ -67,14 +67,14 @@ ANYWHERE = Texts()
 
 
 def read_places(
-    texts: CorpusTexts, tokenizer: Any, reader: PlaceReader, key_P: np.ndarray, progress: Progress
+    texts: CorpusTexts, tokenizer: Any, reader: PlaceReader, code_P: np.ndarray, progress: Progress
 ) -> Places:
-    """What stands at the places of these keys (each once, ascending): every document is read and tokenised once.
+    """What stands at the places of these codes (each once, ascending): every document is read and tokenised once.
 
     Where documents are windows of lines, so are the others of their files, since a file is lexed as a whole.
     InputError where no text is found.
     """
-    document_P, position_P = np.divmod(key_P.astype(np.int64), 2**32)
+    document_P, position_P = np.divmod(code_P.astype(np.int64), 2**32)
     numbers, starts = np.unique(document_P, return_index=True)
     position_by_document = dict(zip(numbers.tolist(), np.split(position_P, starts[1:]), strict=True))
     file_D: Sequence[str | int] = range(len(texts.names))

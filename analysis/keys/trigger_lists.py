@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from neurotally.analysis.keys.places import place_keys
+from neurotally.analysis.keys.places import place_codes
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 
@@ -33,9 +33,9 @@ class TriggerLists:
     num_copies: int
     """Triggers left out because an equal file has a better one."""
 
-    def keys(self) -> np.ndarray:
-        """uint64: `place_keys` of all triggers that are used."""
-        return place_keys(self.document_LFK[self.used_LFK], self.position_LFK[self.used_LFK])
+    def place_codes(self) -> np.ndarray:
+        """uint64: `place_codes` of all triggers that are used."""
+        return place_codes(self.document_LFK[self.used_LFK], self.position_LFK[self.used_LFK])
 
 
 def read_triggers(path: Path, corpus: str) -> TriggerLists:

@@ -19,12 +19,11 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from neurotally.analysis.languages.counts import checked_counts, usable_corpora
-from neurotally.analysis.languages.sites import Sites, rates
+from neurotally.analysis.languages.counts import CorpusCounts, read_counts
 from neurotally.analysis.options import OnlyCorpora, Option
 from neurotally.analysis.overlap import safe_divide
 from neurotally.analysis.parts import Cell, Chart, Column, Panel, Series, Table
-from neurotally.analysis.result import Result, model_key, model_name
+from neurotally.analysis.result import Result, by_name, left_out_notes, model_key, model_name
 from neurotally.profiler import store as stores
 from neurotally.profiler.errors import InputError
 
@@ -47,34 +46,21 @@ def study(
     """
     if rare > frequent:
         raise InputError(f"rare is {rare:.3g}, expected no more than frequent, {frequent:.3g}")
-    attributes = stores.store_attributes(store)
-    tokens, left_out = usable_corpora(store, corpus)
-    if not tokens:
-        raise InputError(f"{store} has no finished corpus with tokens")
-    found: dict[str, dict[str, np.ndarray]] = {}
-    is_dead_LF, num_neurons = np.array(True), 0
-    for name, (_, active_GLF, sites) in zip(tokens, checked_counts(store, tokens), strict=True):
-        active_LF = active_GLF.sum(axis=0, dtype=np.uint64)
-        found[name] = activity(active_LF, tokens[name], rare, frequent, sites)
-        is_neuron_LF = True if sites is None else sites.number_LF >= 0
-        is_dead_LF = is_dead_LF & (active_LF == 0) & is_neuron_LF
-        num_neurons = int(np.broadcast_to(is_neuron_LF, active_LF.shape).sum())
+    counts = read_counts(store, corpus, fewest=1)
+    _, num_layers, num_neurons = counts.active_CLF.shape
     document = {
         "schema": 1,
-        "model": model_key(attributes.get("model")),
-        "corpora": list(found),
-        "layers": is_dead_LF.shape[0],
-        "neurons": is_dead_LF.shape[1],
+        "model": model_key(counts.model),
+        "corpora": list(counts.corpora),
+        "layers": num_layers,
+        "neurons": num_neurons,
         "rare": rare,
         "frequent": frequent,
-        "tokens": tokens,
-        "by_layer": {
-            **{key: {name: of[key].tolist() for name, of in found.items()} for key in ("mean_rate", *_KINDS)},
-            "dead_everywhere": is_dead_LF.sum(axis=1).tolist(),
-        },
-        "left_out": left_out,
+        "tokens": by_name(counts.corpora, counts.tokens_C),
+        "by_layer": _by_layer(counts, rare, frequent),
+        "left_out": counts.left_out,
     }
-    return _result(document, num_neurons, model_name(attributes.get("model")))
+    return _result(document, counts.num_neurons, model_name(counts.model))
 
 
 def sections(store: Path) -> list[dict[str, Any]]:
@@ -82,26 +68,23 @@ def sections(store: Path) -> list[dict[str, Any]]:
     return [{}] if stores.committed_corpora(store) else []
 
 
-def activity(
-    active_LF: np.ndarray, tokens: int, rare: float, frequent: float, sites: Sites | None = None
-) -> dict[str, np.ndarray]:
-    """By layer [L], of the tokens at which each neuron is active (uint64 [L, F]) among `tokens`, at least one, or those
-    that came by at its site.
+def _by_layer(counts: CorpusCounts, rare: float, frequent: float) -> dict[str, Any]:
+    """`by_layer` of the document; mean rates are NaN where a layer has no neurons.
 
-    `mean_rate` float64, NaN where a layer has no neurons; `dead`, `rare` and `frequent` neurons, int64. Neurons of an
-    expert that no token was routed to are dead.
+    Neurons of an expert that no token was routed to are dead.
     """
-    if sites is None:
-        rate_LF, is_neuron_LF = active_LF / tokens, np.ones(active_LF.shape, bool)
-    else:
-        (rate_LF,) = rates(active_LF[None], np.array([tokens]), sites.summed())
-        is_neuron_LF = sites.number_LF >= 0
-    is_dead_LF = (active_LF == 0) & is_neuron_LF
+    rate_CLF, is_neuron_LF = counts.rates(), counts.is_neuron_LF
+    is_dead_CLF = (counts.active_CLF == 0) & is_neuron_LF
+    by_corpus = {
+        "mean_rate": safe_divide(rate_CLF.sum(axis=2), is_neuron_LF.sum(axis=1)),
+        "dead": is_dead_CLF.sum(axis=2),
+        "rare": ((rate_CLF < rare) & ~is_dead_CLF & is_neuron_LF).sum(axis=2),
+        "frequent": (rate_CLF > frequent).sum(axis=2),
+    }
+    everywhere_L = is_dead_CLF.all(axis=0).sum(axis=1)
     return {
-        "mean_rate": safe_divide(rate_LF.sum(axis=1), is_neuron_LF.sum(axis=1)),
-        "dead": is_dead_LF.sum(axis=1),
-        "rare": ((rate_LF < rare) & ~is_dead_LF & is_neuron_LF).sum(axis=1),
-        "frequent": (rate_LF > frequent).sum(axis=1),
+        **{key: by_name(counts.corpora, of_CL.T) for key, of_CL in by_corpus.items()},
+        "dead_everywhere": everywhere_L.tolist(),
     }
 
 
@@ -126,7 +109,7 @@ def _result(document: Mapping[str, Any], total: int, model: str) -> Result:
         f"rare: active at fewer than {document['rare']:.3g} of tokens, the dead left out; frequent: at more than "
         f"{document['frequent']:.3g}",
         "were tokens independent, a neuron active at none of n would have a rate below 3/n, with 95 % confidence",
-        *(f"{name} is left out: {reason}" for name, reason in document["left_out"].items()),
+        *left_out_notes(document["left_out"]),
     ]
     return Result(
         "activity",
@@ -152,5 +135,4 @@ def _chart(by_layer: Mapping[str, Any], corpora: list[str]) -> Chart:
         for key, title, what in (("mean_rate", "mean rate", "active"), ("dead", "dead neurons", "dead"),
                                  ("frequent", "frequent neurons", "frequent"))
     ]  # fmt: skip
-    return Chart("activity", "How often neurons are active, by layer", panels, "layer, from the input to the output",
-                 share_y=False)  # fmt: skip
+    return Chart("activity", "How often neurons are active, by layer", panels, share_y=False)

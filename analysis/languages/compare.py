@@ -31,7 +31,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from neurotally.analysis.languages.counts import CorpusCounts, read_counts
-from neurotally.analysis.languages.lape import DEFAULT, Rule, Selection
+from neurotally.analysis.languages.lape import DEFAULT, Rule, Selection, lape
 from neurotally.analysis.languages.lape_study import NO_NEURON, candidates_warnings, lape_document
 from neurotally.analysis.languages.profiles import jaccard_table, neurons_by_layer, overlaps
 from neurotally.analysis.options import Group, OnlyCorpora, Option
@@ -82,7 +82,7 @@ def compare(counts: Sequence[CorpusCounts], labels: Sequence[str], rule: Rule) -
         has = "; ".join(f"{label} has {', '.join(of.corpora)}" for of, label in zip(counts, labels, strict=True))
         raise InputError(f"two corpora of the same names are needed, found {', '.join(corpora) or 'none'}: {has}")
     common = [_only(of, corpora) for of in counts]
-    selections = [rule.choose(of) for of in common]
+    selections = [lape(of, rule) for of in common]
     document = finite(_document(rule, labels, common, selections))
     stores = dict(zip("AB", document["stores"], strict=True))
     shapes = "; ".join(f"{mark} {of['label']} ({of['layers']} layers of {of['neurons']:,})"
@@ -162,11 +162,11 @@ def _document(
 
 
 def _store(label: str, counts: CorpusCounts, selection: Selection) -> dict[str, Any]:
-    lape = lape_document(counts, selection)
-    by_layer = neurons_by_layer(selection.specific, lape["layers"])
+    of_lape = lape_document(counts, selection)
+    by_layer = neurons_by_layer(selection.specific, of_lape["layers"])
     return {
         "label": label,
-        **{key: lape[key] for key in _OF_LAPE},
+        **{key: of_lape[key] for key in _OF_LAPE},
         "by_layer": by_layer,
         "overlap": overlaps(selection.specific),
         "mean_depth": by_name(counts.corpora, mean_depths(_counts(by_layer["specific"]))),
@@ -218,14 +218,12 @@ def _run_shares(count_CL: np.ndarray, num_runs: int) -> np.ndarray:
 
 def _chart(document: Mapping[str, Any]) -> Chart:
     """One panel a corpus: its specific neurons' profiles in both stores, over relative depth if layers differ."""
-    is_relative = document["relative_axis"]
-    return Chart(
-        "compare", "Where each corpus's neurons sit in two stores",
-        [_panel(document, name) for name in document["corpora"]],
-        "depth, from the input (0) to the output (1)" if is_relative else "layer, from the input to the output",
-        "density (1: evenly spread)" if is_relative else "share of the specific neurons",
-        x="number" if is_relative else "layers", y="count" if is_relative else "share",
-    )  # fmt: skip
+    title = "Where each corpus's neurons sit in two stores"
+    panels = [_panel(document, name) for name in document["corpora"]]
+    if document["relative_axis"]:
+        return Chart("compare", title, panels, "density (1: evenly spread)",
+                     "depth, from the input (0) to the output (1)", x="number", y="count")  # fmt: skip
+    return Chart("compare", title, panels, "share of the specific neurons", y="share")
 
 
 def _panel(document: Mapping[str, Any], name: str) -> Panel:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from neurotally.analysis.languages.sites import Sites, rates, read_sites, together
+from neurotally.analysis.languages.sites import Sites, read_sites
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 
@@ -36,13 +36,25 @@ class CorpusCounts:
     """By corpus; None where every layer is one network of the same width."""
 
     @property
+    def is_neuron_LF(self) -> np.ndarray:
+        """bool: false where a layer is narrower than the widest."""
+        return np.ones(self.active_CLF.shape[1:], bool) if self.sites is None else self.sites.number_LF >= 0
+
+    @property
     def num_neurons(self) -> int:
         """Of all layers."""
-        return self.active_CLF[0].size if self.sites is None else len(self.sites.neuron_N)
+        return int(np.count_nonzero(self.is_neuron_LF))
 
     def rates(self, kind: str = "conditional") -> np.ndarray:
-        """float64 [C, L, F]: see `sites.rates`; of all tokens where `kind` is joint."""
-        return rates(self.active_CLF, self.tokens_C, None if kind == "joint" else self.sites)
+        """float64 [C, L, F]: the share of the tokens that came by at which each neuron is active, or `joint`: of all.
+
+        0 where none came by, and where there is no neuron.
+        """
+        tokens_CLF = self.tokens_C[:, None, None]
+        if self.sites is not None and kind == "conditional":
+            tokens_CLF = self.sites.came_by()
+        rate_CLF: np.ndarray = self.active_CLF / tokens_CLF
+        return rate_CLF
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,14 +88,8 @@ class GroupCounts:
 
     def total(self) -> CorpusCounts:
         """The counts over all groups, as `read_counts` reads them."""
-        return CorpusCounts(
-            model=self.model,
-            corpora=self.corpora,
-            tokens_C=np.array([tokens_G.sum() for tokens_G in self.tokens], np.uint64),
-            active_CLF=np.stack([active_GLF.sum(axis=0, dtype=np.uint64) for active_GLF in self.active]),
-            left_out=self.left_out,
-            sites=together(list(self.sites or ())),
-        )
+        by_corpus = zip(self.tokens, self.active, self.sites or [None] * len(self.corpora), strict=True)
+        return _summed(self.model, self.corpora, self.left_out, by_corpus)
 
     def need_groups(self, purpose: str) -> None:
         """Raise InputError unless every corpus has at least two groups with tokens."""
@@ -95,54 +101,35 @@ class GroupCounts:
                 )
 
 
-def read_counts(path: Path, only: Sequence[str] = ()) -> CorpusCounts:
+def read_counts(path: Path, only: Sequence[str] = (), fewest: int = 2) -> CorpusCounts:
     """Read `tokens` and `active` of every finished corpus, or of those that `only` names.
 
     Unfinished corpora and those without a token are left out, and named. Raises InputError where there is no
-    store, one of `only` isn't there or can't be used, fewer than two corpora remain, their shapes differ, or the
+    store, one of `only` isn't there or can't be used, fewer than `fewest` corpora remain, their shapes differ, or the
     counts can't be (more active than tokens).
     """
-    tokens, left_out = _usable(path, only)
-    active, sites = [], []
-    for of_corpus in checked_counts(path, tokens):
-        active.append(of_corpus.active_GLF.sum(axis=0, dtype=np.uint64))
-        sites.append(of_corpus.sites)
-    return CorpusCounts(
-        model=store.store_attributes(path).get("model"),
-        corpora=tuple(tokens),
-        tokens_C=np.array(list(tokens.values()), np.uint64),
-        active_CLF=np.stack(active),
-        left_out=left_out,
-        sites=together(sites),
-    )
+    usable, left_out = usable_corpora(path, only, fewest)
+    model = store.store_attributes(path).get("model")
+    return _summed(model, tuple(usable), left_out, _checked_counts(path, usable))
 
 
 def read_group_counts(path: Path, only: Sequence[str] = ()) -> GroupCounts:
     """Read `tokens` and `active` of the same corpora as `read_counts`, by group; InputError as there."""
-    usable, left_out = _usable(path, only)
-    tokens: list[np.ndarray] = []
-    active: list[np.ndarray] = []
-    documents: list[np.ndarray | None] = []
-    sites: list[Sites] = []
-    num_empty = {}
-    for name, (tokens_G, active_GLF, of_sites) in zip(usable, checked_counts(path, usable), strict=True):
+    usable, left_out = usable_corpora(path, only, fewest=2)
+    by_corpus, num_empty = [], {}
+    for name, (tokens_G, active_GLF, sites) in zip(usable, _checked_counts(path, usable), strict=True):
         documents_G, is_used_G = _documents(path, name), tokens_G > 0
         num_empty[name] = int(np.count_nonzero(~is_used_G))
-        tokens.append(tokens_G[is_used_G])
-        active.append(active_GLF if is_used_G.all() else active_GLF[is_used_G])
-        documents.append(None if documents_G is None else documents_G[is_used_G])
-        if of_sites is not None:
-            sites.append(replace(of_sites, tokens_XS=of_sites.tokens_XS[is_used_G]))
-    return GroupCounts(
-        model=store.store_attributes(path).get("model"),
-        corpora=tuple(usable),
-        tokens=tuple(tokens),
-        active=tuple(active),
-        documents=tuple(documents),
-        num_empty=num_empty,
-        left_out=left_out,
-        sites=tuple(sites) or None,
-    )
+        by_corpus.append((
+            tokens_G[is_used_G],
+            active_GLF if is_used_G.all() else active_GLF[is_used_G],
+            None if documents_G is None else documents_G[is_used_G],
+            sites and replace(sites, tokens_XS=sites.tokens_XS[is_used_G]),
+        ))  # fmt: skip
+    tokens, active, documents, by_site = zip(*by_corpus, strict=True)
+    model = store.store_attributes(path).get("model")
+    return GroupCounts(model, tuple(usable), tokens, active, documents, num_empty, left_out,
+                       None if None in by_site else by_site)  # fmt: skip
 
 
 def unfinished_corpora(path: Path) -> list[str]:
@@ -152,10 +139,11 @@ def unfinished_corpora(path: Path) -> list[str]:
     return sorted(set(begun) - set(committed))
 
 
-def usable_corpora(path: Path, only: Sequence[str] = ()) -> tuple[dict[str, int], dict[str, str]]:
+def usable_corpora(path: Path, only: Sequence[str] = (), fewest: int = 1) -> tuple[dict[str, int], dict[str, str]]:
     """The tokens of finished corpora, or of those that `only` names, and why each of the others isn't among them.
 
-    Both in name order. Raises InputError where one of `only` isn't there or can't be used.
+    Both in name order. Raises InputError where one of `only` isn't there or can't be used, or fewer than `fewest` (two:
+    to compare) are left.
     """
     committed = store.committed_corpora(path)
     left_out = dict.fromkeys(unfinished_corpora(path), "unfinished")
@@ -168,13 +156,11 @@ def usable_corpora(path: Path, only: Sequence[str] = ()) -> tuple[dict[str, int]
             raise InputError(f"{path} has no corpus {name!r}; it has {', '.join(committed) or 'none'}")
     if only:
         left_out |= {name: "not asked for" for name in committed if name not in only and name not in left_out}
-    return {name: tokens[name] for name in committed if name not in left_out}, dict(sorted(left_out.items()))
-
-
-def _usable(path: Path, only: Sequence[str]) -> tuple[dict[str, int], dict[str, str]]:
-    """The same of corpora to compare: two at least."""
-    usable, left_out = usable_corpora(path, only)
-    if len(usable) < 2:
+    usable = {name: tokens[name] for name in committed if name not in left_out}
+    left_out = dict(sorted(left_out.items()))
+    if not usable and fewest == 1:
+        raise InputError(f"{path} has no finished corpus with tokens")
+    if len(usable) < fewest:
         reasons = "".join(f"; {name} is left out: {reason}" for name, reason in left_out.items())
         raise InputError(
             f"{path}: LAPE compares corpora and needs at least two finished ones, "
@@ -193,7 +179,21 @@ class _Counts(NamedTuple):
     """By group."""
 
 
-def checked_counts(path: Path, corpora: Iterable[str]) -> Iterator[_Counts]:
+def _summed(
+    model: Mapping[str, Any] | None, corpora: tuple[str, ...], left_out: Mapping[str, str],
+    by_corpus: Iterable[tuple[np.ndarray, np.ndarray, Sites | None]],
+) -> CorpusCounts:  # fmt: skip
+    """The counts over all groups, of each corpus's by group."""
+    tokens, active, sites = [], [], []
+    for tokens_G, active_GLF, of_corpus in by_corpus:
+        tokens.append(tokens_G.sum(dtype=np.uint64))
+        active.append(active_GLF.sum(axis=0, dtype=np.uint64))
+        sites += [] if of_corpus is None else [of_corpus.summed()]
+    in_all = replace(sites[0], tokens_XS=np.concatenate([one.tokens_XS for one in sites])) if sites else None
+    return CorpusCounts(model, corpora, np.array(tokens, np.uint64), np.stack(active), left_out, in_all)
+
+
+def _checked_counts(path: Path, corpora: Iterable[str]) -> Iterator[_Counts]:
     """Those of one corpus after the other, checked."""
     shapes: dict[str, str] = {}
     for name in corpora:

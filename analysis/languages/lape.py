@@ -19,6 +19,7 @@ all: only the threshold keeps it out. The order of corpora has no influence, not
 Shapes: C corpora, L layers, F neurons per layer, N = L·F, P neurons that pass the threshold in some corpus.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -26,7 +27,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from neurotally.analysis.languages.counts import CorpusCounts
-from neurotally.analysis.languages.sites import Sites
 from neurotally.analysis.options import Option
 from neurotally.profiler.errors import InputError
 
@@ -57,10 +57,6 @@ class Rule:
             "Rates over the tokens that come by, routed to a neuron's expert or read by its stack, or over all (joint)."
         ),
     ] = "conditional"
-
-    def choose(self, counts: CorpusCounts) -> "Selection":
-        """LAPE with these settings; InputError as `lape` raises it."""
-        return lape(counts.active_CLF, counts.tokens_C, counts.corpora, self, counts.sites)
 
     def as_json(self) -> dict[str, Any]:
         """The keys of LAPE's document: select, quantile and per_corpus or top_rate, whichever it reads."""
@@ -112,51 +108,38 @@ class Selection:
         return [name for name, number in self.num_candidates.items() if not number]
 
 
-def lape(
-    active_CLF: np.ndarray, tokens_C: np.ndarray | Sequence[int], names: Sequence[str], rule: Rule = DEFAULT,
-    sites: Sites | None = None,
-) -> Selection:  # fmt: skip
+def lape(counts: CorpusCounts, rule: Rule = DEFAULT) -> Selection:
     """Choose the neurons that belong to each corpus.
 
-    `active_CLF`: tokens at which the neuron is active, of `tokens_C` (unsigned or signed integers), or of those that
-    came by at its site, if `sites` are given, by corpus. Raises InputError for fewer than two corpora, a corpus without
-    tokens, and settings that leave nothing to choose from.
+    Raises InputError for fewer than two corpora, a corpus without tokens, and settings that leave nothing to choose
+    from.
     """
-    num_corpora, *by_layer = active_CLF.shape
-    num_cells = by_layer[0] * by_layer[1]
-    neuron_N = np.arange(num_cells) if sites is None else sites.neuron_N
-    num_neurons = len(neuron_N)
-    tokens_C = np.asarray(tokens_C)
-    assert len(names) == len(set(names)) == num_corpora == len(tokens_C), "one name and token count a corpus"
-    _check_corpora(tokens_C, names)
+    names, by_layer, num_neurons = counts.corpora, counts.active_CLF.shape[1:], counts.num_neurons
+    assert len(set(names)) == len(names) == len(counts.active_CLF) == len(counts.tokens_C), "of every corpus"
+    _check_corpora(counts.tokens_C, names)
     limit = _limit(rule, num_neurons)
-
-    if sites is None:
-        p_CN = active_CLF.reshape(num_corpora, num_neurons) / tokens_C[:, None]
-    else:
-        tokens_CN = tokens_C[:, None] if rule.rates == "joint" else np.maximum(sites.tokens_XN(), 1)
-        p_CN = active_CLF.reshape(num_corpora, num_cells)[:, neuron_N] / tokens_CN
-    threshold = threshold_of(p_CN, rule.quantile)
+    p_CN = counts.rates(rule.rates).reshape(len(names), -1)
+    threshold = threshold_of(p_CN, rule.quantile, len(names) * num_neurons)
     passing_P = np.flatnonzero((p_CN > threshold).any(axis=0))
     is_candidate_CP = p_CN[:, passing_P] > threshold
     entropy_P = _entropies(p_CN, passing_P)
     del p_CN
     chosen = _choose(is_candidate_CP, entropy_P, rule, limit)
     num_corpora_P = np.bincount(np.concatenate(chosen), minlength=len(passing_P))
-    neurons_P2 = np.stack(np.divmod(neuron_N[passing_P], by_layer[1]), axis=1)
-    entropy_M = np.full(num_cells, np.inf)
-    entropy_M[neuron_N[passing_P]] = entropy_P
+    neurons_P2 = np.stack(np.unravel_index(passing_P, by_layer), axis=1)
+    entropy_N = np.full(math.prod(by_layer), np.inf)
+    entropy_N[passing_P] = entropy_P
     is_sole_P = is_candidate_CP.sum(axis=0) == 1
 
     def by_corpus(values: Iterable[Any]) -> dict[str, Any]:
         return dict(zip(names, values, strict=True))
 
     return Selection(
-        corpora=tuple(names),
+        corpora=names,
         rule=rule,
         threshold=threshold,
         num_neurons=num_neurons,
-        entropy_LF=entropy_M.reshape(by_layer),
+        entropy_LF=entropy_N.reshape(by_layer),
         num_candidates=by_corpus(is_candidate_CP.sum(axis=1).tolist()),
         num_sole_candidates=by_corpus(is_candidate_CP[:, is_sole_P].sum(axis=1).tolist()),
         specific=by_corpus(neurons_P2[positions] for positions in chosen),
@@ -168,12 +151,15 @@ def lape(
     )
 
 
-def threshold_of(p: np.ndarray, quantile: float) -> float:
-    """The value that a neuron's rate must exceed: a quantile of all rates `p`, of any shape, none negative."""
-    rank = threshold_rank(p.size, quantile)
+def threshold_of(p: np.ndarray, quantile: float, num_rates: int) -> float:
+    """The value that a neuron's rate must exceed: a quantile of all rates.
+
+    `p`: float64 of any shape, none negative; of these `num_rates` are of neurons, and the others 0.
+    """
+    rank = threshold_rank(num_rates, quantile)
     # Zeros apart: with 90 % of them (the dead neurons of a ReLU model) NumPy's SIMD partition is ten times slower.
     positive_M = p[p > 0]
-    num_zeros = p.size - len(positive_M)
+    num_zeros = num_rates - len(positive_M)
     if rank <= num_zeros:
         return 0.0
     positive_M.partition(rank - num_zeros - 1)
@@ -181,7 +167,7 @@ def threshold_of(p: np.ndarray, quantile: float) -> float:
 
 
 def threshold_rank(num_values: int, quantile: float) -> int:
-    """k of "the k-th smallest value is the bar", 1-indexed: round(M · quantile), half to even as Python rounds."""
+    """k of "the threshold is the k-th smallest value", from 1: round(M · quantile), half to even as Python rounds."""
     if not 0 < quantile <= 1:
         raise InputError(f"quantile: expected a number above 0 and at most 1, got {quantile!r}")
     rank = round(num_values * quantile)

@@ -27,7 +27,7 @@ archive.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,12 +35,12 @@ import numpy as np
 
 from neurotally.analysis.languages import jackknife
 from neurotally.analysis.languages.counts import CorpusCounts, GroupCounts, read_counts, read_group_counts
-from neurotally.analysis.languages.lape import DEFAULT, Rule, Selection, layer_counts
+from neurotally.analysis.languages.lape import DEFAULT, Rule, Selection, lape, layer_counts
 from neurotally.analysis.languages.sites import FEW_TOKENS
 from neurotally.analysis.layer_runs import layer_runs
 from neurotally.analysis.options import Group, OnlyCorpora, Option
 from neurotally.analysis.parts import Cell, Chart, Column, Panel, Series, Table, Value
-from neurotally.analysis.result import Result, model_key, model_name
+from neurotally.analysis.result import Result, by_name, left_out_notes, model_key, model_name
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.networks import DECODER, differ_in_tokens, is_expert
 
@@ -76,13 +76,13 @@ def study(
         if archive is not None:
             raise InputError("--archive: expected --error-bars with it")
         counts = read_counts(store, corpus)
-        return lape_result(counts, rule.choose(counts))
+        return lape_result(counts, lape(counts, rule))
     groups = read_group_counts(store, corpus)
     bars = jackknife.error_bars(groups)
     if archive is not None:
         jackknife.save_error_bars(bars, archive)
     counts = groups.total()
-    return lape_result(counts, rule.choose(counts), bars)
+    return lape_result(counts, lape(counts, rule), bars)
 
 
 def lape_result(counts: CorpusCounts, selection: Selection, bars: jackknife.ErrorBars | None = None) -> Result:
@@ -118,14 +118,12 @@ def lape_document(counts: CorpusCounts, selection: Selection) -> dict[str, Any]:
         "exclusive": {name: neurons_n2.tolist() for name, neurons_n2 in selection.exclusive.items()},
         "entropy": {name: selection.entropy_LF[at].tolist() for name, at in places.items()},
         "probability": {
-            name: (active_LF[places[name]] / tokens[places[name]]).tolist()
-            for name, active_LF, tokens in zip(
-                counts.corpora, counts.active_CLF, _tokens(counts, selection.rule), strict=True
-            )
+            name: rate_LF[places[name]].tolist()
+            for name, rate_LF in zip(counts.corpora, counts.rates(selection.rule.rates), strict=True)
         },
         "layers": num_layers,
         "neurons": num_neurons,
-        "tokens": dict(zip(counts.corpora, counts.tokens_C.tolist(), strict=True)),
+        "tokens": by_name(counts.corpora, counts.tokens_C),
         "candidates": dict(selection.num_candidates),
         "sole_candidates": dict(selection.num_sole_candidates),
         "tied_out": dict(selection.num_tied_out),
@@ -143,17 +141,7 @@ def lape_document(counts: CorpusCounts, selection: Selection) -> dict[str, Any]:
 def _few_tokens(counts: CorpusCounts) -> dict[str, int]:
     """By corpus: experts (and other networks) that fewer than FEW_TOKENS tokens came by at."""
     assert counts.sites is not None
-    few_C = np.count_nonzero(counts.sites.tokens_XS < FEW_TOKENS, axis=1)
-    return dict(zip(counts.corpora, few_C.tolist(), strict=True))
-
-
-def _tokens(counts: CorpusCounts, rule: Rule) -> Iterator[np.ndarray]:
-    """uint64 [L, F] by corpus: the tokens that a neuron's rate is the share of; at least 1."""
-    for c, tokens in enumerate(counts.tokens_C):
-        if counts.sites is None or rule.rates == "joint":
-            yield np.broadcast_to(tokens, counts.active_CLF.shape[1:])
-        else:
-            yield np.maximum(counts.sites.tokens_XS[c][counts.sites.number_LF], 1)
+    return by_name(counts.corpora, np.count_nonzero(counts.sites.tokens_XS < FEW_TOKENS, axis=1))
 
 
 def error_bars_document(bars: jackknife.ErrorBars, selection: Selection) -> dict[str, Any]:
@@ -174,7 +162,7 @@ def error_bars_document(bars: jackknife.ErrorBars, selection: Selection) -> dict
         "groups": dict(bars.num_groups),
         "empty_groups": dict(bars.num_empty),
         "entropy_t": bars.entropy_t,
-        "probability_t": dict(zip(bars.corpora, bars.p_t_C().tolist(), strict=True)),
+        "probability_t": by_name(bars.corpora, bars.p_t_C()),
         "specific": specific,
         "above_bar": {
             name: sum(low > selection.threshold for low in of["probability_low"]) for name, of in specific.items()
@@ -205,7 +193,7 @@ def candidates_warnings(selection: Selection) -> list[str]:
 def set_notes(counts: CorpusCounts | GroupCounts, selection: Selection) -> list[str]:
     """Of any result about a selection: corpora without neurons, and those left out."""
     notes = [f"{name}: no neuron above the threshold" for name in selection.without_candidates]
-    return notes + [f"left out: {name} ({reason})" for name, reason in counts.left_out.items()]
+    return notes + left_out_notes(counts.left_out)
 
 
 def _table(document: Mapping[str, Any]) -> Table:
@@ -236,8 +224,7 @@ def _layers_chart(document: Mapping[str, Any]) -> Chart:
         ]  # fmt: skip
         panels.append(Panel(name, series, f"{len(specific):,} / {len(exclusive):,}" if specific else "",
                             empty="" if specific else NO_NEURON))  # fmt: skip
-    return Chart("layers", "Where each corpus's neurons sit", panels, "layer, from the input to the output",
-                 "neurons in the layer", y="count")  # fmt: skip
+    return Chart("layers", "Where each corpus's neurons sit", panels, "neurons in the layer", y="count")
 
 
 def _spread(neurons: Sequence[Sequence[int]], num_layers: int) -> str:
@@ -338,8 +325,8 @@ def _bars_chart(document: Mapping[str, Any]) -> Chart:
               for name, of in bars["specific"].items()]  # fmt: skip
     return Chart(
         "error-bars", "How well the specific neurons' entropies are known", panels,
-        f"entropy over corpora (nats; at most {math.log(len(panels)):.2f})",
-        f"± half of the {100 * bars['level']:g} % interval (nats)", x="number", y="log",
+        f"± half of the {100 * bars['level']:g} % interval (nats)",
+        f"entropy over corpora (nats; at most {math.log(len(panels)):.2f})", x="number", y="log",
     )  # fmt: skip
 
 

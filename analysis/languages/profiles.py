@@ -23,12 +23,12 @@ from typing import Annotated, Any
 import numpy as np
 
 from neurotally.analysis.languages.counts import CorpusCounts, read_counts
-from neurotally.analysis.languages.lape import DEFAULT, Rule, Sets
+from neurotally.analysis.languages.lape import DEFAULT, Rule, Sets, lape
 from neurotally.analysis.languages.lape_study import NO_NEURON, candidates_warnings, lape_document, set_notes
 from neurotally.analysis.options import Group, OnlyCorpora
-from neurotally.analysis.overlap import pairwise_common, pairwise_jaccard
-from neurotally.analysis.parts import Cell, Chart, Column, Grid, Panel, Series, Table
-from neurotally.analysis.result import Result, finite, model_name
+from neurotally.analysis.overlap import pairwise_common, pairwise_jaccard, without_diagonal
+from neurotally.analysis.parts import Cell, Chart, Column, Grid, Panel, Series, Table, matrix
+from neurotally.analysis.result import Result, by_name, finite, model_name
 
 FIGURES = {"overlap": "Draw the overlap of every two corpora."}
 
@@ -52,27 +52,25 @@ def study(store: Path, corpus: OnlyCorpora = (), rule: Annotated[Rule, Group()] 
 
 def profiles(counts: CorpusCounts, rule: Rule) -> Result:
     """Neurons by layer and corpus, by layer and number of corpora, and the overlap of every two."""
-    selection = rule.choose(counts)
-    lape = lape_document(counts, selection)
-    by_layer = neurons_by_layer(selection.specific, lape["layers"])
+    selection = lape(counts, rule)
+    of_lape = lape_document(counts, selection)
+    by_layer = neurons_by_layer(selection.specific, of_lape["layers"])
     overlap = overlaps(selection.specific)
     document = {
         "schema": 1,
         **rule.as_json(),
-        **{key: lape[key] for key in _OF_LAPE},
+        **{key: of_lape[key] for key in _OF_LAPE},
         "by_layer": by_layer,
         "overlap": overlap,
     }
-    common = [[name, *counts_C] for name, counts_C in zip(counts.corpora, overlap["count"], strict=True)]
     tables = [
         _layer_table("specific", "Specific neurons by layer", by_layer["specific"]),
         _layer_table("exclusive", "Exclusive neurons by layer", by_layer["exclusive"]),
         _layer_table("sharing", "Chosen neurons by layer and by how many corpora they are specific to",
                      {"distinct": by_layer["distinct"], **_shared_columns(by_layer["shared_by"])}),
         jaccard_table(counts.corpora, overlap),
-        Table("common", "Specific neurons in common; on the diagonal all of a corpus",
-              [Column("corpus"), *(Column(name, "count") for name in counts.corpora)], common, is_long=True,
-              look="shares"),
+        matrix("common", "Specific neurons in common; on the diagonal all of a corpus", "corpus", counts.corpora,
+               overlap["count"], Column("", "count")),
     ]  # fmt: skip
     charts = [_sharing_chart(by_layer), _overlap_chart(counts.corpora, overlap)]
     lead = f"Profiles by layer of {model_name(counts.model)}: {rule}"
@@ -95,8 +93,8 @@ def neurons_by_layer(specific: Sets, num_layers: int) -> dict[str, Any]:
     return {
         "distinct": shared_by_ML.sum(axis=0).tolist(),
         "shared_by": _by_number(shared_by_ML),
-        "specific": dict(zip(specific, by_sharing_CML.sum(axis=1).tolist(), strict=True)),
-        "exclusive": dict(zip(specific, by_sharing_CML[:, 0].tolist(), strict=True)),
+        "specific": by_name(specific, by_sharing_CML.sum(axis=1).T),
+        "exclusive": by_name(specific, by_sharing_CML[:, 0].T),
         "sharing": dict(zip(specific, map(_by_number, by_sharing_CML), strict=True)),
     }
 
@@ -109,15 +107,14 @@ def overlaps(specific: Sets) -> dict[str, Any]:
 
 def jaccard_table(corpora: Sequence[str], overlap: Mapping[str, Any]) -> Table:
     """The Jaccard index of every two corpora, but of none with itself; `overlap` as in the document."""
-    columns = [Column("corpus"), *(Column(name, "number", 3) for name in corpora)]
-    rows = [[name, *values] for name, values in zip(corpora, _of_others(overlap["jaccard"]), strict=True)]
-    return Table("jaccard", "Overlap of every two corpora: the Jaccard index of their specific neurons", columns, rows,
-                 look="shares")  # fmt: skip
+    title = "Overlap of every two corpora: the Jaccard index of their specific neurons"
+    values = without_diagonal(overlap["jaccard"])
+    return matrix("jaccard", title, "corpus", corpora, values, Column("", "number", 3), is_long=False)
 
 
 def _overlap_chart(corpora: Sequence[str], overlap: Mapping[str, Any]) -> Chart:
     """A heat map of Jaccard indices, each cell with its index and the neurons in common; sizes on the diagonal."""
-    values = _of_others(overlap["jaccard"])
+    values = without_diagonal(overlap["jaccard"])
     texts = [
         [f"{count:,}" if value is None else f"{value:.2f}\n{count:,}" for value, count in zip(*of_both, strict=True)]
         for of_both in zip(values, overlap["count"], strict=True)
@@ -125,12 +122,6 @@ def _overlap_chart(corpora: Sequence[str], overlap: Mapping[str, Any]) -> Chart:
     grid = Grid("", corpora, corpora, values, texts, scale="Jaccard index of the two sets")
     title = "Neurons that two corpora share: Jaccard index, neurons in common; diagonal: all specific neurons"
     return Chart("overlap", title, [grid])
-
-
-def _of_others(jaccard: Sequence[Sequence[float | None]]) -> list[list[float | None]]:
-    """The matrix without its diagonal."""
-    return [[None if row == column else value for column, value in enumerate(values)]
-            for row, values in enumerate(jaccard)]  # fmt: skip
 
 
 def _layer_table(name: str, title: str, by_layer: Mapping[str, Sequence[int]]) -> Table:
@@ -151,7 +142,7 @@ def _sharing_chart(by_layer: Mapping[str, Any]) -> Chart:
     panels = [_stack("all corpora", by_layer["shared_by"], None)]
     panels += [_stack(name, sharing, max(1, 1.06 * most)) for name, sharing in by_layer["sharing"].items()]
     return Chart("profiles", "Where the chosen neurons sit, and how many corpora share them", panels,
-                 "layer, from the input to the output", "neurons in the layer", y="count", share_y=False)  # fmt: skip
+                 "neurons in the layer", y="count", share_y=False)  # fmt: skip
 
 
 def _stack(name: str, by_sharing: Mapping[str, Sequence[int]], top: float | None) -> Panel:

@@ -19,7 +19,7 @@ import numpy as np
 from neurotally.analysis.languages.counts import usable_corpora
 from neurotally.analysis.options import OnlyCorpora
 from neurotally.analysis.parts import Cell, Chart, Column, Grid, Table
-from neurotally.analysis.result import Result, model_key, model_name
+from neurotally.analysis.result import Result, by_name, left_out_notes, model_key, model_name
 from neurotally.profiler import store as stores
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.networks import networks_of
@@ -46,8 +46,6 @@ def study(store: Path, corpus: OnlyCorpora = ()) -> Result:
     if all(network.experts is None for network in networks):
         raise InputError(f"{store} is of a model without experts: there is no routing to show")
     tokens, left_out = usable_corpora(store, corpus)
-    if not tokens:
-        raise InputError(f"{store} has no finished corpus with tokens")
     by_corpus = {name: stores.read_corpus(store, name, ["site_tokens", "site_weight"]) for name in tokens}
     layers, first = [], 0
     for network in networks:
@@ -81,9 +79,9 @@ def _layer(layer: int, name: str, experts: int, by_corpus: Mapping[str, stores.A
         "layer": layer,
         "network": name,
         "experts": experts,
-        "tokens": dict(zip(by_corpus, tokens_CE.tolist(), strict=True)),
+        "tokens": by_name(by_corpus, tokens_CE.T),
         "weight": {name: of["site_weight"][part].tolist() for name, of in by_corpus.items()},
-        "specialization": dict(zip(by_corpus, specialization(tokens_CE).tolist(), strict=True)),
+        "specialization": by_name(by_corpus, specialization(tokens_CE)),
     }
 
 
@@ -125,7 +123,7 @@ def _result(document: Mapping[str, Any], model: str) -> Result:
         [
             "specialization: Kullback-Leibler divergence, in nats, of a corpus's shares of the experts from their mean "
             "over corpora",
-            *(f"{name} is left out: {reason}" for name, reason in document["left_out"].items()),
+            *left_out_notes(document["left_out"]),
         ],
         findings=[finding],
         title="Routing to experts",

@@ -5,7 +5,6 @@ tokens, is higher where an expert gets more tokens: it confounds routing with fi
 """
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -28,21 +27,10 @@ class Sites:
     networks: Networks = ()
     """See `profiler.networks`."""
 
-    @cached_property
-    def neuron_N(self) -> np.ndarray:
-        """int64: layer · F + neuron of every neuron, ascending."""
-        return np.flatnonzero(self.number_LF >= 0)
-
-    def tokens_XN(self) -> np.ndarray:
-        """uint64 [X, N]: tokens that came by at each neuron."""
-        tokens_XN: np.ndarray = self.tokens_XS[:, self.number_LF.ravel()[self.neuron_N]]
-        return tokens_XN
-
-    def spread(self, values_XN: np.ndarray) -> np.ndarray:
-        """[X, L, F] of values of all neurons, and 0 where there is none."""
-        spread_XM = np.zeros((len(values_XN), self.number_LF.size), values_XN.dtype)
-        spread_XM[:, self.neuron_N] = values_XN
-        return spread_XM.reshape(-1, *self.number_LF.shape)
+    def came_by(self) -> np.ndarray:
+        """uint64 [X, L, F]: tokens that came by at each neuron, at least 1; any number where there is none."""
+        came_by_XLF: np.ndarray = np.maximum(self.tokens_XS, 1)[:, self.number_LF]
+        return came_by_XLF
 
     def summed(self) -> "Sites":
         """Over all groups, [1, S]."""
@@ -62,20 +50,3 @@ def read_sites(path: Path, corpus: str, tokens_G: np.ndarray) -> Sites | None:
     by_site = store.read_found(path, f"corpora/{corpus}", ["site_tokens"])
     everywhere_GS = np.broadcast_to(tokens_G[:, None], (len(tokens_G), sum(one.sites for one in networks)))
     return Sites(number_LF, by_site.get("site_tokens", everywhere_GS), networks)
-
-
-def together(sites: "list[Sites | None]") -> Sites | None:
-    """Of several corpora, a row each, from theirs by group."""
-    known = [one for one in sites if one is not None]
-    if not known:
-        return None
-    return replace(known[0], tokens_XS=np.concatenate([one.summed().tokens_XS for one in known]))
-
-
-def rates(active_XLF: np.ndarray, tokens_X: np.ndarray, sites: Sites | None) -> np.ndarray:
-    """float64 [X, L, F]: the share of the tokens that came by at which each neuron is active; 0 where none did."""
-    if sites is None:
-        rate_XLF: np.ndarray = active_XLF / tokens_X[:, None, None]
-        return rate_XLF
-    active_XN = active_XLF.reshape(len(active_XLF), -1)[:, sites.neuron_N]
-    return sites.spread(active_XN / np.maximum(sites.tokens_XN(), 1))

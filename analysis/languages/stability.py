@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from neurotally.analysis.languages.counts import GroupCounts
+from neurotally.analysis.languages.counts import CorpusCounts, GroupCounts
 from neurotally.analysis.languages.lape import Rule, Selection, Sets, lape
 from neurotally.analysis.overlap import agreement, is_member, jaccard, recovered, safe_divide
 from neurotally.profiler.errors import InputError
@@ -90,10 +90,11 @@ def stability(groups: GroupCounts, rule: Rule, num_samples: int = 20, num_orders
     for what, number in (("half-samples", num_samples), ("orders", num_orders)):
         if number < 2 or number % 2:
             raise InputError(f"{what}: expected an even number from 2, since they come in pairs, got {number!r}")
-    whole = rule.choose(groups.total())
+    counts = groups.total()
+    whole = lape(counts, rule)
     orders = draw_orders(list(groups.num_groups.values()), max(num_samples, num_orders), seed)
     half_C = [number // 2 for number in groups.num_groups.values()]
-    halves = [next(_choices(groups, order, rule, [half_C])) for order in orders[:num_samples]]
+    halves = [next(_choices(groups, counts, order, rule, [half_C])) for order in orders[:num_samples]]
     specific = whole.specific
     times = {
         name: np.sum([is_member(neurons_n2, sample[name]) for sample in halves], axis=0)
@@ -109,7 +110,7 @@ def stability(groups: GroupCounts, rule: Rule, num_samples: int = 20, num_orders
         halves_agree_PC=np.array(
             [_by_corpus(agreement, *pair) for pair in zip(halves[::2], halves[1::2], strict=True)]
         ),
-        curve=_curve(groups, rule, specific, orders[:num_orders]),
+        curve=_curve(groups, counts, rule, specific, orders[:num_orders]),
     )
 
 
@@ -123,15 +124,13 @@ def draw_orders(num_groups: Sequence[int], number: int, seed: int) -> list[Order
     return orders
 
 
-def _choices(groups: GroupCounts, order: Order, rule: Rule, steps: Sequence[Sequence[int]]) -> Iterator[Sets]:
+def _choices(
+    groups: GroupCounts, whole: CorpusCounts, order: Order, rule: Rule, steps: Sequence[Sequence[int]]
+) -> Iterator[Sets]:
     """The specific neurons by an order's first groups: at each of the ascending `steps` so many of each corpus."""
-    num_corpora = len(groups.corpora)
-    active_CLF = np.zeros((num_corpora, *groups.active[0].shape[1:]), np.uint64)
-    tokens_C = np.zeros(num_corpora, np.uint64)
-    sites = groups.total().sites if groups.sites else None
-    if sites is not None:
-        sites = replace(sites, tokens_XS=np.zeros_like(sites.tokens_XS))
-    used_C: Sequence[int] = [0] * num_corpora
+    sites = whole.sites and replace(whole.sites, tokens_XS=np.zeros_like(whole.sites.tokens_XS))
+    tokens_C, active_CLF = np.zeros_like(whole.tokens_C), np.zeros_like(whole.active_CLF)
+    used_C: Sequence[int] = [0] * len(order)
     for taken_C in steps:
         for c, order_G in enumerate(order):
             for group in order_G[used_C[c] : taken_C[c]]:
@@ -140,16 +139,16 @@ def _choices(groups: GroupCounts, order: Order, rule: Rule, steps: Sequence[Sequ
                 if sites is not None and groups.sites:
                     sites.tokens_XS[c] += groups.sites[c].tokens_XS[group]
         used_C = taken_C
-        yield lape(active_CLF, tokens_C, groups.corpora, rule, sites).specific
+        yield lape(replace(whole, tokens_C=tokens_C, active_CLF=active_CLF, sites=sites), rule).specific
 
 
-def _curve(groups: GroupCounts, rule: Rule, whole: Sets, orders: Sequence[Order]) -> Curve:
+def _curve(groups: GroupCounts, counts: CorpusCounts, rule: Rule, whole: Sets, orders: Sequence[Order]) -> Curve:
     numbers = list(groups.num_groups.values())
     num_steps = max(numbers)
     # Of the others as large a share; up to half of them for up to half.
     steps = [[max(1, k * number // num_steps) for number in numbers] for k in range(1, num_steps + 1)]
     # Of all groups there is one selection, whatever the order.
-    by_order = [[*_choices(groups, order, rule, steps[:-1]), whole] for order in orders]
+    by_order = [[*_choices(groups, counts, order, rule, steps[:-1]), whole] for order in orders]
     agreement_PKC = np.full((len(orders) // 2, num_steps, len(numbers)), np.nan)
     for pair, (ahead, back) in enumerate(zip(by_order[::2], by_order[1::2], strict=True)):
         for k in range(num_steps // 2):

@@ -175,7 +175,7 @@ def _chart(document: Mapping[str, Any]) -> Chart:
     panels = [_panel(document, name) for name in document["corpora"]]
     return Chart(
         "stability", f"How much text is enough?  (core: chosen by all {document['half_samples']} half-samples)", panels,
-        "tokens of the corpus", "share of the specific neurons", x="amount", y="share", share_x=False,
+        "share of the specific neurons", "tokens of the corpus", x="amount", y="share", share_x=False,
     )  # fmt: skip
 
 

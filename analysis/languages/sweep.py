@@ -1,4 +1,4 @@
-"""LAPE over a grid of settings: how much hangs on the quantile, on neurons per corpus and on the top rate.
+"""LAPE over a grid of settings: how much depends on the quantile, on neurons per corpus and on the top rate.
 
 Every quantile is combined with every number per corpus (balanced) and with every top rate (top). Each setting has
 its set sizes, its profile by layer, and its overlap with the default setting; settings next to each other in the
@@ -27,13 +27,14 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 
 from neurotally.analysis.languages.counts import CorpusCounts, read_counts
-from neurotally.analysis.languages.lape import DEFAULT, Rule, Selection, Sets
+from neurotally.analysis.languages.lape import DEFAULT, Rule, Selection, Sets, lape
 from neurotally.analysis.languages.profiles import neurons_by_layer
+from neurotally.analysis.layer_runs import known_mean
 from neurotally.analysis.options import Group, OnlyCorpora, Option
 from neurotally.analysis.overlap import contained, jaccard
 from neurotally.analysis.parts import Chart, Column, Grid, Panel, Series, Table
 from neurotally.analysis.render.numbers import number_text
-from neurotally.analysis.result import Result, finite, model_key, model_name
+from neurotally.analysis.result import Result, finite, left_out_notes, model_key, model_name
 from neurotally.profiler.errors import InputError
 
 QUANTILES = (0.9, 0.925, 0.95, 0.975, 0.99)
@@ -103,11 +104,11 @@ def sweep(
     document = finite(_document(counts, base, quantiles, per_corpus, top_rates))
     kinds = [select for select in _KINDS if _by_quantile(document, select)[0]]
     charts = [
-        Chart("sweep", f"What hangs on LAPE's settings? The base: {base}",
+        Chart("sweep", f"Sensitivity to LAPE's settings; the base: {base}",
               [grid for select in kinds for grid in _grids(document, select)], num_columns=2),
         Chart("profiles", "Where the specific neurons of all corpora sit, by setting",
               [panel for select in kinds for panel in _panels(document, select)],
-              "layer, from the input to the output", "share of the specific neurons", y="share", num_columns=2),
+              "share of the specific neurons", y="share", num_columns=2),
     ]  # fmt: skip
     notes = [
         "distinct: neurons chosen; shared: by two corpora or more; specific, exclusive: fewest to most of a corpus",
@@ -118,7 +119,7 @@ def sweep(
         corpora = ", ".join(f"{name} {number:,}" for name, number in few.items())
         notes.append(f"the base takes all candidates where there are fewer: {corpora}; --base-per-corpus compares with "
                      "another")  # fmt: skip
-    notes += [f"left out: {name} ({reason})" for name, reason in counts.left_out.items()]
+    notes += left_out_notes(counts.left_out)
     lead = f"Sweep of LAPE of {model_name(counts.model)}, {len(counts.corpora)} corpora"
     tables = [_table(document, select) for select in kinds]
     return Result("sweep", document, lead, tables, charts, notes, title="LAPE's settings")
@@ -130,10 +131,10 @@ def _document(
     """The document of `sweep --json`, with NaN for null. Settings: balanced first, then top; in each by quantile."""
     rules = [Rule(quantile, "balanced", per_corpus=number) for quantile in quantiles for number in per_corpus]
     rules += [Rule(quantile, "top", top_rate=rate) for quantile in quantiles for rate in top_rates]
-    by_base = base.choose(counts)
+    by_base = lape(counts, base)
     settings, sets = [], []
     for rule in rules:
-        selection = rule.choose(counts)
+        selection = lape(counts, rule)
         settings.append(_setting(selection, by_base.specific))
         sets.append(selection.specific)
     num_layers, num_neurons = by_base.entropy_LF.shape
@@ -218,8 +219,7 @@ def _limit_text(setting: Mapping[str, Any]) -> str:
 
 def _mean_overlap(setting: Mapping[str, Any], measure: str) -> float | None:
     """With the base: the mean over corpora of `jaccard` or `contained`, those without neurons left out."""
-    values = [of_corpus[measure] for of_corpus in setting["with_default"].values() if of_corpus[measure] is not None]
-    return float(np.mean(values)) if values else None
+    return known_mean([of_corpus[measure] for of_corpus in setting["with_default"].values()])
 
 
 def _grids(document: Mapping[str, Any], select: str) -> list[Grid]:

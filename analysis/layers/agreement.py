@@ -6,8 +6,8 @@
         "positions", "gold_positions", "model_gold": [by context],
         "agreement" | "gold": {variant: [[by layer] by context]}, "first_50" | "first_90": {variant: [by context]}}}}
 
-Agreement is the share of `positions` at which the layer's first token is the model's; gold: of `gold_positions`, the
-token that comes next; model_gold is the model's own share of these. first_50: the first layer that reaches half of
+Agreement is the share of `positions` at which the layer's top-1 prediction is the model's; gold: of `gold_positions`,
+the token that comes next; model_gold is the model's own share of these. first_50: the first layer that reaches half of
 the last layer's agreement. Shares of no position are null. Layers are counted from 0, after the first block.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from neurotally.analysis.layer_runs import LAYERS, known_mean, layer_runs, run_means
+from neurotally.analysis.layer_runs import known_mean, layer_runs, run_means
 from neurotally.analysis.options import GroupName
 from neurotally.analysis.overlap import safe_divide
 from neurotally.analysis.parts import Cell, Chart, Column, Grid, Panel, Series, Table
@@ -142,7 +142,7 @@ def _layer_chart(document: Mapping[str, Any]) -> Chart:
             for name, corpus in document["corpora"].items()
         ]
         panels.append(Panel(_VARIANTS[variant], series))
-    return Chart("agreement", "Positions at which a layer's top-1 prediction is the model's", panels, LAYERS,
+    return Chart("agreement", "Positions at which a layer's top-1 prediction is the model's", panels,
                  "share of positions", y="share",
                  caption="Agreement by layer over whole documents; dashed, with the token that comes next")  # fmt: skip
 

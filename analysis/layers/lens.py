@@ -64,8 +64,8 @@ class PromptLens:
     input_n: list[str]
     """The token before each predicted one."""
     gold_n: list[str]
-    first_nL: list[list[str]]
-    """The first token of each layer."""
+    top_nL: list[list[str]]
+    """The top-1 prediction of each layer."""
     probability_nL: np.ndarray
 
 
@@ -99,7 +99,7 @@ def read_prompt(path: Path, name: str, which: str) -> PromptLens:
         id=ids[number],
         input_n=spelling[of["input_id"]].tolist(),
         gold_n=spelling[of["gold_id"]].tolist(),
-        first_nL=spelling[of["top_id"][:, :, 0]].tolist(),
+        top_nL=spelling[of["top_id"][:, :, 0]].tolist(),
         probability_nL=of["top_probability"][:, :, 0],
     )
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from neurotally.analysis.layer_runs import LAYERS, known_mean, layer_runs, run_means
+from neurotally.analysis.layer_runs import known_mean, layer_runs, run_means
 from neurotally.analysis.layers.lens import LensResult, PromptLens, lens_document, rank, read_lens, read_prompt
 from neurotally.analysis.options import GroupName, Option
 from neurotally.analysis.parts import Cell, Chart, Column, Grid, Panel, Series, Table, Value
@@ -196,7 +196,7 @@ def _lens_chart(document: Document, chosen: Sequence[str]) -> Chart:
             label = name if name.casefold() in _GENERAL else f"{name} keywords"
             series.append(Series(label, mass_L, corpus=name))
     title = f"Logit lens over few-shot translation, {of['positions']:,} positions"
-    return Chart("lens", title, [Panel("", series)], LAYERS, "probability, mean over pairs", y="share",
+    return Chart("lens", title, [Panel("", series)], "probability, mean over pairs", y="share",
                  caption="Probability of the gold token and of sets of tokens, layer by layer")  # fmt: skip
 
 
@@ -208,7 +208,7 @@ def _panels_chart(document: Document, chosen: Sequence[str]) -> Chart:
         place = "" if of["mean_rank"] is None else f", rank {of['mean_rank']} of {document['draws'] + 1}"
         series = [*_random_series(document, name), *_by_target(document, "mass", name)]
         panels.append(Panel(name, series, f"{about['tokens']:,} tokens{place}"))
-    return Chart("panels", "The logit lens over few-shot translation, by target language", panels, LAYERS,
+    return Chart("panels", "The logit lens over few-shot translation, by target language", panels,
                  "probability, mean over positions, snippets and pairs", y="share", share_y=False,
                  is_on_request=True)  # fmt: skip
 
@@ -218,7 +218,7 @@ def _ranks_chart(document: Document, chosen: Sequence[str]) -> Chart:
     sets = [Series(f"{name} keywords", document["all"]["sets"][name]["rank_top10"], corpus=name) for name in chosen]
     panels = [Panel("gold token", _by_target(document, "gold_rank"), "mean rank")]
     panels += [Panel("sets of tokens", sets, "11: none in the first 10")] if sets else []
-    return Chart("ranks", "Ranks in the logit lens over few-shot translation", panels, LAYERS, "rank, log scale",
+    return Chart("ranks", "Ranks in the logit lens over few-shot translation", panels, "rank, log scale",
                  y="log", share_y=False, is_on_request=True)  # fmt: skip
 
 
@@ -255,7 +255,7 @@ def _prompt_chart(prompt: PromptLens) -> Chart:
         grids.append(Grid(
             "", [f"layer {layer}" for layer in layers], [_cell(prompt.input_n[n]) for n in at],
             [[float(prompt.probability_nL[n, layer]) for n in at] for layer in layers],
-            [[_cell(prompt.first_nL[n][layer]) for n in at] for layer in layers],
+            [[_cell(prompt.top_nL[n][layer]) for n in at] for layer in layers],
             column_label="the token before; above, the token that comes next", scale="probability", high=1,
             above=[_cell(prompt.gold_n[n]) for n in at],
         ))  # fmt: skip

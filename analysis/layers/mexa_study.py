@@ -33,7 +33,7 @@ from neurotally.analysis.layers.mexa import (
 )
 from neurotally.analysis.options import GroupName, Option
 from neurotally.analysis.overlap import safe_divide
-from neurotally.analysis.parts import Chart, Column, Grid, Panel, Series, Table, Value
+from neurotally.analysis.parts import Chart, Column, Grid, Panel, Series, Table, Value, matrix
 from neurotally.analysis.result import Result, by_name, finite, model_name
 from neurotally.profiler import store as stores
 from neurotally.profiler.errors import InputError
@@ -194,8 +194,8 @@ def _pair_tables(document: Document) -> list[Table]:
     return [
         Table("pairs", "By pair: share of ids aligned, mean over layers", columns, rows, len(rows) > _MOST_PAIRS),
         *(
-            Table(key, title, [Column("pivot"), *(Column(name, "share") for name in languages)],
-                  [[pivot, *document[key][pivot].values()] for pivot in languages], is_long=True, look="shares")
+            matrix(key, title, "pivot", languages, [[*document[key][pivot].values()] for pivot in languages],
+                   Column("", "share"))
             for key, title in matrices.items()
         ),
     ]  # fmt: skip
@@ -239,11 +239,11 @@ def _charts(document: Document) -> list[Chart]:
         }.items()
     ]  # fmt: skip
     return [
-        Chart("mexa", title, means, x_label, y_label, num_columns=3,
+        Chart("mexa", title, means, y_label, x_label, num_columns=3,
               caption="Share of ids aligned by layer, with standard errors"),
         Chart("matrix", title, grids, num_columns=3, is_on_request=True),
-        Chart("pivots", title, pivots, x_label, y_label, is_on_request=True),
-        Chart("cosines", f"Cosines, {of}", [Panel("", lines)], x_label, "mean cosine with the other languages",
+        Chart("pivots", title, pivots, y_label, x_label, is_on_request=True),
+        Chart("cosines", f"Cosines, {of}", [Panel("", lines)], "mean cosine with the other languages", x_label,
               caption="Mean cosine of parallel texts that differ (solid) and of texts of other ids (dashed)"),
     ]  # fmt: skip
 

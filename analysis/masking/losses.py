@@ -39,8 +39,8 @@ class Ratio(NamedTuple):
     error: float
 
 
-class Cell(NamedTuple):
-    """The tokens of one class in some documents."""
+class Scored(NamedTuple):
+    """The scored tokens of one class in some documents: a cell of the results."""
 
     nats_SD: np.ndarray
     hits_SD: np.ndarray
@@ -72,7 +72,7 @@ NO_CONTROL = Control([], 1.0, "no draws")
 
 
 class Change(NamedTuple):
-    """What switching a set off does to a cell, nats a token; and to accuracy, a share."""
+    """What switching a set off does to a cell, in nats per token; and to accuracy, a share."""
 
     change: Ratio
     accuracy: Ratio
@@ -145,28 +145,28 @@ class Losses:
             return NO_CONTROL._replace(not_judged="too few others in a layer to draw from")
         return Control(randoms, max(exclusive_factor(one, width - one) for one, width in in_layer), "")
 
-    def cell(self, corpus: str | None = None, concept: str | None = None, kind: str = "") -> Cell:
+    def cell(self, corpus: str | None = None, concept: str | None = None, kind: str = "") -> Scored:
         """All tokens, or a concept's of one class; of all corpora, or of one."""
         cell = self._columns(0) if concept is None else self._class(self.concepts.index(concept), kind)
         if corpus is None:
             return cell
         here_D = self.corpus_D == self.corpora.index(corpus)
-        return Cell(*(values[..., here_D] for values in cell))
+        return Scored(*(values[..., here_D] for values in cell))
 
-    def _class(self, concept: int, kind: str) -> Cell:
+    def _class(self, concept: int, kind: str) -> Scored:
         match, line = 1 + 2 * concept, 2 + 2 * concept
         if kind in ("match", "line"):
             return self._columns(match if kind == "match" else line)
         whole, has_D = self._columns(0), self.has_concept_DK[:, concept].astype(bool)
         if kind == "elsewhere":
-            return Cell(*(values * ~has_D for values in whole))
+            return Scored(*(values * ~has_D for values in whole))
         assert kind == "file"
         rest = self._columns(match, line)
-        return Cell(*((values - less) * has_D for values, less in zip(whole, rest, strict=True)))
+        return Scored(*((values - less) * has_D for values, less in zip(whole, rest, strict=True)))
 
-    def _columns(self, *columns: int) -> Cell:
+    def _columns(self, *columns: int) -> Scored:
         arrays = (self.nats_SDX, self.hits_SDX, self.scored_DX)
-        return Cell(*(array[..., list(columns)].sum(axis=-1) for array in arrays))
+        return Scored(*(array[..., list(columns)].sum(axis=-1) for array in arrays))
 
 
 def read_losses(path: Path, name: str) -> Losses:
@@ -201,7 +201,7 @@ def ratio(difference_D: np.ndarray, tokens_D: np.ndarray) -> Ratio:
     return Ratio(value, float(np.sqrt(number / (number - 1) * (residual_m**2).sum()) / total))
 
 
-def change(cell: Cell, number: int, control: Control = NO_CONTROL) -> Change:
+def change(cell: Scored, number: int, control: Control = NO_CONTROL) -> Change:
     """What switching off set `number` does, beside its control."""
     nats_SD, hits_SD, scored_D = cell
     own_D, randoms = nats_SD[number], control.randoms

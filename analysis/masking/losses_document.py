@@ -1,6 +1,6 @@
 """The JSON documents of `neurotally ablate` and `neurotally mask`, from the losses of a pass.
 
-Losses and changes are in nats a token. Of `ablate`, with the corpora's sets as rows and their text as columns:
+Losses and changes are in nats per token. Of `ablate`, with the corpora's sets as rows and their text as columns:
 
     {"schema": 1, "model": {"id", "fingerprint"}, "corpora": [...], "baseline": [...], "change": [[masked, evaluated]],
      "standard_error": [[...]], "random": [[...]], "change_over_random": [[...]], "in_standard_errors": [[...]], ...}
@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from neurotally.analysis.masking.losses import CLASSES, NO_CONTROL, Cell, Change, Losses, change, in_errors, ratio
+from neurotally.analysis.masking.losses import CLASSES, NO_CONTROL, Change, Losses, Scored, change, in_errors, ratio
 from neurotally.analysis.masking.mask_sets import CONTROLS
 from neurotally.analysis.result import finite, model_key
 
@@ -96,7 +96,7 @@ def mask_document(losses: Losses) -> dict[str, Any]:
     return document
 
 
-def _everywhere(losses: Losses, read: Callable[[Cell], Any]) -> dict[str, Any]:
+def _everywhere(losses: Losses, read: Callable[[Scored], Any]) -> dict[str, Any]:
     """What is to be read of every corpus, and of every class of every concept's tokens."""
     return {
         "corpora": {corpus: read(losses.cell(corpus)) for corpus in losses.corpora},
@@ -183,7 +183,7 @@ def _verdict(on: str, effect: Effect) -> dict[str, Any]:
     }
 
 
-def _baseline(cell: Cell) -> dict[str, Any]:
+def _baseline(cell: Scored) -> dict[str, Any]:
     """With nothing switched off."""
     loss = ratio(cell.nats_SD[0], cell.scored_D).value
     return {
@@ -195,7 +195,7 @@ def _baseline(cell: Cell) -> dict[str, Any]:
     }
 
 
-def _effect(losses: Losses, name: str, kind: str, cell: Cell) -> dict[str, Any]:
+def _effect(losses: Losses, name: str, kind: str, cell: Scored) -> dict[str, Any]:
     """What a set does to a cell, beside its controls; a spared set has none of its size."""
     own = losses.numbers(kind, name)[0]
     controls = [losses.control(control, name) if kind == "specific" else NO_CONTROL for control in CONTROLS]

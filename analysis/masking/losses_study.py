@@ -13,14 +13,28 @@ from neurotally.analysis.masking.judgement import MIN_DOCUMENTS
 from neurotally.analysis.masking.losses import FAMILY, Losses, read_losses
 from neurotally.analysis.masking.losses_document import LEVEL, ablation_document, mask_document
 from neurotally.analysis.options import GroupName, Option
-from neurotally.analysis.parts import Cell, Chart, Column, Grid, Table, Value
+from neurotally.analysis.parts import Cell, Chart, Column, Grid, Table, Value, matrix
 from neurotally.analysis.render.numbers import number_text
 from neurotally.analysis.result import Result, model_name
 from neurotally.profiler import store as stores
+from neurotally.profiler.errors import InputError
 
 Form = Literal["ablate", "mask"]
 Rows = list[list[Cell]]
 
+_TITLES: Mapping[Form, tuple[str, str, str]] = {
+    "ablate": (
+        "Ablation",
+        "How much worse the model reads each corpus when another's, or its own, specific neurons are switched off",
+        "What switching off each corpus's neurons costs",
+    ),
+    "mask": (
+        "Masked neurons",
+        "How much worse the model reads text, and the tokens of each concept, with named sets of neurons switched off",
+        "What switching off sets of neurons costs",
+    ),
+}
+"""Of the section, the lead, and of the figure."""
 _COSTS_MORE = {True: "yes", False: "no", None: "-"}
 _FEW_DOCUMENTS = 10
 _FULL_Z = 4.0
@@ -65,9 +79,12 @@ def study(
     ['a', 'b']
     """
     losses = read_losses(store, name)
-    is_square = not losses.concepts and set(losses.specific) <= set(losses.corpora)
-    build = ablation_result if (form or ("ablate" if is_square else "mask")) == "ablate" else mask_result
-    return build(losses, name)
+    others = [one for one in losses.specific if one not in losses.corpora]
+    if (form or ("mask" if losses.concepts or others else "ablate")) == "mask":
+        return mask_result(losses, name)
+    if others:
+        raise InputError(f"--form ablate: {FAMILY}/{name} has a set {others[0]!r}, but no corpus of this name")
+    return ablation_result(losses, name)
 
 
 def sections(store: Path) -> list[dict[str, Any]]:
@@ -94,11 +111,7 @@ def ablation_result(losses: Losses, name: str = "ablate") -> Result:
     known = [what for what in _MAPS if what == "change" or any(cell[what].value is not None for cell in cells)]
     tables = [Table("own", title, head, own), *(_square(effects, what) for what in known)]
     grids = [_grid(_MAPS[what][0], effects, what) for what in known if what != "perplexity"]
-    return _result(
-        losses, name, document, tables, grids, f"What switching off each corpus's neurons costs ({document['how']})",
-        "How much worse the model reads each corpus when another's, or its own, specific neurons are switched off",
-        "Ablation",
-    )  # fmt: skip
+    return _result("ablate", losses, name, document, tables, grids)
 
 
 def mask_result(losses: Losses, name: str = "mask") -> Result:
@@ -133,12 +146,7 @@ def mask_result(losses: Losses, name: str = "mask") -> Result:
         Table("corpora", "On all tokens, by corpus", head, by_corpus, is_long=bool(own)),
         _polysemantic_table(document),
     ]  # fmt: skip
-    return _result(
-        losses, name, document, tables, _mask_grids(document, list(effects)),
-        f"What switching off sets of neurons costs ({document['how']})",
-        "How much worse the model reads text, and the tokens of each concept, with named sets of neurons switched off",
-        "Masked neurons",
-    )  # fmt: skip
+    return _result("mask", losses, name, document, tables, _mask_grids(document, list(effects)))
 
 
 def findings(document: Mapping[str, Any]) -> list[str]:
@@ -163,15 +171,14 @@ def findings(document: Mapping[str, Any]) -> list[str]:
 
 
 def _result(
-    losses: Losses, name: str, document: dict[str, Any], tables: Sequence[Table], grids: Sequence[Grid], title: str,
-    about: str, heading: str,
-) -> Result:  # fmt: skip
+    form: Form, losses: Losses, name: str, document: dict[str, Any], tables: Sequence[Table], grids: Sequence[Grid]
+) -> Result:
+    heading, lead, title = _TITLES[form]
     found = findings(document)
-    chart = Chart("losses", title, grids, num_columns=min(3, len(grids)), notes=found)
-    usual = {"Ablation": "ablate", "Masked neurons": "mask"}[heading]
+    chart = Chart("losses", f"{title} ({document['how']})", grids, num_columns=min(3, len(grids)), notes=found)
     return Result(
-        "losses", document, f"{about}: losses of {model_name(losses.model)} ({name})", tables, [chart],
-        _notes(document), findings=found, title=heading if name == usual else f"{heading}: {name}",
+        "losses", document, f"{lead}: losses of {model_name(losses.model)} ({name})", tables, [chart],
+        _notes(document), findings=found, title=heading if name == form else f"{heading}: {name}",
         anchor=f"{FAMILY}-{name}", model=model_name(losses.model),
     )  # fmt: skip
 
@@ -199,9 +206,9 @@ def _measured(base: Mapping[str, Any], effect: Effect) -> list[Cell]:
 
 def _square(effects: Effects, what: str) -> Table:
     """Sets by text."""
-    columns = [Column("off \\ text"), *(Column(name, "signed", 1 if what.startswith("z") else 4) for name in effects)]
-    rows: Rows = [[name, *(effect[what] for effect in of.values())] for name, of in effects.items()]
-    return Table(what, _MAPS[what][0], columns, rows, is_long=True, look="signed")
+    number = Column("", "signed", 1 if what.startswith("z") else 4)
+    values = [[effect[what] for effect in of.values()] for of in effects.values()]
+    return matrix(what, _MAPS[what][0], "off \\ text", list(effects), values, number, look="signed")
 
 
 def _grid(title: str, effects: Effects, what: str, column_label: str = "text of corpus") -> Grid:
@@ -274,7 +281,9 @@ def _notes(document: Mapping[str, Any]) -> list[str]:
     if document["left_out"]:
         notes.append(f"{document['left_out']:,} documents that chose the neurons are left out")
     if document["forced"]:
-        notes.append(f"{document['forced']:,} documents that chose the neurons are in (--force): the changes flatter")
+        notes.append(
+            f"{document['forced']:,} documents that chose the neurons are in (--force): their effects are biased upward"
+        )
     return notes
 
 

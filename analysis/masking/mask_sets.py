@@ -16,17 +16,13 @@ neurons of the set, since only so are they what it is under the null hypothesis,
 drawn from the others alone, few others give draws that are alike (30 for 40 neurons: one draw), whatever the set is.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from neurotally.analysis.overlap import is_member
-from neurotally.profiler.errors import InputError
 
 CONTROLS = ("random", "candidates")
 MIN_OTHERS = 4
@@ -75,36 +71,31 @@ class MaskSets:
 
 def mask_sets(
     specific: Mapping[str, np.ndarray],
-    num_neurons: int,
+    site_LF: np.ndarray,
     draws: int,
     above: Mapping[str, np.ndarray] | str = "no threshold",
     with_spared: bool = False,
     seed: int = 0,
-    site_LF: np.ndarray | None = None,
 ) -> MaskSets:
-    """The sets of a pass. `num_neurons` a layer; `above`: as `above_threshold` gives it, or why it isn't known.
+    """The sets of a pass. `site_LF`: see `networks.site_numbers`.
 
-    `site_LF`: int, the number of each neuron's network or expert, -1 where there is no neuron; None: one a layer.
+    `above`: as `above_threshold` gives it, or why it isn't known.
     """
-    is_neuron_LF = None if site_LF is None else site_LF >= 0
     sets = [MaskSet("none", "", 0, np.empty((0, 2), np.int64))]
     sets += [MaskSet("specific", name, 0, neurons_n2) for name, neurons_n2 in specific.items()]
     not_drawn: dict[str, dict[str, str]] = {kind: {} for kind in CONTROLS}
     for number, kind in enumerate(CONTROLS):
         for index, (name, neurons_n2) in enumerate(specific.items() if draws else ()):
-            found: tuple[Strata, str] | str | None = None
-            if site_LF is not None:
-                found = _of_the_same_networks(neurons_n2, site_LF, None if kind == "random" else above, name)
-            if found is None and kind == "random":
-                found = _others(neurons_n2, num_neurons, is_neuron_LF)
-            elif found is None:
-                found = above if isinstance(above, str) else _candidates(neurons_n2, above[name], is_neuron_LF)
+            if kind == "random":
+                found = _find_strata(neurons_n2, site_LF, None)
+            else:
+                found = above if isinstance(above, str) else _find_strata(neurons_n2, site_LF, above[name])
             if isinstance(found, str):
                 not_drawn[kind][name] = found
                 continue
             strata, drawn_from = found
             for draw in range(draws):
-                drawn_n2 = _draw(strata, num_neurons, (seed, index, draw, number))
+                drawn_n2 = _draw(strata, site_LF.shape, (seed, index, draw, number))
                 sets.append(MaskSet(kind, name, draw, drawn_n2, drawn_from))
     shared_n2 = shared_neurons(list(specific.values())) if with_spared else np.empty((0, 2), np.int64)
     for name, neurons_n2 in specific.items():
@@ -133,117 +124,54 @@ def shared_neurons(sets: Sequence[np.ndarray]) -> np.ndarray:
     return shared_n2
 
 
-@dataclass(frozen=True)
-class MaskOrigin:
-    """What a mask file tells about how its neurons were chosen."""
+def _find_strata(neurons_n2: np.ndarray, site_LF: np.ndarray, above_LF: np.ndarray | None) -> tuple[Strata, str] | str:
+    """What a control of a set is drawn from, and `drawn_from`; or why there are too few.
 
-    trigger_documents: frozenset[bytes] | None
-    """SHA-256 of the documents whose triggers chose them; None where the file doesn't say."""
-    trigger_names: frozenset[str]
-    """Their names, or those of their files."""
-    trigger_files: frozenset[bytes]
-    """Of files that documents are windows of: `file_digests`."""
-    document_lines: int | None
-    """How many lines a document has at most; None: documents are whole files."""
-    has_polysemantic: bool
-    threshold: float | None
-    """LAPE's, where LAPE chose them."""
-
-
-def read_origin(path: Path) -> MaskOrigin:
-    """The part of a mask file that `read_mask`, which must have read it before, leaves out."""
-    document = json.loads(path.read_text(encoding="utf-8"))
-    if document.get("trigger_documents", ()) is None:
-        del document["trigger_documents"]
-    try:
-        documents, names, files = (
-            frozenset(one for of_corpus in document.get(key, {}).values() for one in of_corpus)
-            for key in ("trigger_documents", "trigger_names", "trigger_files")
-        )
-        hashes, digests = (frozenset(map(bytes.fromhex, of)) for of in (documents, files))
-    except (AttributeError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path}: 'trigger_documents' and 'trigger_files' must be {{corpus: [SHA-256 in hexadecimal, ...]}}, and "
-            "'trigger_names' {corpus: [name, ...]}"
-        ) from error
-    threshold = document.get("bar")
-    return MaskOrigin(
-        hashes if "trigger_documents" in document else None, names, digests,
-        document.get("document_lines"), "polysemantic" in document,
-        threshold if isinstance(threshold, float) else None,
-    )  # fmt: skip
-
-
-def file_digests(file_of_D: Sequence[str], sha256_D32: np.ndarray) -> dict[str, bytes]:
-    """SHA-256 of the hashes of a file's windows, in order, by the file's name: equal for files of equal content."""
-    hashes: dict[str, list[bytes]] = {}
-    for name, row in zip(file_of_D, sha256_D32, strict=True):
-        hashes.setdefault(name, []).append(bytes(row))
-    return {name: hashlib.sha256(b"".join(of_file)).digest() for name, of_file in hashes.items()}
-
-
-def _of_the_same_networks(
-    neurons_n2: np.ndarray, site_LF: np.ndarray, above: Mapping[str, np.ndarray] | str | None, name: str
-) -> tuple[Strata, str] | None:
-    """Of each network or expert as many; None where one has too few, or no layer has several.
-
-    `above`: of candidates; None: of others.
+    `above_LF`: of candidates; None: of the set's others.
     """
-    has_several = any(len(np.unique(site_F[site_F >= 0])) > 1 for site_F in site_LF)
-    if isinstance(above, str) or not has_several:
-        return None
-    is_own_LF = np.zeros(site_LF.shape, bool)
-    is_own_LF[tuple(neurons_n2.T)] = True
-    halves = [site_LF >= 0] if above is None else [above[name], ~above[name]]
-    number_LF, strata = np.arange(site_LF.size).reshape(site_LF.shape), []
-    for site in np.unique(site_LF[is_own_LF]).tolist():
-        for half_LF in halves:
-            pool_LF = (site_LF == site) & half_LF
-            own = int(np.count_nonzero(is_own_LF & pool_LF))
-            others = int(np.count_nonzero(pool_LF)) - own
-            if others < (MIN_OTHERS if above is None else 1) * own:
-                return None
-            strata.append((own, number_LF[pool_LF & ~is_own_LF if above is None else pool_LF]))
-    return strata, "networks"
+    layer_L1 = np.arange(len(site_LF))[:, None]
+    if above_LF is None:
+        ways = {"networks": site_LF, "": layer_L1}
+    else:
+        below_LF = (~above_LF).astype(np.int64)
+        ways = {
+            "networks": 2 * site_LF + below_LF, "layers": len(site_LF) * below_LF + layer_L1, "all layers": below_LF
+        }  # fmt: skip
+    if not any(len(np.unique(site_F[site_F >= 0])) > 1 for site_F in site_LF):
+        del ways["networks"]
+    own_n = np.ravel_multi_index(tuple(neurons_n2[site_LF[tuple(neurons_n2.T)] >= 0].T), site_LF.shape)
+    for drawn_from, label_LF in ways.items():
+        found = _strata(np.where(site_LF >= 0, label_LF, -1).ravel(), own_n, is_of_others=above_LF is None)
+        if not isinstance(found, _TooFew):
+            return found, drawn_from
+    assert isinstance(found, _TooFew), "there is always a way"
+    where = f"in layer {found.label}" if above_LF is None else f"{('above', 'below')[found.label]} the threshold"
+    return f"{found.others} others {where} for {found.own} in the set"
 
 
-def _others(neurons_n2: np.ndarray, num_neurons: int, is_neuron_LF: np.ndarray | None) -> tuple[Strata, str] | str:
-    """Of each layer as many of its others; or why they can't be drawn."""
+class _TooFew(NamedTuple):
+    """Neurons of a label beside the set's own."""
+
+    label: int
+    others: int
+    own: int
+
+
+def _strata(label_N: np.ndarray, own_n: np.ndarray, is_of_others: bool) -> Strata | _TooFew:
+    """As many of each label as the set has, of its others or of all."""
     strata = []
-    for layer in np.unique(neurons_n2[:, 0]).tolist():
-        own = neurons_n2[neurons_n2[:, 0] == layer, 1]
-        all_n = np.arange(num_neurons) if is_neuron_LF is None else np.flatnonzero(is_neuron_LF[layer])
-        others = np.setdiff1d(all_n, own)
-        if len(others) < MIN_OTHERS * len(own):
-            return f"{len(others)} others in layer {layer} for {len(own)} in the set"
-        strata.append((len(own), layer * num_neurons + others))
-    return strata, ""
+    for label, own in zip(*np.unique(label_N[own_n], return_counts=True), strict=True):
+        pool = np.flatnonzero(label_N == label)
+        others = len(pool) - own
+        if others < (MIN_OTHERS if is_of_others else 1) * own:
+            return _TooFew(label, others, own)
+        strata.append((own, np.setdiff1d(pool, own_n, assume_unique=True) if is_of_others else pool))
+    return strata
 
 
-def _candidates(
-    neurons_n2: np.ndarray, above_LF: np.ndarray, is_neuron_LF: np.ndarray | None
-) -> tuple[Strata, str] | str:
-    """As many above and below the threshold, from "layers" or "all layers"; or why they can't be drawn."""
-    chosen_LF = np.zeros(above_LF.shape, bool)
-    chosen_LF[tuple(neurons_n2.T)] = True
-    number_LF = np.arange(above_LF.size).reshape(above_LF.shape)
-    by_layer, anywhere = [], []
-    below_LF = ~above_LF if is_neuron_LF is None else ~above_LF & is_neuron_LF
-    for half_LF, where in ((above_LF, "above"), (below_LF, "below")):
-        number_L = np.count_nonzero(chosen_LF & half_LF, axis=1).tolist()
-        number = sum(number_L)
-        if (others := np.count_nonzero(half_LF) - number) < number:
-            return f"{others} others {where} the threshold for {number} in the set"
-        by_layer += [(number_L[layer], number_LF[layer][half_LF[layer]]) for layer in range(len(above_LF))]
-        anywhere.append((number, number_LF[half_LF]))
-    if all(len(pool) >= 2 * number for number, pool in by_layer):
-        return by_layer, "layers"
-    return anywhere, "all layers"
-
-
-def _draw(strata: Strata, num_neurons: int, seed: Sequence[int]) -> np.ndarray:
+def _draw(strata: Strata, shape: tuple[int, ...], seed: Sequence[int]) -> np.ndarray:
     """So many random ones of each stratum: int64 [n, 2], ascending."""
     generator = np.random.default_rng(int(np.random.SeedSequence(seed).generate_state(1)[0]))
     drawn = [generator.choice(pool, number, replace=False) for number, pool in strata]
     number_n = np.sort(np.concatenate([np.empty(0, np.int64), *drawn]))
-    return np.stack(np.divmod(number_n, num_neurons), axis=1)
+    return np.stack(np.unravel_index(number_n, shape), axis=1)

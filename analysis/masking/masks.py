@@ -5,8 +5,10 @@ A mask file is a JSON document with `model` ({"id", "fingerprint"} or null) and 
 the model's; where the file has none, only the shape can be checked.
 """
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,55 @@ def read_mask(path: Path, fingerprint: str | None, num_layers: int, num_neurons:
     if not any(map(len, neurons.values())):
         raise InputError(f"{path} has no neuron in any of its sets: there is nothing to switch off")
     return neurons
+
+
+@dataclass(frozen=True)
+class MaskOrigin:
+    """What a mask file tells about how its neurons were chosen."""
+
+    trigger_documents: frozenset[bytes] | None
+    """SHA-256 of the documents whose triggers chose them; None where the file doesn't say."""
+    trigger_names: frozenset[str]
+    """Their names, or those of their files."""
+    trigger_files: frozenset[bytes]
+    """Of files that documents are windows of: `file_digests`."""
+    document_lines: int | None
+    """How many lines a document has at most; None: documents are whole files."""
+    has_polysemantic: bool
+    threshold: float | None
+    """LAPE's, where LAPE chose them."""
+
+
+def read_origin(path: Path) -> MaskOrigin:
+    """The part of a mask file that `read_mask`, which must have read it before, leaves out."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    if document.get("trigger_documents", ()) is None:
+        del document["trigger_documents"]
+    try:
+        documents, names, files = (
+            frozenset(one for of_corpus in document.get(key, {}).values() for one in of_corpus)
+            for key in ("trigger_documents", "trigger_names", "trigger_files")
+        )
+        hashes, digests = (frozenset(map(bytes.fromhex, of)) for of in (documents, files))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: 'trigger_documents' and 'trigger_files' must be {{corpus: [SHA-256 in hexadecimal, ...]}}, and "
+            "'trigger_names' {corpus: [name, ...]}"
+        ) from error
+    threshold = document.get("bar")
+    return MaskOrigin(
+        hashes if "trigger_documents" in document else None, names, digests,
+        document.get("document_lines"), "polysemantic" in document,
+        threshold if isinstance(threshold, float) else None,
+    )  # fmt: skip
+
+
+def file_digests(file_of_D: Sequence[str], sha256_D32: np.ndarray) -> dict[str, bytes]:
+    """SHA-256 of the hashes of a file's windows, in order, by the file's name: equal for files of equal content."""
+    hashes: dict[str, list[bytes]] = {}
+    for name, row in zip(file_of_D, sha256_D32, strict=True):
+        hashes.setdefault(name, []).append(bytes(row))
+    return {name: hashlib.sha256(b"".join(of_file)).digest() for name, of_file in hashes.items()}
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def _draw_series(ax: Any, panel: Panel, chart: Chart, places: Places) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_color(GREY)
     room = min(_LONGEST_NAME, int((2.9 - 0.065 * len(panel.note)) / 0.1))  # what the note leaves of 2.9 inches
-    ax.set_title(short_name(panel.name, room), loc="left", fontsize=10, fontweight="bold", color=INK, parse_math=False)
+    ax.set_title(_short_name(panel.name, room), loc="left", fontsize=10, fontweight="bold", color=INK, parse_math=False)
     ax.set_title(panel.note, loc="right", fontsize=8, color=GREY, parse_math=False)
     if chart.x == "layers":
         num_layers = max((len(series.y) for series in panel.series if series.mark != "level"), default=1)
@@ -233,7 +233,7 @@ def _draw_grid(figure: Figure, ax: Any, grid: Grid) -> None:
             ink = "white" if abs(value_RC[row, column]) > 0.6 * high else INK
             ax.text(column, row, text, ha="center", va="center", fontsize=8, color=ink, linespacing=1.1,
                     parse_math=False)  # fmt: skip
-    label_matrix(ax, grid.rows, grid.columns, grid.row_label, grid.column_label)
+    _label_matrix(ax, grid.rows, grid.columns, grid.row_label, grid.column_label)
     if grid.above:
         above = ax.secondary_xaxis("top")
         _name_columns(above, grid.above, "left")
@@ -271,10 +271,10 @@ def _cell_texts(grid: Grid) -> Sequence[Sequence[str]]:
     return texts
 
 
-def label_matrix(axes: Any, rows: Sequence[str], columns: Sequence[str], row_label: str, column_label: str) -> None:
+def _label_matrix(axes: Any, rows: Sequence[str], columns: Sequence[str], row_label: str, column_label: str) -> None:
     """Names along both axes of a heat map, and white lines between its cells."""
     _name_columns(axes, columns, "right")
-    axes.set_yticks(range(len(rows)), [short_name(name) for name in rows], fontsize=9, parse_math=False)
+    axes.set_yticks(range(len(rows)), [_short_name(name) for name in rows], fontsize=9, parse_math=False)
     axes.set_xlabel(column_label, fontsize=10, color=INK)
     axes.set_ylabel(row_label, fontsize=10, color=INK)
     axes.tick_params(length=0)
@@ -287,12 +287,12 @@ def label_matrix(axes: Any, rows: Sequence[str], columns: Sequence[str], row_lab
 
 def _name_columns(axes: Any, names: Sequence[str], side: str) -> None:
     """Names along an x axis; long ones stand aslant, with this side at their place."""
-    shown = [short_name(name) for name in names]
+    shown = [_short_name(name) for name in names]
     slant = {"rotation": 40, "ha": side, "rotation_mode": "anchor"} if max(map(len, shown)) > 7 else {}
     axes.set_xticks(range(len(names)), shown, fontsize=9, parse_math=False, **slant)
 
 
-def short_name(name: str, longest: int = _LONGEST_NAME) -> str:
+def _short_name(name: str, longest: int = _LONGEST_NAME) -> str:
     """A name that fits its panel or axis."""
     return name if len(name) <= longest else name[: longest - 1] + "…"
 

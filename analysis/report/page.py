@@ -26,8 +26,6 @@ from neurotally.profiler import store as stores
 from neurotally.profiler.buckets import on_disk
 from neurotally.profiler.errors import InputError
 
-_WISHED = {"error_bars": True}
-"""What studies are asked for where the store allows it."""
 _WITHOUT = "no error bars: "
 
 
@@ -68,7 +66,7 @@ def report(
     if concepts is not None:
         more.append(concepts_result(read_concepts_document(on_disk(concepts), store)))
     try:
-        lape = known["lape"] = _result("lape", store, {**asdict(rule), **_WISHED})
+        lape = known["lape"] = _result("lape", store, {**asdict(rule), "error_bars": True})
         found, missing = gather_triggers(store, texts, most_specific(lape.document, neurons), triggers, progress)
         more.append(neurons_section(lape.document, neurons, found, missing))
     except InputError as error:
@@ -107,25 +105,25 @@ def build_report(
 
 
 def _asked(store: Path, settings: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """By study what all are asked for, and what tells its sections of this store apart."""
+    """By study what all are asked for, error bars among it, and what tells its sections of this store apart."""
     for name, about in studies.STUDIES.items():
         if about.in_report:
             known = {parameter.name for parameter in parameters(studies.study(name))}
-            wanted = {key: value for key, value in {**settings, **_WISHED}.items() if key in known}
+            wanted = {key: value for key, value in {**settings, "error_bars": True}.items() if key in known}
             module = studies.module(name)
             sections: list[dict[str, Any]] = module.sections(store) if hasattr(module, "sections") else [{}]
             yield from ((name, wanted, own) for own in sections)
 
 
 def _result(name: str, store: Path, values: Mapping[str, Any]) -> Result:
-    """What a study says, without what it can't do of the wished."""
+    """What a study says; without error bars where these can't be had."""
     try:
         return studies.run(name, store, **values)
     except InputError as error:
-        if not _WISHED.keys() & values.keys():
+        if "error_bars" not in values:
             raise
         why = str(error)
-    result = studies.run(name, store, **{key: value for key, value in values.items() if key not in _WISHED})
+    result = studies.run(name, store, **{**values, "error_bars": False})
     return replace(result, notes=[*result.notes, f"{_WITHOUT}{why}"])
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from neurotally.analysis.languages.counts import read_counts
-from neurotally.analysis.languages.lape import Rule
+from neurotally.analysis.languages.lape import Rule, lape
 from neurotally.analysis.languages.lape_study import lape_result
 from neurotally.analysis.render.charts import save_figure
 from neurotally.analysis.result import model_name
@@ -53,7 +53,7 @@ def demo(folder: Path, workers: int, progress: Progress) -> tuple[dict[str, Any]
     progress.note("4/5 finding each language's neurons, switching them off …")
     store = folder / "store"
     counts = read_counts(store)
-    neurons = lape_result(counts, RULE.choose(counts)).of(model_name(counts.model), counts.corpora)
+    neurons = lape_result(counts, lape(counts, RULE)).of(model_name(counts.model), counts.corpora)
     replace_json(folder / "lape.json", neurons.document)
     ablation = ablate(
         str(folder / "model"), store, corpora=folder / "corpus" / "evaluation", per_corpus=RULE.per_corpus,

@@ -6,14 +6,11 @@ from pathlib import Path
 from re import Pattern
 from typing import Any
 
-import numpy as np
-
 from neurotally.analysis.keys.places import read_concepts
-from neurotally.analysis.languages.counts import read_counts
-from neurotally.analysis.languages.lape import Rule, threshold_of
-from neurotally.analysis.languages.sites import rates, read_sites
-from neurotally.analysis.masking.mask_sets import above_threshold, read_origin
-from neurotally.analysis.masking.masks import read_mask
+from neurotally.analysis.languages.counts import read_counts, usable_corpora
+from neurotally.analysis.languages.lape import Rule, lape, threshold_of
+from neurotally.analysis.masking.mask_sets import above_threshold
+from neurotally.analysis.masking.masks import read_mask, read_origin
 from neurotally.jobs.passes.held_out import Choosers, profiled_documents
 from neurotally.jobs.passes.loss import Above, Chosen, Evaluation, measure_losses
 from neurotally.jobs.plan import find_corpora
@@ -53,7 +50,7 @@ def mask_sets_of_file(
 
 def _chosen_by_lape(path: Path, corpus: Sequence[str], rule: Rule) -> Chosen:
     counts = read_counts(path, corpus)
-    selection = rule.choose(counts)
+    selection = lape(counts, rule)
     rate_CLF = dict(zip(counts.corpora, counts.rates(rule.rates), strict=True))
     above = above_threshold(rate_CLF, selection.threshold, selection.specific)
     described = {**rule.as_json(), "bar": selection.threshold, "compared": list(counts.corpora)}
@@ -84,16 +81,10 @@ def _chosen_by_file(file: Path, where: Where) -> Chosen:
 
 def _above(threshold: float | None, store_path: Path, names: Iterable[str]) -> Above:
     """Which neurons are above the threshold in the store's corpora; None: LAPE's usual one."""
-    rate_CLF, all_rates = {}, []
-    for name in store.committed_corpora(store_path) if store.is_begun(store_path) else ():
-        arrays = store.read_corpus(store_path, name, ["tokens", "active"])
-        if tokens := int(arrays["tokens"].sum()):
-            sites = read_sites(store_path, name, arrays["tokens"])
-            active_LF = arrays["active"].sum(axis=0, dtype=np.uint64)
-            (rate_CLF[name],) = rates(active_LF[None], np.array([tokens]), sites and sites.summed())
-            all_rates.append(rate_CLF[name].ravel() if sites is None else rate_CLF[name][sites.number_LF >= 0])
-    if not rate_CLF:
+    if not store.is_begun(store_path) or not usable_corpora(store_path, fewest=0)[0]:
         return "the store has no corpus that tells which neurons are above LAPE's threshold"
+    counts = read_counts(store_path, fewest=1)
+    rate_CLF = counts.rates()
     if threshold is None:
-        threshold = threshold_of(np.concatenate(all_rates), Rule().quantile)
-    return above_threshold(rate_CLF, threshold, names)
+        threshold = threshold_of(rate_CLF, Rule().quantile, len(rate_CLF) * counts.num_neurons)
+    return above_threshold(dict(zip(counts.corpora, rate_CLF, strict=True)), threshold, names)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from neurotally.analysis.masking.mask_sets import file_digests
+from neurotally.analysis.masking.masks import file_digests
 from neurotally.jobs.plan import CorpusPlan
 from neurotally.profiler import store
 from neurotally.profiler.corpus.documents import Status

@@ -90,10 +90,8 @@ class Chosen:
         """Them and what they are compared with; InputError where the mask file isn't of this model."""
         if self.file is not None:
             read_mask(self.file, facts.fingerprint, facts.num_layers, facts.num_neurons)
-        return mask_sets(
-            self.neurons, facts.num_neurons, draws, self.above, self.with_spared,
-            site_LF=site_numbers(facts.networks, facts.num_layers, facts.num_neurons) if facts.networks else None,
-        )  # fmt: skip
+        site_LF = site_numbers(facts.networks, facts.num_layers, facts.num_neurons)
+        return mask_sets(self.neurons, site_LF, draws, self.above, self.with_spared)
 
 
 def measure_losses(
@@ -204,7 +202,7 @@ def _means(path: Path, corpora: Sequence[str]) -> dict[str, np.ndarray]:
         if (sites := read_sites(path, name, arrays["tokens"])) is not None:
             # Those that came by; of an expert that got none, and where there is no neuron, the mean is 0.
             sums[name] = np.nan_to_num(sums[name])
-            tokens[name] = np.maximum(sites.spread(sites.summed().tokens_XN())[0].astype(np.int64), 1)
+            tokens[name] = sites.summed().came_by()[0].astype(np.int64)
     if not any(map(np.any, tokens.values())):
         raise InputError(f"--how mean: {path} has no corpus yet to take means from; run `neurotally profile` first")
     overall_LF = np.sum(list(sums.values()), axis=0) / sum(tokens.values())

@@ -30,7 +30,7 @@ import numpy as np
 
 from neurotally.analysis.languages.counts import GroupCounts, read_group_counts
 from neurotally.analysis.languages.jackknife import error_bars
-from neurotally.analysis.languages.lape import Rule
+from neurotally.analysis.languages.lape import Rule, lape
 from neurotally.analysis.languages.lape_study import error_bars_document
 from neurotally.profiler import store
 
@@ -143,7 +143,7 @@ def measure(path: Path | None) -> dict[str, Any]:
     started = time.perf_counter()
     groups = counts or read_group_counts(path or Path())
     read = time.perf_counter()
-    selection = Rule().choose(groups.total())
+    selection = lape(groups.total(), Rule())
     document = error_bars_document(error_bars(groups), selection)
     finished = time.perf_counter()
     return {"op": "error_bars", "from": "store" if path else "memory", "layers": SHAPE[0], "neurons": SHAPE[1],

@@ -19,6 +19,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from neurotally.analysis.languages.counts import CorpusCounts
 from neurotally.analysis.languages.lape import Rule, Select, lape
 
 SHAPES = {"GPT-2": (12, 3072), "Llama-3.1-8B": (32, 14336), "Llama-2-70B": (80, 28672)}
@@ -42,12 +43,12 @@ def measure(model: str, num_corpora: int, rounds: int) -> list[dict[str, Any]]:
     active_CLF = made_up_counts(num_corpora, *SHAPES[model])
     tokens_C = np.full(num_corpora, TOKENS, np.uint64)
     rows = []
-    names = [f"corpus {c}" for c in range(num_corpora)]
+    counts = CorpusCounts(None, tuple(f"corpus {c}" for c in range(num_corpora)), tokens_C, active_CLF, {})
     for select in get_args(Select):
         seconds = []
         for _ in range(rounds):
             started = time.perf_counter()
-            found = lape(active_CLF, tokens_C, names, Rule(select=select))
+            found = lape(counts, Rule(select=select))
             seconds.append(time.perf_counter() - started)
         rows.append(
             {
