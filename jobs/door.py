@@ -4,7 +4,6 @@ What needs PyTorch is imported when one of them is called.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from re import Pattern
 from typing import Annotated, Any, Literal
@@ -141,11 +140,10 @@ def profile(
 
     if window_lines is not None and layout != "documents":
         raise InputError("--window-lines needs --layout documents: each window is a row of its own")
-    where = make_where(model, store, workers, device, dtype, address, trust_remote_code, progress, random_init)
+    where = make_where(model, store, workers, device, dtype, address, trust_remote_code, progress, random_init, fused)
     where = on_devices(where, devices_per_worker)
     if fused and where.model.devices > 1:
         raise InputError("--fused: expected a model that one device holds; norms of several devices stay as they are")
-    where = replace(where, model=replace(where.model, fused=fused))
     texts = Texts(find_corpora(corpora, corpus), max_files, window_lines)
     return profile_neurons(
         where, texts, row_tokens, token_budget, checkpoint_every_s, decoder_reads,

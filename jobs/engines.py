@@ -37,6 +37,8 @@ class ModelConfig:
     """Those that hold it together, a process for each."""
     fused: bool = False
     """Its norms and rotary embeddings, as far as there are kernels: see `model.fused`."""
+    random_init: int | None = None
+    """Seed of fresh weights in place of its own, which `untrained_model` writes before a worker loads them."""
 
     def load(self) -> "LoadedModel | DeviceGroup":
         """The model, verified; on a CPU this process keeps the memory that it frees."""

@@ -40,8 +40,6 @@ class Where:
     address: str | None = None
     """Of a Ray cluster."""
     progress: Progress = field(default_factory=Progress)
-    random_init: int | None = None
-    """Seed of fresh weights in place of the model's."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ def run_pass(
         end_leftovers(session_file)  # of a run that was killed
         report = RunReport()
         corpora = [] if texts is None else _list(texts, where)
-        known = known_facts(where.store, where.model, where.random_init)
+        known = known_facts(where.store, where.model)
 
         def prepare(facts: ModelFacts) -> Pass:
             """Make the store, or check that it is one of this model, and plan the pass."""
@@ -97,7 +95,7 @@ def run_pass(
             for warning in report.warnings:
                 where.progress.note(f"warning: {warning}")
             if facts is not known:
-                remember_facts(where.store, facts, where.model, where.random_init)
+                remember_facts(where.store, facts, where.model)
             return make_pass(facts, corpora)
 
         if known is not None:
@@ -105,15 +103,15 @@ def run_pass(
             if not _todo(where.store, made):
                 return report
         model = where.model
-        if where.random_init is not None:
-            model = untrained_model(where.model, where.random_init, store.work_folder(where.store))
+        if model.random_init is not None:
+            model = untrained_model(model, store.work_folder(where.store))
         if plan_memory is not None:
             there = store.committed_corpora(where.store) if store.is_begun(where.store) else []
             plan_memory(sum(listed.name not in there for listed in corpora))
         engine = _make_engine(where, model, session_file)
         try:
             where.progress.note(f"loading {where.model.spec} …")
-            facts = _named(where, engine.start())
+            facts = _named(where.model, engine.start())
             if facts != known:
                 made = prepare(facts)
             if todo := _todo(where.store, made):
@@ -126,23 +124,24 @@ def run_pass(
                 ).run()  # fmt: skip
         finally:
             engine.close()
-        if where.random_init is not None:
+        if where.model.random_init is not None:
             shutil.rmtree(model.spec)
         return report
 
 
 def make_where(
     model: str | None, path: Path | str, workers: int | None, device: str, dtype: str, address: str | None,
-    trust_remote_code: bool, progress: Progress | None, random_init: int | None = None,
+    trust_remote_code: bool, progress: Progress | None, random_init: int | None = None, fused: bool = False,
 ) -> Where:  # fmt: skip
     """Where a pass runs, from its function's arguments; the model is the store's where none is named."""
     if model is None and trust_remote_code:
         raise InputError("--trust-remote-code needs MODEL: no code is run only because a store names it")
     path = location(path)
-    config = ModelConfig(_model_of(path) if model is None else model, device, dtype, trust_remote_code)
+    spec = _model_of(path) if model is None else model
+    config = ModelConfig(spec, device, dtype, trust_remote_code, fused=fused, random_init=random_init)
     cluster = address or os.environ.get("RAY_ADDRESS", "")
     is_local = cluster in ("", "local")  # in Ray's words
-    return Where(config, path, workers, None if is_local else cluster, progress or Progress(), random_init)
+    return Where(config, path, workers, None if is_local else cluster, progress or Progress())
 
 
 def _model_of(path: Path) -> str:
@@ -175,12 +174,12 @@ def model_identity(facts: ModelFacts) -> dict[str, Any]:
     return {"dtype": facts.dtype, "device_type": facts.device_type}
 
 
-def _named(where: Where, facts: ModelFacts) -> ModelFacts:
+def _named(model: ModelConfig, facts: ModelFacts) -> ModelFacts:
     """The facts under a name that says where the weights are fresh."""
-    if where.random_init is None:
+    if model.random_init is None:
         return facts
-    name = f"{where.model.spec} with random weights, seed {where.random_init}"
-    return replace(facts, id=name, random_init=where.random_init)
+    name = f"{model.spec} with random weights, seed {model.random_init}"
+    return replace(facts, id=name, random_init=model.random_init)
 
 
 def _todo(path: Path, made: Pass) -> list[Plan]:
