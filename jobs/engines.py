@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 if TYPE_CHECKING:
     from neurotally.jobs.device_group import DeviceGroup
     from neurotally.profiler.model.load import LoadedModel, ModelFacts
+    from neurotally.profiler.model.outline import Outline
 
 MAX_FAILURES = 3
 """A task that raises so often stops the job."""
@@ -41,18 +42,15 @@ class ModelConfig:
     """Seed of fresh weights in place of its own, which `untrained_model` writes before a worker loads them."""
 
     def load(self) -> "LoadedModel | DeviceGroup":
-        """The model, verified; on a CPU this process keeps the memory that it frees."""
+        """The model, verified: in this process, or in one for each of several devices."""
         if self.devices == 1:
-            return self._load(sharded=False)
+            return self.load_here()
         from neurotally.jobs.device_group import DeviceGroup
 
         return DeviceGroup(self)
 
-    def load_shard(self) -> "LoadedModel":
-        """The same on one of several devices: its part."""
-        return self._load(sharded=True)
-
-    def _load(self, sharded: bool) -> "LoadedModel":
+    def load_here(self, sharded: bool = False) -> "LoadedModel":
+        """The model, or this process's part of one `sharded`; on a CPU the process keeps the memory that it frees."""
         from neurotally.profiler.model.allocation import reuse_freed_memory
         from neurotally.profiler.model.load import load_model, resolve_device
 
@@ -61,6 +59,12 @@ class ModelConfig:
         return load_model(
             self.spec, self.device, self.dtype, self.trust_remote_code, sharded=sharded, fused=self.fused
         )  # fmt: skip
+
+    def outline(self) -> "Outline":
+        """What the model is, from its config alone."""
+        from neurotally.profiler.model.outline import outline_model
+
+        return outline_model(self.spec, self.device, self.dtype, self.trust_remote_code)
 
 
 class Task(Protocol):
@@ -143,6 +147,6 @@ def timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
     return value, time.perf_counter() - start
 
 
-def failed_task(task: Task, failures: int, error: BaseException) -> JobError:
+def failed_task(task: Task, error: BaseException) -> JobError:
     """The error of a task that raised too often."""
-    return JobError(f"{task} failed {failures} times: {type(error).__name__}: {error}")
+    return JobError(f"{task} failed {MAX_FAILURES} times: {type(error).__name__}: {error}")

@@ -55,7 +55,8 @@ class InProcessEngine:
     def next_result(self, timeout_s: float) -> Outcome | None:
         """Run the oldest task."""
         task, future = self._queue.popleft()
-        for failures in range(1, MAX_FAILURES + 1):
+        failures = 0
+        while True:
             try:
                 prepared, prepare_s = future.result()
                 result, model_s = timed(self._runner.compute, task, prepared)
@@ -63,10 +64,10 @@ class InProcessEngine:
             except InputError:
                 raise
             except Exception as error:
+                failures += 1
                 if failures == MAX_FAILURES:
-                    raise failed_task(task, failures, error) from error
+                    raise failed_task(task, error) from error
                 future = self._prepare(task)
-        raise AssertionError("unreachable")
 
     def close(self) -> None:
         """Drop what is queued, and what is being prepared where that could take long."""

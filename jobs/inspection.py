@@ -27,9 +27,9 @@ from neurotally.jobs.memory_plan import (
 )
 from neurotally.profiler.corpus.batches import lay_out
 from neurotally.profiler.model.capture import NeuronReader
-from neurotally.profiler.model.load import LoadedModel, device_name, load_model
+from neurotally.profiler.model.load import LoadedModel, device_name
 from neurotally.profiler.model.neurons import NeuronRecorder
-from neurotally.profiler.model.outline import Outline, outline_model
+from neurotally.profiler.model.outline import Outline
 from neurotally.profiler.networks import ENCODER, Network
 from neurotally.profiler.passes.worker import TOKEN_BUDGET
 
@@ -40,15 +40,13 @@ _BILLION = 1e9
 
 def inspect_model(model: ModelConfig, groups: int, triggers: int, probe: bool) -> Result:
     """What is told of a model and of a run that keeps so many groups and triggers; see `neurotally.jobs.inspect`."""
-    outline = outline_model(model.spec, model.device, model.dtype, model.trust_remote_code)
+    outline = model.outline()
     budget = max(TOKEN_BUDGET[outline.device_type], outline.row_tokens)
     run = Run(outline, groups, triggers, outline.row_tokens, budget)
     speed = None
     if probe:
         refuse_too_large(run, free_host_bytes(), free_gpu_bytes())
-        speed = tokens_per_s(
-            load_model(model.spec, model.device, model.dtype, model.trust_remote_code), triggers, budget
-        )
+        speed = tokens_per_s(model.load_here(), triggers, budget)
     document = _document(run, speed)
     return Result("inspect", document, _lead(outline), _tables(document), notes=_notes(outline), model=outline.id)
 

@@ -67,7 +67,7 @@ def _join(start: RankStart) -> tuple[LoadedModel, ModelShard]:
         "nccl" if on_gpu else "gloo", init_method=f"file://{start.meeting}", rank=rank, world_size=ranks,
         timeout=_PATIENCE, device_id=torch.device("cuda", rank) if on_gpu else None,
     )  # fmt: skip
-    model = start.model.load_shard()
+    model = start.model.load_here(sharded=True)
     refuse_other_rows(model)
     return model, model_shard(model)
 

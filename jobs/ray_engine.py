@@ -257,7 +257,7 @@ class RayEngine:
             raise InputError(str(cause)) from error
         self._failures[task.key] += 1
         if self._failures[task.key] >= MAX_FAILURES:
-            raise failed_task(task, MAX_FAILURES, cause) from error
+            raise failed_task(task, cause) from error
         self._waiting.appendleft(task)
         self._hand_out()
 

@@ -19,7 +19,7 @@ from neurotally.jobs.reducers import Fold, Plan
 from neurotally.jobs.run import Pass, Texts, Where, model_identity, num_workers, run_pass
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.load import LoadedModel, ModelFacts
-from neurotally.profiler.model.outline import Outline, outline_model
+from neurotally.profiler.model.outline import Outline
 from neurotally.profiler.passes.worker import TOKEN_BUDGET, PassConfig, Worker
 
 _SHOWN_SKIPS = 5
@@ -48,9 +48,8 @@ def profile_neurons(
         )  # fmt: skip
 
     def plan_memory(todo: int) -> None:
-        model = where.model
         try:
-            outline = outline_model(model.spec, model.device, model.dtype, model.trust_remote_code)
+            outline = where.model.outline()
         except InputError:  # loading looks at the whole model, and says what is wrong with it
             return
         run = Run(
