@@ -1,9 +1,4 @@
-"""What a run will do: the corpora it was asked for, listed, cut into units, and compared with the store.
-
-A store's identity is by content. Store-wide: weights, tokenizer and every setting that decides a bit of the
-result. By corpus: kind of source, glob, `max_files` and the manifest. Anything that differs is refused, naming
-the first difference; program versions are only warned about.
-"""
+"""The corpora that a run was asked for: found, listed, and cut into units."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -20,7 +20,8 @@ from neurotally.jobs.plan import CorpusPlan, list_corpus
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.ray_session import end_leftovers
 from neurotally.jobs.reducers import Plan, refuse_other
-from neurotally.jobs.store_writer import open_store, writer_lock
+from neurotally.jobs.store_identity import open_store
+from neurotally.jobs.store_writer import writer_lock
 from neurotally.jobs.untrained import untrained_model
 from neurotally.profiler import store
 from neurotally.profiler.buckets import location

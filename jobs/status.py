@@ -1,21 +1,17 @@
 """`neurotally status`: how far a store is. Reads while a run goes on, disturbs nothing, writes nothing."""
 
-import errno
-import fcntl
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from neurotally.analysis.concat_rows import concat_note, corpus_concat_rows
-from neurotally.jobs.lease import holder
 from neurotally.jobs.progress import time_left
+from neurotally.jobs.store_writer import is_being_written
 from neurotally.profiler import buckets, store
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.whole_files import read_json
 
-LOCK_WAIT_S = 3.0
-"""Who wants to write waits so long: for a run that is about to end, or a look at its status."""
 _OF_CORPUS = ("units", "units_done", "documents", "documents_done", "skipped", "tokens")
 
 
@@ -124,29 +120,3 @@ def _committed_corpora(path: Path) -> dict[str, dict[str, Any]]:
             if (rows := corpus_concat_rows(path, name)) is not None:
                 entry["concat"] = rows
     return corpora
-
-
-def is_being_written(path: Path) -> bool:
-    """Whether a run holds the store's one writer's lock, which `filelock` takes by flock; needs no right to write.
-
-    Of a store in a bucket also whether a run on another machine writes it.
-    """
-    if buckets.is_remote(path) and buckets.is_writable(path) and holder(path) is not None:
-        return True
-    lock_file = store.work_folder(path) / "lock"
-    try:
-        descriptor = os.open(lock_file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError as error:
-        reason = "it is a link" if error.errno == errno.ELOOP else error.strerror
-        raise InputError(f"can't look at the lock of {path}, {lock_file}: {reason}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError as error:
-        raise InputError(f"can't look at the lock of {path}: {error.strerror}") from error
-    finally:
-        os.close(descriptor)
-    return False

@@ -40,7 +40,8 @@ from neurotally.jobs.plan import list_corpus
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.reducers import Fold, Part, Parts, Plan
 from neurotally.jobs.status import status
-from neurotally.jobs.store_writer import open_store, writer_lock
+from neurotally.jobs.store_identity import open_store
+from neurotally.jobs.store_writer import writer_lock
 from neurotally.kernels.statistics import STATISTICS
 from neurotally.kernels.trigger_lists import UnitTriggers
 from neurotally.profiler import store

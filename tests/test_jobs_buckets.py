@@ -33,8 +33,8 @@ from neurotally.jobs.lease import leased
 from neurotally.jobs.plan import find_corpora
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.reducers import Fold
-from neurotally.jobs.status import is_being_written, status
-from neurotally.jobs.store_writer import writer_lock
+from neurotally.jobs.status import status
+from neurotally.jobs.store_writer import is_being_written, writer_lock
 from neurotally.profiler import buckets, store
 from neurotally.profiler.buckets import location, write_version
 from neurotally.profiler.corpus.documents import Source, Status
