@@ -27,7 +27,7 @@ import numpy as np
 import psutil
 import torch
 
-from neurotally.jobs.reducers import Fold
+from neurotally.jobs.fold import Fold
 from neurotally.kernels.statistics import statistics_of
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.outline import Outline

@@ -15,8 +15,8 @@ from reference import everything
 from synthetic import SyntheticEngine
 
 from neurotally.jobs.engines import Outcome
+from neurotally.jobs.fold import Fold
 from neurotally.jobs.interrupts import Interrupted
-from neurotally.jobs.reducers import Fold
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 

@@ -29,10 +29,10 @@ from stores import CORPORA, OPTIONS, SETTINGS, launch, make_store
 
 from neurotally.analysis import open_store
 from neurotally.jobs import lease, profile
+from neurotally.jobs.fold import Fold
 from neurotally.jobs.lease import leased
 from neurotally.jobs.plan import find_corpora
 from neurotally.jobs.progress import Progress
-from neurotally.jobs.reducers import Fold
 from neurotally.jobs.status import status
 from neurotally.jobs.store_writer import is_being_written, writer_lock
 from neurotally.profiler import buckets, store

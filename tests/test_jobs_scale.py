@@ -12,7 +12,7 @@ from reference import everything
 from synthetic import SyntheticEngine
 
 from neurotally.jobs.engines import Outcome
-from neurotally.jobs.reducers import Fold
+from neurotally.jobs.fold import Fold
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.neurons import CorpusNeurons
 from neurotally.profiler.passes.worker import Task

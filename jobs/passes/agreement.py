@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from neurotally.jobs.parts import KeptParts, Part, Parts
 from neurotally.jobs.plan import CorpusPlan, stored_names
-from neurotally.jobs.reducers import KeptParts, Part, Parts, Plan
+from neurotally.jobs.reducers import Plan
 from neurotally.jobs.run import Pass, Texts, Where, model_identity, run_pass
 from neurotally.profiler import store
 from neurotally.profiler.corpus.batches import lay_out

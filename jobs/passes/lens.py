@@ -1,7 +1,7 @@
 """The pass behind `neurotally lens`: the logit lens over few-shot translation prompts of a parallel corpus.
 
     STORE/lens/NAME/   attrs: pairs, sets, empty_sets, draws, vocabulary, paper, skipped; and
-                       `jobs.reducers.Parts`'s
+                       `jobs.parts.Parts`'s
       by prompt (prompt), in the order of the pairs and, in each, of the ids
         prompt_id, prompt_source, prompt_target   string, and uint16 numbers of languages
         prompt_status                             uint8: 0 counted, 1 longer than the context, 2 no target token
@@ -40,9 +40,10 @@ from typing import Any
 import numpy as np
 
 from neurotally.analysis.layers.lens import find_prompt
+from neurotally.jobs.parts import KeptParts, Part, Parts
 from neurotally.jobs.plan import CorpusPlan
 from neurotally.jobs.progress import Progress
-from neurotally.jobs.reducers import KeptParts, Part, Parts, Plan
+from neurotally.jobs.reducers import Plan
 from neurotally.jobs.run import Pass, Where, model_identity, run_pass
 from neurotally.profiler import store
 from neurotally.profiler.corpus.batches import lay_out

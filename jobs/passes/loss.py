@@ -26,10 +26,11 @@ import numpy as np
 from neurotally.analysis.languages.sites import read_sites
 from neurotally.analysis.masking.mask_sets import MaskSets, mask_sets
 from neurotally.analysis.masking.masks import read_mask
+from neurotally.jobs.parts import KeptParts, Parts
 from neurotally.jobs.passes.held_out import Choosers, find_used
 from neurotally.jobs.passes.loss_worker import LossConfig, LossWorker
 from neurotally.jobs.plan import CorpusPlan, stored_names
-from neurotally.jobs.reducers import KeptParts, Parts, Plan
+from neurotally.jobs.reducers import Plan
 from neurotally.jobs.run import Pass, Texts, Where, model_identity, run_pass
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError

@@ -16,8 +16,9 @@ import numpy as np
 
 from neurotally.jobs.door import TASK_TEXTS
 from neurotally.jobs.engines import Outcome
+from neurotally.jobs.parts import Part, Parts
 from neurotally.jobs.passes.embed import SCHEMA, _assemble, _cut
-from neurotally.jobs.reducers import Part, Parts, Plan
+from neurotally.jobs.reducers import Plan
 from neurotally.profiler import store
 from neurotally.profiler.corpus.parallel import ParallelTexts
 
