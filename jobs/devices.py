@@ -1,14 +1,13 @@
 """How many devices hold a model together: what was asked for, what the store was begun with, or as few as it needs."""
 
 import math
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from neurotally.jobs.free_memory import free_bytes_by_gpu
 from neurotally.jobs.run import Where
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
@@ -21,9 +20,6 @@ from neurotally.profiler.model.load import (
     split_revision,
 )  # fmt: skip
 from neurotally.profiler.model.shards import refuse_unshardable, shard_plan
-
-_FREE_BYTES = "import torch; print(*(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())))"
-"""Asked in another process: in this one it would keep half a gigabyte of each device."""
 
 
 def on_devices(where: Where, asked: int | None) -> Where:
@@ -55,7 +51,7 @@ def _as_few_as_hold(where: Where, is_one_device: bool) -> Where:
             return math.inf
         return num_bytes * plan.held(devices)
 
-    devices = fewest_devices(num_bytes, bytes_each, _free_bytes())
+    devices = fewest_devices(num_bytes, bytes_each, free_bytes_by_gpu())
     if devices == 1:
         return where
     too_large = f"{model.spec} takes {num_bytes / 1e9:,.0f} GB, more than one device has room for"
@@ -76,11 +72,6 @@ def fewest_devices(num_bytes: int, bytes_each: Callable[[int], float], free_byte
         if fits(num_bytes if devices == 1 else bytes_each(devices), min(free_bytes)):
             return devices
     return None
-
-
-def _free_bytes() -> list[int]:
-    done = subprocess.run([sys.executable, "-c", _FREE_BYTES], stdout=subprocess.PIPE, text=True, check=True)
-    return [int(number) for number in done.stdout.split()]
 
 
 def _noted(path: Path) -> int | None:

@@ -13,13 +13,12 @@ import torch
 from neurotally.analysis.parts import Cell, Column, Table
 from neurotally.analysis.result import Result
 from neurotally.jobs.engines import ModelConfig
+from neurotally.jobs.free_memory import free_gpu_bytes, free_host_bytes
 from neurotally.jobs.memory_plan import (
-    Part,
+    MemoryPart,
     Run,
     as_size,
     device_parts,
-    free_gpu_bytes,
-    free_host_bytes,
     host_parts,
     refuse_too_large,
     store_bytes,
@@ -107,7 +106,7 @@ def _document(run: Run, speed: float | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _needs(parts: Sequence[Part]) -> dict[str, int]:
+def _needs(parts: Sequence[MemoryPart]) -> dict[str, int]:
     return {part.name: part.bytes for part in parts} | {"total": total(parts).bytes}
 
 

@@ -331,7 +331,7 @@ def test_without_the_option_as_few_devices_as_hold_the_weights(
     folder = save(AutoModelForCausalLM.from_config(config), tokenizer, tmp_path / "model")
     num_bytes = weight_bytes(empty_model(config, False, torch.float32))
     free = [int(number / 4 * num_bytes / 0.8) for number in fourths]
-    monkeypatch.setattr("neurotally.jobs.devices._FREE_BYTES", f"print(*{free})")
+    monkeypatch.setattr("neurotally.jobs.free_memory._FREE_BYTES", f"print(*{free})")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
     notes = Notes()
     where = on_devices(Where(ModelConfig(str(folder)), tmp_path / "s", progress=notes), None)

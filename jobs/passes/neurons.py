@@ -13,8 +13,9 @@ from typing import Any
 from neurotally.jobs.corpus_sums import CorpusSums
 from neurotally.jobs.device_group import DeviceGroup, GroupWorker
 from neurotally.jobs.fold import Fold
+from neurotally.jobs.free_memory import free_gpu_bytes, free_host_bytes
 from neurotally.jobs.loop import RunReport
-from neurotally.jobs.memory_plan import Run, free_gpu_bytes, free_host_bytes, memory_note, refuse_too_large
+from neurotally.jobs.memory_plan import Run, memory_note, refuse_too_large
 from neurotally.jobs.plan import CorpusPlan
 from neurotally.jobs.reducers import Plan
 from neurotally.jobs.run import Pass, Texts, Where, model_identity, num_workers, run_pass
