@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from neurotally.jobs.plan import CorpusPlan, stored_names
+from neurotally.jobs.corpora import ListedCorpus
 from neurotally.kernels.statistics import NO_DOCUMENT
 from neurotally.profiler import store
 from neurotally.profiler.corpus.documents import Status
@@ -34,10 +34,10 @@ class CorpusSums:
     """
 
     def __init__(
-        self, plan: CorpusPlan, units: Sequence[Unit], config: PassConfig, num_layers: int, num_neurons: int,
+        self, corpus: ListedCorpus, units: Sequence[Unit], config: PassConfig, num_layers: int, num_neurons: int,
         networks: Networks = (),
     ):  # fmt: skip
-        self._plan = plan
+        self._corpus = corpus
         self._units = units
         self._config = config
         self._num_done = 0
@@ -47,7 +47,7 @@ class CorpusSums:
         self._networks = networks
         self._checkpoint: Path | None = None
         """What a former run left."""
-        num_documents = len(plan.manifest.names)
+        num_documents = len(corpus.manifest.names)
         self._own: store.Arrays = {
             "tokens": np.zeros(config.groups, np.uint64),
             "special_tokens": np.zeros(config.groups, np.uint64),
@@ -56,9 +56,9 @@ class CorpusSums:
             "document_status": np.full(num_documents, store.SCHEMA["document_status"].fill, np.uint8),
             "unit_tokens": np.full(len(units), store.SCHEMA["unit_tokens"].fill, np.uint64),
         }
-        self._of_the_plan: store.Arrays = {
-            "document_name": stored_names(plan.manifest),
-            "document_bytes": plan.manifest.sizes,
+        self._listed: store.Arrays = {
+            "document_name": corpus.stored_names(),
+            "document_bytes": corpus.manifest.sizes,
             "document_unit": documents_by_unit(list(units)),
             "unit_group": np.array([unit.group(config.groups) for unit in units], np.uint16),
         }
@@ -89,11 +89,11 @@ class CorpusSums:
             return None
         self._num_told = self._num_done
         threshold_LF = self._neurons.trigger_threshold()
-        return None if threshold_LF is None else (self._plan.name, threshold_LF)
+        return None if threshold_LF is None else (self._corpus.name, threshold_LF)
 
     def arrays(self) -> store.Arrays:
         """What the store's arrays hold."""
-        return {**self.added(), **self._of_the_plan}
+        return {**self.added(), **self._listed}
 
     def added(self) -> store.Arrays:
         """Those that units have changed: a checkpoint's."""
@@ -115,7 +115,7 @@ class CorpusSums:
         return {
             "units": len(self._units),
             "units_done": self._num_done,
-            "documents": len(self._plan.manifest.names),
+            "documents": len(self._corpus.manifest.names),
             "documents_done": done,
             "skipped": int(np.count_nonzero(self._own["document_status"][:done] != Status.COUNTED)),
             "tokens": int(self._own["tokens"].sum()),
@@ -145,20 +145,20 @@ class CorpusSums:
         return {
             "counted": int(counted.sum()),
             "skipped": dict(sorted(reasons.items())),
-            "skipped_documents": self._of_the_plan["document_name"][~counted][:_LISTED_SKIPS].tolist(),
+            "skipped_documents": self._listed["document_name"][~counted][:_LISTED_SKIPS].tolist(),
             "duplicates": int(counted.sum()) - len(distinct),
             "tokens": int(self._own["tokens"].sum()),
             "special_tokens": int(self._own["special_tokens"].sum()),
             "units": len(self._units),
             "empty_groups": int(np.count_nonzero(self._own["tokens"] == 0)),
             "restarted_units": self._restarted,
-            "source_path": self._plan.source.path,
+            "source_path": self._corpus.source.path,
         }
 
     def keep_texts(self, folder: Path) -> None:
         """Add the texts to the group at `folder`, if asked for."""
         if self._config.keep_texts:
-            keep_texts(folder, self._plan.source, self._plan.manifest.names, self.arrays())
+            keep_texts(folder, self._corpus.source, self._corpus.manifest.names, self.arrays())
 
     @cached_property
     def _neurons(self) -> CorpusNeurons:

@@ -133,9 +133,9 @@ def profile(
     Returns what was done: `corpora` (attributes of those added by this run), `tokens`, seconds, `warnings`. Raises
     InputError (nothing lost), JobError, or Interrupted.
     """
+    from neurotally.jobs.corpora import find_corpora
     from neurotally.jobs.devices import on_devices
     from neurotally.jobs.passes.neurons import profile_neurons
-    from neurotally.jobs.plan import find_corpora
     from neurotally.jobs.run import Texts, make_where
 
     if window_lines is not None and layout != "documents":
@@ -407,8 +407,8 @@ def agreement(
     """
     sizes, numbers = _sizes("--context-sizes", context_sizes), _sizes("--lines", lines)
 
+    from neurotally.jobs.corpora import find_corpora
     from neurotally.jobs.passes.agreement import count_agreement
-    from neurotally.jobs.plan import find_corpora
     from neurotally.jobs.run import Texts, make_group, make_where
     from neurotally.profiler.passes.agreement import parse_variants
 

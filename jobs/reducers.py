@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from neurotally.jobs.engines import Outcome, Task
-from neurotally.jobs.plan import changed_document
 from neurotally.profiler import store
 from neurotally.profiler.corpus.documents import Manifest
 from neurotally.profiler.differences import first_difference
@@ -140,6 +139,20 @@ def refuse_other(path: Path, plan: Plan, theirs: Mapping[str, Any], unfinished: 
         return
     if unfinished is not None and plan.manifest is not None:
         saved = read_json(unfinished / "documents.json", names=list, sizes=list) or {"names": [], "sizes": []}
-        difference += f" ({changed_document(plan.manifest, saved['names'], saved['sizes'])})"
+        difference += f" ({_changed_document(plan.manifest, saved['names'], saved['sizes'])})"
     begin_again = f", or remove {unfinished} to begin it again" if unfinished else ""
     raise InputError(f"{plan.group} of {path} is another one: {difference}; {plan.otherwise}{begin_again}")
+
+
+def _changed_document(manifest: Manifest, names: list[str], sizes: list[int]) -> str:
+    """Name the first document that differs from a saved manifest."""
+    ours = dict(zip(manifest.names, manifest.sizes.tolist(), strict=True))
+    theirs = dict(zip(names, sizes, strict=True))
+    for name in sorted(ours.keys() | theirs.keys()):
+        if name not in theirs:
+            return f"{name!r} is new"
+        if name not in ours:
+            return f"{name!r} is gone"
+        if ours[name] != theirs[name]:
+            return f"{name!r} has {ours[name]} bytes, it had {theirs[name]}"
+    return "the order of the documents"

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from neurotally.jobs.corpora import ListedCorpus, list_corpus
 from neurotally.jobs.engines import Engine, MakeRunner, ModelConfig
 from neurotally.jobs.in_process import InProcessEngine
 from neurotally.jobs.known_model import known_facts, remember_facts
 from neurotally.jobs.loop import Loop, RunReport
-from neurotally.jobs.plan import CorpusPlan, list_corpus
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.ray_session import end_leftovers
 from neurotally.jobs.reducers import Plan, refuse_other
@@ -52,7 +52,7 @@ class Pass:
     """One for each group of the store."""
 
 
-MakePass = Callable[[ModelFacts, list[CorpusPlan]], Pass]
+MakePass = Callable[[ModelFacts, list[ListedCorpus]], Pass]
 """From the model's facts and the listed corpora; may raise InputError, before or after the model is loaded."""
 Config = Callable[[ModelFacts], dict[str, Any]]
 """What decides the bits of the whole store: see `open_store`."""
@@ -162,7 +162,7 @@ def make_group(family: str, name: str) -> str:
     return f"{family}/{name}"
 
 
-def _list(texts: Texts, where: Where) -> list[CorpusPlan]:
+def _list(texts: Texts, where: Where) -> list[ListedCorpus]:
     number = len(texts.sources)
     return [
         list_corpus(name, source, texts.max_files, where.store, texts.window_lines)

@@ -32,13 +32,13 @@ from typing import Any
 
 import numpy as np
 
+from neurotally.jobs.corpora import list_corpus
 from neurotally.jobs.corpus_sums import CorpusSums
 from neurotally.jobs.engines import ModelConfig
 from neurotally.jobs.fold import Fold
 from neurotally.jobs.in_process import InProcessEngine
 from neurotally.jobs.loop import Loop, RunReport
 from neurotally.jobs.parts import Part, Parts
-from neurotally.jobs.plan import list_corpus
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.reducers import Plan
 from neurotally.jobs.status import status

@@ -14,9 +14,9 @@ from neurotally.analysis.languages.lape import Rule, threshold_of
 from neurotally.analysis.languages.sites import rates, read_sites
 from neurotally.analysis.masking.mask_sets import above_threshold, read_origin
 from neurotally.analysis.masking.masks import read_mask
+from neurotally.jobs.corpora import find_corpora
 from neurotally.jobs.passes.held_out import Choosers, profiled_documents
 from neurotally.jobs.passes.loss import Above, Chosen, Evaluation, measure_losses
-from neurotally.jobs.plan import find_corpora
 from neurotally.jobs.run import Where
 from neurotally.profiler import store
 from neurotally.profiler.buckets import on_disk

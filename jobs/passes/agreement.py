@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from neurotally.jobs.corpora import ListedCorpus
 from neurotally.jobs.parts import KeptParts, Part, Parts
-from neurotally.jobs.plan import CorpusPlan, stored_names
 from neurotally.jobs.reducers import Plan
 from neurotally.jobs.run import Pass, Texts, Where, model_identity, run_pass
 from neurotally.profiler import store
@@ -174,7 +174,7 @@ def count_agreement(
 ) -> None:  # fmt: skip
     """Bring the store to hold the group. `settings`: the other fields of `AgreementConfig` that no model decides."""
 
-    def make_pass(facts: ModelFacts, listed: list[CorpusPlan]) -> Pass:
+    def make_pass(facts: ModelFacts, listed: list[ListedCorpus]) -> Pass:
         sizes = [Context("tokens", size) for size in sorted(set(context_sizes))]
         fitting = [context for context in sizes if context.size <= facts.max_row_tokens]
         left_out = [context.label for context in sizes if context not in fitting]
@@ -190,14 +190,14 @@ def count_agreement(
             token_budget=TOKEN_BUDGET[facts.device_type],
             **settings,
         )
-        tasks = [plan.task(unit) for plan in listed for unit in plan.units(max_unit_bytes, _GROUPS)]
+        tasks = [corpus.task(unit) for corpus in listed for unit in corpus.units(max_unit_bytes, _GROUPS)]
         identity = {
             **model_identity(facts),
             **asdict(config),
             "variants": list(config.variants),
             "contexts": [context.label for context in config.contexts],
             "attention": facts.attention,
-            "corpora": {plan.name: plan.identity for plan in listed},
+            "corpora": {corpus.name: corpus.identity for corpus in listed},
         }
         told = {name: identity[name] for name in _TOLD}
         assemble = partial(_assemble, config, listed, tasks, {**told, "left_out": left_out})
@@ -208,7 +208,7 @@ def count_agreement(
 
 
 def _assemble(
-    config: AgreementConfig, corpora: Sequence[CorpusPlan], tasks: Sequence[Task], told: Mapping[str, Any],
+    config: AgreementConfig, corpora: Sequence[ListedCorpus], tasks: Sequence[Task], told: Mapping[str, Any],
     parts: KeptParts,
 ) -> tuple[dict[str, np.ndarray | store.Blocks], dict[str, Any]]:  # fmt: skip
     """The group's arrays and attributes."""
@@ -217,14 +217,14 @@ def _assemble(
         raise InputError("no document of any corpus has a token")
     arrays: dict[str, np.ndarray | store.Blocks] = {
         **{name: np.stack(values_C) for name, values_C in summed.items()},
-        "corpus": np.array([plan.name for plan in corpora], object),
+        "corpus": np.array([corpus.name for corpus in corpora], object),
         "variant": np.array(config.variants, object),
         "context_kind": np.array([context.kind for context in config.contexts], object),
         "context_size": np.array([context.size for context in config.contexts], np.uint32),
     }
-    end_C = np.cumsum([len(plan.manifest.names) for plan in corpora])
+    end_C = np.cumsum([len(corpus.manifest.names) for corpus in corpora])
     by_corpus = zip(corpora, np.split(parts.joined("status"), end_C[:-1]), strict=True)
-    return arrays, {**told, "corpora": {plan.name: _describe(plan, status_D) for plan, status_D in by_corpus}}
+    return arrays, {**told, "corpora": {corpus.name: _describe(corpus, status_D) for corpus, status_D in by_corpus}}
 
 
 def _summed(values: Iterable[np.ndarray], tasks: Sequence[Task]) -> list[np.ndarray]:
@@ -240,7 +240,7 @@ def _next_in_row(ids: Sequence[int], row_tokens: int) -> list[int]:
     return [-1 if at == len(ids) or at % row_tokens == 0 else ids[at] for at in range(1, len(ids) + 1)]
 
 
-def _describe(plan: CorpusPlan, status: np.ndarray) -> dict[str, Any]:
+def _describe(corpus: ListedCorpus, status: np.ndarray) -> dict[str, Any]:
     """Documents of a corpus, and those that were skipped."""
     skipped = np.flatnonzero(status != Status.COUNTED).tolist()
     return {
@@ -248,5 +248,5 @@ def _describe(plan: CorpusPlan, status: np.ndarray) -> dict[str, Any]:
         "skipped": {
             Status(code).name.lower(): int((status == code).sum()) for code in np.unique(status[skipped]).tolist()
         },
-        "skipped_documents": stored_names(plan.manifest)[skipped[:_LISTED_SKIPS]].tolist(),
+        "skipped_documents": corpus.stored_names()[skipped[:_LISTED_SKIPS]].tolist(),
     }

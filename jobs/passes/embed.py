@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from neurotally.jobs.corpora import ListedCorpus
 from neurotally.jobs.parts import KeptParts, Part, Parts
-from neurotally.jobs.plan import CorpusPlan
 from neurotally.jobs.reducers import Plan
 from neurotally.jobs.run import Pass, Where, model_identity, run_pass
 from neurotally.profiler import store
@@ -173,7 +173,7 @@ def embed_parallel(where: Where, group: str, texts: ParallelTexts, bos: str, tas
     assert bos in BOS_RULES, bos
     distinct = list(dict.fromkeys(text for by_id in texts.texts.values() for text in by_id.values()))
 
-    def make_pass(facts: ModelFacts, _: Sequence[CorpusPlan]) -> Pass:
+    def make_pass(facts: ModelFacts, _: Sequence[ListedCorpus]) -> Pass:
         token_budget = min(TOKEN_BUDGET[facts.device_type], _POOLED_BYTES // (8 * facts.width))
         identity = {
             **model_identity(facts),

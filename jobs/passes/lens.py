@@ -39,6 +39,7 @@ from typing import Any
 import numpy as np
 
 from neurotally.analysis.layers.lens import find_prompt
+from neurotally.jobs.corpora import ListedCorpus
 from neurotally.jobs.parts import KeptParts, Parts
 from neurotally.jobs.passes.lens_worker import (
     COUNTED,
@@ -53,7 +54,6 @@ from neurotally.jobs.passes.lens_worker import (
     PromptTask,
     mean_of,
 )
-from neurotally.jobs.plan import CorpusPlan
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.reducers import Plan
 from neurotally.jobs.run import Pass, Where, model_identity, run_pass
@@ -104,7 +104,7 @@ def read_translation(
         find_prompt(prompt, names, [*of.ids] * len(chosen), group)
     shots = _few_shot_lines(few_shot, chosen)
 
-    def make_pass(facts: ModelFacts, _: Sequence[CorpusPlan]) -> Pass:
+    def make_pass(facts: ModelFacts, _: Sequence[ListedCorpus]) -> Pass:
         tokenizer = load_tokenizer(where.store, where.model.spec, where.model.trust_remote_code)
         texts = [of.texts[language][id_] for language in shots for id_ in of.ids]
         token_sets = find_token_sets(tokenizer, words, english, texts, draws, seed)

@@ -26,10 +26,10 @@ import numpy as np
 from neurotally.analysis.languages.sites import read_sites
 from neurotally.analysis.masking.mask_sets import MaskSets, mask_sets
 from neurotally.analysis.masking.masks import read_mask
+from neurotally.jobs.corpora import ListedCorpus
 from neurotally.jobs.parts import KeptParts, Parts
 from neurotally.jobs.passes.held_out import Choosers, find_used
 from neurotally.jobs.passes.loss_worker import LossConfig, LossWorker
-from neurotally.jobs.plan import CorpusPlan, stored_names
 from neurotally.jobs.reducers import Plan
 from neurotally.jobs.run import Pass, Texts, Where, model_identity, run_pass
 from neurotally.profiler import store
@@ -103,7 +103,7 @@ def measure_losses(
 ) -> None:  # fmt: skip
     """Bring the store to hold the pass's group. Raises as `run_pass` does."""
 
-    def make_pass(facts: ModelFacts, listed: list[CorpusPlan]) -> Pass:
+    def make_pass(facts: ModelFacts, listed: list[ListedCorpus]) -> Pass:
         made = chosen.sets(facts, evaluation.draws)
         used = find_used(listed, chosen.choosers, evaluation.leave_out_used, evaluation.force, where.progress.note)
         profiled = store.store_attributes(where.store).get("config") or {}
@@ -117,10 +117,10 @@ def measure_losses(
             how=evaluation.how,
             neurons=tuple(distinct.values()),
             concepts=dict(concepts),
-            mean_LF=_means(where.store, [plan.name for plan in listed]) if evaluation.how == "mean" else {},
+            mean_LF=_means(where.store, [corpus.name for corpus in listed]) if evaluation.how == "mean" else {},
             left_out=frozenset() if evaluation.force else frozenset(one.sha256 for one in used),
         )
-        tasks = [plan.task(unit) for plan in listed for unit in plan.units(evaluation.max_unit_bytes, 1)]
+        tasks = [corpus.task(unit) for corpus in listed for unit in corpus.units(evaluation.max_unit_bytes, 1)]
         described = {
             "used_documents": [[one.corpus, one.name] for one in used],
             "forced": evaluation.force,
@@ -142,12 +142,12 @@ def class_names(concepts: Sequence[str]) -> list[str]:
 
 
 def _identity(
-    facts: ModelFacts, listed: Sequence[CorpusPlan], made: MaskSets, config: LossConfig, max_unit_bytes: int
+    facts: ModelFacts, listed: Sequence[ListedCorpus], made: MaskSets, config: LossConfig, max_unit_bytes: int
 ) -> dict[str, Any]:
     """All that decides a bit of the result."""
     return {
         **model_identity(facts),
-        "corpora": {plan.name: plan.identity for plan in listed},
+        "corpora": {corpus.name: corpus.identity for corpus in listed},
         "sets": [f"{one.kind} {one.of} {one.draw}".strip() for one in made.sets],
         "neurons": _digest([(one.kind, one.of, one.draw, one.neurons_n2) for one in made.sets]),
         "how": config.how,
@@ -164,14 +164,14 @@ def _identity(
 
 
 def _assemble(
-    listed: Sequence[CorpusPlan], made: MaskSets, num_layers: int, concepts: list[str], described: dict[str, Any],
+    listed: Sequence[ListedCorpus], made: MaskSets, num_layers: int, concepts: list[str], described: dict[str, Any],
     parts: KeptParts,
 ) -> tuple[dict[str, np.ndarray | store.Blocks], dict[str, Any]]:  # fmt: skip
     """The group's arrays and attributes."""
     keys = list(dict.fromkeys(one.neurons_n2.tobytes() for one in made.sets))
     which_S = [keys.index(one.neurons_n2.tobytes()) for one in made.sets]
     arrays: dict[str, np.ndarray | store.Blocks] = {}
-    number_C = [len(plan.manifest.names) for plan in listed]
+    number_C = [len(corpus.manifest.names) for corpus in listed]
     classes = class_names(concepts)
     for name in parts.names:
         if name in _BY_SET:
@@ -180,13 +180,13 @@ def _assemble(
         elif name in SCHEMA:
             arrays[name] = parts.joined(name)
     arrays |= {
-        "document_name": np.concatenate([stored_names(plan.manifest) for plan in listed]),
+        "document_name": np.concatenate([corpus.stored_names() for corpus in listed]),
         "document_corpus": np.repeat(np.arange(len(listed)), number_C),
         "mask_set": np.repeat(np.arange(len(made.sets)), [len(one.neurons_n2) for one in made.sets]),
         "mask_neuron": np.concatenate([one.neurons_n2 for one in made.sets]),
     }
     return arrays, {
-        "corpora": [plan.name for plan in listed],
+        "corpora": [corpus.name for corpus in listed],
         "sets": [one.to_json(num_layers) for one in made.sets],
         "draws": made.draws,
         "not_drawn": {kind: dict(reasons) for kind, reasons in made.not_drawn.items()},

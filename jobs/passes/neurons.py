@@ -1,6 +1,6 @@
 """The neuron pass, `neurotally profile`: what every feed-forward neuron does on each corpus.
 
-STORE/corpora/NAME/   arrays: `profiler.store.SCHEMA`; attrs: `CorpusPlan.identity`, `CorpusSums.attributes`, and
+STORE/corpora/NAME/   arrays: `profiler.store.SCHEMA`; attrs: `ListedCorpus.identity`, `CorpusSums.attributes`, and
                       how the run went
 """
 
@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from neurotally.jobs.corpora import ListedCorpus
 from neurotally.jobs.corpus_sums import CorpusSums
 from neurotally.jobs.device_group import DeviceGroup, GroupWorker
 from neurotally.jobs.fold import Fold
 from neurotally.jobs.free_memory import free_gpu_bytes, free_host_bytes
 from neurotally.jobs.loop import RunReport
 from neurotally.jobs.memory_plan import Run, memory_note, refuse_too_large
-from neurotally.jobs.plan import CorpusPlan
 from neurotally.jobs.reducers import Plan
 from neurotally.jobs.run import Pass, Texts, Where, model_identity, num_workers, run_pass
 from neurotally.profiler.errors import InputError
@@ -62,9 +62,9 @@ def profile_neurons(
         refuse_too_large(run, free_bytes, free_gpu_bytes())
         where.progress.note(memory_note(run, free_bytes))
 
-    def make_pass(facts: ModelFacts, listed: list[CorpusPlan]) -> Pass:
+    def make_pass(facts: ModelFacts, listed: list[ListedCorpus]) -> Pass:
         config = make_config(facts)
-        return Pass(partial(_worker, config=config), [_plan(one, config, facts) for one in listed])
+        return Pass(partial(_worker, config=config), [_plan(corpus, config, facts) for corpus in listed])
 
     def identity(facts: ModelFacts) -> dict[str, Any]:
         devices = where.model.devices if where.model.devices > 1 else None
@@ -78,17 +78,17 @@ def _worker(model: LoadedModel | DeviceGroup, config: PassConfig) -> Worker:
     return GroupWorker(model, config) if isinstance(model, DeviceGroup) else Worker(model, config)
 
 
-def _plan(listed: CorpusPlan, config: PassConfig, facts: ModelFacts) -> Plan:
-    units = listed.units(config.max_unit_bytes, config.groups)
+def _plan(corpus: ListedCorpus, config: PassConfig, facts: ModelFacts) -> Plan:
+    units = corpus.units(config.max_unit_bytes, config.groups)
     of_model = (facts.num_layers, facts.num_neurons, facts.networks)
-    make_sums = partial(CorpusSums, listed, units, config, *of_model)
+    make_sums = partial(CorpusSums, corpus, units, config, *of_model)
     return Plan(
-        group=f"corpora/{listed.name}",
-        tasks=[listed.task(unit) for unit in units],
-        identity=listed.identity,
+        group=f"corpora/{corpus.name}",
+        tasks=[corpus.task(unit) for unit in units],
+        identity=corpus.identity,
         reducer=partial(Fold, make_sums=make_sums),
-        manifest=listed.manifest,
-        noted={"documents": len(listed.manifest.names), "source_path": listed.lasting_path},
+        manifest=corpus.manifest,
+        noted={"documents": len(corpus.manifest.names), "source_path": corpus.lasting_path},
         otherwise="give it another name or another store",
     )
 

@@ -16,7 +16,7 @@ from neurotally.profiler.passes.worker import Task
 
 
 @dataclass(frozen=True)
-class CorpusPlan:
+class ListedCorpus:
     """One corpus, listed."""
 
     name: str
@@ -42,6 +42,14 @@ class CorpusPlan:
     def lasting_path(self) -> str | None:
         """Where the documents are; None where they are streamed, and can be streamed again."""
         return None if is_dataset(self.source.origin) else self.source.path
+
+    def stored_names(self) -> np.ndarray:
+        """The documents' names as the store holds them: those that aren't UTF-8 with their bytes escaped."""
+        names = [  # most are the manifest's own, so that they are there once
+            name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            for name in self.manifest.names
+        ]
+        return np.array(names, dtype=object)
 
     def units(self, max_unit_bytes: int, num_groups: int) -> list[Unit]:
         """Its units."""
@@ -80,34 +88,11 @@ def find_corpora(folder: Path | str | None, named: Mapping[str, str | Path] | No
 
 def list_corpus(
     name: str, source_text: str, max_files: int | None, store: Path, window_lines: int | None = None
-) -> CorpusPlan:
+) -> ListedCorpus:
     """List one corpus; a dataset is first streamed to a file beside the store's working state."""
     if is_dataset(source_text):
         source = spool_dataset(source_text, spool_file(store, source_text, max_files), max_files)
     else:
         source = parse_source(source_text)
     source = replace(source, window_lines=window_lines)
-    return CorpusPlan(name, source, max_files, list_documents(source, max_files))
-
-
-def changed_document(manifest: Manifest, names: list[str], sizes: list[int]) -> str:
-    """Name the first document that differs from a saved manifest."""
-    ours = dict(zip(manifest.names, manifest.sizes.tolist(), strict=True))
-    theirs = dict(zip(names, sizes, strict=True))
-    for name in sorted(ours.keys() | theirs.keys()):
-        if name not in theirs:
-            return f"{name!r} is new"
-        if name not in ours:
-            return f"{name!r} is gone"
-        if ours[name] != theirs[name]:
-            return f"{name!r} has {ours[name]} bytes, it had {theirs[name]}"
-    return "the order of the documents"
-
-
-def stored_names(manifest: Manifest) -> np.ndarray:
-    """Document names as the store holds them: names that aren't UTF-8 with their bytes escaped."""
-    names = [  # most are the manifest's own, so that they are there once
-        name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        for name in manifest.names
-    ]
-    return np.array(names, dtype=object)
+    return ListedCorpus(name, source, max_files, list_documents(source, max_files))
