@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from neurotally.profiler.corpus.documents import MAX_DOCUMENT_BYTES, Manifest, Source
+from neurotally.profiler.corpus.documents import MAX_DOCUMENT_BYTES, Manifest, Source, Status
 from neurotally.profiler.corpus.sources import check_names, is_dataset, list_documents, parse_source, subfolders
 from neurotally.profiler.corpus.streaming import spool_dataset, spool_file
 from neurotally.profiler.corpus.units import Unit, cut_units
@@ -84,6 +84,12 @@ def find_corpora(folder: Path | str | None, named: Mapping[str, str | Path] | No
         raise InputError("no corpus: give --corpora DIR or --corpus NAME=SOURCE")
     check_names(sorted(found))
     return dict(sorted(found.items()))
+
+
+def skipped_by_reason(status_D: np.ndarray) -> dict[str, int]:
+    """How many of some documents aren't counted, for each reason."""
+    codes, numbers = np.unique(status_D[status_D != Status.COUNTED], return_counts=True)
+    return {Status(code).name.lower(): number for code, number in zip(codes.tolist(), numbers.tolist(), strict=True)}
 
 
 def list_corpus(

@@ -1,6 +1,5 @@
 """What the units of one corpus add up to in the neuron pass: its neurons, tokens and documents."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from neurotally.jobs.corpora import ListedCorpus
+from neurotally.jobs.corpora import ListedCorpus, skipped_by_reason
 from neurotally.kernels.statistics import NO_DOCUMENT
 from neurotally.profiler import store
 from neurotally.profiler.corpus.documents import Status
@@ -140,11 +139,10 @@ class CorpusSums:
     def attributes(self) -> dict[str, Any]:
         """What a reader of the corpus wants to know first."""
         counted = self._own["document_status"] == Status.COUNTED
-        reasons = Counter(Status(value).name.lower() for value in self._own["document_status"][~counted].tolist())
         distinct = np.unique(self._own["document_hash"][counted], axis=0)
         return {
             "counted": int(counted.sum()),
-            "skipped": dict(sorted(reasons.items())),
+            "skipped": dict(sorted(skipped_by_reason(self._own["document_status"]).items())),
             "skipped_documents": self._listed["document_name"][~counted][:_LISTED_SKIPS].tolist(),
             "duplicates": int(counted.sum()) - len(distinct),
             "tokens": int(self._own["tokens"].sum()),

@@ -46,7 +46,9 @@ Triggers = Annotated[
     int, Option("Keep the K places where a neuron's coefficient is largest, one a document.", "K", min=0, max=1024)
 ]
 Groups = Annotated[int, Option("Groups of units; every count is kept by group.", "G", min=1, max=65535)]
-FIRST_IDS = Option("The first N ids, in sorted order.", "N", min=1, names=("--limit", "--max-ids"))
+FirstIds = Annotated[
+    int | None, Option("The first N ids, in sorted order.", "N", min=1, names=("--limit", "--max-ids"))
+]
 HeldOut = Annotated[Path | str, Option("Held-out files: one subfolder per corpus.", "DIR")]
 How = Annotated[
     Literal["activation", "coefficient", "weights", "weights-no-bias", "mean"],
@@ -275,7 +277,7 @@ def embed(
         Option("A folder a language with a file an id, or NAME.txt or NAME.jsonl a language; a .zip of these; or a "
                "FILE.jsonl with a field a language.", "DIR"),
     ],
-    limit: Annotated[int | None, FIRST_IDS] = None,
+    limit: FirstIds = None,
     common: Annotated[bool, Option("Leave out ids that some language lacks; else they are an error.")] = False,
     field: Annotated[
         Sequence[str],
@@ -321,7 +323,7 @@ def lens(
     parallel: Annotated[Path | str | ParallelTexts, Option("A parallel corpus, as `embed` reads it.", "DIR")],
     few_shot: Annotated[Path | str, Option("LANGUAGE_fewshot.txt files, lower case.", "DIR")],
     pairs: Annotated[str, Option("Directed: source-target.", "all|A-B,...")] = "all",
-    limit: Annotated[int | None, FIRST_IDS] = 100,
+    limit: FirstIds = 100,
     keywords: Annotated[
         Path | str | Mapping[str, Sequence[str]] | None,
         Option("A .json file for each language: name, keywords, builtins.", "DIR"),

@@ -53,9 +53,9 @@ PASSES: Mapping[str, Shown] = {
     "profile": Shown("What every neuron does on your corpora", options=(JSON_FLAG,)),
     "mask": Shown("What any sets of neurons are worth"),
     "ablate": Shown("What each corpus's neurons are worth"),
-    "embed": Shown("Embed a parallel corpus at every layer", options=(OUT, JSON_FLAG)),
-    "lens": Shown("What each layer would say next", {"panels": "Draw each set, by target language."}),
-    "agreement": Shown("When the next token is decided", {"context": "Draw layers by context sizes."}),
+    "embed": Shown(studies.STUDIES["embed"].help, options=(OUT, JSON_FLAG)),
+    "lens": Shown(studies.STUDIES["lens"].help, {"panels": "Draw each set, by target language."}),
+    "agreement": Shown(studies.STUDIES["agreement"].help, {"context": "Draw layers by context sizes."}),
 }
 _FIRST = ("demo", "inspect", "profile", "status", "import")
 

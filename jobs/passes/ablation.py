@@ -47,7 +47,7 @@ def mask_sets_of_file(
 ) -> None:  # fmt: skip
     """The sets of a mask file, on every corpus; the matches of the expressions of `regex` are measured apart."""
     concepts = read_concepts(on_disk(regex)) if isinstance(regex, Path | str) else regex or {}
-    chosen = replace(_chosen_by_file(file, where), with_spared=read_origin(file).has_polysemantic)
+    chosen = _chosen_by_file(file, where, spares_polysemantic=True)
     measure_losses(where, group, find_corpora(folder), evaluation, chosen, concepts)
 
 
@@ -60,10 +60,11 @@ def _chosen_by_lape(path: Path, corpus: Sequence[str], rule: Rule) -> Chosen:
     return Chosen(selection.specific, above, profiled_documents(path), described)
 
 
-def _chosen_by_file(file: Path, where: Where) -> Chosen:
+def _chosen_by_file(file: Path, where: Where, spares_polysemantic: bool = False) -> Chosen:
     """The sets of a mask file, checked against the store's model where there is one: before the model is loaded.
 
-    Chosen by the documents that the file names, else by all of the store's.
+    Chosen by the documents that the file names, else by all of the store's. `spares_polysemantic`: each set is also
+    measured without the neurons that it shares, where the file tells of these.
     """
     model: dict[str, Any] = {}
     if store.is_begun(where.store):
@@ -79,7 +80,8 @@ def _chosen_by_file(file: Path, where: Where) -> Chosen:
         choosers = Choosers(
             origin.trigger_documents, origin.trigger_names, origin.trigger_files, origin.document_lines, are_named=True
         )
-    return Chosen(neurons, above, choosers, {"neurons_from": file.name}, file)
+    with_spared = spares_polysemantic and origin.has_polysemantic
+    return Chosen(neurons, above, choosers, {"neurons_from": file.name}, file, with_spared)
 
 
 def _above(threshold: float | None, store_path: Path, names: Iterable[str]) -> Above:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from neurotally.jobs.corpora import ListedCorpus
+from neurotally.jobs.corpora import ListedCorpus, skipped_by_reason
 from neurotally.jobs.parts import KeptParts, Part, Parts
 from neurotally.jobs.reducers import Plan
 from neurotally.jobs.run import Pass, Texts, Where, model_identity, run_pass
@@ -240,13 +240,10 @@ def _next_in_row(ids: Sequence[int], row_tokens: int) -> list[int]:
     return [-1 if at == len(ids) or at % row_tokens == 0 else ids[at] for at in range(1, len(ids) + 1)]
 
 
-def _describe(corpus: ListedCorpus, status: np.ndarray) -> dict[str, Any]:
+def _describe(corpus: ListedCorpus, status_D: np.ndarray) -> dict[str, Any]:
     """Documents of a corpus, and those that were skipped."""
-    skipped = np.flatnonzero(status != Status.COUNTED).tolist()
     return {
-        "documents": len(status),
-        "skipped": {
-            Status(code).name.lower(): int((status == code).sum()) for code in np.unique(status[skipped]).tolist()
-        },
-        "skipped_documents": corpus.stored_names()[skipped[:_LISTED_SKIPS]].tolist(),
+        "documents": len(status_D),
+        "skipped": skipped_by_reason(status_D),
+        "skipped_documents": corpus.stored_names()[status_D != Status.COUNTED][:_LISTED_SKIPS].tolist(),
     }

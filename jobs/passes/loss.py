@@ -86,6 +86,7 @@ class Chosen:
     file: Path | None = None
     """The mask file that they are from."""
     with_spared: bool = False
+    """Whether each set is also measured without the neurons that it shares with others."""
 
     def sets(self, facts: ModelFacts, draws: int) -> MaskSets:
         """Them and what they are compared with; InputError where the mask file isn't of this model."""
