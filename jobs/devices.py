@@ -24,7 +24,7 @@ from neurotally.profiler.model.shards import refuse_unshardable, shard_plan
 
 def on_devices(where: Where, asked: int | None) -> Where:
     """The same with its number of devices for each worker; says so where it wasn't asked for and is more than one."""
-    noted = _noted(where.store)
+    noted = _devices_of_store(where.store)
     devices = asked or noted or 1
     num_gpus = torch.cuda.device_count() if where.address is None and where.model.device != "cpu" else 0
     if devices > num_gpus and where.address is None and resolve_device(where.model.device) == "cuda":
@@ -74,7 +74,7 @@ def fewest_devices(num_bytes: int, bytes_each: Callable[[int], float], free_byte
     return None
 
 
-def _noted(path: Path) -> int | None:
+def _devices_of_store(path: Path) -> int | None:
     """What the store's neuron pass was begun with; None: it wasn't begun."""
     config = store.store_attributes(path).get("config") if store.is_begun(path) else None
     return config.get("devices_per_worker") or 1 if config else None

@@ -255,7 +255,7 @@ def ablate(
     [2, 2]
 
     LAPE's choice is made from the store's counts, of `corpus` alone if given. Only names that both the choice and the
-    folder `corpora` have are taken; the others are told. Returns the `Result` of `ablate`.
+    folder `corpora` have are taken; the others are named on stderr. Returns the `Result` of `ablate`.
     """
     from neurotally.jobs.passes.ablation import ablate_corpora
     from neurotally.jobs.passes.loss import Evaluation
@@ -344,7 +344,7 @@ def lens(
 ) -> Result:  # fmt: skip
     """What each layer would say next: the logit lens over few-shot translation (arXiv 2506.01074).
 
-    For every layer and position the first tokens, the gold token, and how probable keywords and English words are.
+    For every layer and position the top-10 tokens, the gold token, and how probable keywords and English words are.
     The same command goes on where it stopped.
 
     Example:
@@ -392,7 +392,7 @@ def agreement(
     address: Address = None, trust_remote_code: Trust = False, progress: Progress | None = None, seed: int = 0,
     max_unit_bytes: int = 2**18,
 ) -> Result:  # fmt: skip
-    """How often each layer's own first token is the model's (arXiv 2407.04868), by layer and by context size.
+    """How often each layer's own top-1 prediction is the model's (arXiv 2407.04868), by layer and by context size.
 
     The same command goes on where it stopped.
 

@@ -72,7 +72,7 @@ class Task(Protocol):
 
     @property
     def key(self) -> str:
-        """What tells it from the run's other tasks."""
+        """Identifies it among the run's tasks."""
 
     @property
     def size(self) -> int:

@@ -84,7 +84,7 @@ class _Lease:
         with contextlib.suppress(FileNotFoundError):
             self._version = buckets.read_version(_file(path))[1]
         self.renew()
-        self._refuse_careless_server()
+        self._refuse_unconditional_writes()
 
     def renew(self) -> None:
         """Say that this process writes; InputError where another has said so."""
@@ -116,7 +116,7 @@ class _Lease:
             "the same command goes on when that has ended"
         )
 
-    def _refuse_careless_server(self) -> None:
+    def _refuse_unconditional_writes(self) -> None:
         """InputError where a server takes a new object in place of one that is there: two writers could both win."""
         try:
             buckets.write_version(_file(self._path), b"{}", None)

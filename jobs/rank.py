@@ -43,7 +43,7 @@ def main(descriptor: int) -> None:
             asked: RankRows = messages.get()
             answer = neurons_of(model, *asked)
     except Exception as error:
-        connection.send(_told(error))
+        connection.send(_portable(error))
         threading.Event().wait()  # the others wait in the middle of a product: the leader ends us all
 
 
@@ -72,8 +72,8 @@ def _join(start: RankStart) -> tuple[LoadedModel, ModelShard]:
     return model, model_shard(model)
 
 
-def _told(error: Exception) -> Exception:
-    """An exception that any process can read."""
+def _portable(error: Exception) -> Exception:
+    """The same as an exception that the leader can unpickle."""
     if isinstance(error, InputError):
         return InputError(f"--devices-per-worker {os.environ['WORLD_SIZE']}: {error}")
     return RankError(f"{type(error).__name__}: {first_line(error)}")

@@ -111,19 +111,19 @@ def _join_ray(address: str) -> None:
 
 
 def _start_ray(session: str) -> None:
-    """Start a Ray on this machine, whose processes can be told by their environment and ask for a token."""
+    """Start a Ray on this machine, whose processes are recognised by their environment and ask for a token."""
     os.environ.pop("RAY_AUTH_MODE", None)  # unset, Ray asks for a token, from 2.59 on
     os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
     os.environ["RAY_AUTH_TOKEN"] = _token()
-    # The second keeps Ray's agents from writing their names over the environment that they are told by.
-    told = {SESSION_VARIABLE: session, "SPT_NOENV": "1"}
-    os.environ.update(told)
+    # The second keeps Ray's agents from writing their names over the environment that they are recognised by.
+    of_ray = {SESSION_VARIABLE: session, "SPT_NOENV": "1"}
+    os.environ.update(of_ray)
     try:
         _init_ray(address="local", num_cpus=os.cpu_count(), include_dashboard=False)
     except Exception as error:  # as above
         raise JobError(f"can't start Ray on this machine: {first_line(error)}") from error
     finally:
-        for name in told:  # later processes are not Ray's
+        for name in of_ray:  # later processes are not Ray's
             del os.environ[name]
 
 

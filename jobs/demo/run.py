@@ -1,4 +1,4 @@
-"""`neurotally demo`: the whole way once, on a laptop, with nothing but what is installed.
+"""`neurotally demo`: everything end to end, on a laptop, with nothing but what is installed.
 
     DIR/corpus/{train,heldout,evaluation}/LANGUAGE/   source code found on this machine
     DIR/model/                                        a small Llama, trained on `train`

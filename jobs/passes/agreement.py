@@ -1,9 +1,9 @@
-"""The pass behind `neurotally agreement`: how often each layer's first token is the model's, over corpora.
+"""The pass behind `neurotally agreement`: how often each layer's top-1 prediction is the model's.
 
     STORE/lens/NAME/   attrs: variants, head_bias, positions, seed, row_tokens, corpora, left_out; identity
-      agreed, gold   int64 (corpus, context, variant, layer): positions at which the layer's first token is the model's,
-                     or the token that comes next
-      model_gold     int64 (corpus, context): at which the model's first token is the one that comes next
+      agreed, gold   int64 (corpus, context, variant, layer): positions at which the layer's top-1 prediction is the
+                     model's, or the token that comes next
+      model_gold     int64 (corpus, context): at which the model's top-1 prediction is the token that comes next
       positions, gold_positions    int64 (corpus, context): those that were read, and those with a next token
       corpus, context_kind, variant   string;   context_size   uint32
 
@@ -37,7 +37,7 @@ from neurotally.profiler.passes.worker import TOKEN_BUDGET, Task
 
 _GROUPS = 10
 _LISTED_SKIPS = 20
-_TOLD = ("variants", "head_bias", "positions", "seed", "row_tokens", "context_tokens")
+_READ_SETTINGS = ("variants", "head_bias", "positions", "seed", "row_tokens", "context_tokens")
 """Settings that readers want to know."""
 _BY_LAYER_NAMES, _BY_CONTEXT_NAMES = ("agreed", "gold"), ("model_gold", "positions", "gold_positions")
 _BY_LAYER, _BY_CONTEXT = ("corpus", "context", "variant", "layer"), ("corpus", "context")
@@ -199,7 +199,7 @@ def count_agreement(
             "attention": facts.attention,
             "corpora": {corpus.name: corpus.identity for corpus in listed},
         }
-        told = {name: identity[name] for name in _TOLD}
+        told = {name: identity[name] for name in _READ_SETTINGS}
         assemble = partial(_assemble, config, listed, tasks, {**told, "left_out": left_out})
         keep = partial(Parts, assemble=assemble, schema=SCHEMA)
         return Pass(partial(AgreementWorker, config=config), [Plan(group, tasks, identity, keep)])
