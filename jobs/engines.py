@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from neurotally.profiler.model.load import LoadedModel, ModelFacts
     from neurotally.profiler.model.outline import Outline
 
+IN_FLIGHT = 2
+"""Tasks that a worker holds: one is computed while the next is read and tokenised."""
+GROUPS_AT_ONCE = 2
+"""Of those with large sums: tasks of the next begin while the last ones of this are computed."""
 MAX_FAILURES = 3
 """A task that raises so often stops the job."""
 MAX_CRASHES = 5

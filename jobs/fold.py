@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from neurotally.jobs.corpus_sums import CorpusSums
-from neurotally.jobs.engines import Outcome
+from neurotally.jobs.engines import GROUPS_AT_ONCE, Outcome
 from neurotally.jobs.reducers import Plan, Reducer
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
@@ -26,8 +26,7 @@ class Fold(Reducer):
     It has sums from the first task on, or the first look at those of a former run, which are checked before.
     """
 
-    at_once = 2
-    """Tasks of the next begin while the last ones of this are computed."""
+    at_once = GROUPS_AT_ONCE
 
     def __init__(self, path: Path, plan: Plan, make_sums: Callable[[], CorpusSums]):
         self._sums = make_sums()

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from neurotally.jobs.device_group import DeviceGroup, RankError
 from neurotally.jobs.engines import (
+    IN_FLIGHT,
     MAX_FAILURES,
     JobError,
     Listener,
@@ -43,8 +44,7 @@ class InProcessEngine:
         self._runner = make_runner(self._model)
 
     def has_room(self) -> bool:
-        """One task runs, one is prepared."""
-        return len(self._queue) < 2
+        return len(self._queue) < IN_FLIGHT
 
     def submit(self, task: Task) -> None:
         self._queue.append((task, self._prepare(task)))

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from neurotally.jobs.fold import Fold
+from neurotally.jobs.engines import GROUPS_AT_ONCE
 from neurotally.kernels.statistics import statistics_of
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.outline import Outline
@@ -94,7 +94,7 @@ def host_parts(run: Run) -> list[MemoryPart]:
     copies = (min(1, run.workers_here) if is_mapped else run.workers_here) if is_cpu else 0
     weights = copies * outline.weight_bytes
     processes = 1 + (run.workers_here if run.has_processes else 0)
-    alive = min(run.corpora, Fold.at_once) if run.has_processes else 1
+    alive = min(run.corpora, GROUPS_AT_ONCE) if run.has_processes else 1
     saving = cells * (5 * run.triggers + (sums if outline.has_experts or _is_ragged(outline) else 0))
     computing = total([_unit(run), *(device_parts(run)[1:] if is_cpu else ())])
     parts = [

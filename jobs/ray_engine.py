@@ -20,6 +20,8 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError, WorkerC
 from ray.util import metrics
 
 from neurotally.jobs.engines import (
+    GROUPS_AT_ONCE,
+    IN_FLIGHT,
     MAX_CRASHES,
     MAX_FAILURES,
     JobError,
@@ -35,10 +37,6 @@ from neurotally.kernels.compiled import library
 from neurotally.profiler.errors import InputError, first_line
 from neurotally.profiler.model.load import ModelFacts, resolve_device
 
-_IN_FLIGHT = 2
-"""Tasks a worker holds: one is computed while the next is read and tokenised."""
-_TOLD_AT_ONCE = 2
-"""News that a worker hears when it starts late: units of one group and of the next are computed at a time."""
 _START_TIMEOUT_S = 1800.0
 _LOOK_EVERY_S = 0.5
 """So often, while it waits, the driver looks whether Ray is still there."""
@@ -91,7 +89,7 @@ class RayEngine:
         self._failures: Counter[str] = Counter()
         self._crashes: Counter[str] = Counter()
         self._told: dict[str, Any] = {}
-        """References to the news, for workers that start later."""
+        """References to the latest news, for workers that start later."""
         self._dead_starts = 0
         """Workers in a row that died while they loaded the model."""
         self._ray = RayConnection(session_file)
@@ -130,7 +128,7 @@ class RayEngine:
 
     def has_room(self) -> bool:
         held = len(self._waiting) + sum(len(actor.in_flight) for actor in self._actors)
-        return held < _IN_FLIGHT * self.num_workers
+        return held < IN_FLIGHT * self.num_workers
 
     def submit(self, task: Task) -> None:
         """Queue a task and hand it to a worker with room."""
@@ -142,7 +140,7 @@ class RayEngine:
         """Put it where every node reads it once."""
         with self._ray.telling_of_its_end():
             self._told.pop(about, None)
-            self._told = dict([*self._told.items(), (about, ray.put(news))][-_TOLD_AT_ONCE:])
+            self._told = dict([*self._told.items(), (about, ray.put(news))][-GROUPS_AT_ONCE:])
             for actor in self._actors:
                 if actor.starting is None:
                     actor.handle.hear.remote(about, self._told[about])
@@ -181,14 +179,14 @@ class RayEngine:
 
     def _new_handle(self) -> Any:
         cores, gpus = self._cores, self._model.devices if self._device == "cuda" else 0
-        remote = ray.remote(num_cpus=cores if cores < 1 else int(cores), num_gpus=gpus, max_concurrency=_IN_FLIGHT + 1)
+        remote = ray.remote(num_cpus=cores if cores < 1 else int(cores), num_gpus=gpus, max_concurrency=IN_FLIGHT + 1)
         return remote(ActorWorker).remote(self._model, _threads_each(cores))
 
     def _hand_out(self) -> None:
         """Give waiting tasks to the workers that hold fewest; a suspect only to an idle one, and nothing beside it."""
         for _ in range(len(self._waiting)):
             task = self._waiting.popleft()
-            limit = 1 if self._crashes[task.key] else _IN_FLIGHT
+            limit = 1 if self._crashes[task.key] else IN_FLIGHT
             started = [actor for actor in self._actors if actor.starting is None]
             free = [actor for actor in started if len(actor.in_flight) < limit and not self._has_suspect(actor)]
             if not free:
@@ -273,7 +271,7 @@ class RayEngine:
         return found
 
 
-def _cores_each(nodes: Sequence[Mapping[str, float]], num_workers: int, device: str, devices: int = 1) -> float:
+def _cores_each(nodes: Sequence[Mapping[str, float]], num_workers: int, device: str, devices: int) -> float:
     """The cores of an actor, so that every node has room for its share of them; `devices`: GPUs of an actor."""
     if device == "cuda" and any(node.get("GPU", 0) >= devices for node in nodes):
         nodes = [node for node in nodes if node.get("GPU", 0) >= devices]
