@@ -1,7 +1,6 @@
 """`neurotally inspect`: what one asks of a model before starting a run, told from its config alone."""
 
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 
 from neurotally.analysis.parts import Cell, Column, Table
 from neurotally.analysis.result import Result
+from neurotally.jobs.bench.clock import host_seconds
 from neurotally.jobs.engines import ModelConfig
 from neurotally.jobs.free_memory import free_gpu_bytes, free_host_bytes
 from neurotally.jobs.memory_plan import (
@@ -61,13 +61,11 @@ def tokens_per_s(model: LoadedModel, triggers: int, token_budget: int) -> float:
     def tally() -> None:
         forcing = model.facts.teacher_forcing(None)
         reader.tally(model.batches(rows, token_budget, forcing))
-        if model.input_device.type == "cuda":
-            torch.cuda.synchronize()
 
     tally()  # kernels are made in the first batch
-    tokens, start = 0, time.perf_counter()
-    while (took_s := time.perf_counter() - start) < _PROBE_S:
-        tally()
+    tokens, took_s = 0, 0.0
+    while took_s < _PROBE_S:
+        took_s += host_seconds(tally, model.facts.device_type)
         tokens += len(rows.ids_N)
     return tokens / took_s
 
