@@ -169,7 +169,7 @@ def _main(arguments: list[str]) -> int:
 
 
 def _fail_job(error: Exception) -> int:
-    from neurotally.jobs.engines import JobError
+    from neurotally.jobs.engines.engine import JobError
 
     if isinstance(error, JobError):
         return _fail(str(error), 1)

@@ -136,7 +136,7 @@ def profile(
     InputError (nothing lost), JobError, or Interrupted.
     """
     from neurotally.jobs.corpora import find_corpora
-    from neurotally.jobs.devices import on_devices
+    from neurotally.jobs.engines.devices import on_devices
     from neurotally.jobs.passes.neurons import profile_neurons
     from neurotally.jobs.run import Texts, make_where
 
@@ -172,8 +172,8 @@ def inspect(
     >>> inspect("model/").document["neurons"]
     96
     """
-    from neurotally.jobs.engines import ModelConfig
     from neurotally.jobs.inspection import inspect_model
+    from neurotally.jobs.model_config import ModelConfig
 
     return inspect_model(ModelConfig(model, device, dtype, trust_remote_code), groups, triggers, probe)
 

@@ -12,7 +12,6 @@ import torch
 from neurotally.analysis.parts import Cell, Column, Table
 from neurotally.analysis.result import Result
 from neurotally.jobs.bench.clock import host_seconds
-from neurotally.jobs.engines import ModelConfig
 from neurotally.jobs.free_memory import free_gpu_bytes, free_host_bytes
 from neurotally.jobs.memory_plan import (
     MemoryPart,
@@ -24,6 +23,7 @@ from neurotally.jobs.memory_plan import (
     store_bytes,
     total,
 )
+from neurotally.jobs.model_config import ModelConfig
 from neurotally.profiler.corpus.batches import lay_out
 from neurotally.profiler.model.capture import NeuronReader
 from neurotally.profiler.model.load import LoadedModel, device_name

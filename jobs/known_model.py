@@ -18,7 +18,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from neurotally.jobs.engines import ModelConfig
+from neurotally.jobs.model_config import ModelConfig
 from neurotally.jobs.versions import versions
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from neurotally.jobs.engines import GROUPS_AT_ONCE
+from neurotally.jobs.engines.engine import GROUPS_AT_ONCE
 from neurotally.kernels.statistics import statistics_of
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.outline import Outline

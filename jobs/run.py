@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from neurotally.jobs.corpora import ListedCorpus, list_corpus
-from neurotally.jobs.engines import Engine, MakeRunner, ModelConfig
-from neurotally.jobs.in_process import InProcessEngine
+from neurotally.jobs.engines.engine import Engine, MakeRunner
+from neurotally.jobs.engines.in_process import InProcessEngine
+from neurotally.jobs.engines.ray_session import end_leftovers
 from neurotally.jobs.known_model import known_facts, remember_facts
 from neurotally.jobs.loop import Loop, RunReport
+from neurotally.jobs.model_config import ModelConfig
 from neurotally.jobs.progress import Progress
-from neurotally.jobs.ray_session import end_leftovers
-from neurotally.jobs.reducers import Plan, refuse_other
+from neurotally.jobs.reducers.reducer import Plan, refuse_other
 from neurotally.jobs.store_identity import open_store
 from neurotally.jobs.store_writer import writer_lock
 from neurotally.jobs.untrained import untrained_model
@@ -206,7 +207,7 @@ def _make_engine(where: Where, model: ModelConfig, session_file: Path) -> Engine
     """In this process for one worker, on Ray for more or for a cluster."""
     if where.address is None and num_workers(where) == 1:
         return InProcessEngine(model)
-    from neurotally.jobs.ray_engine import RayEngine
+    from neurotally.jobs.engines.ray_engine import RayEngine
 
     workers = where.workers if where.address is not None else num_workers(where)
     return RayEngine(model, workers, session_file, where.address)

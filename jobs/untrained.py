@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from neurotally.jobs.engines import ModelConfig
+from neurotally.jobs.model_config import ModelConfig
 from neurotally.profiler.model.config import auto_class
 from neurotally.profiler.model.load import load_config_and_tokenizer, quiet_transformers, split_revision
 

@@ -30,9 +30,9 @@ from stores import CORPORA, OPTIONS, SETTINGS, launch, make_store
 from neurotally.analysis import open_store
 from neurotally.jobs import lease, profile
 from neurotally.jobs.corpora import find_corpora
-from neurotally.jobs.fold import Fold
 from neurotally.jobs.lease import leased
 from neurotally.jobs.progress import Progress
+from neurotally.jobs.reducers.fold import Fold
 from neurotally.jobs.status import status
 from neurotally.jobs.store_writer import is_being_written, writer_lock
 from neurotally.profiler import buckets, store

@@ -23,9 +23,9 @@ from test_jobs_profile import refusal, run
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from neurotally.jobs.device_group import DeviceGroup, GroupWorker, RankError
-from neurotally.jobs.devices import fewest_devices, on_devices
-from neurotally.jobs.engines import ModelConfig
+from neurotally.jobs.engines.device_group import DeviceGroup, GroupWorker, RankError
+from neurotally.jobs.engines.devices import fewest_devices, on_devices
+from neurotally.jobs.model_config import ModelConfig
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.run import Where
 from neurotally.kernels.statistics import STATISTICS
@@ -390,7 +390,7 @@ def test_more_devices_than_there_are_are_refused(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize(("devices", "cores"), [(1, 16 / 3), (4, 16), (8, 32)])
 def test_an_actor_of_several_devices_gets_its_share_of_a_machines_cores(devices: int, cores: float) -> None:
-    from neurotally.jobs.ray_engine import _cores_each
+    from neurotally.jobs.engines.ray_engine import _cores_each
 
     machines = [{"CPU": 32.0, "GPU": 8.0}, {"CPU": 16.0, "GPU": 4.0}, {"CPU": 8.0}]
     assert _cores_each(machines, 3, "cuda", devices) == cores

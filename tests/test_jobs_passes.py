@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from neurotally.jobs import profile
-from neurotally.jobs.engines import JobError, ModelConfig
-from neurotally.jobs.parts import KeptParts, Part, Parts
+from neurotally.jobs.engines.engine import JobError
+from neurotally.jobs.model_config import ModelConfig
 from neurotally.jobs.progress import Progress
-from neurotally.jobs.reducers import Plan
+from neurotally.jobs.reducers.parts import KeptParts, Part, Parts
+from neurotally.jobs.reducers.reducer import Plan
 from neurotally.jobs.run import Pass, Where, model_identity, run_pass
 from neurotally.jobs.status import status
 from neurotally.profiler import store

@@ -112,7 +112,7 @@ def test_kernels_import_torch_and_triton_only() -> None:
         ("neurotally.profiler.store", ("torch", "ray", "transformers")),
         ("neurotally.analysis.languages.lape", ("torch", "ray", "transformers")),
         ("neurotally.jobs", ("torch", "ray", "transformers", "zarr")),
-        ("neurotally.jobs.ray_worker", ("torch", "transformers", "zarr")),
+        ("neurotally.jobs.engines.ray_worker", ("torch", "transformers", "zarr")),
         ("neurotally.jobs.passes.neurons", ("ray",)),
         ("neurotally.analysis.studies", ("torch", "zarr", "matplotlib", "pandas", "numpy")),
     ],

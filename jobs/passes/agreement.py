@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from neurotally.jobs.corpora import ListedCorpus, skipped_by_reason
-from neurotally.jobs.parts import KeptParts, Part, Parts
-from neurotally.jobs.reducers import Plan
+from neurotally.jobs.reducers.parts import KeptParts, Part, Parts
+from neurotally.jobs.reducers.reducer import Plan
 from neurotally.jobs.run import Pass, Texts, Where, model_identity, run_pass
 from neurotally.profiler import store
 from neurotally.profiler.corpus.batches import lay_out

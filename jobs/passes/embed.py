@@ -1,6 +1,6 @@
 """The pass behind `neurotally embed`: the embeddings of a parallel corpus, each distinct text embedded once.
 
-    STORE/embeddings/NAME/   attrs: languages, bos, left_out, missing; and `jobs.parts.Parts`'s
+    STORE/embeddings/NAME/   attrs: languages, bos, left_out, missing; and `jobs.reducers.parts.Parts`'s
       weighted   float32 (layer, text, dimension)   layer 0: the token embeddings; the last one: after the final norm
       last       float32 (layer, text, dimension)
       text       uint32  (language, id)             number of the text that a language has for an id
@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from neurotally.jobs.corpora import ListedCorpus
-from neurotally.jobs.parts import KeptParts, Part, Parts
-from neurotally.jobs.reducers import Plan
+from neurotally.jobs.reducers.parts import KeptParts, Part, Parts
+from neurotally.jobs.reducers.reducer import Plan
 from neurotally.jobs.run import Pass, Where, model_identity, run_pass
 from neurotally.profiler import store
 from neurotally.profiler.corpus.batches import TokenRows, lay_out

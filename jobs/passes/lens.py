@@ -1,7 +1,7 @@
 """The pass behind `neurotally lens`: the logit lens over few-shot translation prompts of a parallel corpus.
 
     STORE/lens/NAME/   attrs: pairs, sets, empty_sets, draws, vocabulary, paper, skipped; and
-                       `jobs.parts.Parts`'s
+                       `jobs.reducers.parts.Parts`'s
       by prompt (prompt), in the order of the pairs and, in each, of the ids
         prompt_id, prompt_source, prompt_target   string, and uint16 numbers of languages
         prompt_status                             uint8: 0 counted, 1 longer than the context, 2 no target token
@@ -40,7 +40,6 @@ import numpy as np
 
 from neurotally.analysis.layers.lens import find_prompt
 from neurotally.jobs.corpora import ListedCorpus
-from neurotally.jobs.parts import KeptParts, Parts
 from neurotally.jobs.passes.lens_worker import (
     COUNTED,
     DRAWS_OF_POSITIONS,
@@ -55,7 +54,8 @@ from neurotally.jobs.passes.lens_worker import (
     mean_of,
 )
 from neurotally.jobs.progress import Progress
-from neurotally.jobs.reducers import Plan
+from neurotally.jobs.reducers.parts import KeptParts, Parts
+from neurotally.jobs.reducers.reducer import Plan
 from neurotally.jobs.run import Pass, Where, model_identity, run_pass
 from neurotally.profiler import store
 from neurotally.profiler.corpus.parallel import ParallelTexts

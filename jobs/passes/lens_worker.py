@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from neurotally.jobs.parts import Part
+from neurotally.jobs.reducers.parts import Part
 from neurotally.profiler.corpus.batches import lay_out
 from neurotally.profiler.corpus.prompts import PromptTokens, build_prompt, tokenise_prompts
 from neurotally.profiler.model.load import LoadedModel

@@ -27,10 +27,10 @@ from neurotally.analysis.languages.sites import read_sites
 from neurotally.analysis.masking.mask_sets import MaskSets, mask_sets
 from neurotally.analysis.masking.masks import read_mask
 from neurotally.jobs.corpora import ListedCorpus
-from neurotally.jobs.parts import KeptParts, Parts
 from neurotally.jobs.passes.held_out import Choosers, find_used
 from neurotally.jobs.passes.loss_worker import LossConfig, LossWorker
-from neurotally.jobs.reducers import Plan
+from neurotally.jobs.reducers.parts import KeptParts, Parts
+from neurotally.jobs.reducers.reducer import Plan
 from neurotally.jobs.run import Pass, Texts, Where, model_identity, run_pass
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError

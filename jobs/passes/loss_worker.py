@@ -11,7 +11,7 @@ from re import Pattern
 
 import numpy as np
 
-from neurotally.jobs.parts import Part
+from neurotally.jobs.reducers.parts import Part
 from neurotally.profiler.corpus.batches import TeacherForcing, TokenRows, lay_out
 from neurotally.profiler.corpus.sources import read_documents
 from neurotally.profiler.corpus.texts import check_spans

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from neurotally.jobs.corpora import ListedCorpus
-from neurotally.jobs.corpus_sums import CorpusSums
-from neurotally.jobs.device_group import DeviceGroup, GroupWorker
-from neurotally.jobs.fold import Fold
+from neurotally.jobs.engines.device_group import DeviceGroup, GroupWorker
 from neurotally.jobs.free_memory import free_gpu_bytes, free_host_bytes
 from neurotally.jobs.loop import RunReport
 from neurotally.jobs.memory_plan import Run, memory_note, refuse_too_large
-from neurotally.jobs.reducers import Plan
+from neurotally.jobs.reducers.corpus_sums import CorpusSums
+from neurotally.jobs.reducers.fold import Fold
+from neurotally.jobs.reducers.reducer import Plan
 from neurotally.jobs.run import Pass, Texts, Where, model_identity, num_workers, run_pass
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.load import LoadedModel, ModelFacts

@@ -34,11 +34,11 @@ from bench.result_rows import append_rows
 from synthetic import Drawing, SyntheticEngine
 
 from neurotally.jobs.corpora import ListedCorpus
-from neurotally.jobs.corpus_sums import CorpusSums
-from neurotally.jobs.fold import Fold
 from neurotally.jobs.loop import Loop, RunReport
 from neurotally.jobs.progress import Progress
-from neurotally.jobs.reducers import Plan
+from neurotally.jobs.reducers.corpus_sums import CorpusSums
+from neurotally.jobs.reducers.fold import Fold
+from neurotally.jobs.reducers.reducer import Plan
 from neurotally.profiler import store
 from neurotally.profiler.corpus.documents import Manifest, Source
 from neurotally.profiler.model.load import device_name

@@ -22,9 +22,16 @@ import psutil
 import ray
 from ray.exceptions import RayError
 
-from neurotally.jobs.engines import JobError
+from neurotally.jobs.engines.engine import JobError
+from neurotally.jobs.engines.ray_session import (
+    SESSION_VARIABLE,
+    Guard,
+    end_leftovers,
+    is_gone,
+    ray_ended,
+    ray_processes_of,
+)
 from neurotally.jobs.interrupts import Interrupted
-from neurotally.jobs.ray_session import SESSION_VARIABLE, Guard, end_leftovers, is_gone, ray_ended, ray_processes_of
 from neurotally.profiler.errors import InputError, first_line
 
 _PUT_BACK_EVERY_S = 0.01

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from neurotally.jobs.corpus_sums import CorpusSums
-from neurotally.jobs.engines import GROUPS_AT_ONCE, Outcome
-from neurotally.jobs.reducers import Plan, Reducer
+from neurotally.jobs.engines.engine import GROUPS_AT_ONCE, Outcome
+from neurotally.jobs.reducers.corpus_sums import CorpusSums
+from neurotally.jobs.reducers.reducer import Plan, Reducer
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.whole_files import read_json, replace_json, sync_tree

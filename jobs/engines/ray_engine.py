@@ -19,20 +19,20 @@ import torch
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError, WorkerCrashedError
 from ray.util import metrics
 
-from neurotally.jobs.engines import (
+from neurotally.jobs.engines.engine import (
     GROUPS_AT_ONCE,
     IN_FLIGHT,
     MAX_CRASHES,
     MAX_FAILURES,
     JobError,
     MakeRunner,
-    ModelConfig,
     Outcome,
     Task,
     failed_task,
 )  # fmt: skip
-from neurotally.jobs.ray_connection import RayConnection
-from neurotally.jobs.ray_worker import ActorWorker
+from neurotally.jobs.engines.ray_connection import RayConnection
+from neurotally.jobs.engines.ray_worker import ActorWorker
+from neurotally.jobs.model_config import ModelConfig
 from neurotally.kernels.compiled import library
 from neurotally.profiler.errors import InputError, first_line
 from neurotally.profiler.model.load import ModelFacts, resolve_device

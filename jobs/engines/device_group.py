@@ -33,7 +33,7 @@ from neurotally.profiler.model.shards import ModelShard, joined, refuse_unsharda
 from neurotally.profiler.passes.worker import PassConfig, Worker
 
 if TYPE_CHECKING:
-    from neurotally.jobs.engines import ModelConfig
+    from neurotally.jobs.model_config import ModelConfig
 
 _KNOWN_WITHIN_S = 1.0
 _LOOPBACK = "127.0.0.1"
@@ -186,7 +186,7 @@ def _start_rank(number: int, model: "ModelConfig") -> _Rank:
         own["CUDA_VISIBLE_DEVICES"] = ""
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-m", "neurotally.jobs.rank", str(theirs.fileno())],
+            [sys.executable, "-m", "neurotally.jobs.engines.rank", str(theirs.fileno())],
             env={**os.environ, **own}, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip

@@ -4,19 +4,19 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, cast
 
-from neurotally.jobs.device_group import DeviceGroup, RankError
-from neurotally.jobs.engines import (
+from neurotally.jobs.engines.device_group import DeviceGroup, RankError
+from neurotally.jobs.engines.engine import (
     IN_FLIGHT,
     MAX_FAILURES,
     JobError,
     Listener,
     MakeRunner,
-    ModelConfig,
     Outcome,
     Task,
     failed_task,
     timed,
 )  # fmt: skip
+from neurotally.jobs.model_config import ModelConfig
 from neurotally.profiler.corpus.matches import stop_matching
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.load import LoadedModel, ModelFacts

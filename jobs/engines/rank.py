@@ -1,8 +1,8 @@
-"""The process of one device among those that hold a model together: `python -m neurotally.jobs.rank DESCRIPTOR`.
+"""The process of one device among those that hold a model together: this file, run as a module.
 
-Its leader (`device_group.py`) talks to it through a pipe and gets an answer to each message: `RankStart` first, then
-`RankRows`. The answer to what fails is the exception. It ends with its leader, also in the middle of a product that
-other ranks don't answer any more.
+Its leader (`device_group.py`) talks to it through a pipe, whose descriptor is its argument, and gets an answer to each
+message: `RankStart` first, then `RankRows`. The answer to what fails is the exception. It ends with its leader, also in
+the middle of a product that other ranks don't answer any more.
 """
 
 import os
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from neurotally.jobs.device_group import RankError, RankRows, RankStart
+from neurotally.jobs.engines.device_group import RankError, RankRows, RankStart
 from neurotally.profiler.errors import InputError, first_line
 from neurotally.profiler.model.checkpoint_rows import refuse_other_rows
 from neurotally.profiler.model.load import LoadedModel, resolve_device

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from neurotally.jobs.engines import Outcome, Task
+from neurotally.jobs.engines.engine import Outcome, Task
 from neurotally.profiler import store
 from neurotally.profiler.corpus.documents import Manifest
 from neurotally.profiler.differences import first_difference

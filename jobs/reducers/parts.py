@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from neurotally.jobs.engines import Outcome
-from neurotally.jobs.reducers import Plan, Reducer
+from neurotally.jobs.engines.engine import Outcome
+from neurotally.jobs.reducers.reducer import Plan, Reducer
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.whole_files import whole_file
