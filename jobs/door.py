@@ -138,17 +138,17 @@ def profile(
     from neurotally.jobs.corpora import find_corpora
     from neurotally.jobs.engines.devices import on_devices
     from neurotally.jobs.passes.neurons import profile_neurons
-    from neurotally.jobs.run import Texts, make_where
+    from neurotally.jobs.run import Texts, make_setup
 
     if window_lines is not None and layout != "documents":
         raise InputError("--window-lines needs --layout documents: each window is a row of its own")
-    where = make_where(model, store, workers, device, dtype, address, trust_remote_code, progress, random_init, fused)
-    where = on_devices(where, devices_per_worker)
-    if fused and where.model.devices > 1:
+    setup = make_setup(model, store, workers, device, dtype, address, trust_remote_code, progress, random_init, fused)
+    setup = on_devices(setup, devices_per_worker)
+    if fused and setup.model.devices > 1:
         raise InputError("--fused: expected a model that one device holds; norms of several devices stay as they are")
     texts = Texts(find_corpora(corpora, corpus), max_files, window_lines)
     return profile_neurons(
-        where, texts, row_tokens, token_budget, checkpoint_every_s, decoder_reads,
+        setup, texts, row_tokens, token_budget, checkpoint_every_s, decoder_reads,
         document_tokens=document_tokens, layout=layout, triggers=triggers, groups=groups, keep_texts=keep_texts,
         window_lines=window_lines, max_unit_bytes=max_unit_bytes,
     )  # fmt: skip
@@ -214,12 +214,12 @@ def mask(
     """
     from neurotally.jobs.passes.ablation import mask_sets_of_file
     from neurotally.jobs.passes.loss import Evaluation
-    from neurotally.jobs.run import make_group, make_where
+    from neurotally.jobs.run import make_group, make_setup
 
-    where = make_where(model, store, workers, device, dtype, address, trust_remote_code, progress)
+    setup = make_setup(model, store, workers, device, dtype, address, trust_remote_code, progress)
     evaluation = Evaluation(how, draws, max_files, document_tokens, leave_out_used, force, max_unit_bytes)
-    mask_sets_of_file(where, make_group("loss", name), on_disk(neurons), regex, corpora, evaluation)
-    return studies.run("losses", where.store, name=name, form="mask")
+    mask_sets_of_file(setup, make_group("loss", name), on_disk(neurons), regex, corpora, evaluation)
+    return studies.run("losses", setup.store, name=name, form="mask")
 
 
 def ablate(
@@ -259,15 +259,15 @@ def ablate(
     """
     from neurotally.jobs.passes.ablation import ablate_corpora
     from neurotally.jobs.passes.loss import Evaluation
-    from neurotally.jobs.run import make_group, make_where
+    from neurotally.jobs.run import make_group, make_setup
 
-    where = make_where(model, store, workers, device, dtype, address, trust_remote_code, progress)
+    setup = make_setup(model, store, workers, device, dtype, address, trust_remote_code, progress)
     group = make_group("loss", name)
     if corpus and neurons is not None:
         raise InputError("--corpus says which of the store's corpora LAPE compares; with --neurons the file says it")
     evaluation = Evaluation(how, draws, max_files, document_tokens, leave_out_used, force, max_unit_bytes)
-    ablate_corpora(where, group, neurons, corpus, Rule(quantile, "balanced", per_corpus), corpora, evaluation)
-    return studies.run("losses", where.store, name=name, form="ablate")
+    ablate_corpora(setup, group, neurons, corpus, Rule(quantile, "balanced", per_corpus), corpora, evaluation)
+    return studies.run("losses", setup.store, name=name, form="ablate")
 
 
 def embed(
@@ -309,13 +309,13 @@ def embed(
     `Result` of `embed`. Raises InputError (also where no id is left), JobError, or Interrupted.
     """
     from neurotally.jobs.passes.embed import embed_parallel
-    from neurotally.jobs.run import make_group, make_where
+    from neurotally.jobs.run import make_group, make_setup
 
-    where = make_where(model, store, workers, device, dtype, address, trust_remote_code, progress)
+    setup = make_setup(model, store, workers, device, dtype, address, trust_remote_code, progress)
     group = make_group("embeddings", name)
     texts = parallel if isinstance(parallel, ParallelTexts) else read_parallel(on_disk(parallel), limit, common, field)
-    embed_parallel(where, group, texts, bos, task_texts)
-    return studies.run("embed", where.store, name=name)
+    embed_parallel(setup, group, texts, bos, task_texts)
+    return studies.run("embed", setup.store, name=name)
 
 
 def lens(
@@ -360,15 +360,15 @@ def lens(
     anything is run where there will be no such prompt. Returns the `Result` of `lens`.
     """
     from neurotally.jobs.passes.lens import read_translation
-    from neurotally.jobs.run import make_group, make_where
+    from neurotally.jobs.run import make_group, make_setup
 
-    where = make_where(model, store, workers, device, dtype, address, trust_remote_code, progress)
+    setup = make_setup(model, store, workers, device, dtype, address, trust_remote_code, progress)
     group = make_group("lens", name)
     of = parallel if isinstance(parallel, ParallelTexts) else read_parallel(on_disk(parallel), limit)
     words = read_keywords(on_disk(keywords)) if isinstance(keywords, Path | str) else keywords or {}
     plain = read_words(on_disk(english)) if isinstance(english, Path | str) else english
-    read_translation(where, group, of, on_disk(few_shot), pairs, words, plain, draws, seed, paper, prompt, task_prompts)
-    return studies.run("lens", where.store, name=name, sets=sets, prompt=prompt)
+    read_translation(setup, group, of, on_disk(few_shot), pairs, words, plain, draws, seed, paper, prompt, task_prompts)
+    return studies.run("lens", setup.store, name=name, sets=sets, prompt=prompt)
 
 
 def agreement(
@@ -411,18 +411,18 @@ def agreement(
 
     from neurotally.jobs.corpora import find_corpora
     from neurotally.jobs.passes.agreement import count_agreement
-    from neurotally.jobs.run import Texts, make_group, make_where
+    from neurotally.jobs.run import Texts, make_group, make_setup
     from neurotally.profiler.passes.agreement import parse_variants
 
-    where = make_where(model, store, workers, device, dtype, address, trust_remote_code, progress)
+    setup = make_setup(model, store, workers, device, dtype, address, trust_remote_code, progress)
     group = make_group("lens", name)
     chosen = parse_variants(variants) if isinstance(variants, str) else variants
     texts = Texts(find_corpora(corpora, corpus), max_files)
     count_agreement(
-        where, group, texts, chosen, sizes, numbers, max_unit_bytes, head_bias=head_bias, positions=positions,
+        setup, group, texts, chosen, sizes, numbers, max_unit_bytes, head_bias=head_bias, positions=positions,
         seed=seed, document_tokens=document_tokens,
     )  # fmt: skip
-    return studies.run("agreement", where.store, name=name)
+    return studies.run("agreement", setup.store, name=name)
 
 
 def _sizes(option: str, given: str | Sequence[int]) -> Sequence[int]:

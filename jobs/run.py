@@ -32,7 +32,7 @@ from neurotally.profiler.model.load import ModelFacts
 
 
 @dataclass(frozen=True)
-class Where:
+class Setup:
     """Which model a pass runs, where, and the store that it fills."""
 
     model: ModelConfig
@@ -72,7 +72,7 @@ class Texts:
 
 
 def run_pass(
-    where: Where,
+    setup: Setup,
     make_pass: MakePass,
     texts: Texts | None = None,
     config: Config | None = None,
@@ -84,57 +84,57 @@ def run_pass(
     `plan_memory` is called before the model is loaded, with the number of corpora that aren't there. Raises InputError
     (the user's input or disk, nothing lost), JobError, or Interrupted.
     """
-    with writer_lock(where.store) as still_writes:
-        session_file = store.work_folder(where.store) / "ray"
+    with writer_lock(setup.store) as still_writes:
+        session_file = store.work_folder(setup.store) / "ray"
         end_leftovers(session_file)  # of a run that was killed
         report = RunReport()
-        corpora = [] if texts is None else _list(texts, where)
-        known = known_facts(where.store, where.model)
+        corpora = [] if texts is None else _list(texts, setup)
+        known = known_facts(setup.store, setup.model)
 
         def prepare(facts: ModelFacts) -> Pass:
             """Make the store, or check that it is one of this model, and plan the pass."""
-            report.warnings = open_store(where.store, facts, None if config is None else config(facts))
+            report.warnings = open_store(setup.store, facts, None if config is None else config(facts))
             for warning in report.warnings:
-                where.progress.note(f"warning: {warning}")
+                setup.progress.note(f"warning: {warning}")
             if facts is not known:
-                remember_facts(where.store, facts, where.model)
+                remember_facts(setup.store, facts, setup.model)
             return make_pass(facts, corpora)
 
         if known is not None:
             made = prepare(known)
-            if not _todo(where.store, made):
+            if not _todo(setup.store, made):
                 return report
-        model = where.model
+        model = setup.model
         if model.random_init is not None:
-            model = untrained_model(model, store.work_folder(where.store))
+            model = untrained_model(model, store.work_folder(setup.store))
         if plan_memory is not None:
-            there = store.committed_corpora(where.store) if store.is_begun(where.store) else []
+            there = store.committed_corpora(setup.store) if store.is_begun(setup.store) else []
             plan_memory(sum(listed.name not in there for listed in corpora))
-        engine = _make_engine(where, model, session_file)
+        engine = _make_engine(setup, model, session_file)
         try:
-            where.progress.note(f"loading {where.model.spec} …")
-            facts = _named(where.model, engine.start())
+            setup.progress.note(f"loading {setup.model.spec} …")
+            facts = _named(setup.model, engine.start())
             if facts != known:
                 made = prepare(facts)
-            if todo := _todo(where.store, made):
+            if todo := _todo(setup.store, made):
                 engine.configure(made.make_runner)
                 report.workers = engine.num_workers
-                reducers = [plan.reducer(where.store, plan) for plan in todo]
+                reducers = [plan.reducer(setup.store, plan) for plan in todo]
                 Loop(
-                    where.store, engine, facts.device, reducers, report, checkpoint_every_s, where.progress,
+                    setup.store, engine, facts.device, reducers, report, checkpoint_every_s, setup.progress,
                     still_writes,
                 ).run()  # fmt: skip
         finally:
             engine.close()
-        if where.model.random_init is not None:
+        if setup.model.random_init is not None:
             shutil.rmtree(model.spec)
         return report
 
 
-def make_where(
+def make_setup(
     model: str | None, path: Path | str, workers: int | None, device: str, dtype: str, address: str | None,
     trust_remote_code: bool, progress: Progress | None, random_init: int | None = None, fused: bool = False,
-) -> Where:  # fmt: skip
+) -> Setup:  # fmt: skip
     """Where a pass runs, from its function's arguments; the model is the store's where none is named."""
     if model is None and trust_remote_code:
         raise InputError("--trust-remote-code needs MODEL: no code is run only because a store names it")
@@ -143,7 +143,7 @@ def make_where(
     config = ModelConfig(spec, device, dtype, trust_remote_code, fused=fused, random_init=random_init)
     cluster = address or os.environ.get("RAY_ADDRESS", "")
     is_local = cluster in ("", "local")  # in Ray's words
-    return Where(config, path, workers, None if is_local else cluster, progress or Progress())
+    return Setup(config, path, workers, None if is_local else cluster, progress or Progress())
 
 
 def _model_of(path: Path) -> str:
@@ -163,11 +163,11 @@ def make_group(family: str, name: str) -> str:
     return f"{family}/{name}"
 
 
-def _list(texts: Texts, where: Where) -> list[ListedCorpus]:
+def _list(texts: Texts, setup: Setup) -> list[ListedCorpus]:
     number = len(texts.sources)
     return [
-        list_corpus(name, source, texts.max_files, where.store, texts.window_lines)
-        for name, source in where.progress.over(texts.sources.items(), "listing", "corpus", number)
+        list_corpus(name, source, texts.max_files, setup.store, texts.window_lines)
+        for name, source in setup.progress.over(texts.sources.items(), "listing", "corpus", number)
     ]
 
 
@@ -194,20 +194,20 @@ def _todo(path: Path, made: Pass) -> list[Plan]:
     return [plan for plan in made.plans if plan.group not in committed]
 
 
-def num_workers(where: Where) -> int:
+def num_workers(setup: Setup) -> int:
     """So many as are asked for, else one per GPU here, or per group of them that holds the model, else one."""
-    if where.workers is None and where.address is None and where.model.device != "cpu":
+    if setup.workers is None and setup.address is None and setup.model.device != "cpu":
         import torch
 
-        return max(1, torch.cuda.device_count() // where.model.devices)
-    return where.workers or 1
+        return max(1, torch.cuda.device_count() // setup.model.devices)
+    return setup.workers or 1
 
 
-def _make_engine(where: Where, model: ModelConfig, session_file: Path) -> Engine:
+def _make_engine(setup: Setup, model: ModelConfig, session_file: Path) -> Engine:
     """In this process for one worker, on Ray for more or for a cluster."""
-    if where.address is None and num_workers(where) == 1:
+    if setup.address is None and num_workers(setup) == 1:
         return InProcessEngine(model)
     from neurotally.jobs.engines.ray_engine import RayEngine
 
-    workers = where.workers if where.address is not None else num_workers(where)
-    return RayEngine(model, workers, session_file, where.address)
+    workers = setup.workers if setup.address is not None else num_workers(setup)
+    return RayEngine(model, workers, session_file, setup.address)

@@ -21,7 +21,7 @@ import numpy as np
 from neurotally.jobs.corpora import ListedCorpus, skipped_by_reason
 from neurotally.jobs.reducers.parts import KeptParts, Part, Parts
 from neurotally.jobs.reducers.reducer import Plan
-from neurotally.jobs.run import Pass, Texts, Where, model_identity, run_pass
+from neurotally.jobs.run import Pass, Setup, Texts, model_identity, run_pass
 from neurotally.profiler import store
 from neurotally.profiler.corpus.batches import lay_out
 from neurotally.profiler.corpus.documents import Status
@@ -169,7 +169,7 @@ class AgreementWorker:
 
 
 def count_agreement(
-    where: Where, group: str, texts: Texts, variants: Sequence[str], context_sizes: Sequence[int],
+    setup: Setup, group: str, texts: Texts, variants: Sequence[str], context_sizes: Sequence[int],
     lines: Sequence[int], max_unit_bytes: int, **settings: Any,
 ) -> None:  # fmt: skip
     """Bring the store to hold the group. `settings`: the other fields of `AgreementConfig` that no model decides."""
@@ -179,7 +179,7 @@ def count_agreement(
         fitting = [context for context in sizes if context.size <= facts.max_row_tokens]
         left_out = [context.label for context in sizes if context not in fitting]
         if left_out:
-            where.progress.note(
+            setup.progress.note(
                 f"warning: left out: contexts of {', '.join(left_out)}: the model's is {facts.max_row_tokens}"
             )
         config = AgreementConfig(
@@ -204,7 +204,7 @@ def count_agreement(
         keep = partial(Parts, assemble=assemble, schema=SCHEMA)
         return Pass(partial(AgreementWorker, config=config), [Plan(group, tasks, identity, keep)])
 
-    run_pass(where, make_pass, texts)
+    run_pass(setup, make_pass, texts)
 
 
 def _assemble(

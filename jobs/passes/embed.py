@@ -24,7 +24,7 @@ import numpy as np
 from neurotally.jobs.corpora import ListedCorpus
 from neurotally.jobs.reducers.parts import KeptParts, Part, Parts
 from neurotally.jobs.reducers.reducer import Plan
-from neurotally.jobs.run import Pass, Where, model_identity, run_pass
+from neurotally.jobs.run import Pass, Setup, model_identity, run_pass
 from neurotally.profiler import store
 from neurotally.profiler.corpus.batches import TokenRows, lay_out
 from neurotally.profiler.corpus.parallel import ParallelTexts
@@ -168,7 +168,7 @@ def _left_out(
     return found
 
 
-def embed_parallel(where: Where, group: str, texts: ParallelTexts, bos: str, task_texts: int) -> None:
+def embed_parallel(setup: Setup, group: str, texts: ParallelTexts, bos: str, task_texts: int) -> None:
     """Bring the store to hold the group; InputError where no id is left."""
     assert bos in BOS_RULES, bos
     distinct = list(dict.fromkeys(text for by_id in texts.texts.values() for text in by_id.values()))
@@ -188,7 +188,7 @@ def embed_parallel(where: Where, group: str, texts: ParallelTexts, bos: str, tas
         plan = Plan(group, _cut(distinct, task_texts), identity, keep, "batch")
         return Pass(partial(Embedder, bos=bos, token_budget=token_budget), [plan])
 
-    run_pass(where, make_pass)
+    run_pass(setup, make_pass)
 
 
 def _cut(texts: Sequence[str], task_texts: int) -> list[TextTask]:

@@ -56,7 +56,7 @@ from neurotally.jobs.passes.lens_worker import (
 from neurotally.jobs.progress import Progress
 from neurotally.jobs.reducers.parts import KeptParts, Parts
 from neurotally.jobs.reducers.reducer import Plan
-from neurotally.jobs.run import Pass, Where, model_identity, run_pass
+from neurotally.jobs.run import Pass, Setup, model_identity, run_pass
 from neurotally.profiler import store
 from neurotally.profiler.corpus.parallel import ParallelTexts
 from neurotally.profiler.corpus.prompts import read_few_shot
@@ -94,7 +94,7 @@ SCHEMA: Mapping[str, store.ArraySpec] = {
 
 
 def read_translation(
-    where: Where, group: str, of: ParallelTexts, few_shot: Path, pairs: str, words: Mapping[str, Sequence[str]],
+    setup: Setup, group: str, of: ParallelTexts, few_shot: Path, pairs: str, words: Mapping[str, Sequence[str]],
     english: Sequence[str] | None, draws: int, seed: int, paper: bool, prompt: str | None, task_prompts: int,
 ) -> None:  # fmt: skip
     """Bring the store to hold the group; InputError, before anything is run, where it won't have `prompt`."""
@@ -105,10 +105,10 @@ def read_translation(
     shots = _few_shot_lines(few_shot, chosen)
 
     def make_pass(facts: ModelFacts, _: Sequence[ListedCorpus]) -> Pass:
-        tokenizer = load_tokenizer(where.store, where.model.spec, where.model.trust_remote_code)
+        tokenizer = load_tokenizer(setup.store, setup.model.spec, setup.model.trust_remote_code)
         texts = [of.texts[language][id_] for language in shots for id_ in of.ids]
         token_sets = find_token_sets(tokenizer, words, english, texts, draws, seed)
-        _warn_of_sets(token_sets, where.progress)
+        _warn_of_sets(token_sets, setup.progress)
         token_budget = TOKEN_BUDGET[facts.device_type]
         set_ids, draw_ids = tuple(one.ids for one in token_sets.sets), tuple(one.draws_Dm for one in token_sets.sets)
         config = LensConfig(shots, set_ids, draw_ids, token_sets.draws, paper, token_budget)
@@ -130,7 +130,7 @@ def read_translation(
         plan = Plan(group, list(_tasks(of, chosen, task_prompts)), identity, keep, "task")
         return Pass(partial(LensWorker, config=config), [plan])
 
-    run_pass(where, make_pass)
+    run_pass(setup, make_pass)
 
 
 def _warn_of_sets(sets: TokenSets, progress: Progress) -> None:

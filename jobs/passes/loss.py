@@ -31,7 +31,7 @@ from neurotally.jobs.passes.held_out import Choosers, find_used
 from neurotally.jobs.passes.loss_worker import LossConfig, LossWorker
 from neurotally.jobs.reducers.parts import KeptParts, Parts
 from neurotally.jobs.reducers.reducer import Plan
-from neurotally.jobs.run import Pass, Texts, Where, model_identity, run_pass
+from neurotally.jobs.run import Pass, Setup, Texts, model_identity, run_pass
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.load import ModelFacts
@@ -99,15 +99,15 @@ class Chosen:
 
 
 def measure_losses(
-    where: Where, group: str, sources: Mapping[str, str], evaluation: Evaluation, chosen: Chosen,
+    setup: Setup, group: str, sources: Mapping[str, str], evaluation: Evaluation, chosen: Chosen,
     concepts: Mapping[str, Pattern[str]] = MappingProxyType({}),
 ) -> None:  # fmt: skip
     """Bring the store to hold the pass's group. Raises as `run_pass` does."""
 
     def make_pass(facts: ModelFacts, listed: list[ListedCorpus]) -> Pass:
         made = chosen.sets(facts, evaluation.draws)
-        used = find_used(listed, chosen.choosers, evaluation.leave_out_used, evaluation.force, where.progress.note)
-        profiled = store.store_attributes(where.store).get("config") or {}
+        used = find_used(listed, chosen.choosers, evaluation.leave_out_used, evaluation.force, setup.progress.note)
+        profiled = store.store_attributes(setup.store).get("config") or {}
         row_tokens = profiled.get("row_tokens") or facts.row_tokens
         distinct = {one.neurons_n2.tobytes(): one.neurons_n2 for one in made.sets}
         config = LossConfig(
@@ -118,7 +118,7 @@ def measure_losses(
             how=evaluation.how,
             neurons=tuple(distinct.values()),
             concepts=dict(concepts),
-            mean_LF=_means(where.store, [corpus.name for corpus in listed]) if evaluation.how == "mean" else {},
+            mean_LF=_means(setup.store, [corpus.name for corpus in listed]) if evaluation.how == "mean" else {},
             left_out=frozenset() if evaluation.force else frozenset(one.sha256 for one in used),
         )
         tasks = [corpus.task(unit) for corpus in listed for unit in corpus.units(evaluation.max_unit_bytes, 1)]
@@ -134,7 +134,7 @@ def measure_losses(
             [Plan(group, tasks, identity, partial(Parts, assemble=assemble, schema=SCHEMA))],
         )
 
-    run_pass(where, make_pass, Texts(sources, evaluation.max_files))
+    run_pass(setup, make_pass, Texts(sources, evaluation.max_files))
 
 
 def class_names(concepts: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ from neurotally.jobs.memory_plan import Run, memory_note, refuse_too_large
 from neurotally.jobs.reducers.corpus_sums import CorpusSums
 from neurotally.jobs.reducers.fold import Fold
 from neurotally.jobs.reducers.reducer import Plan
-from neurotally.jobs.run import Pass, Texts, Where, model_identity, num_workers, run_pass
+from neurotally.jobs.run import Pass, Setup, Texts, model_identity, num_workers, run_pass
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.load import LoadedModel, ModelFacts
 from neurotally.profiler.model.outline import Outline
@@ -28,7 +28,7 @@ _SHOWN_SKIPS = 5
 
 
 def profile_neurons(
-    where: Where, texts: Texts, row_tokens: int | None, token_budget: int | None, checkpoint_every_s: float,
+    setup: Setup, texts: Texts, row_tokens: int | None, token_budget: int | None, checkpoint_every_s: float,
     decoder_reads: str | None, **settings: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Bring the store to hold the corpora; what was done. `settings`: the other fields of `PassConfig`."""
@@ -51,27 +51,27 @@ def profile_neurons(
 
     def plan_memory(todo: int) -> None:
         try:
-            outline = where.model.outline()
+            outline = setup.model.outline()
         except InputError:  # loading looks at the whole model, and says what is wrong with it
             return
         run = Run(
             outline, settings["groups"], settings["triggers"], *row_and_budget(outline), corpora=todo,
-            workers=num_workers(where), is_cluster=where.address is not None,
+            workers=num_workers(setup), is_cluster=setup.address is not None,
         )  # fmt: skip
         free_bytes = free_host_bytes()
         refuse_too_large(run, free_bytes, free_gpu_bytes())
-        where.progress.note(memory_note(run, free_bytes))
+        setup.progress.note(memory_note(run, free_bytes))
 
     def make_pass(facts: ModelFacts, listed: list[ListedCorpus]) -> Pass:
         config = make_config(facts)
         return Pass(partial(_worker, config=config), [_plan(corpus, config, facts) for corpus in listed])
 
     def identity(facts: ModelFacts) -> dict[str, Any]:
-        devices = where.model.devices if where.model.devices > 1 else None
+        devices = setup.model.devices if setup.model.devices > 1 else None
         further = {"devices_per_worker": devices, "fused": facts.fused}
         return {**model_identity(facts), "attention": facts.attention, **make_config(facts).to_json(), **further}
 
-    return _document(run_pass(where, make_pass, texts, identity, checkpoint_every_s, plan_memory))
+    return _document(run_pass(setup, make_pass, texts, identity, checkpoint_every_s, plan_memory))
 
 
 def _worker(model: LoadedModel | DeviceGroup, config: PassConfig) -> Worker:
