@@ -9,10 +9,9 @@ Where documents are windows of lines, a file counts if one of its windows, and i
 file whose window did.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -50,13 +49,13 @@ class UsedDocument:
 
 def profiled_documents(path: Path) -> Choosers:
     """All documents that the store's corpora, if there is a store, were counted over."""
+    if not store.is_begun(path):
+        return Choosers(frozenset(), frozenset(), frozenset(), window_lines=None, are_named=False)
     hashes: set[bytes] = set()
     names: set[str] = set()
     files: set[bytes] = set()
-    is_store = store.is_begun(path)
-    config: Mapping[str, Any] = (store.store_attributes(path).get("config") or {}) if is_store else {}
-    window_lines: int | None = config.get("window_lines")
-    for corpus in store.committed_corpora(path) if is_store else ():
+    window_lines: int | None = (store.store_attributes(path).get("config") or {}).get("window_lines")
+    for corpus in store.committed_corpora(path):
         arrays = store.read_found(path, f"corpora/{corpus}", ["document_hash", "document_status", "document_name"])
         if "document_hash" not in arrays:  # imported counts
             continue
