@@ -77,6 +77,19 @@ class CutDocuments(NamedTuple):
     status_n: np.ndarray
 
 
+class ReadRows(NamedTuple):
+    """What the model is run over, and of each of its T tokens, one input after the other, what is asked of it."""
+
+    ids: list[list[int]]
+    row_tokens: int
+    context_T: np.ndarray
+    """int64."""
+    gold_T: np.ndarray
+    """int64: the token that comes next; -1: none."""
+    at_T: np.ndarray
+    """bool: whether it is read."""
+
+
 class AgreementWorker:
     """The pass on a loaded model."""
 
@@ -137,35 +150,37 @@ class AgreementWorker:
         return list(choose_places(end, first, line_T, config.contexts, config.positions, config.context_tokens, key))
 
     def _count(self, prepared: CutDocuments, budget: int) -> tuple[AgreementCounts, int]:
+        """The counts, and how many tokens the model read."""
         config, lens = self._config, self._lens
-        documents = prepared.ids
-        cut = [(document, place) for document, places in enumerate(prepared.places) for place in places]
-        rows = [*documents, *(documents[document][place.first : place.end] for document, place in cut)]
-        total = sum(map(len, documents))
-        lengths = np.array([place.end - place.first for _, place in cut], np.int64)
-        # Of each token of the rows: its context, the token that comes next (-1: none), and whether it is read.
-        context_of_cut = np.array([place.context for _, place in cut], np.int64)
-        context_T = np.concatenate([np.zeros(total, np.int64), np.repeat(context_of_cut, lengths)])
-        gold_T = np.full(len(context_T), -1, np.int64)
-        gold_T[:total] = [token for ids in documents for token in _next_in_row(ids, config.row_tokens)]
-        at_T = np.arange(len(context_T)) < total
-        last = total + np.cumsum(lengths) - 1
-        at_T[last] = True
-        gold_T[last] = [documents[document][place.end] for document, place in cut]
         reads_ffn = any("ffn" in variant for variant in config.variants)
         counts = AgreementCounts.zeros(len(config.contexts), len(config.variants), self._model.facts.num_layers)
-        for first, end, row_tokens in (
-            (0, len(documents), config.row_tokens),
-            (len(documents), len(rows), config.context_tokens),
-        ):
-            offset = total if first else 0
-            laid_out = lay_out(list(enumerate(rows[first:end])), self._model.special_ids, "documents", row_tokens)
-            inside = slice(offset, offset + len(laid_out.ids_N))
-            for found in lens.rectangles(laid_out, at_T[inside], budget):
+        tokens = 0
+        for rows in (self._whole(prepared), self._truncated(prepared)):
+            laid_out = lay_out(list(enumerate(rows.ids)), self._model.special_ids, "documents", rows.row_tokens)
+            for found in lens.rectangles(laid_out, rows.at_T, budget):
                 vectors = lens.vectors(found.ids_BT, found.at_BT, ffn=reads_ffn)
                 read = read_first_tokens(lens, vectors, config.variants, config.head_bias)
-                counts.add(*read, context_T[inside][found.token_n], gold_T[inside][found.token_n])
-        return counts, len(context_T)
+                counts.add(*read, rows.context_T[found.token_n], rows.gold_T[found.token_n])
+            tokens += len(rows.at_T)
+        return counts, tokens
+
+    def _whole(self, prepared: CutDocuments) -> ReadRows:
+        """Whole documents, read at every token."""
+        row_tokens = self._config.row_tokens
+        gold_T = np.array([token for ids in prepared.ids for token in _next_in_row(ids, row_tokens)], np.int64)
+        return ReadRows(prepared.ids, row_tokens, np.zeros(len(gold_T), np.int64), gold_T, np.ones(len(gold_T), bool))
+
+    def _truncated(self, prepared: CutDocuments) -> ReadRows:
+        """Truncated inputs, read at their last token."""
+        cut = [(ids, place) for ids, places in zip(prepared.ids, prepared.places, strict=True) for place in places]
+        lengths = np.array([place.end - place.first for _, place in cut], np.int64)
+        context_T = np.repeat(np.array([place.context for _, place in cut], np.int64), lengths)
+        at_T, gold_T = np.zeros(len(context_T), bool), np.full(len(context_T), -1, np.int64)
+        last = np.cumsum(lengths) - 1
+        at_T[last] = True
+        gold_T[last] = [ids[place.end] for ids, place in cut]
+        rows = [ids[place.first : place.end] for ids, place in cut]
+        return ReadRows(rows, self._config.context_tokens, context_T, gold_T, at_T)
 
 
 def count_agreement(
