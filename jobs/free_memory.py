@@ -44,7 +44,7 @@ def _left_in_groups(groups: str, root: Path) -> Iterator[int]:
             ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
         )
         inner = top / path.lstrip("/")
-        for folder in [one for one in (inner, *inner.parents) if one.is_relative_to(top)]:
+        for folder in [folder for folder in (inner, *inner.parents) if folder.is_relative_to(top)]:
             try:
                 left = int((folder / limit).read_text()) - int((folder / used).read_text())
                 stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())

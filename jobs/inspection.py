@@ -75,7 +75,7 @@ def _document(run: Run, speed: float | None) -> dict[str, Any]:
     is_gpu = outline.device_type == "cuda"
     host, device = _needs(host_parts(run)), _needs(device_parts(run)) if is_gpu else None
     devices = _devices(outline.device_type)
-    needed = math.ceil(device["total"] / min(one["free_bytes"] for one in devices)) if device else 1
+    needed = math.ceil(device["total"] / min(device["free_bytes"] for device in devices)) if device else 1
     fits_host = host["total"] <= free_host_bytes()
     return {
         "model": {"id": outline.id, "revision": outline.revision, "family": outline.family,
@@ -133,8 +133,10 @@ def _in_words(networks: Sequence[Network]) -> str:
     has_experts = any(network.experts is not None for network in networks)
     alone = "a shared one" if has_experts else "one network"
     parts = [
-        f"{alone} of {one.neurons:,}" if one.experts is None else f"{one.experts:,} experts of {one.neurons:,}"
-        for one in sorted(networks, key=lambda network: network.experts is None)
+        f"{alone} of {network.neurons:,}"
+        if network.experts is None
+        else f"{network.experts:,} experts of {network.neurons:,}"
+        for network in sorted(networks, key=lambda network: network.experts is None)
     ]
     return " + ".join(parts) + " (encoder)" * (networks[0].stack == ENCODER)
 
@@ -158,6 +160,7 @@ def _lead(outline: Outline) -> str:
 def _tables(document: Mapping[str, Any]) -> list[Table]:
     weights, settings, speed = (document[part] for part in ("weights", "settings", "speed"))
     limit = document["max_row_tokens"]
+    free = [f"{device['name']}: {as_size(device['free_bytes'])} free" for device in document["devices"]]
     rows: list[list[Cell]] = [
         ["layers", f"{document['layers']}, {document['hidden_size']:,} wide"],
         ["neurons", f"{document['neurons']:,}"],
@@ -167,7 +170,7 @@ def _tables(document: Mapping[str, Any]) -> list[Table]:
         ["checkpoint", _checkpoint(weights)],
         ["store of a corpus", f"{as_size(document['store_bytes_per_corpus'])} before compression, with --groups "
                               f"{settings['groups']} --triggers {settings['triggers']}"],
-        ["devices", ", ".join(f"{one['name']}: {as_size(one['free_bytes'])} free" for one in document["devices"])],
+        ["devices", ", ".join(free)],
         ["fits", _fits(document)],
     ]  # fmt: skip
     if document["experts_per_token"]:

@@ -125,7 +125,7 @@ def device_parts(run: Run) -> list[MemoryPart]:
     )
     states = itemsize * (_NETWORK_STATES * of_a_token + _TOKEN_STATES * outline.hidden_size)
     scores = min(_SCORE_BYTES, 4 * outline.num_heads * run.token_budget * run.row_tokens)
-    tally = sum(np.dtype(one.dtype).itemsize for one in statistics_of(outline.has_experts))
+    tally = sum(np.dtype(statistic.dtype).itemsize for statistic in statistics_of(outline.has_experts))
     lists, neurons = run.triggers * _TRIGGER_BYTES + (4 if run.triggers else 0), outline.num_neurons
     return [
         MemoryPart("weights", outline.weight_bytes, 0),
@@ -198,7 +198,7 @@ def as_size(num_bytes: float) -> str:
 def _unit(run: Run) -> MemoryPart:
     """A unit's result on the host."""
     outline, cells = run.outline, _cells(run.outline)
-    shipped = sum(np.dtype(one.shipped).itemsize for one in statistics_of(outline.has_experts))
+    shipped = sum(np.dtype(statistic.shipped).itemsize for statistic in statistics_of(outline.has_experts))
     sums = cells * (shipped + 4)
     return MemoryPart("a unit's result", sums + 2 * _TRIGGER_BYTES * run.triggers * outline.num_neurons, sums)
 
@@ -211,7 +211,7 @@ def _cells(outline: Outline) -> int:
 def _sum_bytes(outline: Outline, groups: int) -> int:
     """Of a cell's sums."""
     statistics = statistics_of(outline.has_experts)
-    return sum(np.dtype(one.stored).itemsize * (groups if one.by_group else 1) for one in statistics)
+    return sum(np.dtype(statistic.stored).itemsize * (groups if statistic.by_group else 1) for statistic in statistics)
 
 
 def _is_ragged(outline: Outline) -> bool:

@@ -61,8 +61,10 @@ def status_text(document: dict[str, Any]) -> str:
         for name, corpus in document["corpora"].items()
         if "concat" in corpus
     ]
-    for name, one in document["passes"].items():
-        lines.append(f"  {name:<20} " + ("done" if one["done"] else f"tasks {one['tasks_done']:>6}/{one['tasks']}"))
+    for name, entry in document["passes"].items():
+        lines.append(
+            f"  {name:<20} " + ("done" if entry["done"] else f"tasks {entry['tasks_done']:>6}/{entry['tasks']}")
+        )
     lines += [
         f"  {name}: its source is gone, and what is left of it can't be read: {source}"
         for name, source in document["sources_gone"].items()

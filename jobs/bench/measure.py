@@ -105,8 +105,8 @@ def bench_table(document: dict[str, Any]) -> str:
     head = ["variant", "ms a batch", "ratio to bare", "± se", "tokens/s"]
     threads = f", {document['threads']} threads" if document["threads"] else ""
     kernels = [
-        [name, one["gb_per_s"], one["bandwidth_share"], one["over_pytorch"]]
-        for name, one in document["kernels"].items()
+        [name, rates["gb_per_s"], rates["bandwidth_share"], rates["over_pytorch"]]
+        for name, rates in document["kernels"].items()
     ]
     alone = ["kernel alone", "GB/s", "of a copy's rate", "time over PyTorch's"]
     lines = [

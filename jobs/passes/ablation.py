@@ -30,15 +30,15 @@ def ablate_corpora(
     """What LAPE chooses by `rule` from the store's counts, or a mask file's sets, on the corpora of the same names."""
     chosen = _chosen_by_lape(setup.store, corpus, rule) if neurons is None else _chosen_by_file(on_disk(neurons), setup)
     sources = find_corpora(folder)
-    names = [one for one in chosen.neurons if one in sources]
+    names = [name for name in chosen.neurons if name in sources]
     if not names:
         raise InputError(f"{folder} has none of the corpora {', '.join(chosen.neurons)}; it has {', '.join(sources)}")
-    if lacking := [one for one in chosen.neurons if one not in sources]:
+    if lacking := [name for name in chosen.neurons if name not in sources]:
         setup.progress.note(f"{folder} has no {', '.join(lacking)}: their neurons are left alone")
-    if others := [one for one in sources if one not in chosen.neurons]:
+    if others := [name for name in sources if name not in chosen.neurons]:
         setup.progress.note(f"{folder}: {', '.join(others)} left out: no neurons are known for them")
-    chosen = replace(chosen, neurons={one: chosen.neurons[one] for one in names})
-    measure_losses(setup, group, {one: sources[one] for one in names}, evaluation, chosen)
+    chosen = replace(chosen, neurons={name: chosen.neurons[name] for name in names})
+    measure_losses(setup, group, {name: sources[name] for name in names}, evaluation, chosen)
 
 
 def mask_sets_of_file(

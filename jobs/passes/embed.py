@@ -90,7 +90,7 @@ class Embedder:
     def prepare(self, task: TextTask) -> Tokenised:
         """Tokenise a task's texts and lay out those that can be embedded."""
         found = tokenise(self._model.tokenizer, task.texts, with_special=self._bos != "none")
-        ids = [one.ids_T for one in found]
+        ids = [tokens.ids_T for tokens in found]
         special_ids = self._model.special_ids
         special_n = np.array([sum(token in special_ids for token in row) for row in ids], np.uint32)
         skips_bos_n = np.array([self._bos != "counted" and bool(row) and row[0] in special_ids for row in ids])

@@ -78,7 +78,7 @@ def find_used(
     Raises InputError, but not with `force`, if they may not be evaluated on, or nothing is left of a corpus.
     """
     find = _used_documents if choosers.window_lines is None else _used_files
-    used = [one for corpus in corpora for one in find(corpus, choosers)] if choosers.sha256 else []
+    used = [document for corpus in corpora for document in find(corpus, choosers)] if choosers.sha256 else []
     if used and choosers.are_named and not leave_out_named and not force:
         raise InputError(
             f"{used[0].name} of {used[0].corpus!r} is one of {len(used)} documents whose triggers chose the neurons; "
@@ -116,4 +116,4 @@ def _used_files(corpus: ListedCorpus, choosers: Choosers) -> list[UsedDocument]:
     index = np.flatnonzero([name in files for name in corpus.manifest.names]).tolist()
     names, sizes = [corpus.manifest.names[i] for i in index], [int(corpus.manifest.sizes[i]) for i in index]
     documents = read_documents(corpus.source, names, sizes, 0)
-    return [UsedDocument(corpus.name, name, one.sha256) for name, one in zip(names, documents, strict=True)]
+    return [UsedDocument(corpus.name, name, document.sha256) for name, document in zip(names, documents, strict=True)]

@@ -94,29 +94,35 @@ SCHEMA: Mapping[str, store.ArraySpec] = {
 
 
 def read_translation(
-    setup: Setup, group: str, of: ParallelTexts, few_shot: Path, pairs: str, words: Mapping[str, Sequence[str]],
+    setup: Setup, group: str, parallel: ParallelTexts, few_shot: Path, pairs: str, words: Mapping[str, Sequence[str]],
     english: Sequence[str] | None, draws: int, seed: int, paper: bool, prompt: str | None, task_prompts: int,
 ) -> None:  # fmt: skip
     """Bring the store to hold the group; InputError, before anything is run, where it won't have `prompt`."""
-    chosen = directed_pairs(pairs, of.languages)
+    chosen = directed_pairs(pairs, parallel.languages)
     if prompt is not None:
-        names = ["-".join(pair) for pair in chosen for _ in of.ids]
-        find_prompt(prompt, names, [*of.ids] * len(chosen), group)
+        names = ["-".join(pair) for pair in chosen for _ in parallel.ids]
+        find_prompt(prompt, names, [*parallel.ids] * len(chosen), group)
     shots = _few_shot_lines(few_shot, chosen)
 
     def make_pass(facts: ModelFacts, _: Sequence[ListedCorpus]) -> Pass:
         tokenizer = load_tokenizer(setup.store, setup.model.spec, setup.model.trust_remote_code)
-        texts = [of.texts[language][id_] for language in shots for id_ in of.ids]
+        texts = [parallel.texts[language][id_] for language in shots for id_ in parallel.ids]
         token_sets = find_token_sets(tokenizer, words, english, texts, draws, seed)
         _warn_of_sets(token_sets, setup.progress)
         token_budget = TOKEN_BUDGET[facts.device_type]
-        set_ids, draw_ids = tuple(one.ids for one in token_sets.sets), tuple(one.draws_Dm for one in token_sets.sets)
-        config = LensConfig(shots, set_ids, draw_ids, token_sets.draws, paper, token_budget)
+        config = LensConfig(
+            few_shot=shots,
+            set_ids=tuple(token_set.ids for token_set in token_sets.sets),
+            draw_ids=tuple(token_set.draws_Dm for token_set in token_sets.sets),
+            draws=token_sets.draws,
+            paper=paper,
+            token_budget=token_budget,
+        )
         identity = {
             **model_identity(facts),
-            "parallel": of.sha256,
+            "parallel": parallel.sha256,
             "pairs": ["-".join(pair) for pair in chosen],
-            "ids": len(of.ids),
+            "ids": len(parallel.ids),
             "few_shot": shots,
             "paper": paper,
             "sets": token_sets.names,
@@ -125,9 +131,9 @@ def read_translation(
             "tokens_of_sets": token_sets.sha256,
             "token_budget": token_budget,
         }
-        assemble = partial(_assemble, of.ids, chosen, token_sets, paper, facts.max_row_tokens)
+        assemble = partial(_assemble, parallel.ids, chosen, token_sets, paper, facts.max_row_tokens)
         keep = partial(Parts, assemble=assemble, schema=SCHEMA)
-        plan = Plan(group, list(_tasks(of, chosen, task_prompts)), identity, keep, "task")
+        plan = Plan(group, list(_tasks(parallel, chosen, task_prompts)), identity, keep, "task")
         return Pass(partial(LensWorker, config=config), [plan])
 
     run_pass(setup, make_pass)
@@ -136,9 +142,10 @@ def read_translation(
 def _warn_of_sets(sets: TokenSets, progress: Progress) -> None:
     for name, entries in sets.empty.items():
         progress.note(f"warning: no set {name!r}: none of its {entries} entries is one token of this tokenizer")
-    for one in sets.sets:
-        if not len(one.draws_Dm):
-            progress.note(f"warning: no random sets for {one.name!r}: its {len(one.ids):,} tokens leave too few")
+    for token_set in sets.sets:
+        if not len(token_set.draws_Dm):
+            members = len(token_set.ids)
+            progress.note(f"warning: no random sets for {token_set.name!r}: its {members:,} tokens leave too few")
 
 
 def directed_pairs(text: str, languages: Sequence[str]) -> list[tuple[str, str]]:
@@ -167,12 +174,12 @@ def _few_shot_lines(folder: Path, pairs: Sequence[tuple[str, str]]) -> dict[str,
     return lines
 
 
-def _tasks(of: ParallelTexts, pairs: Sequence[tuple[str, str]], task_prompts: int) -> Iterator[PromptTask]:
+def _tasks(parallel: ParallelTexts, pairs: Sequence[tuple[str, str]], task_prompts: int) -> Iterator[PromptTask]:
     for source, target in pairs:
-        for first in range(0, len(of.ids), task_prompts):
-            some = of.ids[first : first + task_prompts]
-            yield PromptTask(source, target, first, tuple(of.texts[source][id_] for id_ in some),
-                             tuple(of.texts[target][id_] for id_ in some))  # fmt: skip
+        for first in range(0, len(parallel.ids), task_prompts):
+            some = parallel.ids[first : first + task_prompts]
+            yield PromptTask(source, target, first, tuple(parallel.texts[source][id_] for id_ in some),
+                             tuple(parallel.texts[target][id_] for id_ in some))  # fmt: skip
 
 
 def _assemble(
@@ -190,6 +197,7 @@ def _assemble(
         )
     lengths = {"prompt": len(status_P), "position": int(positions_P.sum())}
     languages = sorted(set(chain.from_iterable(pairs)))
+    ids_by_set = [token_set.ids for token_set in sets.sets]
     of_parts = [name for name in SCHEMA if name in parts.names]
     arrays = {name: parts.blocks(name, lengths[SCHEMA[name].dimensions[0]]) for name in of_parts} | {
         "prompt_id": np.array([*ids] * len(pairs), object),
@@ -199,14 +207,14 @@ def _assemble(
         "language": np.array(languages, object),
         "set": np.array(sets.names, object),
         "token": np.array(sets.spelling, object),
-        "member_set": np.repeat(np.arange(len(sets.sets), dtype=np.uint16), [len(one.ids) for one in sets.sets]),
-        "member_token": np.concatenate([np.empty(0, np.uint32), *(one.ids for one in sets.sets)]),
+        "member_set": np.repeat(np.arange(len(ids_by_set), dtype=np.uint16), list(map(len, ids_by_set))),
+        "member_token": np.concatenate([np.empty(0, np.uint32), *ids_by_set]),
         "draw_token": _draw_tokens(sets),
         **_draws_of_pairs(parts, positions_P.reshape(len(pairs), -1)),
     }
     return arrays, {
         "pairs": [list(pair) for pair in pairs],
-        "sets": {one.name: _described(one) for one in sets.sets},
+        "sets": {token_set.name: _described(token_set) for token_set in sets.sets},
         "empty_sets": dict(sets.empty),
         "draws": sets.draws,
         "vocabulary": int(parts.joined(VOCABULARY)[0]),
@@ -215,36 +223,35 @@ def _assemble(
     }
 
 
-def _described(one: TokenSet) -> dict[str, Any]:
+def _described(token_set: TokenSet) -> dict[str, Any]:
     """What a set's attributes say; shares are null where there is no text, or no draw."""
-    shares = {"share": one.share, "drawn_share": one.drawn_share}
+    shares = {"share": token_set.share, "drawn_share": token_set.drawn_share}
     return {
-        "entries": one.entries,
-        "single": one.single,
-        "tokens": len(one.ids),
+        "entries": token_set.entries,
+        "single": token_set.single,
+        "tokens": len(token_set.ids),
         **{name: share if math.isfinite(share) else None for name, share in shares.items()},
     }
 
 
 def _draw_tokens(sets: TokenSets) -> np.ndarray:
     """uint32 [D, members of all sets]."""
-    none = np.full((sets.draws, 0), _NONE, np.uint32)
-    by_set = [
-        one.draws_Dm.astype(np.uint32) if len(one.draws_Dm) else np.full((sets.draws, len(one.ids)), _NONE, np.uint32)
-        for one in sets.sets
-    ]
-    return np.concatenate([none, *by_set], axis=1)
+    by_set = [np.empty((sets.draws, 0), np.int64)]
+    for token_set in sets.sets:
+        not_drawn_Dm = np.full((sets.draws, len(token_set.ids)), _NONE)
+        by_set.append(token_set.draws_Dm if len(token_set.draws_Dm) else not_drawn_Dm)
+    return np.concatenate(by_set, axis=1).astype(np.uint32)
 
 
 def _draws_of_pairs(parts: KeptParts, positions_AI: np.ndarray) -> dict[str, np.ndarray]:
     """draw_mass and draw_mass_pooled from the sums of the tasks, those of a pair one after the other; A pairs."""
     num_pairs, by_pair = len(positions_AI), len(parts) // len(positions_AI)
     found = {}
-    for name, of, count_A in (
+    for name, sums_name, count_A in (
         ("draw_mass", DRAWS_OF_SNIPPETS, (positions_AI > 0).sum(axis=1)),
         ("draw_mass_pooled", DRAWS_OF_POSITIONS, positions_AI.sum(axis=1, dtype=np.int64)),
     ):
-        sums = parts.each(of)
+        sums = parts.each(sums_name)
         sum_ALSD = np.stack([np.stack(list(islice(sums, by_pair))).sum(axis=0) for _ in range(num_pairs)])
         found[name] = mean_of(sum_ALSD, count_A)
     return found

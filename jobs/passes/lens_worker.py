@@ -155,7 +155,7 @@ class LensWorker:
             np.empty(by_layer, np.uint32), np.empty(by_set, np.float32), np.empty(by_set, np.float32),
             np.empty(by_set, np.uint8),
         )  # fmt: skip
-        tables = zip(*(vars(one).values() for one in (none, *readings)), strict=True)
+        tables = zip(*(vars(reading).values() for reading in (none, *readings)), strict=True)
         return Readings(*(np.concatenate(table)[order_N] for table in tables))
 
     def _draw_means(self, draws: DrawSums, positions_P: np.ndarray) -> dict[str, np.ndarray]:
@@ -181,7 +181,7 @@ def _means(read: Readings, prompt_N: np.ndarray, num_prompts: int) -> dict[str, 
     )  # fmt: skip
     by_set = (read.mass_NLS, read.mass_top_NLS, read.rank_top_NLS, read.rank_top_NLS <= TOP)
     values = dict(zip((*GOLD_MEANS, *SET_MEANS), (*by_gold, *by_set), strict=True))
-    return {f"prompt_{name}": _means_by(of, prompt_N, num_prompts) for name, of in values.items()}
+    return {f"prompt_{name}": _means_by(values_N, prompt_N, num_prompts) for name, values_N in values.items()}
 
 
 def _means_by(values: np.ndarray, prompt_N: np.ndarray, num_prompts: int) -> np.ndarray:

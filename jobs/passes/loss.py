@@ -109,7 +109,7 @@ def measure_losses(
         used = find_used(listed, chosen.choosers, evaluation.leave_out_used, evaluation.force, setup.progress.note)
         profiled = store.store_attributes(setup.store).get("config") or {}
         row_tokens = profiled.get("row_tokens") or facts.row_tokens
-        distinct = {one.neurons_n2.tobytes(): one.neurons_n2 for one in made.sets}
+        distinct = {mask.neurons_n2.tobytes(): mask.neurons_n2 for mask in made.sets}
         config = LossConfig(
             row_tokens=row_tokens,
             document_tokens=evaluation.document_tokens,
@@ -119,11 +119,11 @@ def measure_losses(
             neurons=tuple(distinct.values()),
             concepts=dict(concepts),
             mean_LF=_means(setup.store, [corpus.name for corpus in listed]) if evaluation.how == "mean" else {},
-            left_out=frozenset() if evaluation.force else frozenset(one.sha256 for one in used),
+            left_out=frozenset() if evaluation.force else frozenset(document.sha256 for document in used),
         )
         tasks = [corpus.task(unit) for corpus in listed for unit in corpus.units(evaluation.max_unit_bytes, 1)]
         described = {
-            "used_documents": [[one.corpus, one.name] for one in used],
+            "used_documents": [[document.corpus, document.name] for document in used],
             "forced": evaluation.force,
             "described": dict(chosen.described),
         }
@@ -149,12 +149,12 @@ def _identity(
     return {
         **model_identity(facts),
         "corpora": {corpus.name: corpus.identity for corpus in listed},
-        "sets": [f"{one.kind} {one.of} {one.draw}".strip() for one in made.sets],
-        "neurons": _digest([(one.kind, one.of, one.draw, one.neurons_n2) for one in made.sets]),
+        "sets": [f"{mask.kind} {mask.of} {mask.draw}".strip() for mask in made.sets],
+        "neurons": _digest([(mask.kind, mask.of, mask.draw, mask.neurons_n2) for mask in made.sets]),
         "how": config.how,
         "means": _digest(sorted(config.mean_LF.items())) if config.mean_LF else None,
         "concepts": [[name, pattern.pattern] for name, pattern in config.concepts.items()],
-        "left_out": _digest([sorted(one.hex() for one in config.left_out)]),
+        "left_out": _digest([sorted(sha256.hex() for sha256 in config.left_out)]),
         "row_tokens": config.row_tokens,
         "document_tokens": config.document_tokens,
         "decoder_reads": None if config.forcing is None else config.forcing.reads,
@@ -169,8 +169,8 @@ def _assemble(
     parts: KeptParts,
 ) -> tuple[dict[str, np.ndarray | store.Blocks], dict[str, Any]]:  # fmt: skip
     """The group's arrays and attributes."""
-    keys = list(dict.fromkeys(one.neurons_n2.tobytes() for one in made.sets))
-    which_S = [keys.index(one.neurons_n2.tobytes()) for one in made.sets]
+    keys = list(dict.fromkeys(mask.neurons_n2.tobytes() for mask in made.sets))
+    which_S = [keys.index(mask.neurons_n2.tobytes()) for mask in made.sets]
     arrays: dict[str, np.ndarray | store.Blocks] = {}
     number_C = [len(corpus.manifest.names) for corpus in listed]
     classes = class_names(concepts)
@@ -183,12 +183,12 @@ def _assemble(
     arrays |= {
         "document_name": np.concatenate([corpus.stored_names() for corpus in listed]),
         "document_corpus": np.repeat(np.arange(len(listed)), number_C),
-        "mask_set": np.repeat(np.arange(len(made.sets)), [len(one.neurons_n2) for one in made.sets]),
-        "mask_neuron": np.concatenate([one.neurons_n2 for one in made.sets]),
+        "mask_set": np.repeat(np.arange(len(made.sets)), [len(mask.neurons_n2) for mask in made.sets]),
+        "mask_neuron": np.concatenate([mask.neurons_n2 for mask in made.sets]),
     }
     return arrays, {
         "corpora": [corpus.name for corpus in listed],
-        "sets": [one.to_json(num_layers) for one in made.sets],
+        "sets": [mask.to_json(num_layers) for mask in made.sets],
         "draws": made.draws,
         "not_drawn": {kind: dict(reasons) for kind, reasons in made.not_drawn.items()},
         "concepts": concepts,

@@ -33,9 +33,9 @@ def profile_neurons(
 ) -> dict[str, Any]:  # fmt: skip
     """Bring the store to hold the corpora; what was done. `settings`: the other fields of `PassConfig`."""
 
-    def row_and_budget(of: ModelFacts | Outline) -> tuple[int, int]:
-        row = row_tokens or of.row_tokens
-        return row, max(token_budget or TOKEN_BUDGET[of.device_type], row)
+    def row_and_budget(model: ModelFacts | Outline) -> tuple[int, int]:
+        row = row_tokens or model.row_tokens
+        return row, max(token_budget or TOKEN_BUDGET[model.device_type], row)
 
     def make_config(facts: ModelFacts) -> PassConfig:
         row, budget = row_and_budget(facts)
@@ -116,7 +116,7 @@ def profile_text(document: Mapping[str, Any], path: Path) -> str:
             f"{name}: {corpus['counted']:,} documents, {corpus['tokens']:,} tokens in {corpus['units']} units; "
             f"skipped: {skipped}; exact duplicates: {corpus['duplicates']}"
         )
-        lines += [f"  skipped {one}" for one in corpus["skipped_documents"][:_SHOWN_SKIPS]]
+        lines += [f"  skipped {name}" for name in corpus["skipped_documents"][:_SHOWN_SKIPS]]
         if (more := sum(corpus["skipped"].values()) - _SHOWN_SKIPS) > 0:
             lines.append(f"  and {more:,} more: document_status in {path}/corpora/{name} tells which")
         if corpus["empty_groups"]:

@@ -130,7 +130,9 @@ class CorpusSums:
         self._checkpoint = checkpoint
         self._num_done = num_done
         restarted = noted.get("restarted_units")
-        if not isinstance(restarted, list) or any(type(one) is not int or not 0 <= one < num_done for one in restarted):
+        if not isinstance(restarted, list) or any(
+            type(unit) is not int or not 0 <= unit < num_done for unit in restarted
+        ):
             raise InputError(f"{checkpoint} has restarted_units {restarted!r}")
         self._restarted = restarted
         if reason := self._disagreement(noted):
