@@ -10,14 +10,19 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from neurotally.jobs.engines.engine import GROUPS_AT_ONCE, Outcome
-from neurotally.jobs.reducers.corpus_sums import CorpusSums
 from neurotally.jobs.reducers.reducer import Plan, Reducer
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.whole_files import read_json, replace_json, sync_tree
+
+if TYPE_CHECKING:
+    from neurotally.jobs.reducers.corpus_sums import CorpusSums
+
+PROGRESS_KEYS = ("units", "units_done", "documents", "documents_done", "skipped", "tokens")
+"""What `neurotally status` says of a corpus, of what is noted of its sums."""
 
 
 class Fold(Reducer):
@@ -28,7 +33,7 @@ class Fold(Reducer):
 
     at_once = GROUPS_AT_ONCE
 
-    def __init__(self, path: Path, plan: Plan, make_sums: Callable[[], CorpusSums]):
+    def __init__(self, path: Path, plan: Plan, make_sums: "Callable[[], CorpusSums]"):
         self._sums = make_sums()
         self._saved = -1
         self._early: dict[str, Any] = {}
@@ -105,3 +110,11 @@ class Fold(Reducer):
         self._sums.load(arrays, noted, done, checkpoint)
         self._done = {task.key for task in self.plan.tasks[:done]}
         self._saved = done
+
+
+def folded_so_far(folder: Path) -> dict[str, Any]:
+    """`Fold.progress` from its working state, while no run goes on."""
+    plan = read_json(folder / "plan.json", tasks=int, documents=int) or {"tasks": 0, "documents": 0}
+    nothing_done = {**dict.fromkeys(PROGRESS_KEYS, 0), "units": plan["tasks"], "documents": plan["documents"]}
+    current: dict[str, Any] = read_json(folder / "current.json", **dict.fromkeys(PROGRESS_KEYS, int)) or nothing_done
+    return current

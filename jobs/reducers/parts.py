@@ -19,7 +19,7 @@ from neurotally.jobs.engines.engine import Outcome
 from neurotally.jobs.reducers.reducer import Plan, Reducer
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.whole_files import whole_file
+from neurotally.profiler.whole_files import read_json, whole_file
 
 _RESTARTS = "_restarts"
 """Beside a part's own arrays."""
@@ -118,6 +118,12 @@ class Parts(Reducer):
         }  # fmt: skip
         store.write_arrays(finished, arrays, attributes, self._schema)
         return attributes
+
+
+def kept_so_far(folder: Path) -> dict[str, Any]:
+    """`Parts.progress` from its working state, while no run goes on."""
+    plan = read_json(folder / "plan.json", tasks=int) or {"tasks": 0}
+    return {"done": False, "tasks": plan["tasks"], "tasks_done": len(list(folder.glob("[!.]*.npz")))}
 
 
 def _is_whole(file: Path) -> bool:
