@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from neurotally.jobs.corpora import ListedCorpus, list_corpus
 from neurotally.jobs.engines.engine import Engine, MakeRunner
 from neurotally.jobs.engines.in_process import InProcessEngine
@@ -91,7 +93,7 @@ def run_pass(
         corpora = [] if texts is None else _list(texts, setup)
         known = known_facts(setup.store, setup.model)
 
-        def prepare(facts: ModelFacts) -> Pass:
+        def plan_pass(facts: ModelFacts) -> Pass:
             """Make the store, or check that it is one of this model, and plan the pass."""
             report.warnings = open_store(setup.store, facts, None if config is None else config(facts))
             for warning in report.warnings:
@@ -101,23 +103,23 @@ def run_pass(
             return make_pass(facts, corpora)
 
         if known is not None:
-            made = prepare(known)
-            if not _todo(setup.store, made):
+            planned = plan_pass(known)
+            if not _todo(setup.store, planned):
                 return report
         model = setup.model
         if model.random_init is not None:
             model = untrained_model(model, store.work_folder(setup.store))
         if plan_memory is not None:
             there = store.committed_corpora(setup.store) if store.is_begun(setup.store) else []
-            plan_memory(sum(listed.name not in there for listed in corpora))
+            plan_memory(sum(corpus.name not in there for corpus in corpora))
         engine = _make_engine(setup, model, session_file)
         try:
             setup.progress.note(f"loading {setup.model.spec} …")
             facts = _named(setup.model, engine.start())
             if facts != known:
-                made = prepare(facts)
-            if todo := _todo(setup.store, made):
-                engine.configure(made.make_runner)
+                planned = plan_pass(facts)
+            if todo := _todo(setup.store, planned):
+                engine.configure(planned.make_runner)
                 report.workers = engine.num_workers
                 reducers = [plan.reducer(setup.store, plan) for plan in todo]
                 Loop(
@@ -184,21 +186,19 @@ def _named(model: ModelConfig, facts: ModelFacts) -> ModelFacts:
     return replace(facts, id=name, random_init=model.random_init)
 
 
-def _todo(path: Path, made: Pass) -> list[Plan]:
+def _todo(path: Path, planned: Pass) -> list[Plan]:
     """The plans whose groups aren't committed yet; InputError where one is committed that is another."""
     committed = store.committed_groups(path)
-    for plan in made.plans:
+    for plan in planned.plans:
         if plan.group in committed:
             attributes = store.group_attributes(path, plan.group)
             refuse_other(path, plan, attributes.get("identity", attributes))
-    return [plan for plan in made.plans if plan.group not in committed]
+    return [plan for plan in planned.plans if plan.group not in committed]
 
 
 def num_workers(setup: Setup) -> int:
     """So many as are asked for, else one per GPU here, or per group of them that holds the model, else one."""
     if setup.workers is None and setup.address is None and setup.model.device != "cpu":
-        import torch
-
         return max(1, torch.cuda.device_count() // setup.model.devices)
     return setup.workers or 1
 
