@@ -43,7 +43,7 @@ MaxFiles = Annotated[
 ]
 DocumentTokens = Annotated[int | None, Option("Keep the first N tokens of each document.", "N", min=1)]
 Triggers = Annotated[
-    int, Option("Keep the K places where a neuron's coefficient is largest, one a document.", "K", min=0, max=1024)
+    int, Option("Keep the K places where a neuron's coefficient is largest, one per document.", "K", min=0, max=1024)
 ]
 Groups = Annotated[int, Option("Groups of units; every count is kept by group.", "G", min=1, max=65535)]
 FirstIds = Annotated[
@@ -197,10 +197,10 @@ def mask(
 ) -> Result:  # fmt: skip
     """What switching off named sets of neurons costs: loss, perplexity and top-1 accuracy on held-out files in DIR.
 
-    With --regex apart for tokens in each concept's matches, the rest of their lines, other tokens of the same files,
-    and files without it. Beside as many random neurons of the same layers, and random ones of which as many are above
-    LAPE's threshold. Files whose triggers chose the neurons are refused, or left out with --leave-out-used. The same
-    command goes on where it stopped.
+    With --regex separately for tokens in each concept's matches, the rest of their lines, other tokens of the same
+    files, and files without it. Each set is compared with as many random neurons of the same layers, and with random
+    ones of which as many are above LAPE's threshold. Files whose triggers chose the neurons are refused, or left out
+    with --leave-out-used. The same command goes on where it stopped.
 
     Example:
       neurotally mask llama/ llama.store --neurons concepts.json --regex concepts.toml --corpora heldout/
@@ -242,9 +242,9 @@ def ablate(
 ) -> Result:  # fmt: skip
     """What switching off each corpus's neurons (LAPE) costs every corpus, on held-out files in DIR.
 
-    Beside as many random neurons of the same layers, and as many random ones above LAPE's threshold: a corpus's
-    neurons matter where they cost its text more than both do. Documents of the store are left out of DIR, and counted.
-    The same command goes on where it stopped.
+    Each corpus's neurons are compared with as many random ones of the same layers, and with as many random ones above
+    LAPE's threshold: they matter where they cost its text more than both do. Documents of the store are left out of
+    DIR, and counted. The same command goes on where it stopped.
 
     Example:
       neurotally ablate codellama/CodeLlama-7b-hf llama.store --corpora heldout/ --figure ablation.png
@@ -274,8 +274,8 @@ def embed(
     model: str | None, store: Path | str, *,
     parallel: Annotated[
         Path | str | ParallelTexts,
-        Option("A folder a language with a file an id, or NAME.txt or NAME.jsonl a language; a .zip of these; or a "
-               "FILE.jsonl with a field a language.", "DIR"),
+        Option("A folder per language with a file per id, or NAME.txt or NAME.jsonl per language; a .zip of these; or "
+               "a FILE.jsonl with a field per language.", "DIR"),
     ],
     limit: FirstIds = None,
     common: Annotated[bool, Option("Leave out ids that some language lacks; else they are an error.")] = False,
@@ -328,7 +328,7 @@ def lens(
         Path | str | Mapping[str, Sequence[str]] | None,
         Option("A .json file for each language: name, keywords, builtins.", "DIR"),
     ] = None,
-    english: Annotated[Path | str | Sequence[str] | None, Option("English words, one a line.", "FILE")] = None,
+    english: Annotated[Path | str | Sequence[str] | None, Option("English words, one per line.", "FILE")] = None,
     draws: Annotated[int, Option("Random sets for each set of tokens.", "N", min=2, max=1000)] = SET_DRAWS,
     seed: Annotated[int, Option("Of the random sets.", min=0, max=None)] = 0,
     paper: Annotated[bool, Option("The reference's double BOS, clean-up of spaces and last positions.")] = False,

@@ -165,7 +165,7 @@ def _tables(document: Mapping[str, Any]) -> list[Table]:
         ["layers", f"{document['layers']}, {document['hidden_size']:,} wide"],
         ["neurons", f"{document['neurons']:,}"],
         ["attention", document["attention"]],
-        ["tokens a row", f"{document['row_tokens']:,}" + (f", at most {limit:,}" if limit < 2**31 - 1 else "")],
+        ["tokens per row", f"{document['row_tokens']:,}" + (f", at most {limit:,}" if limit < 2**31 - 1 else "")],
         ["weights", f"{weights['number']:,}: {as_size(weights['bytes'])} in {weights['dtype']}"],
         ["checkpoint", _checkpoint(weights)],
         ["store of a corpus", f"{as_size(document['store_bytes_per_corpus'])} before compression, with --groups "

@@ -112,7 +112,7 @@ def _read_texts(folder: Path) -> dict[str, list[str]]:
         texts[language.name] = [file.read_bytes().decode() for file in files]
     texts = {language: documents for language, documents in texts.items() if any(documents)}
     if not texts:
-        raise InputError(f"{folder}: expected one subfolder of text files a language, found none")
+        raise InputError(f"{folder}: expected one subfolder of text files per language, found none")
     return texts
 
 

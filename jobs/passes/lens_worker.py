@@ -23,7 +23,7 @@ STATUS = ("counted", "longer than the context", "no target token")
 DRAWS_OF_SNIPPETS, DRAWS_OF_POSITIONS = "_draws_of_snippets", "_draws_of_positions"
 """float64 [L, S, D] in a task's part: each draw's mass, summed over the means of snippets, and over positions."""
 VOCABULARY = "_vocabulary"
-"""int64 [1] in a task's part: logits a position."""
+"""int64 [1] in a task's part: logits per position."""
 GOLD_MEANS = ("gold_probability", "gold_rank", "gold_top", "gold_probability_top", "gold_rank_top")
 SET_MEANS = ("mass", "mass_top", "rank_top", "hit")
 
