@@ -39,7 +39,7 @@ STUDIES: Mapping[str, Study] = {
     "losses": Study("masking.losses_study", "What `ablate` and `mask` found: the price of neurons"),
     "embed": Study("layers.embed_study", "Embed a parallel corpus at every layer", in_report=False, has_command=False),
     "mexa": Study("layers.mexa_study", "Which languages are aligned (MEXA)"),
-    "lens": Study("layers.lens_study", "What each layer would say next", has_command=False),
+    "lens": Study("layers.lens_study", "What each layer would predict next", has_command=False),
     "agreement": Study("layers.agreement", "When the next token is decided", has_command=False),
     "triggers": Study("keys.triggers", "The places that trigger a key", in_report=False),
     "patterns": Study("keys.patterns_study", "What keys' triggers have in common, by layer", in_report=False),

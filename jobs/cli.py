@@ -35,12 +35,12 @@ def cli() -> None:
     """
 
 
-@cli.command(short_help="The whole way once, on this machine's own code")
+@cli.command(short_help="Everything end to end, on this machine's own code")
 @click.argument("folder", type=PATH, metavar="[DIR]", default="neurotally-demo")
 @click.option("--workers", type=COUNT, default=2, show_default=True, help="Ray actors that profile.")
 @JSON_FLAG
 def demo(folder: Path, workers: int, as_json: bool) -> None:
-    """The whole way once, on this machine's own source code, in some minutes. DIR: neurotally-demo.
+    """Everything end to end, on this machine's own source code, in some minutes. DIR: neurotally-demo.
 
     Gathers a corpus, trains a small model on it, profiles its neurons, finds each language's neurons, switches
     them off and draws what that costs.
@@ -169,7 +169,7 @@ def _main(arguments: list[str]) -> int:
 
 
 def _fail_job(error: Exception) -> int:
-    from neurotally.jobs.engines import JobError
+    from neurotally.jobs.engines.engine import JobError
 
     if isinstance(error, JobError):
         return _fail(str(error), 1)

@@ -4,7 +4,6 @@ What needs PyTorch is imported when one of them is called.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from re import Pattern
 from typing import Annotated, Any, Literal
@@ -47,7 +46,9 @@ Triggers = Annotated[
     int, Option("Keep the K places where a neuron's coefficient is largest, one per document.", "K", min=0, max=1024)
 ]
 Groups = Annotated[int, Option("Groups of units; every count is kept by group.", "G", min=1, max=65535)]
-FIRST_IDS = Option("The first N ids, in sorted order.", "N", min=1, names=("--limit", "--max-ids"))
+FirstIds = Annotated[
+    int | None, Option("The first N ids, in sorted order.", "N", min=1, names=("--limit", "--max-ids"))
+]
 HeldOut = Annotated[Path | str, Option("Held-out files: one subfolder per corpus.", "DIR")]
 How = Annotated[
     Literal["activation", "coefficient", "weights", "weights-no-bias", "mean"],
@@ -134,21 +135,20 @@ def profile(
     Returns what was done: `corpora` (attributes of those added by this run), `tokens`, seconds, `warnings`. Raises
     InputError (nothing lost), JobError, or Interrupted.
     """
-    from neurotally.jobs.devices import on_devices
+    from neurotally.jobs.corpora import find_corpora
+    from neurotally.jobs.engines.devices import on_devices
     from neurotally.jobs.passes.neurons import profile_neurons
-    from neurotally.jobs.plan import find_corpora
-    from neurotally.jobs.run import Texts, make_where
+    from neurotally.jobs.run import Texts, make_setup
 
     if window_lines is not None and layout != "documents":
         raise InputError("--window-lines needs --layout documents: each window is a row of its own")
-    where = make_where(model, store, workers, device, dtype, address, trust_remote_code, progress, random_init)
-    where = on_devices(where, devices_per_worker)
-    if fused and where.model.devices > 1:
+    setup = make_setup(model, store, workers, device, dtype, address, trust_remote_code, progress, random_init, fused)
+    setup = on_devices(setup, devices_per_worker)
+    if fused and setup.model.devices > 1:
         raise InputError("--fused: expected a model that one device holds; norms of several devices stay as they are")
-    where = replace(where, model=replace(where.model, fused=fused))
     texts = Texts(find_corpora(corpora, corpus), max_files, window_lines)
     return profile_neurons(
-        where, texts, row_tokens, token_budget, checkpoint_every_s, decoder_reads,
+        setup, texts, row_tokens, token_budget, checkpoint_every_s, decoder_reads,
         document_tokens=document_tokens, layout=layout, triggers=triggers, groups=groups, keep_texts=keep_texts,
         window_lines=window_lines, max_unit_bytes=max_unit_bytes,
     )  # fmt: skip
@@ -172,8 +172,8 @@ def inspect(
     >>> inspect("model/").document["neurons"]
     96
     """
-    from neurotally.jobs.engines import ModelConfig
     from neurotally.jobs.inspection import inspect_model
+    from neurotally.jobs.model_config import ModelConfig
 
     return inspect_model(ModelConfig(model, device, dtype, trust_remote_code), groups, triggers, probe)
 
@@ -198,9 +198,9 @@ def mask(
     """What switching off named sets of neurons costs: loss, perplexity and top-1 accuracy on held-out files in DIR.
 
     With --regex, measured separately for tokens in each concept's matches, the rest of their lines, other tokens of
-    the same files, and files without it. Each set stands beside as many random neurons of the same layers, and random
-    ones of which as many are above LAPE's threshold. Files whose triggers chose the neurons are refused, or left out
-    with --leave-out-used. The same command resumes where it stopped.
+    the same files, and files without it. Each set is compared with as many random neurons of the same layers, and with
+    random ones of which as many are above LAPE's threshold. Files whose triggers chose the neurons are refused, or
+    left out with --leave-out-used. The same command resumes where it stopped.
 
     Example:
       neurotally mask llama/ llama.store --neurons concepts.json --regex concepts.toml --corpora heldout/
@@ -214,12 +214,12 @@ def mask(
     """
     from neurotally.jobs.passes.ablation import mask_sets_of_file
     from neurotally.jobs.passes.loss import Evaluation
-    from neurotally.jobs.run import make_group, make_where
+    from neurotally.jobs.run import make_group, make_setup
 
-    where = make_where(model, store, workers, device, dtype, address, trust_remote_code, progress)
+    setup = make_setup(model, store, workers, device, dtype, address, trust_remote_code, progress)
     evaluation = Evaluation(how, draws, max_files, document_tokens, leave_out_used, force, max_unit_bytes)
-    mask_sets_of_file(where, make_group("loss", name), on_disk(neurons), regex, corpora, evaluation)
-    return studies.run("losses", where.store, name=name, form="mask")
+    mask_sets_of_file(setup, make_group("loss", name), on_disk(neurons), regex, corpora, evaluation)
+    return studies.run("losses", setup.store, name=name, form="mask")
 
 
 def ablate(
@@ -242,9 +242,9 @@ def ablate(
 ) -> Result:  # fmt: skip
     """What switching off each corpus's neurons (LAPE) costs every corpus, on held-out files in DIR.
 
-    Each set stands beside as many random neurons of the same layers, and as many random ones above LAPE's threshold: a
-    corpus's neurons matter where they cost its text more than both do. Documents of the store are left out of DIR, and
-    counted. The same command resumes where it stopped.
+    Each corpus's neurons are compared with as many random ones of the same layers, and with as many random ones above
+    LAPE's threshold: they matter where they cost its text more than both do. Documents of the store are left out of
+    DIR, and counted. The same command resumes where it stopped.
 
     Example:
       neurotally ablate codellama/CodeLlama-7b-hf llama.store --corpora heldout/ --figure ablation.png
@@ -255,19 +255,19 @@ def ablate(
     [2, 2]
 
     LAPE's choice is made from the store's counts, of `corpus` alone if given. Only names that both the choice and the
-    folder `corpora` have are taken; the others are named. Returns the `Result` of `ablate`.
+    folder `corpora` have are taken; the others are named on stderr. Returns the `Result` of `ablate`.
     """
     from neurotally.jobs.passes.ablation import ablate_corpora
     from neurotally.jobs.passes.loss import Evaluation
-    from neurotally.jobs.run import make_group, make_where
+    from neurotally.jobs.run import make_group, make_setup
 
-    where = make_where(model, store, workers, device, dtype, address, trust_remote_code, progress)
+    setup = make_setup(model, store, workers, device, dtype, address, trust_remote_code, progress)
     group = make_group("loss", name)
     if corpus and neurons is not None:
         raise InputError("--corpus says which of the store's corpora LAPE compares; with --neurons the file says it")
     evaluation = Evaluation(how, draws, max_files, document_tokens, leave_out_used, force, max_unit_bytes)
-    ablate_corpora(where, group, neurons, corpus, Rule(quantile, "balanced", per_corpus), corpora, evaluation)
-    return studies.run("losses", where.store, name=name, form="ablate")
+    ablate_corpora(setup, group, neurons, corpus, Rule(quantile, "balanced", per_corpus), corpora, evaluation)
+    return studies.run("losses", setup.store, name=name, form="ablate")
 
 
 def embed(
@@ -277,7 +277,7 @@ def embed(
         Option("A folder per language with a file per id, or NAME.txt or NAME.jsonl per language; a .zip of these; "
                "or a FILE.jsonl with a field per language.", "DIR"),
     ],
-    limit: Annotated[int | None, FIRST_IDS] = None,
+    limit: FirstIds = None,
     common: Annotated[bool, Option("Leave out ids that some language lacks; else they are an error.")] = False,
     field: Annotated[
         Sequence[str],
@@ -309,13 +309,13 @@ def embed(
     `Result` of `embed`. Raises InputError (also where no id is left), JobError, or Interrupted.
     """
     from neurotally.jobs.passes.embed import embed_parallel
-    from neurotally.jobs.run import make_group, make_where
+    from neurotally.jobs.run import make_group, make_setup
 
-    where = make_where(model, store, workers, device, dtype, address, trust_remote_code, progress)
+    setup = make_setup(model, store, workers, device, dtype, address, trust_remote_code, progress)
     group = make_group("embeddings", name)
     texts = parallel if isinstance(parallel, ParallelTexts) else read_parallel(on_disk(parallel), limit, common, field)
-    embed_parallel(where, group, texts, bos, task_texts)
-    return studies.run("embed", where.store, name=name)
+    embed_parallel(setup, group, texts, bos, task_texts)
+    return studies.run("embed", setup.store, name=name)
 
 
 def lens(
@@ -323,7 +323,7 @@ def lens(
     parallel: Annotated[Path | str | ParallelTexts, Option("A parallel corpus, as `embed` reads it.", "DIR")],
     few_shot: Annotated[Path | str, Option("LANGUAGE_fewshot.txt files, lower case.", "DIR")],
     pairs: Annotated[str, Option("Directed: source-target.", "all|A-B,...")] = "all",
-    limit: Annotated[int | None, FIRST_IDS] = 100,
+    limit: FirstIds = 100,
     keywords: Annotated[
         Path | str | Mapping[str, Sequence[str]] | None,
         Option("A .json file for each language: name, keywords, builtins.", "DIR"),
@@ -344,7 +344,7 @@ def lens(
 ) -> Result:  # fmt: skip
     """What each layer would predict next: the logit lens over few-shot translation (arXiv 2506.01074).
 
-    For every layer and position: the top tokens, the gold token, and how probable keywords and English words are.
+    For every layer and position the top-10 tokens, the gold token, and how probable keywords and English words are.
     The same command resumes where it stopped.
 
     Example:
@@ -360,15 +360,15 @@ def lens(
     anything is run where there will be no such prompt. Returns the `Result` of `lens`.
     """
     from neurotally.jobs.passes.lens import read_translation
-    from neurotally.jobs.run import make_group, make_where
+    from neurotally.jobs.run import make_group, make_setup
 
-    where = make_where(model, store, workers, device, dtype, address, trust_remote_code, progress)
+    setup = make_setup(model, store, workers, device, dtype, address, trust_remote_code, progress)
     group = make_group("lens", name)
     of = parallel if isinstance(parallel, ParallelTexts) else read_parallel(on_disk(parallel), limit)
     words = read_keywords(on_disk(keywords)) if isinstance(keywords, Path | str) else keywords or {}
     plain = read_words(on_disk(english)) if isinstance(english, Path | str) else english
-    read_translation(where, group, of, on_disk(few_shot), pairs, words, plain, draws, seed, paper, prompt, task_prompts)
-    return studies.run("lens", where.store, name=name, sets=sets, prompt=prompt)
+    read_translation(setup, group, of, on_disk(few_shot), pairs, words, plain, draws, seed, paper, prompt, task_prompts)
+    return studies.run("lens", setup.store, name=name, sets=sets, prompt=prompt)
 
 
 def agreement(
@@ -409,20 +409,20 @@ def agreement(
     """
     sizes, numbers = _sizes("--context-sizes", context_sizes), _sizes("--lines", lines)
 
+    from neurotally.jobs.corpora import find_corpora
     from neurotally.jobs.passes.agreement import count_agreement
-    from neurotally.jobs.plan import find_corpora
-    from neurotally.jobs.run import Texts, make_group, make_where
+    from neurotally.jobs.run import Texts, make_group, make_setup
     from neurotally.profiler.passes.agreement import parse_variants
 
-    where = make_where(model, store, workers, device, dtype, address, trust_remote_code, progress)
+    setup = make_setup(model, store, workers, device, dtype, address, trust_remote_code, progress)
     group = make_group("lens", name)
     chosen = parse_variants(variants) if isinstance(variants, str) else variants
     texts = Texts(find_corpora(corpora, corpus), max_files)
     count_agreement(
-        where, group, texts, chosen, sizes, numbers, max_unit_bytes, head_bias=head_bias, positions=positions,
+        setup, group, texts, chosen, sizes, numbers, max_unit_bytes, head_bias=head_bias, positions=positions,
         seed=seed, document_tokens=document_tokens,
     )  # fmt: skip
-    return studies.run("agreement", where.store, name=name)
+    return studies.run("agreement", setup.store, name=name)
 
 
 def _sizes(option: str, given: str | Sequence[int]) -> Sequence[int]:

@@ -1,7 +1,6 @@
 """`neurotally inspect`: what one asks of a model before starting a run, told from its config alone."""
 
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -12,24 +11,24 @@ import torch
 
 from neurotally.analysis.parts import Cell, Column, Table
 from neurotally.analysis.result import Result
-from neurotally.jobs.engines import ModelConfig
+from neurotally.jobs.bench.clock import host_seconds
+from neurotally.jobs.free_memory import free_gpu_bytes, free_host_bytes
 from neurotally.jobs.memory_plan import (
-    Part,
+    MemoryPart,
     Run,
     as_size,
     device_parts,
-    free_gpu_bytes,
-    free_host_bytes,
     host_parts,
     refuse_too_large,
     store_bytes,
     total,
 )
+from neurotally.jobs.model_config import ModelConfig
 from neurotally.profiler.corpus.batches import lay_out
 from neurotally.profiler.model.capture import NeuronReader
-from neurotally.profiler.model.load import LoadedModel, device_name, load_model
+from neurotally.profiler.model.load import LoadedModel, device_name
 from neurotally.profiler.model.neurons import NeuronRecorder
-from neurotally.profiler.model.outline import Outline, outline_model
+from neurotally.profiler.model.outline import Outline
 from neurotally.profiler.networks import ENCODER, Network
 from neurotally.profiler.passes.worker import TOKEN_BUDGET
 
@@ -40,15 +39,13 @@ _BILLION = 1e9
 
 def inspect_model(model: ModelConfig, groups: int, triggers: int, probe: bool) -> Result:
     """What is told of a model and of a run that keeps so many groups and triggers; see `neurotally.jobs.inspect`."""
-    outline = outline_model(model.spec, model.device, model.dtype, model.trust_remote_code)
+    outline = model.outline()
     budget = max(TOKEN_BUDGET[outline.device_type], outline.row_tokens)
     run = Run(outline, groups, triggers, outline.row_tokens, budget)
     speed = None
     if probe:
         refuse_too_large(run, free_host_bytes(), free_gpu_bytes())
-        speed = tokens_per_s(
-            load_model(model.spec, model.device, model.dtype, model.trust_remote_code), triggers, budget
-        )
+        speed = tokens_per_s(model.load_here(), triggers, budget)
     document = _document(run, speed)
     return Result("inspect", document, _lead(outline), _tables(document), notes=_notes(outline), model=outline.id)
 
@@ -64,13 +61,11 @@ def tokens_per_s(model: LoadedModel, triggers: int, token_budget: int) -> float:
     def tally() -> None:
         forcing = model.facts.teacher_forcing(None)
         reader.tally(model.batches(rows, token_budget, forcing))
-        if model.input_device.type == "cuda":
-            torch.cuda.synchronize()
 
     tally()  # kernels are made in the first batch
-    tokens, start = 0, time.perf_counter()
-    while (took_s := time.perf_counter() - start) < _PROBE_S:
-        tally()
+    tokens, took_s = 0, 0.0
+    while took_s < _PROBE_S:
+        took_s += host_seconds(tally, model.facts.device_type)
         tokens += len(rows.ids_N)
     return tokens / took_s
 
@@ -80,7 +75,7 @@ def _document(run: Run, speed: float | None) -> dict[str, Any]:
     is_gpu = outline.device_type == "cuda"
     host, device = _needs(host_parts(run)), _needs(device_parts(run)) if is_gpu else None
     devices = _devices(outline.device_type)
-    needed = math.ceil(device["total"] / min(one["free_bytes"] for one in devices)) if device else 1
+    needed = math.ceil(device["total"] / min(device["free_bytes"] for device in devices)) if device else 1
     fits_host = host["total"] <= free_host_bytes()
     return {
         "model": {"id": outline.id, "revision": outline.revision, "family": outline.family,
@@ -109,7 +104,7 @@ def _document(run: Run, speed: float | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _needs(parts: Sequence[Part]) -> dict[str, int]:
+def _needs(parts: Sequence[MemoryPart]) -> dict[str, int]:
     return {part.name: part.bytes for part in parts} | {"total": total(parts).bytes}
 
 
@@ -138,8 +133,10 @@ def _in_words(networks: Sequence[Network]) -> str:
     has_experts = any(network.experts is not None for network in networks)
     alone = "a shared one" if has_experts else "one network"
     parts = [
-        f"{alone} of {one.neurons:,}" if one.experts is None else f"{one.experts:,} experts of {one.neurons:,}"
-        for one in sorted(networks, key=lambda network: network.experts is None)
+        f"{alone} of {network.neurons:,}"
+        if network.experts is None
+        else f"{network.experts:,} experts of {network.neurons:,}"
+        for network in sorted(networks, key=lambda network: network.experts is None)
     ]
     return " + ".join(parts) + " (encoder)" * (networks[0].stack == ENCODER)
 
@@ -163,16 +160,17 @@ def _lead(outline: Outline) -> str:
 def _tables(document: Mapping[str, Any]) -> list[Table]:
     weights, settings, speed = (document[part] for part in ("weights", "settings", "speed"))
     limit = document["max_row_tokens"]
+    free = [f"{device['name']}: {as_size(device['free_bytes'])} free" for device in document["devices"]]
     rows: list[list[Cell]] = [
         ["layers", f"{document['layers']}, {document['hidden_size']:,} wide"],
         ["neurons", f"{document['neurons']:,}"],
         ["attention", document["attention"]],
-        ["tokens a row", f"{document['row_tokens']:,}" + (f", at most {limit:,}" if limit < 2**31 - 1 else "")],
+        ["tokens per row", f"{document['row_tokens']:,}" + (f", at most {limit:,}" if limit < 2**31 - 1 else "")],
         ["weights", f"{weights['number']:,}: {as_size(weights['bytes'])} in {weights['dtype']}"],
         ["checkpoint", _checkpoint(weights)],
         ["store of a corpus", f"{as_size(document['store_bytes_per_corpus'])} before compression, with --groups "
                               f"{settings['groups']} --triggers {settings['triggers']}"],
-        ["devices", ", ".join(f"{one['name']}: {as_size(one['free_bytes'])} free" for one in document["devices"])],
+        ["devices", ", ".join(free)],
         ["fits", _fits(document)],
     ]  # fmt: skip
     if document["experts_per_token"]:

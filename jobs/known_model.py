@@ -18,7 +18,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from neurotally.jobs.engines import ModelConfig
+from neurotally.jobs.model_config import ModelConfig
 from neurotally.jobs.versions import versions
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
@@ -31,40 +31,41 @@ _SAMPLES, _SAMPLE_BYTES = 256, 4096
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 
-def known_facts(path: Path, model: ModelConfig, random_init: int | None = None) -> ModelFacts | None:
+def known_facts(path: Path, model: ModelConfig) -> ModelFacts | None:
     """The facts of a model asked for in this way, if they were remembered in the store; None: it must be loaded."""
     if not store.is_begun(path):
         return None
     attributes = store.store_attributes(path)
     try:
         key, facts = attributes["verified"]["key"], attributes["verified"]["facts"]
-        if key != _key(model, random_init, attributes, facts):
+        if key != _key(model, attributes, facts):
             return None
         found = ModelFacts(**{**attributes["model"], **facts})
     except (KeyError, TypeError, AttributeError):  # what is wrong with the root is said where it is read
         return None
     name, revision = split_revision(model.spec)
     found = replace(found, warnings=tuple(found.warnings))
-    return found if random_init is not None else replace(found, id=name, revision=revision)
+    return found if model.random_init is not None else replace(found, id=name, revision=revision)
 
 
-def remember_facts(path: Path, facts: ModelFacts, model: ModelConfig, random_init: int | None = None) -> None:
+def remember_facts(path: Path, facts: ModelFacts, model: ModelConfig) -> None:
     """Note in the store's root what was loaded and verified."""
     attributes = store.store_attributes(path)
     ours = json.loads(json.dumps(facts.to_json()))
     further = {name: value for name, value in ours.items() if attributes["model"].get(name) != value}
-    verified = {"facts": further, "key": _key(model, random_init, attributes, further)}
+    verified = {"facts": further, "key": _key(model, attributes, further)}
     if verified["key"] is not None and attributes.get("verified") != verified:
         store.replace_attributes(path, {**attributes, "verified": verified})
 
 
-def _key(model: ModelConfig, random_init: int | None, attributes: dict[str, Any], facts: dict[str, Any]) -> str | None:
+def _key(model: ModelConfig, attributes: dict[str, Any], facts: dict[str, Any]) -> str | None:
     """What tells a model, asked for in this way, from any other; None where that can't be said without loading it."""
     name, revision = split_revision(model.spec)
     checkpoint = _folder(Path(name)) if os.path.isdir(name) else _hub_commit(name, revision)
     if checkpoint is None:
         return None
-    asked = [resolve_device(model.device), model.dtype, model.trust_remote_code, random_init, versions(), model.fused]
+    settings = [model.dtype, model.trust_remote_code, model.random_init, versions(), model.fused]
+    asked = [resolve_device(model.device), *settings]
     known = {field.name: attributes["model"].get(field.name) for field in fields(ModelFacts)}
     document = [checkpoint, asked, known, attributes.get("tokenizer"), facts]
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

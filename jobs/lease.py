@@ -26,7 +26,7 @@ RENEW_S = 60.0
 EXPIRE_S = 600.0
 
 
-def holder(path: Path, now: Callable[[], float] = time.time) -> str | None:
+def holder(path: Path) -> str | None:
     """Who else writes the store in a bucket, so far as is known."""
     file = _file(path)
     try:
@@ -36,13 +36,13 @@ def holder(path: Path, now: Callable[[], float] = time.time) -> str | None:
     except InputError as error:
         raise InputError(f"{error}; if no run writes the store, remove it") from error
     ours = (read_json(store.work_folder(path) / "writer.json") or {}).get("name")
-    if found is None or found["writer"] == ours or now() - found["said"] > EXPIRE_S:
+    if found is None or found["writer"] == ours or time.time() - found["said"] > EXPIRE_S:
         return None
     return f"process {found['pid']} on {found['host']}"
 
 
 @contextlib.contextmanager
-def leased(path: Path, renew_s: float = RENEW_S) -> Iterator[Callable[[], None]]:
+def leased(path: Path) -> Iterator[Callable[[], None]]:
     """Be the writer of a store in a bucket. Call what this gives before each commit: it raises where another one is.
 
     Who enters holds the lock on the store's working state, so that an earlier writer of the same is no more.
@@ -51,7 +51,7 @@ def leased(path: Path, renew_s: float = RENEW_S) -> Iterator[Callable[[], None]]
     ended = threading.Event()
 
     def keep() -> None:
-        while not ended.wait(renew_s):
+        while not ended.wait(RENEW_S):
             try:
                 lease.renew()
             except InputError:  # lost, or the network is down: said when it matters
@@ -84,7 +84,7 @@ class _Lease:
         with contextlib.suppress(FileNotFoundError):
             self._version = buckets.read_version(_file(path))[1]
         self.renew()
-        self._refuse_careless_server()
+        self._refuse_unconditional_writes()
 
     def renew(self) -> None:
         """Say that this process writes; InputError where another has said so."""
@@ -116,7 +116,7 @@ class _Lease:
             "the same command goes on when that has ended"
         )
 
-    def _refuse_careless_server(self) -> None:
+    def _refuse_unconditional_writes(self) -> None:
         """InputError where a server takes a new object in place of one that is there: two writers could both win."""
         try:
             buckets.write_version(_file(self._path), b"{}", None)

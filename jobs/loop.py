@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from neurotally.jobs.engines import Engine, Outcome, Task
+from neurotally.jobs.engines.engine import Engine, Outcome, Task
 from neurotally.jobs.interrupts import Interrupted, StopRequest
 from neurotally.jobs.progress import Progress, Took
-from neurotally.jobs.reducers import Reducer
+from neurotally.jobs.reducers.reducer import Reducer
 from neurotally.jobs.versions import versions
 
 _CHECKPOINT_SHARE = 0.05

@@ -20,14 +20,11 @@ their file where it lies, may cost nothing. A run is refused only where that exc
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import psutil
-import torch
 
-from neurotally.jobs.reducers import Fold
+from neurotally.jobs.engines.engine import GROUPS_AT_ONCE
 from neurotally.kernels.statistics import statistics_of
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.outline import Outline
@@ -44,7 +41,7 @@ _SCORE_BYTES = 2 * 2**30
 """Attention scores before and after the softmax, one layer at a time: see `ModelFacts.attention_budget`."""
 
 
-class Part(NamedTuple):
+class MemoryPart(NamedTuple):
     """Memory for one purpose."""
 
     name: str
@@ -88,7 +85,7 @@ def store_bytes(outline: Outline, groups: int, triggers: int) -> int:
     return of_neurons + 16 * groups + sites * by_site
 
 
-def host_parts(run: Run) -> list[Part]:
+def host_parts(run: Run) -> list[MemoryPart]:
     """What a run needs of this machine's memory."""
     outline, cells, sums = run.outline, _cells(run.outline), _sum_bytes(run.outline, run.groups)
     is_cpu = outline.device_type == "cpu"
@@ -97,29 +94,28 @@ def host_parts(run: Run) -> list[Part]:
     copies = (min(1, run.workers_here) if is_mapped else run.workers_here) if is_cpu else 0
     weights = copies * outline.weight_bytes
     processes = 1 + (run.workers_here if run.has_processes else 0)
-    alive = min(run.corpora, Fold.at_once) if run.has_processes else 1
+    alive = min(run.corpora, GROUPS_AT_ONCE) if run.has_processes else 1
     saving = cells * (5 * run.triggers + (sums if outline.has_experts or _is_ragged(outline) else 0))
-    unit = [_unit(run), *(device_parts(run)[1:] if is_cpu else ())]
-    computing = Part("", sum(part.bytes for part in unit), sum(part.least for part in unit))
+    computing = total([_unit(run), *(device_parts(run)[1:] if is_cpu else ())])
     parts = [
-        Part("programs", processes * _PROCESS_BYTES, 0),
-        Part("weights", weights, weights if outline.quantization is None and not is_mapped else 0),
-        Part("sums of a corpus", alive * cells * sums, cells * sums),
-        Part("triggers of a corpus", alive * cells * run.triggers * _TRIGGER_BYTES, cells * run.triggers * 8),
+        MemoryPart("programs", processes * _PROCESS_BYTES, 0),
+        MemoryPart("weights", weights, weights if outline.quantization is None and not is_mapped else 0),
+        MemoryPart("sums of a corpus", alive * cells * sums, cells * sums),
+        MemoryPart("triggers of a corpus", alive * cells * run.triggers * _TRIGGER_BYTES, cells * run.triggers * 8),
     ]
     if run.has_processes:
         sent = (run.workers + 1) * _unit(run).bytes
         parts += [
-            Part("saving a corpus", saving, 0),  # workers may have nothing to do then
-            Part("units on their way", sent, 0),
-            Part("units in the workers", *(run.workers_here * size for size in computing[1:])),
+            MemoryPart("saving a corpus", saving, 0),  # workers may have nothing to do then
+            MemoryPart("units on their way", sent, 0),
+            MemoryPart("units in the workers", *(run.workers_here * size for size in computing[1:])),
         ]
     else:  # one after the other
-        parts.append(Part("a unit, or saving a corpus", max(computing.bytes, saving), max(computing.least, saving)))
+        parts.append(MemoryPart("a unit, or saving a corpus", *(max(size, saving) for size in computing[1:])))
     return [part for part in parts if part.bytes]
 
 
-def device_parts(run: Run) -> list[Part]:
+def device_parts(run: Run) -> list[MemoryPart]:
     """What each worker needs of its device; on a CPU that is the machine's memory."""
     outline, itemsize = run.outline, {"float32": 4}.get(run.outline.dtype, 2)
     largest = max(network.end - network.first for network in outline.networks)
@@ -129,19 +125,19 @@ def device_parts(run: Run) -> list[Part]:
     )
     states = itemsize * (_NETWORK_STATES * of_a_token + _TOKEN_STATES * outline.hidden_size)
     scores = min(_SCORE_BYTES, 4 * outline.num_heads * run.token_budget * run.row_tokens)
-    tally = sum(np.dtype(one.dtype).itemsize for one in statistics_of(outline.has_experts))
+    tally = sum(np.dtype(statistic.dtype).itemsize for statistic in statistics_of(outline.has_experts))
     lists, neurons = run.triggers * _TRIGGER_BYTES + (4 if run.triggers else 0), outline.num_neurons
     return [
-        Part("weights", outline.weight_bytes, 0),
-        Part("tallies", neurons * tally, neurons * tally),
-        Part("trigger lists", neurons * lists + 36 * run.triggers * largest, neurons * 8 * run.triggers),
-        Part("a batch's activations", run.token_budget * states + scores * (outline.attention == "eager"), 0),
+        MemoryPart("weights", outline.weight_bytes, 0),
+        MemoryPart("tallies", neurons * tally, neurons * tally),
+        MemoryPart("trigger lists", neurons * lists + 36 * run.triggers * largest, neurons * 8 * run.triggers),
+        MemoryPart("a batch's activations", run.token_budget * states + scores * (outline.attention == "eager"), 0),
     ]
 
 
-def total(parts: Sequence[Part]) -> Part:
+def total(parts: Sequence[MemoryPart]) -> MemoryPart:
     """All of them at once."""
-    return Part("total", sum(part.bytes for part in parts), sum(part.least for part in parts))
+    return MemoryPart("total", sum(part.bytes for part in parts), sum(part.least for part in parts))
 
 
 def memory_note(run: Run, free_bytes: int) -> str:
@@ -169,7 +165,7 @@ def refuse_too_large(run: Run, free_bytes: int, free_gpu_bytes: int | None = Non
             )
 
 
-def _fitting(run: Run, parts: Callable[[Run], list[Part]], free_bytes: int) -> Iterator[str]:
+def _fitting(run: Run, parts: Callable[[Run], list[MemoryPart]], free_bytes: int) -> Iterator[str]:
     """Settings with which a run would fit: each changed by itself, or all of them where none does."""
 
     def largest(name: str, base: Run) -> int | None:
@@ -190,44 +186,6 @@ def _fitting(run: Run, parts: Callable[[Run], list[Part]], free_bytes: int) -> I
         yield f"--groups 1 --workers 1 --triggers {triggers}"
 
 
-def free_host_bytes() -> int:
-    """What this process can still have of the machine's memory: free or freed when asked for, within its cgroup."""
-    on_machine: int = psutil.virtual_memory().available + psutil.swap_memory().free
-    try:
-        groups = Path("/proc/self/cgroup").read_text()
-    except OSError:
-        return on_machine
-    return min([on_machine, *_left_in_groups(groups, Path("/sys/fs/cgroup"))])
-
-
-def free_gpu_bytes() -> int | None:
-    """Of all GPUs that PyTorch sees; None where there is none."""
-    numbers = range(torch.cuda.device_count())
-    return sum(torch.cuda.mem_get_info(number)[0] for number in numbers) if numbers else None
-
-
-def _left_in_groups(groups: str, root: Path) -> Iterator[int]:
-    """What every control group above a process has left; `groups` as in /proc/self/cgroup, of versions 1 and 2."""
-    for line in groups.splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers not in ("", "memory"):
-            continue
-        top = root / controllers
-        limit, used = (
-            ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
-        )
-        inner = top / path.lstrip("/")
-        for folder in [one for one in (inner, *inner.parents) if one.is_relative_to(top)]:
-            try:
-                left = int((folder / limit).read_text()) - int((folder / used).read_text())
-                stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            except (OSError, ValueError):  # no limit, or not ours to see
-                continue
-            yield left + max(
-                sum(int(stat.get(f"{of}{kind}_file", 0)) for kind in ("inactive", "active")) for of in ("", "total_")
-            )
-
-
 def as_size(num_bytes: float) -> str:
     """1.4 GB, 30 MB."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
@@ -237,12 +195,12 @@ def as_size(num_bytes: float) -> str:
     return f"{num_bytes / 1e3:.3g} kB"
 
 
-def _unit(run: Run) -> Part:
+def _unit(run: Run) -> MemoryPart:
     """A unit's result on the host."""
     outline, cells = run.outline, _cells(run.outline)
-    shipped = sum(np.dtype(one.shipped).itemsize for one in statistics_of(outline.has_experts))
+    shipped = sum(np.dtype(statistic.shipped).itemsize for statistic in statistics_of(outline.has_experts))
     sums = cells * (shipped + 4)
-    return Part("a unit's result", sums + 2 * _TRIGGER_BYTES * run.triggers * outline.num_neurons, sums)
+    return MemoryPart("a unit's result", sums + 2 * _TRIGGER_BYTES * run.triggers * outline.num_neurons, sums)
 
 
 def _cells(outline: Outline) -> int:
@@ -253,7 +211,7 @@ def _cells(outline: Outline) -> int:
 def _sum_bytes(outline: Outline, groups: int) -> int:
     """Of a cell's sums."""
     statistics = statistics_of(outline.has_experts)
-    return sum(np.dtype(one.stored).itemsize * (groups if one.by_group else 1) for one in statistics)
+    return sum(np.dtype(statistic.stored).itemsize * (groups if statistic.by_group else 1) for statistic in statistics)
 
 
 def _is_ragged(outline: Outline) -> bool:

@@ -17,8 +17,8 @@ from neurotally.profiler.visible import visible
 from neurotally.profiler.whole_files import replace_json
 
 if TYPE_CHECKING:
-    from neurotally.jobs.engines import Task
-    from neurotally.jobs.reducers import Reducer
+    from neurotally.jobs.engines.engine import Task
+    from neurotally.jobs.reducers.reducer import Reducer
 
 _FILE_EVERY_S = 1.0
 _IN_NOTEBOOK = auto.notebook_tqdm is not auto.std_tqdm

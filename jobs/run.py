@@ -12,15 +12,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from neurotally.jobs.engines import Engine, MakeRunner, ModelConfig
-from neurotally.jobs.in_process import InProcessEngine
+import torch
+
+from neurotally.jobs.corpora import ListedCorpus, list_corpus
+from neurotally.jobs.engines.engine import Engine, MakeRunner
+from neurotally.jobs.engines.in_process import InProcessEngine
+from neurotally.jobs.engines.ray_session import end_leftovers
 from neurotally.jobs.known_model import known_facts, remember_facts
 from neurotally.jobs.loop import Loop, RunReport
-from neurotally.jobs.plan import CorpusPlan, list_corpus
+from neurotally.jobs.model_config import ModelConfig
 from neurotally.jobs.progress import Progress
-from neurotally.jobs.ray_session import end_leftovers
-from neurotally.jobs.reducers import Plan, refuse_other
-from neurotally.jobs.store_writer import open_store, writer_lock
+from neurotally.jobs.reducers.reducer import Plan, refuse_other
+from neurotally.jobs.store_identity import open_store
+from neurotally.jobs.store_writer import writer_lock
 from neurotally.jobs.untrained import untrained_model
 from neurotally.profiler import store
 from neurotally.profiler.buckets import location
@@ -30,7 +34,7 @@ from neurotally.profiler.model.load import ModelFacts
 
 
 @dataclass(frozen=True)
-class Where:
+class Setup:
     """Which model a pass runs, where, and the store that it fills."""
 
     model: ModelConfig
@@ -40,8 +44,6 @@ class Where:
     address: str | None = None
     """Of a Ray cluster."""
     progress: Progress = field(default_factory=Progress)
-    random_init: int | None = None
-    """Seed of fresh weights in place of the model's."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Pass:
     """One for each group of the store."""
 
 
-MakePass = Callable[[ModelFacts, list[CorpusPlan]], Pass]
+MakePass = Callable[[ModelFacts, list[ListedCorpus]], Pass]
 """From the model's facts and the listed corpora; may raise InputError, before or after the model is loaded."""
 Config = Callable[[ModelFacts], dict[str, Any]]
 """What decides the bits of the whole store: see `open_store`."""
@@ -72,7 +74,7 @@ class Texts:
 
 
 def run_pass(
-    where: Where,
+    setup: Setup,
     make_pass: MakePass,
     texts: Texts | None = None,
     config: Config | None = None,
@@ -84,65 +86,66 @@ def run_pass(
     `plan_memory` is called before the model is loaded, with the number of corpora that aren't there. Raises InputError
     (the user's input or disk, nothing lost), JobError, or Interrupted.
     """
-    with writer_lock(where.store) as still_writes:
-        session_file = store.work_folder(where.store) / "ray"
+    with writer_lock(setup.store) as still_writes:
+        session_file = store.work_folder(setup.store) / "ray"
         end_leftovers(session_file)  # of a run that was killed
         report = RunReport()
-        corpora = [] if texts is None else _list(texts, where)
-        known = known_facts(where.store, where.model, where.random_init)
+        corpora = [] if texts is None else _list(texts, setup)
+        known = known_facts(setup.store, setup.model)
 
-        def prepare(facts: ModelFacts) -> Pass:
+        def plan_pass(facts: ModelFacts) -> Pass:
             """Make the store, or check that it is one of this model, and plan the pass."""
-            report.warnings = open_store(where.store, facts, None if config is None else config(facts))
+            report.warnings = open_store(setup.store, facts, None if config is None else config(facts))
             for warning in report.warnings:
-                where.progress.note(f"warning: {warning}")
+                setup.progress.note(f"warning: {warning}")
             if facts is not known:
-                remember_facts(where.store, facts, where.model, where.random_init)
+                remember_facts(setup.store, facts, setup.model)
             return make_pass(facts, corpora)
 
         if known is not None:
-            made = prepare(known)
-            if not _todo(where.store, made):
+            planned = plan_pass(known)
+            if not _todo(setup.store, planned):
                 return report
-        model = where.model
-        if where.random_init is not None:
-            model = untrained_model(where.model, where.random_init, store.work_folder(where.store))
+        model = setup.model
+        if model.random_init is not None:
+            model = untrained_model(model, store.work_folder(setup.store))
         if plan_memory is not None:
-            there = store.committed_corpora(where.store) if store.is_begun(where.store) else []
-            plan_memory(sum(listed.name not in there for listed in corpora))
-        engine = _make_engine(where, model, session_file)
+            there = store.committed_corpora(setup.store) if store.is_begun(setup.store) else []
+            plan_memory(sum(corpus.name not in there for corpus in corpora))
+        engine = _make_engine(setup, model, session_file)
         try:
-            where.progress.note(f"loading {where.model.spec} …")
-            facts = _named(where, engine.start())
+            setup.progress.note(f"loading {setup.model.spec} …")
+            facts = _named(setup.model, engine.start())
             if facts != known:
-                made = prepare(facts)
-            if todo := _todo(where.store, made):
-                engine.configure(made.make_runner)
+                planned = plan_pass(facts)
+            if todo := _todo(setup.store, planned):
+                engine.configure(planned.make_runner)
                 report.workers = engine.num_workers
-                reducers = [plan.reducer(where.store, plan) for plan in todo]
+                reducers = [plan.reducer(setup.store, plan) for plan in todo]
                 Loop(
-                    where.store, engine, facts.device, reducers, report, checkpoint_every_s, where.progress,
+                    setup.store, engine, facts.device, reducers, report, checkpoint_every_s, setup.progress,
                     still_writes,
                 ).run()  # fmt: skip
         finally:
             engine.close()
-        if where.random_init is not None:
+        if setup.model.random_init is not None:
             shutil.rmtree(model.spec)
         return report
 
 
-def make_where(
+def make_setup(
     model: str | None, path: Path | str, workers: int | None, device: str, dtype: str, address: str | None,
-    trust_remote_code: bool, progress: Progress | None, random_init: int | None = None,
-) -> Where:  # fmt: skip
+    trust_remote_code: bool, progress: Progress | None, random_init: int | None = None, fused: bool = False,
+) -> Setup:  # fmt: skip
     """Where a pass runs, from its function's arguments; the model is the store's where none is named."""
     if model is None and trust_remote_code:
         raise InputError("--trust-remote-code needs MODEL: no code is run only because a store names it")
     path = location(path)
-    config = ModelConfig(_model_of(path) if model is None else model, device, dtype, trust_remote_code)
+    spec = _model_of(path) if model is None else model
+    config = ModelConfig(spec, device, dtype, trust_remote_code, fused=fused, random_init=random_init)
     cluster = address or os.environ.get("RAY_ADDRESS", "")
     is_local = cluster in ("", "local")  # in Ray's words
-    return Where(config, path, workers, None if is_local else cluster, progress or Progress(), random_init)
+    return Setup(config, path, workers, None if is_local else cluster, progress or Progress())
 
 
 def _model_of(path: Path) -> str:
@@ -162,11 +165,11 @@ def make_group(family: str, name: str) -> str:
     return f"{family}/{name}"
 
 
-def _list(texts: Texts, where: Where) -> list[CorpusPlan]:
+def _list(texts: Texts, setup: Setup) -> list[ListedCorpus]:
     number = len(texts.sources)
     return [
-        list_corpus(name, source, texts.max_files, where.store, texts.window_lines)
-        for name, source in where.progress.over(texts.sources.items(), "listing", "corpus", number)
+        list_corpus(name, source, texts.max_files, setup.store, texts.window_lines)
+        for name, source in setup.progress.over(texts.sources.items(), "listing", "corpus", number)
     ]
 
 
@@ -175,38 +178,36 @@ def model_identity(facts: ModelFacts) -> dict[str, Any]:
     return {"dtype": facts.dtype, "device_type": facts.device_type}
 
 
-def _named(where: Where, facts: ModelFacts) -> ModelFacts:
+def _named(model: ModelConfig, facts: ModelFacts) -> ModelFacts:
     """The facts under a name that says where the weights are fresh."""
-    if where.random_init is None:
+    if model.random_init is None:
         return facts
-    name = f"{where.model.spec} with random weights, seed {where.random_init}"
-    return replace(facts, id=name, random_init=where.random_init)
+    name = f"{model.spec} with random weights, seed {model.random_init}"
+    return replace(facts, id=name, random_init=model.random_init)
 
 
-def _todo(path: Path, made: Pass) -> list[Plan]:
+def _todo(path: Path, planned: Pass) -> list[Plan]:
     """The plans whose groups aren't committed yet; InputError where one is committed that is another."""
     committed = store.committed_groups(path)
-    for plan in made.plans:
+    for plan in planned.plans:
         if plan.group in committed:
             attributes = store.group_attributes(path, plan.group)
             refuse_other(path, plan, attributes.get("identity", attributes))
-    return [plan for plan in made.plans if plan.group not in committed]
+    return [plan for plan in planned.plans if plan.group not in committed]
 
 
-def num_workers(where: Where) -> int:
+def num_workers(setup: Setup) -> int:
     """So many as are asked for, else one per GPU here, or per group of them that holds the model, else one."""
-    if where.workers is None and where.address is None and where.model.device != "cpu":
-        import torch
-
-        return max(1, torch.cuda.device_count() // where.model.devices)
-    return where.workers or 1
+    if setup.workers is None and setup.address is None and setup.model.device != "cpu":
+        return max(1, torch.cuda.device_count() // setup.model.devices)
+    return setup.workers or 1
 
 
-def _make_engine(where: Where, model: ModelConfig, session_file: Path) -> Engine:
+def _make_engine(setup: Setup, model: ModelConfig, session_file: Path) -> Engine:
     """In this process for one worker, on Ray for more or for a cluster."""
-    if where.address is None and num_workers(where) == 1:
+    if setup.address is None and num_workers(setup) == 1:
         return InProcessEngine(model)
-    from neurotally.jobs.ray_engine import RayEngine
+    from neurotally.jobs.engines.ray_engine import RayEngine
 
-    workers = where.workers if where.address is not None else num_workers(where)
-    return RayEngine(model, workers, session_file, where.address)
+    workers = setup.workers if setup.address is not None else num_workers(setup)
+    return RayEngine(model, workers, session_file, setup.address)

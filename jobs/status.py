@@ -1,22 +1,18 @@
 """`neurotally status`: how far a store is. Reads while a run goes on, disturbs nothing, writes nothing."""
 
-import errno
-import fcntl
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from neurotally.analysis.concat_rows import concat_note, corpus_concat_rows
-from neurotally.jobs.lease import holder
 from neurotally.jobs.progress import time_left
+from neurotally.jobs.reducers.fold import PROGRESS_KEYS, folded_so_far
+from neurotally.jobs.reducers.parts import kept_so_far
+from neurotally.jobs.store_writer import is_being_written
 from neurotally.profiler import buckets, store
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.whole_files import read_json
-
-LOCK_WAIT_S = 3.0
-"""Who wants to write waits so long: for a run that is about to end, or a look at its status."""
-_OF_CORPUS = ("units", "units_done", "documents", "documents_done", "skipped", "tokens")
 
 
 def status(path: Path) -> dict[str, Any]:
@@ -33,14 +29,17 @@ def status(path: Path) -> dict[str, Any]:
         group = f"{folder.parent.name}/{folder.name}"
         if group not in committed and folder.parent.name not in ("import", "sites", "spool"):
             unfinished[group] = folder
-    groups = {group: _unfinished(group, folder) for group, folder in unfinished.items()}
+    groups = {
+        group: folded_so_far(folder) if group.startswith("corpora/") else kept_so_far(folder)
+        for group, folder in unfinished.items()
+    }
     groups |= {group: entry for group, entry in live.get("groups", {}).items() if group not in committed}
     groups |= {group: {"done": True} for group in committed}
     groups |= {f"corpora/{name}": entry for name, entry in _committed_corpora(path).items()} if is_begun else {}
     return {
         "state": "running" if is_running else "complete" if is_begun and not unfinished else "stopped",
         "corpora": {
-            group.removeprefix("corpora/"): {key: entry[key] for key in (*_OF_CORPUS, "concat") if key in entry}
+            group.removeprefix("corpora/"): {key: entry[key] for key in (*PROGRESS_KEYS, "concat") if key in entry}
             for group, entry in sorted(groups.items())
             if group.startswith("corpora/")
         },
@@ -65,8 +64,10 @@ def status_text(document: dict[str, Any]) -> str:
         for name, corpus in document["corpora"].items()
         if "concat" in corpus
     ]
-    for name, one in document["passes"].items():
-        lines.append(f"  {name:<20} " + ("done" if one["done"] else f"tasks {one['tasks_done']:>6}/{one['tasks']}"))
+    for name, entry in document["passes"].items():
+        lines.append(
+            f"  {name:<20} " + ("done" if entry["done"] else f"tasks {entry['tasks_done']:>6}/{entry['tasks']}")
+        )
     lines += [
         f"  {name}: its source is gone, and what is left of it can't be read: {source}"
         for name, source in document["sources_gone"].items()
@@ -75,17 +76,6 @@ def status_text(document: dict[str, Any]) -> str:
         left = "" if document["seconds_left"] is None else f", {time_left(document['seconds_left'])}"
         lines.append(f"  {document['tokens_per_s']:,.0f} tokens/s{left}")
     return "\n".join(lines)
-
-
-def _unfinished(group: str, folder: Path) -> dict[str, Any]:
-    """What the working state says of a group while no run goes on."""
-    if not group.startswith("corpora/"):
-        plan = read_json(folder / "plan.json", tasks=int) or {"tasks": 0}
-        return {"done": False, "tasks": plan["tasks"], "tasks_done": len(list(folder.glob("[!.]*.npz")))}
-    plan = read_json(folder / "plan.json", tasks=int, documents=int) or {"tasks": 0, "documents": 0}
-    nothing_done = {**dict.fromkeys(_OF_CORPUS, 0), "units": plan["tasks"], "documents": plan["documents"]}
-    current: dict[str, Any] = read_json(folder / "current.json", **dict.fromkeys(_OF_CORPUS, int)) or nothing_done
-    return current
 
 
 def _gone_sources(unfinished: Mapping[str, Path]) -> dict[str, str]:
@@ -124,29 +114,3 @@ def _committed_corpora(path: Path) -> dict[str, dict[str, Any]]:
             if (rows := corpus_concat_rows(path, name)) is not None:
                 entry["concat"] = rows
     return corpora
-
-
-def is_being_written(path: Path) -> bool:
-    """Whether a run holds the store's one writer's lock, which `filelock` takes by flock; needs no right to write.
-
-    Of a store in a bucket also whether a run on another machine writes it.
-    """
-    if buckets.is_remote(path) and buckets.is_writable(path) and holder(path) is not None:
-        return True
-    lock_file = store.work_folder(path) / "lock"
-    try:
-        descriptor = os.open(lock_file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError as error:
-        reason = "it is a link" if error.errno == errno.ELOOP else error.strerror
-        raise InputError(f"can't look at the lock of {path}, {lock_file}: {reason}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError as error:
-        raise InputError(f"can't look at the lock of {path}: {error.strerror}") from error
-    finally:
-        os.close(descriptor)
-    return False

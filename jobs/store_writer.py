@@ -1,64 +1,23 @@
-"""The one writer of a store: its lock, and the check that the store is one of this model."""
+"""The one writer of a store: the lock that it holds, and how others see that it is held."""
 
 import contextlib
+import errno
+import fcntl
+import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import filelock
 
-from neurotally.jobs.lease import leased
-from neurotally.jobs.status import LOCK_WAIT_S
-from neurotally.jobs.versions import versions
+from neurotally.jobs.lease import holder, leased
 from neurotally.profiler import buckets, store
-from neurotally.profiler.differences import first_difference
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.model.load import ModelFacts
-from neurotally.profiler.passes.worker import KERNEL_HINTS
 
-_RUN_FACTS = (
-    "tokenizer_fingerprint", "device_type", "device", "attention", "kernels", "row_tokens", "max_row_tokens", "fused",
-)  # fmt: skip
-"""What `ModelFacts` says beyond weights, config and dtype."""
-
-
-def open_store(path: Path, facts: ModelFacts, config: dict[str, Any] | None) -> list[str]:
-    """Make the store, or check that it is one of this model; warnings about program versions that changed.
-
-    `config` is what decides the bits of the neuron pass; None for other passes, which keep theirs with their own
-    results. Raises InputError naming the first difference.
-    """
-    attributes: dict[str, Any] = {
-        "model": {key: value for key, value in facts.to_json().items() if key not in _RUN_FACTS},
-        "tokenizer": {"fingerprint": facts.tokenizer_fingerprint},
-        "config": config,
-        "versions": versions(),
-    }
-    if not store.is_begun(path):
-        store.create_store(path, attributes)
-        store.write_sites(path, facts.networks)
-        return list(facts.warnings)
-    theirs = store.store_attributes(path)
-    for part in ("model", "tokenizer"):
-        _refuse_difference(path, f"{part}:", {"fingerprint": attributes[part]["fingerprint"]}, theirs.get(part) or {})
-    model_config = theirs["model"].get("config") or {}
-    ours_shared, theirs_shared = _shared(facts.config, model_config), _shared(model_config, facts.config)
-    _refuse_difference(path, "model: its config's", ours_shared, theirs_shared)
-    if config is not None:
-        noted = theirs.get("config") or {}
-        if noted:
-            _refuse_other_kernels(path, config["kernels"], noted.get("kernels"))
-            _refuse_difference(path, "config:", config, noted)
-        else:  # a store that another pass began
-            store.replace_attributes(path, {**theirs, "config": config})
-    store.write_sites(path, facts.networks)  # a run may have ended before it did
-    before = theirs["versions"]
-    return [
-        *facts.warnings,
-        *(f"{name} is {ours}, the store was started with {before.get(name)}"
-          for name, ours in attributes["versions"].items() if before.get(name) != ours),
-    ]  # fmt: skip
+LOCK_WAIT_S = 3.0
+"""Who wants to write waits so long: for a run that is about to end, or a look at its status."""
+_LOOK_EVERY_S = 0.1
 
 
 @contextlib.contextmanager
@@ -92,22 +51,46 @@ def writer_lock(path: Path, *, wait_s: float = LOCK_WAIT_S) -> Iterator[Callable
             finally:
                 _remove_empty_folders(work)
     except filelock.Timeout as error:
-        raise InputError(f"{path} is being written by another run; wait for it or stop it") from error
+        raise _written_by_another(path) from error
 
 
-def _shared(ours: Any, theirs: Any) -> Any:
-    """Ours, of dictionaries the keys of both alone: versions of transformers add keys and drop some."""
-    if not (isinstance(ours, dict) and isinstance(theirs, dict)):
-        return ours
-    return {key: _shared(value, theirs[key]) for key, value in ours.items() if key in theirs}
+def refuse_other_writer(path: Path) -> None:
+    """InputError, as of `writer_lock`, where another run writes the store and goes on to."""
+    end = time.monotonic() + LOCK_WAIT_S
+    while is_being_written(path):
+        if time.monotonic() >= end:
+            raise _written_by_another(path)
+        time.sleep(_LOOK_EVERY_S)
 
 
-def _refuse_other_kernels(path: Path, ours: str, theirs: str | None) -> None:
-    if theirs in KERNEL_HINTS and theirs != ours:
-        raise InputError(
-            f"{path} was computed with the {theirs} kernels, these are the {ours} ones, which round sums differently; "
-            f"{KERNEL_HINTS[theirs]}, or use another store"
-        )
+def is_being_written(path: Path) -> bool:
+    """Whether a run holds the store's one writer's lock, which `filelock` takes by flock; needs no right to write.
+
+    Of a store in a bucket also whether a run on another machine writes it.
+    """
+    if buckets.is_remote(path) and buckets.is_writable(path) and holder(path) is not None:
+        return True
+    lock_file = store.work_folder(path) / "lock"
+    try:
+        descriptor = os.open(lock_file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        reason = "it is a link" if error.errno == errno.ELOOP else error.strerror
+        raise InputError(f"can't look at the lock of {path}, {lock_file}: {reason}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        raise InputError(f"can't look at the lock of {path}: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _written_by_another(path: Path) -> InputError:
+    return InputError(f"{path} is being written by another run; wait for it or stop it")
 
 
 def _refuse_links(work: Path) -> None:
@@ -131,8 +114,3 @@ def _remove_empty_folders(work: Path) -> None:
     for folder in work.glob("*/"):
         with contextlib.suppress(OSError):
             folder.rmdir()
-
-
-def _refuse_difference(path: Path, part: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    if difference := first_difference(ours, theirs):
-        raise InputError(f"{path} is a store of another {part} {difference}; use another store")

@@ -8,16 +8,18 @@ from pathlib import Path
 
 import torch
 
-from neurotally.jobs.engines import ModelConfig
+from neurotally.jobs.model_config import ModelConfig
 from neurotally.profiler.model.config import auto_class
 from neurotally.profiler.model.load import load_config_and_tokenizer, quiet_transformers, split_revision
 
 
-def untrained_model(model: ModelConfig, seed: int, folder: Path) -> ModelConfig:
+def untrained_model(model: ModelConfig, folder: Path) -> ModelConfig:
     """Write the untrained model below `folder`, where all workers load the same bits; once for model and seed.
 
-    Weights are what the architecture's own initialisation draws under `seed`, in the checkpoint's dtype.
+    Weights are what the architecture's own initialisation draws under its seed, in the checkpoint's dtype.
     """
+    seed = model.random_init
+    assert seed is not None
     key = hashlib.sha256(f"{model.spec} {seed}".encode()).hexdigest()[:16]
     target = folder / f"untrained-{key}"
     if not target.exists():
@@ -25,7 +27,7 @@ def untrained_model(model: ModelConfig, seed: int, folder: Path) -> ModelConfig:
         shutil.rmtree(partial, ignore_errors=True)
         _write(model, seed, partial)
         os.replace(partial, target)
-    return replace(model, spec=str(target))
+    return replace(model, spec=str(target), random_init=None)
 
 
 def _write(model: ModelConfig, seed: int, folder: Path) -> None:

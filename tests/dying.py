@@ -32,15 +32,18 @@ from typing import Any
 
 import numpy as np
 
-from neurotally.jobs.corpus_sums import CorpusSums
-from neurotally.jobs.engines import ModelConfig
-from neurotally.jobs.in_process import InProcessEngine
+from neurotally.jobs.corpora import list_corpus
+from neurotally.jobs.engines.in_process import InProcessEngine
 from neurotally.jobs.loop import Loop, RunReport
-from neurotally.jobs.plan import list_corpus
+from neurotally.jobs.model_config import ModelConfig
 from neurotally.jobs.progress import Progress
-from neurotally.jobs.reducers import Fold, Part, Parts, Plan
+from neurotally.jobs.reducers.corpus_sums import CorpusSums
+from neurotally.jobs.reducers.fold import Fold
+from neurotally.jobs.reducers.parts import Part, Parts
+from neurotally.jobs.reducers.reducer import Plan
 from neurotally.jobs.status import status
-from neurotally.jobs.store_writer import open_store, writer_lock
+from neurotally.jobs.store_identity import open_store
+from neurotally.jobs.store_writer import writer_lock
 from neurotally.kernels.statistics import STATISTICS
 from neurotally.kernels.trigger_lists import UnitTriggers
 from neurotally.profiler import store

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["neurotally.jobs.passes.neurons", "neurotally.jobs.ray_engine", __name__])
+_SERVER.set_forkserver_preload(["neurotally.jobs.passes.neurons", "neurotally.jobs.engines.ray_engine", __name__])
 
 
 def start_server() -> None:

@@ -8,6 +8,7 @@ from test_analysis_losses import make_losses
 
 from neurotally.analysis.masking.losses import Losses
 from neurotally.jobs.passes import agreement, embed, lens, loss
+from neurotally.jobs.passes.lens_worker import STATUS, TOO_LONG
 from neurotally.profiler import store
 
 
@@ -49,7 +50,7 @@ def add_lens(path: Path) -> store.Arrays:
     about = {"entries": 3, "single": 2, "tokens": 2, "share": 0.25, "drawn_share": None}
     attributes = {"paper": False, "draws": 5, "vocabulary": 100, "pairs": [["a", "b"], ["b", "a"]],
                   "sets": {"if <i>": about}, "empty_sets": {"z": 7},
-                  "skipped": {"a-b": {lens.STATUS[lens.TOO_LONG]: ["1"]}}}  # fmt: skip
+                  "skipped": {"a-b": {STATUS[TOO_LONG]: ["1"]}}}  # fmt: skip
     add_group(path, "lens/translation", arrays, attributes, lens.SCHEMA)
     return arrays
 

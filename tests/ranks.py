@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from torch import distributed
 
-from neurotally.jobs.device_group import RankStart
-from neurotally.jobs.engines import ModelConfig
-from neurotally.jobs.rank import _join
+from neurotally.jobs.engines.device_group import RankStart
+from neurotally.jobs.engines.rank import _join
+from neurotally.jobs.model_config import ModelConfig
 from neurotally.profiler.corpus.batches import TokenRows, lay_out
 from neurotally.profiler.model.neurons import UnitNeurons
 from neurotally.profiler.model.shards import ModelShard

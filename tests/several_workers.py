@@ -10,8 +10,9 @@ from typing import Any
 
 from ray import cloudpickle
 
-from neurotally.jobs.engines import MakeRunner, ModelConfig, Outcome, Task
-from neurotally.jobs.in_process import InProcessEngine
+from neurotally.jobs.engines.engine import MakeRunner, Outcome, Task
+from neurotally.jobs.engines.in_process import InProcessEngine
+from neurotally.jobs.model_config import ModelConfig
 from neurotally.profiler.model.load import ModelFacts
 
 
@@ -20,7 +21,7 @@ def _moved(value: Any) -> Any:
 
 
 class SeveralWorkers:
-    """`num_workers` of them; see `neurotally.jobs.engines.Engine`."""
+    """`num_workers` of them; see `neurotally.jobs.engines.engine.Engine`."""
 
     def __init__(self, model: ModelConfig, num_workers: int):
         self.num_workers = num_workers

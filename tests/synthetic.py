@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from neurotally.jobs.engines import Outcome
+from neurotally.jobs.engines.engine import Outcome
 from neurotally.kernels.statistics import STATISTICS
 from neurotally.kernels.trigger_lists import UnitTriggers
 from neurotally.profiler.model.neurons import UnitNeurons

@@ -14,9 +14,9 @@ from bench.bench_scale import SIZES, measure
 from reference import everything
 from synthetic import SyntheticEngine
 
-from neurotally.jobs.engines import Outcome
+from neurotally.jobs.engines.engine import Outcome
 from neurotally.jobs.interrupts import Interrupted
-from neurotally.jobs.reducers import Fold
+from neurotally.jobs.reducers.fold import Fold
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 

@@ -29,12 +29,12 @@ from stores import CORPORA, OPTIONS, SETTINGS, launch, make_store
 
 from neurotally.analysis import open_store
 from neurotally.jobs import lease, profile
+from neurotally.jobs.corpora import find_corpora
 from neurotally.jobs.lease import leased
-from neurotally.jobs.plan import find_corpora
 from neurotally.jobs.progress import Progress
-from neurotally.jobs.reducers import Fold
-from neurotally.jobs.status import is_being_written, status
-from neurotally.jobs.store_writer import writer_lock
+from neurotally.jobs.reducers.fold import Fold
+from neurotally.jobs.status import status
+from neurotally.jobs.store_writer import is_being_written, writer_lock
 from neurotally.profiler import buckets, store
 from neurotally.profiler.buckets import location, write_version
 from neurotally.profiler.corpus.documents import Source, Status

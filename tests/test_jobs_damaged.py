@@ -12,7 +12,8 @@ import pytest
 from dying import CONFIG, FACTS, bits, forked, make_corpus, run_pass, run_profile
 
 from neurotally.jobs.status import status, status_text
-from neurotally.jobs.store_writer import open_store, writer_lock
+from neurotally.jobs.store_identity import open_store
+from neurotally.jobs.store_writer import writer_lock
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.passes.worker import Worker

@@ -23,11 +23,11 @@ from test_jobs_profile import refusal, run
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from neurotally.jobs.device_group import DeviceGroup, GroupWorker, RankError
-from neurotally.jobs.devices import fewest_devices, on_devices
-from neurotally.jobs.engines import ModelConfig
+from neurotally.jobs.engines.device_group import DeviceGroup, GroupWorker, RankError
+from neurotally.jobs.engines.devices import fewest_devices, on_devices
+from neurotally.jobs.model_config import ModelConfig
 from neurotally.jobs.progress import Progress
-from neurotally.jobs.run import Where
+from neurotally.jobs.run import Setup
 from neurotally.kernels.statistics import STATISTICS
 from neurotally.kernels.trigger_lists import UnitTriggers
 from neurotally.profiler import store
@@ -331,11 +331,11 @@ def test_without_the_option_as_few_devices_as_hold_the_weights(
     folder = save(AutoModelForCausalLM.from_config(config), tokenizer, tmp_path / "model")
     num_bytes = weight_bytes(empty_model(config, False, torch.float32))
     free = [int(number / 4 * num_bytes / 0.8) for number in fourths]
-    monkeypatch.setattr("neurotally.jobs.devices._FREE_BYTES", f"print(*{free})")
+    monkeypatch.setattr("neurotally.jobs.free_memory._FREE_BYTES", f"print(*{free})")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
     notes = Notes()
-    where = on_devices(Where(ModelConfig(str(folder)), tmp_path / "s", progress=notes), None)
-    assert (where.model.devices, where.workers) == (devices, workers)
+    setup = on_devices(Setup(ModelConfig(str(folder)), tmp_path / "s", progress=notes), None)
+    assert (setup.model.devices, setup.workers) == (devices, workers)
     assert len(notes.said) == len(says)
     assert all(text in said for text, said in zip(says, notes.said, strict=True))
 
@@ -382,15 +382,15 @@ def test_slices_are_put_together_neuron_by_neuron() -> None:
 def test_more_devices_than_there_are_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    where = Where(ModelConfig("m"), tmp_path / "s")
+    setup = Setup(ModelConfig("m"), tmp_path / "s")
     with pytest.raises(InputError, match=r"^--devices-per-worker 4: expected at most 2, the number of GPUs here$"):
-        on_devices(where, 4)
-    assert on_devices(where, 2).model.devices == 2
+        on_devices(setup, 4)
+    assert on_devices(setup, 2).model.devices == 2
 
 
 @pytest.mark.parametrize(("devices", "cores"), [(1, 16 / 3), (4, 16), (8, 32)])
 def test_an_actor_of_several_devices_gets_its_share_of_a_machines_cores(devices: int, cores: float) -> None:
-    from neurotally.jobs.ray_engine import _cores_each
+    from neurotally.jobs.engines.ray_engine import _cores_each
 
     machines = [{"CPU": 32.0, "GPU": 8.0}, {"CPU": 16.0, "GPU": 4.0}, {"CPU": 8.0}]
     assert _cores_each(machines, 3, "cuda", devices) == cores

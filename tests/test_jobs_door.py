@@ -14,7 +14,8 @@ import pytest
 
 from neurotally import jobs
 from neurotally.analysis.result import Result
-from neurotally.jobs import engines, known_model
+from neurotally.jobs import known_model
+from neurotally.jobs.model_config import ModelConfig
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 
@@ -70,13 +71,13 @@ PASSES: dict[str, dict[str, Any]] = {
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Notes every model that is loaded."""
     loaded: list[str] = []
-    load = engines.ModelConfig.load
+    load = ModelConfig.load
 
-    def noted(model: engines.ModelConfig) -> Any:
+    def noted(model: ModelConfig) -> Any:
         loaded.append(model.spec)
         return load(model)
 
-    monkeypatch.setattr(engines.ModelConfig, "load", noted)
+    monkeypatch.setattr(ModelConfig, "load", noted)
     return loaded
 
 
@@ -179,9 +180,10 @@ def test_a_hub_model_is_known_by_its_commit(place: Path, tmp_path: Path) -> None
     (cached / "refs" / "main").write_text(commit)
     shutil.copytree("model", cached / "snapshots" / commit)
     program = (
-        "from neurotally.jobs import engines, profile\n"
-        "load = engines.ModelConfig.load\n"
-        "engines.ModelConfig.load = lambda model: (print('loads', model.spec), load(model))[1]\n"
+        "from neurotally.jobs import profile\n"
+        "from neurotally.jobs.model_config import ModelConfig\n"
+        "load = ModelConfig.load\n"
+        "ModelConfig.load = lambda model: (print('loads', model.spec), load(model))[1]\n"
         "for _ in range(2): profile('some/model', 'my.store', corpora='sources', triggers=8)\n"
         "import pathlib\n"
         f"cached = pathlib.Path({str(cached)!r})\n"

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neurotally.analysis import studies
 from neurotally.jobs import embed
-from neurotally.jobs.engines import JobError
+from neurotally.jobs.engines.engine import JobError
 from neurotally.jobs.passes import embed as embedding
 from neurotally.jobs.progress import Progress
 from neurotally.profiler import store

@@ -17,7 +17,8 @@ from neurotally.analysis.layers.lens import lens_document, read_lens, read_promp
 from neurotally.jobs import lens
 from neurotally.jobs.commands.results import pass_command
 from neurotally.jobs.demo import model as demo_model
-from neurotally.jobs.passes.lens import STATUS, directed_pairs
+from neurotally.jobs.passes.lens import directed_pairs
+from neurotally.jobs.passes.lens_worker import STATUS, LensWorker
 from neurotally.jobs.progress import Progress
 from neurotally.profiler import store
 from neurotally.profiler.corpus.parallel import read_parallel
@@ -191,9 +192,7 @@ def check_means(
 def test_goes_on_where_it_stopped_and_on_two_workers_to_the_same_bits(
     trained: Path, done: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from neurotally.jobs.passes import lens as lens_pass
-
-    compute: Callable[..., Any] = lens_pass.LensWorker.compute
+    compute: Callable[..., Any] = LensWorker.compute
     calls = []
 
     def until_the_fourth(self: Any, *args: Any) -> Any:
@@ -202,7 +201,7 @@ def test_goes_on_where_it_stopped_and_on_two_workers_to_the_same_bits(
         calls.append(1)
         return compute(self, *args)
 
-    monkeypatch.setattr(lens_pass.LensWorker, "compute", until_the_fourth)
+    monkeypatch.setattr(LensWorker, "compute", until_the_fourth)
     with pytest.raises(KeyboardInterrupt):
         run_pass(trained, tmp_path / "s", data)
     monkeypatch.undo()

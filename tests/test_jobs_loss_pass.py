@@ -22,7 +22,7 @@ from neurotally.jobs import profile
 from neurotally.jobs.commands.results import pass_command
 from neurotally.jobs.interrupts import Interrupted
 from neurotally.jobs.progress import Progress, Took
-from neurotally.jobs.reducers import Reducer
+from neurotally.jobs.reducers.reducer import Reducer
 from neurotally.profiler import store
 from neurotally.profiler.corpus.documents import Status
 from neurotally.profiler.errors import InputError

@@ -11,7 +11,7 @@ import pytest
 from test_jobs_cli import refused
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from neurotally.jobs import memory_plan
+from neurotally.jobs.free_memory import _left_in_groups
 from neurotally.jobs.memory_plan import Run, as_size, device_parts, host_parts, refuse_too_large, total
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.outline import outline_model
@@ -151,7 +151,7 @@ def test_a_control_group_bounds_what_is_free(
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert list(memory_plan._left_in_groups(groups, tmp_path)) == left
+    assert list(_left_in_groups(groups, tmp_path)) == left
 
 
 def test_sizes_read_well() -> None:

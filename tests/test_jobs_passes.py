@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from neurotally.jobs import profile
-from neurotally.jobs.engines import JobError, ModelConfig
+from neurotally.jobs.engines.engine import JobError
+from neurotally.jobs.model_config import ModelConfig
 from neurotally.jobs.progress import Progress
-from neurotally.jobs.reducers import KeptParts, Part, Parts, Plan
-from neurotally.jobs.run import Pass, Where, model_identity, run_pass
+from neurotally.jobs.reducers.parts import KeptParts, Part, Parts
+from neurotally.jobs.reducers.reducer import Plan
+from neurotally.jobs.run import Pass, Setup, model_identity, run_pass
 from neurotally.jobs.status import status
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
@@ -69,7 +71,7 @@ def run(
         plan = Plan("hidden/means", tasks, identity, partial(Parts, assemble=assemble, schema=SCHEMA), "text")
         return Pass(partial(MeanHidden, poison=poison, trap=trap), [plan])
 
-    run_pass(Where(ModelConfig(str(model)), path, progress=Progress(quiet=True)), make_pass)
+    run_pass(Setup(ModelConfig(str(model)), path, progress=Progress(quiet=True)), make_pass)
     return store.group_attributes(path, "hidden/means")
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from neurotally.jobs.plan import find_corpora
+from neurotally.jobs.corpora import find_corpora
 from neurotally.profiler.differences import first_difference
 from neurotally.profiler.errors import InputError
 

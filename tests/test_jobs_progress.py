@@ -10,7 +10,7 @@ import pytest
 
 from neurotally.jobs import progress as progress_module
 from neurotally.jobs.progress import Progress, time_left
-from neurotally.jobs.reducers import Plan, Reducer
+from neurotally.jobs.reducers.reducer import Plan, Reducer
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -16,8 +16,8 @@ from launching import start_server
 from reference import everything
 from test_jobs_profile import go_on, run, start, wait_for_units
 
-from neurotally.jobs.engines import ModelConfig
-from neurotally.jobs.ray_engine import RayEngine
+from neurotally.jobs.engines.ray_engine import RayEngine
+from neurotally.jobs.model_config import ModelConfig
 
 TAG = "NEUROTALLY_TEST_TAG"
 
@@ -198,7 +198,7 @@ def test_killed_with_its_terminal_and_resumed_gives_the_same_bits(
 ) -> None:
     process = start(model_folder, tmp_path / "s", texts, "--devices-per-worker", "2")
     wait_for_units(tmp_path / "s", 5, process)
-    assert len(named(tag, "neurotally.jobs.rank")) == 2
+    assert len(named(tag, "neurotally.jobs.engines.rank")) == 2
     os.killpg(process.pid, signal.SIGKILL)
     assert process.finish()[0] == -signal.SIGKILL
     assert all_gone(tag)
@@ -212,10 +212,10 @@ def test_workers_of_two_devices_each_give_the_same_bits_though_a_device_dies(
 ) -> None:
     process = start(model_folder, tmp_path / "s", texts, "--workers", "2", "--devices-per-worker", "2")
     wait_for_units(tmp_path / "s", 5, process, timeout_s=400)
-    members = named(tag, "neurotally.jobs.rank")
+    members = named(tag, "neurotally.jobs.engines.rank")
     assert len(members) == 4
     members[0].kill()
-    wait_for(tag, "neurotally.jobs.rank", {member.pid for member in members})
+    wait_for(tag, "neurotally.jobs.engines.rank", {member.pid for member in members})
     status, _, errors = process.finish(timeout_s=400)
     assert status == 0, errors
     assert all_gone(tag)
@@ -244,8 +244,9 @@ def test_a_signal_before_the_run_leaves_nothing_behind(
 def test_a_signal_that_ray_sees_while_it_waits(tag: str) -> None:
     waiting = (
         "import os, signal, threading, ray\n"
-        "from neurotally.jobs import cli, ray_engine\n"
-        "from neurotally.jobs.engines import ModelConfig\n"
+        "from neurotally.jobs import cli\n"
+        "from neurotally.jobs.engines import ray_engine\n"
+        "from neurotally.jobs.model_config import ModelConfig\n"
         "ray_engine._LOOK_EVERY_S = 4.0\n"
         "def profile(*_):\n"
         "    engine = ray_engine.RayEngine(ModelConfig('none'), 1, __import__('pathlib').Path('session'))\n"

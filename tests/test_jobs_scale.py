@@ -11,8 +11,8 @@ from bench.bench_scale import SIZES, measure
 from reference import everything
 from synthetic import SyntheticEngine
 
-from neurotally.jobs.engines import Outcome
-from neurotally.jobs.reducers import Fold
+from neurotally.jobs.engines.engine import Outcome
+from neurotally.jobs.reducers.fold import Fold
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.neurons import CorpusNeurons
 from neurotally.profiler.passes.worker import Task

@@ -93,9 +93,9 @@ def test_no_files_import_each_other() -> None:
     TopologicalSorter(graph).prepare()  # raises CycleError with the files in the circle
 
 
-def test_only_the_ray_engine_imports_ray() -> None:
+def test_only_the_ray_engine_and_its_connection_import_ray() -> None:
     importers = {path.name for folder in FOLDERS for path in files(folder) if "ray" in imports(path)}
-    assert importers == {"ray_engine.py"}
+    assert importers == {"ray_connection.py", "ray_engine.py"}
 
 
 def test_kernels_import_torch_and_triton_only() -> None:
@@ -112,7 +112,7 @@ def test_kernels_import_torch_and_triton_only() -> None:
         ("neurotally.profiler.store", ("torch", "ray", "transformers")),
         ("neurotally.analysis.languages.lape", ("torch", "ray", "transformers")),
         ("neurotally.jobs", ("torch", "ray", "transformers", "zarr")),
-        ("neurotally.jobs.ray_worker", ("torch", "transformers", "zarr")),
+        ("neurotally.jobs.engines.ray_worker", ("torch", "transformers", "zarr")),
         ("neurotally.jobs.passes.neurons", ("ray",)),
         ("neurotally.analysis.studies", ("torch", "zarr", "matplotlib", "pandas", "numpy")),
     ],

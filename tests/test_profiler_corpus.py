@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from neurotally.jobs.plan import find_corpora, list_corpus
+from neurotally.jobs.corpora import find_corpora, list_corpus
 from neurotally.profiler.corpus.documents import MAX_DOCUMENT_BYTES, Document, Manifest, Source, Status
 from neurotally.profiler.corpus.sources import check_names, list_documents, parse_source, read_documents
 from neurotally.profiler.corpus.streaming import spool_dataset

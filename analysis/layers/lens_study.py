@@ -40,7 +40,7 @@ def study(
         str | None, Option("Draw layers by tokens of this prompt, given by its number or pair and id.", "N|A-B/ID")
     ] = None,
 ) -> Result:  # fmt: skip
-    """What each layer would say next: the logit lens over few-shot translation, as `lens` read it (arXiv 2506.01074).
+    """What each layer would predict next: the logit lens over few-shot translation, read by `lens` (arXiv 2506.01074).
 
     >>> store.lens().frame("gold")["pair"].tolist()[-2:]
     ['all pairs', 'all positions alike']

@@ -102,11 +102,11 @@ def bench_table(document: dict[str, Any]) -> str:
         [name, 1e3 * seconds, document.get(f"ratio_{name}"), document.get(f"ratio_{name}_se"), tokens / seconds]
         for name, seconds in document["seconds"].items()
     ]
-    head = ["variant", "ms a batch", "ratio to bare", "± se", "tokens/s"]
+    head = ["variant", "ms per batch", "ratio to bare", "± se", "tokens/s"]
     threads = f", {document['threads']} threads" if document["threads"] else ""
     kernels = [
-        [name, one["gb_per_s"], one["bandwidth_share"], one["over_pytorch"]]
-        for name, one in document["kernels"].items()
+        [name, rates["gb_per_s"], rates["bandwidth_share"], rates["over_pytorch"]]
+        for name, rates in document["kernels"].items()
     ]
     alone = ["kernel alone", "GB/s", "of a copy's rate", "time over PyTorch's"]
     lines = [
@@ -139,7 +139,7 @@ def append_csv(document: dict[str, Any], path: Path) -> None:
 def _run_rounds(
     variants: dict[str, Variant], rounds: int, device_type: str, on_terminal: bool
 ) -> dict[str, list[float]]:
-    """Seconds by variant, one a round; two rounds first that don't count."""
+    """Seconds by variant, one per round; two rounds first that don't count."""
     shuffler = random.Random(0)
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for number in tqdm(range(-2, rounds), desc="rounds", leave=False, disable=not on_terminal):

@@ -90,6 +90,6 @@ class _NoTokenizer:
 
 
 def flops_per_token(model: LoadedModel, row_tokens: int) -> float:
-    """Of a token's way through the body: two a weight of its matrices, and causal attention."""
+    """Of a token's way through the body: two per weight of its matrices, and causal attention."""
     matrices = sum(p.numel() for p in model.blocks.parameters() if p.dim() == 2)
     return float(2 * matrices + 2 * row_tokens * model.facts.width * len(model.blocks))

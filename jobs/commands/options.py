@@ -1,7 +1,6 @@
 """Options that several commands share, each written once."""
 
 import os
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,27 +55,19 @@ class Share(click.FloatRange):
 
 
 def _model_and_store(context: click.Context, _parameter: click.Parameter, given: Sequence[str]) -> Path:
-    """The store, as `_free_store` gives it; the model becomes a parameter of its own."""
+    """The store; the model becomes a parameter of its own.
+
+    A store that another run writes is refused before the seconds in which PyTorch is imported.
+    """
+    from neurotally.jobs.store_writer import refuse_other_writer
+
     if len(given) not in (1, 2):
         raise click.UsageError(f"expected [MODEL[@REVISION]] STORE, got {' '.join(given) or 'neither'}", context)
     *model, path = given
     context.params["model"] = model[0] if model else None
-    return _free_store(location(path))
-
-
-def _free_store(path: Path) -> Path:
-    """The store, refused where another run writes it: before the seconds in which PyTorch is imported.
-
-    A run holds the lock from its beginning (`writer_lock`); this only says the same earlier.
-    """
-    from neurotally.jobs.status import LOCK_WAIT_S, is_being_written
-
-    end = time.monotonic() + LOCK_WAIT_S
-    while is_being_written(path):
-        if time.monotonic() >= end:
-            raise InputError(f"{path} is being written by another run; wait for it or stop it")
-        time.sleep(0.1)
-    return path
+    store = location(path)
+    refuse_other_writer(store)
+    return store
 
 
 def by_name(_context: click.Context, parameter: click.Parameter, texts: Sequence[str]) -> dict[str, str]:

@@ -6,14 +6,13 @@ names.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Any, NamedTuple
 
 import click
 
 from neurotally import jobs
 from neurotally.analysis import studies
-from neurotally.analysis.options import NEEDED, Parameter, arguments, parameters
+from neurotally.analysis.options import arguments
 from neurotally.analysis.result import Result, finite
 from neurotally.jobs.commands.options import (
     FIGURE,
@@ -23,14 +22,11 @@ from neurotally.jobs.commands.options import (
     MODEL_AND_STORE,
     OUT,
     OUTPUT,
-    PATH,
     PICTURE,
     STORE,
-    OutputFile,
-    Share,
     as_parameters,
-    by_name,
 )  # fmt: skip
+from neurotally.jobs.commands.signatures import click_parameters, command_help
 from neurotally.jobs.starting import import_pytorch
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.visible import visible
@@ -53,9 +49,9 @@ PASSES: Mapping[str, Shown] = {
     "profile": Shown("What every neuron does on your corpora", options=(JSON_FLAG,)),
     "mask": Shown("What switching off any sets of neurons costs"),
     "ablate": Shown("What switching off each corpus's neurons costs"),
-    "embed": Shown("Embed a parallel corpus at every layer", options=(OUT, JSON_FLAG)),
-    "lens": Shown("What each layer would predict next", {"panels": "Draw each set, by target language."}),
-    "agreement": Shown("When the next token is decided", {"context": "Draw layers by context sizes."}),
+    "embed": Shown(studies.STUDIES["embed"].help, options=(OUT, JSON_FLAG)),
+    "lens": Shown(studies.STUDIES["lens"].help, {"panels": "Draw each set, by target language."}),
+    "agreement": Shown(studies.STUDIES["agreement"].help, {"context": "Draw layers by context sizes."}),
 }
 _FIRST = ("demo", "inspect", "profile", "status", "import")
 
@@ -181,56 +177,3 @@ def show(document: Any, text: str, as_json: bool, out: Path | None = None) -> No
     if out is not None:
         write_whole(out, as_text + "\n")
     click.echo(as_text if as_json else visible(text))
-
-
-def click_parameters(function: Callable[..., Any]) -> list[click.Parameter]:
-    """The options and arguments that a signature states."""
-    return [_click_parameter(parameter) for parameter in parameters(function)]
-
-
-def command_help(doc: str | None) -> str:
-    """The study's docstring without its example in Python; that of the command is kept as it stands."""
-    text = (doc or "").partition(">>>")[0].replace("\n    ", "\n").rstrip()
-    return text.replace("\nExample:", "\n\b\nExample:")
-
-
-def _click_parameter(parameter: Parameter) -> click.Parameter:
-    option, stated = parameter.option, _stated(parameter.type)
-    is_many = get_origin(stated) in (tuple, Sequence, Mapping)
-    kind = get_args(stated)[0] if is_many else stated
-    if option.is_argument:
-        return click.Argument([parameter.name], type=_click_type(kind, parameter), metavar=option.metavar)
-    names = [*(option.names or (f"--{parameter.name.replace('_', '-')}",)), parameter.name]
-    is_needed = parameter.default is NEEDED
-    if kind is bool:
-        return click.Option(names, is_flag=True, help=option.help)
-    return click.Option(
-        names,
-        callback=by_name if get_origin(stated) is Mapping else None,
-        type=_click_type(kind, parameter),
-        multiple=is_many,
-        required=is_needed,
-        default=None if is_needed or is_many else parameter.default,
-        show_default=not is_needed and not is_many and parameter.default is not None,
-        metavar=option.metavar,
-        help=option.help,
-    )
-
-
-def _stated(kind: Any) -> Any:
-    """Of several types the one that a command line gives: a path, or a text, or the only one beside None."""
-    kinds = [one for one in get_args(kind) if one is not NoneType] if get_origin(kind) in (Union, UnionType) else [kind]
-    return next((one for one in (Path, str) if one in kinds), kinds[0])
-
-
-def _click_type(kind: Any, parameter: Parameter) -> Any:
-    option = parameter.option
-    if get_origin(kind) is Literal:
-        return click.Choice(get_args(kind))
-    if option.share:
-        return Share(min_open=option.min is None)
-    if option.suffixes:
-        return OutputFile(*option.suffixes)
-    if kind is int:
-        return click.IntRange(min=option.min, max=option.max)
-    return {Path: PATH, str: click.STRING, float: click.FLOAT}[kind]

@@ -30,6 +30,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from neurotally.jobs.demo.languages import LANGUAGES, is_of, languages_of
 from neurotally.profiler.errors import InputError
 
 TRAIN_BYTES = 1_200_000
@@ -75,7 +76,7 @@ def gather(target: Path, roots: Sequence[Root] | None = None, progress: bool = T
     shutil.rmtree(unfinished, ignore_errors=True)
     candidates = _list_candidates(installed_roots() if roots is None else roots)
     gathered = {}
-    for language in tqdm(sorted(_SUFFIXES), desc="gathering source", unit="language", disable=not progress):
+    for language in tqdm(LANGUAGES, desc="gathering source", unit="language", disable=not progress):
         sizes = _lay_out(unfinished, language, candidates[language])
         if _is_enough(sizes):
             gathered[language] = sizes
@@ -126,9 +127,9 @@ class _Side(NamedTuple):
 _TRAIN = _Side("train", TRAIN_BYTES, MAX_TRAIN_FILE_BYTES)
 _HELDOUT = _Side("heldout", HELDOUT_BYTES, MAX_HELDOUT_FILE_BYTES)
 _EVALUATION = _Side("evaluation", EVALUATION_BYTES, MAX_HELDOUT_FILE_BYTES)
+_TOPICS = "stdlib/pydoc_data/topics.py"
 _PACKAGE_FOLDERS = ("site-packages", "dist-packages")
 _OWN_FILES = re.compile(r"neurotally([-.]|$)")
-_LICENCE = re.compile(r"(LICEN[CS]E|COPYING|NOTICE)([-_.]|$)", re.IGNORECASE)
 _GENERATED = re.compile(r"\bgenerated\b.{0,60}\b(by|from)\b|\bdo not edit\b", re.IGNORECASE)
 _HEAD = 1500
 """Characters in which a file would say that it is generated."""
@@ -171,7 +172,7 @@ def _copy(candidates: Sequence[_Candidate], folder: Path, language: str, side: _
         if sum(sizes) >= side.max_bytes:
             break
         content = _beginning(candidate.read(), side.max_file_bytes)
-        if content is None or not _is_of(language, content.decode()) or not _says_news(content, seen):
+        if content is None or not is_of(language, content.decode()) or not _says_news(content, seen):
             continue
         path = folder / side.name / language / candidate.name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -208,11 +209,11 @@ def _list_candidates(roots: Sequence[Root]) -> dict[str, list[_Candidate]]:
     files = [file for root in roots for file in _walk(root)]
     everything = {candidate.name: candidate for candidate in reversed(files)}
     ranked = sorted(everything.values(), key=lambda candidate: (candidate.rank, candidate.name))
-    listed: dict[str, list[_Candidate]] = {language: [] for language in _SUFFIXES}
+    listed: dict[str, list[_Candidate]] = {language: [] for language in LANGUAGES}
     taken: Counter[tuple[str, str]] = Counter()
     for candidate in ranked:
         folder = candidate.name.rpartition("/")[0]
-        for language in _languages_of(candidate.name):
+        for language in languages_of(candidate.name):
             taken[language, folder] += 1
             if taken[language, folder] <= MAX_FILES_PER_FOLDER:
                 listed[language].append(candidate)
@@ -228,7 +229,7 @@ def _walk(root: Root) -> Iterator[_Candidate]:
             name = f"{root.name}/{path.relative_to(root.path).as_posix()}"
             if name == _TOPICS:
                 yield from _topics(path)
-            elif _is_of_interest(file) and _languages_of(name) and _is_readable(path):
+            elif _is_of_interest(file) and languages_of(name) and _is_readable(path):
                 yield _Candidate(name, partial(_read, path))
 
 
@@ -257,59 +258,3 @@ def _topics(path: Path) -> Iterator[_Candidate]:
             for topic, text in ast.literal_eval(node.value).items():
                 name = f"{_TOPICS.removesuffix('.py')}/{topic}.txt"
                 yield _Candidate(name, partial(str.encode, text))
-
-
-def _languages_of(name: str) -> list[str]:
-    """The languages that a file may be in, by its name."""
-    base = name.rpartition("/")[2]
-    suffix = os.path.splitext(base)[1].lower()
-    languages = [language for language, suffixes in _SUFFIXES.items() if suffix in suffixes]
-    if not languages and (base == "METADATA" or _LICENCE.match(base)):
-        return ["english"]
-    return languages
-
-
-def _is_of(language: str, text: str) -> bool:
-    """Whether a text is in a language that its file's name allows."""
-    if language == "english":
-        return _is_prose(text)
-    if language in ("c", "c++"):
-        is_cpp = _CPP.search(_C_COMMENT.sub("", _CPLUSPLUS_BLOCK.sub("", text))) is not None
-        return is_cpp == (language == "c++")
-    return True
-
-
-def _is_prose(text: str) -> bool:
-    """Whether a text is mostly letters and has the small words of English where prose has them."""
-    words = _WORD.findall(text)
-    letters = sum(map(len, words)) + text.count(" ")
-    small = sum(word.lower() in _SMALL_WORDS for word in words)
-    return letters >= _PROSE_LETTERS * len(text) and small >= _PROSE_SMALL_WORDS * len(words) > 0
-
-
-_TOPICS = "stdlib/pydoc_data/topics.py"
-_CPLUSPLUS_BLOCK = re.compile(
-    r"^[ \t]*#[ \t]*if(def|[ \t]+defined)[ (]*__cplusplus\b.*?^[ \t]*#[ \t]*endif", re.M | re.S
-)
-_C_COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*|\"(?:[^\"\\\n]|\\.)*\"", re.S)
-_CPP = re.compile(
-    r"\b(namespace|template|typename|constexpr|nullptr|noexcept|decltype)\b|::|\bclass\s+\w"
-    r"|\b(public|private|protected)\s*:|#\s*include\s*<([a-z_]+|(ATen|c10|torch|pybind11)/.*)>"
-)
-_WORD = re.compile(r"[A-Za-z]+")
-_SMALL_WORDS = frozenset([
-    "a", "an", "and", "are", "as", "at", "be", "by", "for", "from", "if", "in", "is", "it", "not", "of", "on", "or",
-    "that", "the", "this", "to", "with", "you",
-])  # fmt: skip
-_PROSE_LETTERS = 0.77
-_PROSE_SMALL_WORDS = 0.15
-_SUFFIXES: Mapping[str, tuple[str, ...]] = {
-    "c": (".c", ".h"),
-    "c++": (".cc", ".cpp", ".cxx", ".h", ".hh", ".hpp", ".hxx"),
-    "cuda": (".cu", ".cuh"),
-    "cython": (".pxd", ".pxi", ".pyx"),
-    "english": (".md", ".rst", ".txt"),
-    "fortran": (".f", ".f90", ".f95", ".for"),
-    "python": (".py",),
-    "python-stubs": (".pyi",),
-}

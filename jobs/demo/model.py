@@ -5,7 +5,7 @@
 Text is what lies below one subfolder per language. Documents are cut into rows as the profiler cuts them: the
 tokenizer puts `<s>` before a document, and what is longer than a row goes on in a row that starts afresh.
 Languages take turns, each dealing its rows in a shuffled order, so that all are trained alike. Everything is
-drawn from the seed: on one machine, with as many threads, the same text gives the same weights to the bit.
+drawn from the seed: on one machine, with as many threads, the same text gives bitwise identical weights.
 """
 
 import math
@@ -60,7 +60,7 @@ def train(
     """Train tokenizer and model on the text below `train_dir`, and save them as `model_dir`, on the CPU.
 
     `make_model` makes another model than the demo's, at random. `model_dir` must not exist: it appears whole, or not at
-    all. Raises InputError where there is no text. Returns the training loss of every step, in nats a token, with a
+    all. Raises InputError where there is no text. Returns the training loss of every step, in nats per token, with a
     mixture's loss of balance in it.
     """
     if model_dir.exists():
@@ -112,7 +112,7 @@ def _read_texts(folder: Path) -> dict[str, list[str]]:
         texts[language.name] = [file.read_bytes().decode() for file in files]
     texts = {language: documents for language, documents in texts.items() if any(documents)}
     if not texts:
-        raise InputError(f"{folder}: expected one subfolder of text files a language, found none")
+        raise InputError(f"{folder}: expected one subfolder of text files per language, found none")
     return texts
 
 

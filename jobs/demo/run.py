@@ -1,4 +1,4 @@
-"""`neurotally demo`: the whole way once, on a laptop, with nothing but what is installed.
+"""`neurotally demo`: everything end to end, on a laptop, with nothing but what is installed.
 
     DIR/corpus/{train,heldout,evaluation}/LANGUAGE/   source code found on this machine
     DIR/model/                                        a small Llama, trained on `train`
@@ -27,7 +27,7 @@ from neurotally.profiler.errors import InputError
 from neurotally.profiler.whole_files import replace_json
 
 RULE = Rule(quantile=0.7, per_corpus=100)
-"""5 % of the model's 2,048 neurons a language, from a lower threshold than `lape`'s own: a model trained for a minute
+"""5 % of the model's 2,048 neurons per language, from a lower threshold than `lape`'s own: a model trained for a minute
 has few neurons that fire often, and random ones above the threshold, to compare with, need as many again in each
 layer."""
 EVALUATION_FILES, EVALUATION_FILE_TOKENS = 12, 400

@@ -1,1 +1,1 @@
-"""Passes beside the neuron pass: what runs a model and leaves a group in the store."""
+"""The passes: each runs a model over texts and leaves groups in the store."""

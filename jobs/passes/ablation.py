@@ -11,41 +11,41 @@ from neurotally.analysis.languages.counts import read_counts, usable_corpora
 from neurotally.analysis.languages.lape import Rule, lape, threshold_of
 from neurotally.analysis.masking.mask_sets import above_threshold
 from neurotally.analysis.masking.masks import read_mask, read_origin
+from neurotally.jobs.corpora import find_corpora
 from neurotally.jobs.passes.held_out import Choosers, profiled_documents
 from neurotally.jobs.passes.loss import Above, Chosen, Evaluation, measure_losses
-from neurotally.jobs.plan import find_corpora
-from neurotally.jobs.run import Where
+from neurotally.jobs.run import Setup
 from neurotally.profiler import store
 from neurotally.profiler.buckets import on_disk
 from neurotally.profiler.errors import InputError
 
 
 def ablate_corpora(
-    where: Where, group: str, neurons: Path | str | None, corpus: Sequence[str], rule: Rule, folder: Path | str,
+    setup: Setup, group: str, neurons: Path | str | None, corpus: Sequence[str], rule: Rule, folder: Path | str,
     evaluation: Evaluation,
 ) -> None:  # fmt: skip
     """What LAPE chooses by `rule` from the store's counts, or a mask file's sets, on the corpora of the same names."""
-    chosen = _chosen_by_lape(where.store, corpus, rule) if neurons is None else _chosen_by_file(on_disk(neurons), where)
+    chosen = _chosen_by_lape(setup.store, corpus, rule) if neurons is None else _chosen_by_file(on_disk(neurons), setup)
     sources = find_corpora(folder)
-    names = [one for one in chosen.neurons if one in sources]
+    names = [name for name in chosen.neurons if name in sources]
     if not names:
         raise InputError(f"{folder} has none of the corpora {', '.join(chosen.neurons)}; it has {', '.join(sources)}")
-    if lacking := [one for one in chosen.neurons if one not in sources]:
-        where.progress.note(f"{folder} has no {', '.join(lacking)}: their neurons are left alone")
-    if others := [one for one in sources if one not in chosen.neurons]:
-        where.progress.note(f"{folder}: {', '.join(others)} left out: no neurons are known for them")
-    chosen = replace(chosen, neurons={one: chosen.neurons[one] for one in names})
-    measure_losses(where, group, {one: sources[one] for one in names}, evaluation, chosen)
+    if lacking := [name for name in chosen.neurons if name not in sources]:
+        setup.progress.note(f"{folder} has no {', '.join(lacking)}: their neurons are left alone")
+    if others := [name for name in sources if name not in chosen.neurons]:
+        setup.progress.note(f"{folder}: {', '.join(others)} left out: no neurons are known for them")
+    chosen = replace(chosen, neurons={name: chosen.neurons[name] for name in names})
+    measure_losses(setup, group, {name: sources[name] for name in names}, evaluation, chosen)
 
 
 def mask_sets_of_file(
-    where: Where, group: str, file: Path, regex: Path | str | Mapping[str, Pattern[str]] | None, folder: Path | str,
+    setup: Setup, group: str, file: Path, regex: Path | str | Mapping[str, Pattern[str]] | None, folder: Path | str,
     evaluation: Evaluation,
 ) -> None:  # fmt: skip
     """The sets of a mask file, on every corpus; the matches of the expressions of `regex` are measured apart."""
     concepts = read_concepts(on_disk(regex)) if isinstance(regex, Path | str) else regex or {}
-    chosen = replace(_chosen_by_file(file, where), with_spared=read_origin(file).has_polysemantic)
-    measure_losses(where, group, find_corpora(folder), evaluation, chosen, concepts)
+    chosen = _chosen_by_file(file, setup, spares_polysemantic=True)
+    measure_losses(setup, group, find_corpora(folder), evaluation, chosen, concepts)
 
 
 def _chosen_by_lape(path: Path, corpus: Sequence[str], rule: Rule) -> Chosen:
@@ -57,26 +57,28 @@ def _chosen_by_lape(path: Path, corpus: Sequence[str], rule: Rule) -> Chosen:
     return Chosen(selection.specific, above, profiled_documents(path), described)
 
 
-def _chosen_by_file(file: Path, where: Where) -> Chosen:
+def _chosen_by_file(file: Path, setup: Setup, spares_polysemantic: bool = False) -> Chosen:
     """The sets of a mask file, checked against the store's model where there is one: before the model is loaded.
 
-    Chosen by the documents that the file names, else by all of the store's.
+    Chosen by the documents that the file names, else by all of the store's. `spares_polysemantic`: each set is also
+    measured without the neurons that it shares, where the file tells of these.
     """
     model: dict[str, Any] = {}
-    if store.is_begun(where.store):
-        model = store.store_attributes(where.store).get("model") or {}
+    if store.is_begun(setup.store):
+        model = store.store_attributes(setup.store).get("model") or {}
     # No model is so large; its own numbers are checked when it is loaded.
     shape = model.get("num_layers", 2**31), model.get("num_neurons", 2**31)
     neurons = read_mask(file, model.get("fingerprint"), *shape)
     origin = read_origin(file)
-    above = _above(origin.threshold, where.store, neurons)
+    above = _above(origin.threshold, setup.store, neurons)
     if origin.trigger_documents is None:
-        choosers = profiled_documents(where.store)
+        choosers = profiled_documents(setup.store)
     else:
         choosers = Choosers(
             origin.trigger_documents, origin.trigger_names, origin.trigger_files, origin.document_lines, are_named=True
         )
-    return Chosen(neurons, above, choosers, {"neurons_from": file.name}, file)
+    with_spared = spares_polysemantic and origin.has_polysemantic
+    return Chosen(neurons, above, choosers, {"neurons_from": file.name}, file, with_spared)
 
 
 def _above(threshold: float | None, store_path: Path, names: Iterable[str]) -> Above:

@@ -1,9 +1,9 @@
-"""The pass behind `neurotally agreement`: how often each layer's first token is the model's, over corpora.
+"""The pass behind `neurotally agreement`: how often each layer's top-1 prediction is the model's.
 
     STORE/lens/NAME/   attrs: variants, head_bias, positions, seed, row_tokens, corpora, left_out; identity
-      agreed, gold   int64 (corpus, context, variant, layer): positions at which the layer's first token is the model's,
-                     or the token that comes next
-      model_gold     int64 (corpus, context): at which the model's first token is the one that comes next
+      agreed, gold   int64 (corpus, context, variant, layer): positions at which the layer's top-1 prediction is the
+                     model's, or the token that comes next
+      model_gold     int64 (corpus, context): at which the model's top-1 prediction is the token that comes next
       positions, gold_positions    int64 (corpus, context): those that were read, and those with a next token
       corpus, context_kind, variant   string;   context_size   uint32
 
@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from neurotally.jobs.plan import CorpusPlan, stored_names
-from neurotally.jobs.reducers import KeptParts, Part, Parts, Plan
-from neurotally.jobs.run import Pass, Texts, Where, model_identity, run_pass
+from neurotally.jobs.corpora import ListedCorpus, skipped_by_reason
+from neurotally.jobs.reducers.parts import KeptParts, Part, Parts
+from neurotally.jobs.reducers.reducer import Plan
+from neurotally.jobs.run import Pass, Setup, Texts, model_identity, run_pass
 from neurotally.profiler import store
 from neurotally.profiler.corpus.batches import lay_out
 from neurotally.profiler.corpus.documents import Status
@@ -36,7 +37,7 @@ from neurotally.profiler.passes.worker import TOKEN_BUDGET, Task
 
 _GROUPS = 10
 _LISTED_SKIPS = 20
-_TOLD = ("variants", "head_bias", "positions", "seed", "row_tokens", "context_tokens")
+_READ_SETTINGS = ("variants", "head_bias", "positions", "seed", "row_tokens", "context_tokens")
 """Settings that readers want to know."""
 _BY_LAYER_NAMES, _BY_CONTEXT_NAMES = ("agreed", "gold"), ("model_gold", "positions", "gold_positions")
 _BY_LAYER, _BY_CONTEXT = ("corpus", "context", "variant", "layer"), ("corpus", "context")
@@ -74,6 +75,19 @@ class CutDocuments(NamedTuple):
     """Of those that have a token."""
     places: list[list[Place]]
     status_n: np.ndarray
+
+
+class ReadRows(NamedTuple):
+    """What the model is run over, and of each of its T tokens, one input after the other, what is asked of it."""
+
+    ids: list[list[int]]
+    row_tokens: int
+    context_T: np.ndarray
+    """int64."""
+    gold_T: np.ndarray
+    """int64: the token that comes next; -1: none."""
+    at_T: np.ndarray
+    """bool: whether it is read."""
 
 
 class AgreementWorker:
@@ -136,49 +150,51 @@ class AgreementWorker:
         return list(choose_places(end, first, line_T, config.contexts, config.positions, config.context_tokens, key))
 
     def _count(self, prepared: CutDocuments, budget: int) -> tuple[AgreementCounts, int]:
+        """The counts, and how many tokens the model read."""
         config, lens = self._config, self._lens
-        documents = prepared.ids
-        cut = [(document, place) for document, places in enumerate(prepared.places) for place in places]
-        rows = [*documents, *(documents[document][place.first : place.end] for document, place in cut)]
-        total = sum(map(len, documents))
-        lengths = np.array([place.end - place.first for _, place in cut], np.int64)
-        # Of each token of the rows: its context, the token that comes next (-1: none), and whether it is read.
-        context_of_cut = np.array([place.context for _, place in cut], np.int64)
-        context_T = np.concatenate([np.zeros(total, np.int64), np.repeat(context_of_cut, lengths)])
-        gold_T = np.full(len(context_T), -1, np.int64)
-        gold_T[:total] = [token for ids in documents for token in _next_in_row(ids, config.row_tokens)]
-        at_T = np.arange(len(context_T)) < total
-        last = total + np.cumsum(lengths) - 1
-        at_T[last] = True
-        gold_T[last] = [documents[document][place.end] for document, place in cut]
         reads_ffn = any("ffn" in variant for variant in config.variants)
         counts = AgreementCounts.zeros(len(config.contexts), len(config.variants), self._model.facts.num_layers)
-        for first, end, row_tokens in (
-            (0, len(documents), config.row_tokens),
-            (len(documents), len(rows), config.context_tokens),
-        ):
-            offset = total if first else 0
-            laid_out = lay_out(list(enumerate(rows[first:end])), self._model.special_ids, "documents", row_tokens)
-            inside = slice(offset, offset + len(laid_out.ids_N))
-            for found in lens.rectangles(laid_out, at_T[inside], budget):
+        tokens = 0
+        for rows in (self._whole(prepared), self._truncated(prepared)):
+            laid_out = lay_out(list(enumerate(rows.ids)), self._model.special_ids, "documents", rows.row_tokens)
+            for found in lens.rectangles(laid_out, rows.at_T, budget):
                 vectors = lens.vectors(found.ids_BT, found.at_BT, ffn=reads_ffn)
                 read = read_first_tokens(lens, vectors, config.variants, config.head_bias)
-                counts.add(*read, context_T[inside][found.token_n], gold_T[inside][found.token_n])
-        return counts, len(context_T)
+                counts.add(*read, rows.context_T[found.token_n], rows.gold_T[found.token_n])
+            tokens += len(rows.at_T)
+        return counts, tokens
+
+    def _whole(self, prepared: CutDocuments) -> ReadRows:
+        """Whole documents, read at every token."""
+        row_tokens = self._config.row_tokens
+        gold_T = np.array([token for ids in prepared.ids for token in _next_in_row(ids, row_tokens)], np.int64)
+        return ReadRows(prepared.ids, row_tokens, np.zeros(len(gold_T), np.int64), gold_T, np.ones(len(gold_T), bool))
+
+    def _truncated(self, prepared: CutDocuments) -> ReadRows:
+        """Truncated inputs, read at their last token."""
+        cut = [(ids, place) for ids, places in zip(prepared.ids, prepared.places, strict=True) for place in places]
+        lengths = np.array([place.end - place.first for _, place in cut], np.int64)
+        context_T = np.repeat(np.array([place.context for _, place in cut], np.int64), lengths)
+        at_T, gold_T = np.zeros(len(context_T), bool), np.full(len(context_T), -1, np.int64)
+        last = np.cumsum(lengths) - 1
+        at_T[last] = True
+        gold_T[last] = [ids[place.end] for ids, place in cut]
+        rows = [ids[place.first : place.end] for ids, place in cut]
+        return ReadRows(rows, self._config.context_tokens, context_T, gold_T, at_T)
 
 
 def count_agreement(
-    where: Where, group: str, texts: Texts, variants: Sequence[str], context_sizes: Sequence[int],
+    setup: Setup, group: str, texts: Texts, variants: Sequence[str], context_sizes: Sequence[int],
     lines: Sequence[int], max_unit_bytes: int, **settings: Any,
 ) -> None:  # fmt: skip
     """Bring the store to hold the group. `settings`: the other fields of `AgreementConfig` that no model decides."""
 
-    def make_pass(facts: ModelFacts, listed: list[CorpusPlan]) -> Pass:
+    def make_pass(facts: ModelFacts, listed: list[ListedCorpus]) -> Pass:
         sizes = [Context("tokens", size) for size in sorted(set(context_sizes))]
         fitting = [context for context in sizes if context.size <= facts.max_row_tokens]
         left_out = [context.label for context in sizes if context not in fitting]
         if left_out:
-            where.progress.note(
+            setup.progress.note(
                 f"warning: left out: contexts of {', '.join(left_out)}: the model's is {facts.max_row_tokens}"
             )
         config = AgreementConfig(
@@ -189,25 +205,25 @@ def count_agreement(
             token_budget=TOKEN_BUDGET[facts.device_type],
             **settings,
         )
-        tasks = [plan.task(unit) for plan in listed for unit in plan.units(max_unit_bytes, _GROUPS)]
+        tasks = [corpus.task(unit) for corpus in listed for unit in corpus.units(max_unit_bytes, _GROUPS)]
         identity = {
             **model_identity(facts),
             **asdict(config),
             "variants": list(config.variants),
             "contexts": [context.label for context in config.contexts],
             "attention": facts.attention,
-            "corpora": {plan.name: plan.identity for plan in listed},
+            "corpora": {corpus.name: corpus.identity for corpus in listed},
         }
-        told = {name: identity[name] for name in _TOLD}
+        told = {name: identity[name] for name in _READ_SETTINGS}
         assemble = partial(_assemble, config, listed, tasks, {**told, "left_out": left_out})
         keep = partial(Parts, assemble=assemble, schema=SCHEMA)
         return Pass(partial(AgreementWorker, config=config), [Plan(group, tasks, identity, keep)])
 
-    run_pass(where, make_pass, texts)
+    run_pass(setup, make_pass, texts)
 
 
 def _assemble(
-    config: AgreementConfig, corpora: Sequence[CorpusPlan], tasks: Sequence[Task], told: Mapping[str, Any],
+    config: AgreementConfig, corpora: Sequence[ListedCorpus], tasks: Sequence[Task], told: Mapping[str, Any],
     parts: KeptParts,
 ) -> tuple[dict[str, np.ndarray | store.Blocks], dict[str, Any]]:  # fmt: skip
     """The group's arrays and attributes."""
@@ -216,14 +232,14 @@ def _assemble(
         raise InputError("no document of any corpus has a token")
     arrays: dict[str, np.ndarray | store.Blocks] = {
         **{name: np.stack(values_C) for name, values_C in summed.items()},
-        "corpus": np.array([plan.name for plan in corpora], object),
+        "corpus": np.array([corpus.name for corpus in corpora], object),
         "variant": np.array(config.variants, object),
         "context_kind": np.array([context.kind for context in config.contexts], object),
         "context_size": np.array([context.size for context in config.contexts], np.uint32),
     }
-    end_C = np.cumsum([len(plan.manifest.names) for plan in corpora])
+    end_C = np.cumsum([len(corpus.manifest.names) for corpus in corpora])
     by_corpus = zip(corpora, np.split(parts.joined("status"), end_C[:-1]), strict=True)
-    return arrays, {**told, "corpora": {plan.name: _describe(plan, status_D) for plan, status_D in by_corpus}}
+    return arrays, {**told, "corpora": {corpus.name: _describe(corpus, status_D) for corpus, status_D in by_corpus}}
 
 
 def _summed(values: Iterable[np.ndarray], tasks: Sequence[Task]) -> list[np.ndarray]:
@@ -239,13 +255,10 @@ def _next_in_row(ids: Sequence[int], row_tokens: int) -> list[int]:
     return [-1 if at == len(ids) or at % row_tokens == 0 else ids[at] for at in range(1, len(ids) + 1)]
 
 
-def _describe(plan: CorpusPlan, status: np.ndarray) -> dict[str, Any]:
+def _describe(corpus: ListedCorpus, status_D: np.ndarray) -> dict[str, Any]:
     """Documents of a corpus, and those that were skipped."""
-    skipped = np.flatnonzero(status != Status.COUNTED).tolist()
     return {
-        "documents": len(status),
-        "skipped": {
-            Status(code).name.lower(): int((status == code).sum()) for code in np.unique(status[skipped]).tolist()
-        },
-        "skipped_documents": stored_names(plan.manifest)[skipped[:_LISTED_SKIPS]].tolist(),
+        "documents": len(status_D),
+        "skipped": skipped_by_reason(status_D),
+        "skipped_documents": corpus.stored_names()[status_D != Status.COUNTED][:_LISTED_SKIPS].tolist(),
     }

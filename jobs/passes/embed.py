@@ -1,6 +1,6 @@
 """The pass behind `neurotally embed`: the embeddings of a parallel corpus, each distinct text embedded once.
 
-    STORE/embeddings/NAME/   attrs: languages, bos, left_out, missing; and `jobs.reducers.Parts`'s
+    STORE/embeddings/NAME/   attrs: languages, bos, left_out, missing; and `jobs.reducers.parts.Parts`'s
       weighted   float32 (layer, text, dimension)   layer 0: the token embeddings; the last one: after the final norm
       last       float32 (layer, text, dimension)
       text       uint32  (language, id)             number of the text that a language has for an id
@@ -21,9 +21,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from neurotally.jobs.plan import CorpusPlan
-from neurotally.jobs.reducers import KeptParts, Part, Parts, Plan
-from neurotally.jobs.run import Pass, Where, model_identity, run_pass
+from neurotally.jobs.corpora import ListedCorpus
+from neurotally.jobs.reducers.parts import KeptParts, Part, Parts
+from neurotally.jobs.reducers.reducer import Plan
+from neurotally.jobs.run import Pass, Setup, model_identity, run_pass
 from neurotally.profiler import store
 from neurotally.profiler.corpus.batches import TokenRows, lay_out
 from neurotally.profiler.corpus.parallel import ParallelTexts
@@ -89,7 +90,7 @@ class Embedder:
     def prepare(self, task: TextTask) -> Tokenised:
         """Tokenise a task's texts and lay out those that can be embedded."""
         found = tokenise(self._model.tokenizer, task.texts, with_special=self._bos != "none")
-        ids = [one.ids_T for one in found]
+        ids = [tokens.ids_T for tokens in found]
         special_ids = self._model.special_ids
         special_n = np.array([sum(token in special_ids for token in row) for row in ids], np.uint32)
         skips_bos_n = np.array([self._bos != "counted" and bool(row) and row[0] in special_ids for row in ids])
@@ -167,12 +168,12 @@ def _left_out(
     return found
 
 
-def embed_parallel(where: Where, group: str, texts: ParallelTexts, bos: str, task_texts: int) -> None:
+def embed_parallel(setup: Setup, group: str, texts: ParallelTexts, bos: str, task_texts: int) -> None:
     """Bring the store to hold the group; InputError where no id is left."""
     assert bos in BOS_RULES, bos
     distinct = list(dict.fromkeys(text for by_id in texts.texts.values() for text in by_id.values()))
 
-    def make_pass(facts: ModelFacts, _: Sequence[CorpusPlan]) -> Pass:
+    def make_pass(facts: ModelFacts, _: Sequence[ListedCorpus]) -> Pass:
         token_budget = min(TOKEN_BUDGET[facts.device_type], _POOLED_BYTES // (8 * facts.width))
         identity = {
             **model_identity(facts),
@@ -187,7 +188,7 @@ def embed_parallel(where: Where, group: str, texts: ParallelTexts, bos: str, tas
         plan = Plan(group, _cut(distinct, task_texts), identity, keep, "batch")
         return Pass(partial(Embedder, bos=bos, token_budget=token_budget), [plan])
 
-    run_pass(where, make_pass)
+    run_pass(setup, make_pass)
 
 
 def _cut(texts: Sequence[str], task_texts: int) -> list[TextTask]:

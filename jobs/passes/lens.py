@@ -1,7 +1,7 @@
 """The pass behind `neurotally lens`: the logit lens over few-shot translation prompts of a parallel corpus.
 
     STORE/lens/NAME/   attrs: pairs, sets, empty_sets, draws, vocabulary, paper, skipped; and
-                       `jobs.reducers.Parts`'s
+                       `jobs.reducers.parts.Parts`'s
       by prompt (prompt), in the order of the pairs and, in each, of the ids
         prompt_id, prompt_source, prompt_target   string, and uint16 numbers of languages
         prompt_status                             uint8: 0 counted, 1 longer than the context, 2 no target token
@@ -31,7 +31,6 @@ Layers are counted from 0, after the first block.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -40,41 +39,44 @@ from typing import Any
 import numpy as np
 
 from neurotally.analysis.layers.lens import find_prompt
-from neurotally.jobs.plan import CorpusPlan
+from neurotally.jobs.corpora import ListedCorpus
+from neurotally.jobs.passes.lens_worker import (
+    COUNTED,
+    DRAWS_OF_POSITIONS,
+    DRAWS_OF_SNIPPETS,
+    GOLD_MEANS,
+    SET_MEANS,
+    STATUS,
+    VOCABULARY,
+    LensConfig,
+    LensWorker,
+    PromptTask,
+    mean_of,
+)
 from neurotally.jobs.progress import Progress
-from neurotally.jobs.reducers import KeptParts, Part, Parts, Plan
-from neurotally.jobs.run import Pass, Where, model_identity, run_pass
+from neurotally.jobs.reducers.parts import KeptParts, Parts
+from neurotally.jobs.reducers.reducer import Plan
+from neurotally.jobs.run import Pass, Setup, model_identity, run_pass
 from neurotally.profiler import store
-from neurotally.profiler.corpus.batches import lay_out
 from neurotally.profiler.corpus.parallel import ParallelTexts
-from neurotally.profiler.corpus.prompts import PromptTokens, build_prompt, read_few_shot, tokenise_prompts
+from neurotally.profiler.corpus.prompts import read_few_shot
 from neurotally.profiler.corpus.texts import load_tokenizer
 from neurotally.profiler.corpus.token_sets import TokenSet, TokenSets, find_token_sets
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.model.load import LoadedModel, ModelFacts
-from neurotally.profiler.passes.lens import TOP, Lens
-from neurotally.profiler.passes.lens_reading import DrawColumns, DrawSums, Readings, SetColumns, read_layers
-from neurotally.profiler.passes.memory import halving
+from neurotally.profiler.model.load import ModelFacts
 from neurotally.profiler.passes.worker import TOKEN_BUDGET
 
-COUNTED, TOO_LONG, NO_TARGET = range(3)
-STATUS = ("counted", "longer than the context", "no target token")
-_OF_SNIPPETS, _OF_POSITIONS = "_draws_of_snippets", "_draws_of_positions"
-"""float64 [L, S, D] in a task's part: each draw's mass, summed over the means of snippets, and over positions."""
-_VOCABULARY = "_vocabulary"
 _NONE = 2**32 - 1
 _PROMPT_LAYER, _PROMPT_SET = ("prompt", "layer"), ("prompt", "layer", "set")
-_GOLD_MEANS = ("gold_probability", "gold_rank", "gold_top", "gold_probability_top", "gold_rank_top")
-_SET_MEANS = ("mass", "mass_top", "rank_top", "hit")
 _BY_DRAW = ("pair", "layer", "set", "draw")
 SCHEMA: Mapping[str, store.ArraySpec] = {
     **dict.fromkeys(("prompt_source", "prompt_target"), store.ArraySpec("uint16", ("prompt",), 2**16 - 1)),
     **dict.fromkeys(("prompt_tokens", "prompt_positions"), store.ArraySpec("uint32", ("prompt",), _NONE)),
     "prompt_id": store.ArraySpec("string", ("prompt",), ""),
     "prompt_status": store.ArraySpec("uint8", ("prompt",), 255),
-    **{f"prompt_{name}": store.ArraySpec("float32", _PROMPT_LAYER, np.nan) for name in _GOLD_MEANS},
-    **{f"prompt_{name}": store.ArraySpec("float32", _PROMPT_SET, np.nan) for name in _SET_MEANS},
-    **{f"control_{name}": store.ArraySpec("float32", _PROMPT_SET, np.nan) for name in _SET_MEANS},
+    **{f"prompt_{name}": store.ArraySpec("float32", _PROMPT_LAYER, np.nan) for name in GOLD_MEANS},
+    **{f"prompt_{name}": store.ArraySpec("float32", _PROMPT_SET, np.nan) for name in SET_MEANS},
+    **{f"control_{name}": store.ArraySpec("float32", _PROMPT_SET, np.nan) for name in SET_MEANS},
     **dict.fromkeys(
         ("position_prompt", "gold_index", "gold_id", "input_id"), store.ArraySpec("uint32", ("position",), _NONE)
     ),
@@ -91,175 +93,36 @@ SCHEMA: Mapping[str, store.ArraySpec] = {
 }
 
 
-@dataclass(frozen=True)
-class PromptTask:
-    """Some snippets of one directed pair."""
-
-    source: str
-    target: str
-    first: int
-    """Number of its first snippet in the pair."""
-    snippets: tuple[str, ...]
-    translations: tuple[str, ...]
-
-    @property
-    def key(self) -> str:
-        return f"{self.source}\0{self.target}\0{self.first}"
-
-    @property
-    def size(self) -> int:
-        """Prompts."""
-        return len(self.snippets)
-
-    def __str__(self) -> str:
-        return f"prompts {self.first} to {self.first + len(self.snippets) - 1} of {self.source}-{self.target}"
-
-
-@dataclass(frozen=True)
-class LensConfig:
-    """What decides the result of a task, beside the model."""
-
-    few_shot: Mapping[str, Sequence[str]]
-    """Lines by language."""
-    set_ids: tuple[np.ndarray, ...]
-    """The sets' tokens."""
-    draw_ids: tuple[np.ndarray, ...]
-    """Those of their draws: [D, m] each, or [0, m]."""
-    draws: int
-    """D."""
-    paper: bool
-    token_budget: int
-    """Cells of a batch."""
-
-
-class LensWorker:
-    """The pass on a loaded model."""
-
-    def __init__(self, model: LoadedModel, config: LensConfig):
-        self._model = model
-        self._config = config
-        self._lens = Lens(model)
-        self._columns = SetColumns(config.set_ids, self._lens.vocabulary)
-        self._draw_columns = DrawColumns(config.draw_ids, self._lens.vocabulary)
-
-    def prepare(self, task: PromptTask) -> list[PromptTokens]:
-        """Build and tokenise the prompts."""
-        source_lines, target_lines = (self._config.few_shot[language] for language in (task.source, task.target))
-        prompts = [
-            build_prompt(task.source, task.target, source_lines, target_lines, snippet, translation)
-            for snippet, translation in zip(task.snippets, task.translations, strict=True)
-        ]
-        return tokenise_prompts(self._model.tokenizer, prompts, self._model.special_ids, self._config.paper)
-
-    def compute(self, task: PromptTask, prompts: list[PromptTokens]) -> Part:
-        """Run the model over a task's prompts; those that can't be read have no positions."""
-        status = np.array([self._status(prompt) for prompt in prompts], np.uint8)
-        read, restarts = halving(
-            self._config.token_budget, lambda budget: self._read(prompts, status == COUNTED, budget)
-        )
-        arrays: dict[str, np.ndarray] = {
-            "prompt_status": status,
-            "prompt_tokens": np.array([len(prompt.ids) for prompt in prompts], np.uint32),
-            _VOCABULARY: np.array([self._lens.vocabulary]),
-            **read,
-        }
-        return Part(arrays, sum(len(row.ids) for prompt in prompts for row in prompt.rows), restarts)
-
-    def _status(self, prompt: PromptTokens) -> int:
-        if not prompt.rows:
-            return NO_TARGET
-        return TOO_LONG if prompt.longest_row > self._model.facts.max_row_tokens else COUNTED
-
-    def _read(self, prompts: list[PromptTokens], counted_n: np.ndarray, budget: int) -> dict[str, np.ndarray]:
-        """The arrays by position, and the means by prompt."""
-        rows = [(number, row) for number, prompt in enumerate(prompts) if counted_n[number] for row in prompt.rows]
-        laid_out = lay_out(
-            [(number, row.ids) for number, (_, row) in enumerate(rows)], self._model.special_ids, "documents",
-            self._model.facts.max_row_tokens,
-        )  # fmt: skip
-        prompt_T = np.array([number for number, _ in rows], np.int64)[laid_out.document_N]
-        # By token of the rows: which token of the prompt is predicted there; -1: none.
-        gold_T = np.full(len(prompt_T), -1, np.int64)
-        for (_, row), (start, _) in zip(rows, laid_out.bounds_R2, strict=True):
-            gold_T[start + np.array(row.positions)] = row.gold
-        tokens, readings = [], []
-        draws = DrawSums(self._draw_columns, len(prompts), self._model.facts.num_layers)
-        for found in self._lens.rectangles(laid_out, gold_T >= 0, budget):
-            gold_n = np.array([prompts[prompt_T[token]].ids[gold_T[token]] for token in found.token_n], np.int64)
-            vectors = self._lens.vectors(found.ids_BT, found.at_BT)
-            prompt_n = prompt_T[found.token_n]
-            readings.append(read_layers(self._lens, vectors, gold_n, self._columns, draws, prompt_n))
-            tokens.append(found.token_n)
-        token_N = np.concatenate([np.empty(0, np.int64), *tokens])
-        order_N = np.lexsort((gold_T[token_N], prompt_T[token_N]))
-        token_N = token_N[order_N]
-        prompt_N, index_N = prompt_T[token_N], gold_T[token_N]
-        read = self._joined(readings, order_N)
-        gold_id = [prompts[number].ids[index] for number, index in zip(prompt_N, index_N, strict=True)]
-        return {
-            "prompt_positions": np.bincount(prompt_N, minlength=len(prompts)).astype(np.uint32),
-            "gold_index": index_N.astype(np.uint32),
-            "gold_id": np.array(gold_id, np.uint32),
-            "input_id": laid_out.ids_N[token_N].astype(np.uint32),
-            "top_id": read.top_id_NLK,
-            "top_probability": read.top_probability_NLK,
-            "gold_probability": read.gold_probability_NL,
-            "gold_rank": read.gold_rank_NL,
-            "mass": read.mass_NLS,
-            **_means(read, prompt_N, len(prompts)),
-            **self._draw_means(draws, np.bincount(prompt_N, minlength=len(prompts))),
-        }
-
-    def _joined(self, readings: Sequence[Readings], order_N: np.ndarray) -> Readings:
-        by_layer = (0, self._model.facts.num_layers)
-        by_rank, by_set = (*by_layer, min(TOP, self._lens.vocabulary)), (*by_layer, len(self._config.set_ids))
-        none = Readings(
-            np.empty(by_rank, np.uint32), np.empty(by_rank, np.float32), np.empty(by_layer, np.float32),
-            np.empty(by_layer, np.uint32), np.empty(by_set, np.float32), np.empty(by_set, np.float32),
-            np.empty(by_set, np.uint8),
-        )  # fmt: skip
-        tables = zip(*(vars(one).values() for one in (none, *readings)), strict=True)
-        return Readings(*(np.concatenate(table)[order_N] for table in tables))
-
-    def _draw_means(self, draws: DrawSums, positions_P: np.ndarray) -> dict[str, np.ndarray]:
-        """The mean over draws by prompt, and sums over the task's prompts by draw; NaN for sets without draws."""
-        has_draws_S = np.array([len(draws_Dm) > 0 for draws_Dm in self._config.draw_ids], bool)
-        leading = draws.sum_PL4R.shape[:-1]
-        sum_PL4SD = np.full((*leading, len(has_draws_S), self._config.draws), np.nan)
-        sum_PL4SD[..., has_draws_S, :] = draws.sum_PL4R.reshape(*leading, -1, self._config.draws)
-        read_P, mean_PL4SD = positions_P > 0, _mean(sum_PL4SD, positions_P)
-        control_PL4S = mean_PL4SD.mean(axis=-1).astype(np.float32)
-        return {
-            **{f"control_{name}": control_PL4S[:, :, at] for at, name in enumerate(_SET_MEANS)},
-            _OF_SNIPPETS: mean_PL4SD[read_P, :, 0].sum(axis=0),
-            _OF_POSITIONS: sum_PL4SD[read_P, :, 0].sum(axis=0),
-        }
-
-
 def read_translation(
-    where: Where, group: str, of: ParallelTexts, few_shot: Path, pairs: str, words: Mapping[str, Sequence[str]],
+    setup: Setup, group: str, parallel: ParallelTexts, few_shot: Path, pairs: str, words: Mapping[str, Sequence[str]],
     english: Sequence[str] | None, draws: int, seed: int, paper: bool, prompt: str | None, task_prompts: int,
 ) -> None:  # fmt: skip
     """Bring the store to hold the group; InputError, before anything is run, where it won't have `prompt`."""
-    chosen = directed_pairs(pairs, of.languages)
+    chosen = directed_pairs(pairs, parallel.languages)
     if prompt is not None:
-        names = ["-".join(pair) for pair in chosen for _ in of.ids]
-        find_prompt(prompt, names, [*of.ids] * len(chosen), group)
+        names = ["-".join(pair) for pair in chosen for _ in parallel.ids]
+        find_prompt(prompt, names, [*parallel.ids] * len(chosen), group)
     shots = _few_shot_lines(few_shot, chosen)
 
-    def make_pass(facts: ModelFacts, _: Sequence[CorpusPlan]) -> Pass:
-        tokenizer = load_tokenizer(where.store, where.model.spec, where.model.trust_remote_code)
-        texts = [of.texts[language][id_] for language in shots for id_ in of.ids]
+    def make_pass(facts: ModelFacts, _: Sequence[ListedCorpus]) -> Pass:
+        tokenizer = load_tokenizer(setup.store, setup.model.spec, setup.model.trust_remote_code)
+        texts = [parallel.texts[language][id_] for language in shots for id_ in parallel.ids]
         token_sets = find_token_sets(tokenizer, words, english, texts, draws, seed)
-        _warn_of_sets(token_sets, where.progress)
+        _warn_of_sets(token_sets, setup.progress)
         token_budget = TOKEN_BUDGET[facts.device_type]
-        set_ids, draw_ids = tuple(one.ids for one in token_sets.sets), tuple(one.draws_Dm for one in token_sets.sets)
-        config = LensConfig(shots, set_ids, draw_ids, token_sets.draws, paper, token_budget)
+        config = LensConfig(
+            few_shot=shots,
+            set_ids=tuple(token_set.ids for token_set in token_sets.sets),
+            draw_ids=tuple(token_set.draws_Dm for token_set in token_sets.sets),
+            draws=token_sets.draws,
+            paper=paper,
+            token_budget=token_budget,
+        )
         identity = {
             **model_identity(facts),
-            "parallel": of.sha256,
+            "parallel": parallel.sha256,
             "pairs": ["-".join(pair) for pair in chosen],
-            "ids": len(of.ids),
+            "ids": len(parallel.ids),
             "few_shot": shots,
             "paper": paper,
             "sets": token_sets.names,
@@ -268,20 +131,21 @@ def read_translation(
             "tokens_of_sets": token_sets.sha256,
             "token_budget": token_budget,
         }
-        assemble = partial(_assemble, of.ids, chosen, token_sets, paper, facts.max_row_tokens)
+        assemble = partial(_assemble, parallel.ids, chosen, token_sets, paper, facts.max_row_tokens)
         keep = partial(Parts, assemble=assemble, schema=SCHEMA)
-        plan = Plan(group, list(_tasks(of, chosen, task_prompts)), identity, keep, "task")
+        plan = Plan(group, list(_tasks(parallel, chosen, task_prompts)), identity, keep, "task")
         return Pass(partial(LensWorker, config=config), [plan])
 
-    run_pass(where, make_pass)
+    run_pass(setup, make_pass)
 
 
 def _warn_of_sets(sets: TokenSets, progress: Progress) -> None:
     for name, entries in sets.empty.items():
         progress.note(f"warning: no set {name!r}: none of its {entries} entries is one token of this tokenizer")
-    for one in sets.sets:
-        if not len(one.draws_Dm):
-            progress.note(f"warning: no random sets for {one.name!r}: its {len(one.ids):,} tokens leave too few")
+    for token_set in sets.sets:
+        if not len(token_set.draws_Dm):
+            members = len(token_set.ids)
+            progress.note(f"warning: no random sets for {token_set.name!r}: its {members:,} tokens leave too few")
 
 
 def directed_pairs(text: str, languages: Sequence[str]) -> list[tuple[str, str]]:
@@ -310,12 +174,12 @@ def _few_shot_lines(folder: Path, pairs: Sequence[tuple[str, str]]) -> dict[str,
     return lines
 
 
-def _tasks(of: ParallelTexts, pairs: Sequence[tuple[str, str]], task_prompts: int) -> Iterator[PromptTask]:
+def _tasks(parallel: ParallelTexts, pairs: Sequence[tuple[str, str]], task_prompts: int) -> Iterator[PromptTask]:
     for source, target in pairs:
-        for first in range(0, len(of.ids), task_prompts):
-            some = of.ids[first : first + task_prompts]
-            yield PromptTask(source, target, first, tuple(of.texts[source][id_] for id_ in some),
-                             tuple(of.texts[target][id_] for id_ in some))  # fmt: skip
+        for first in range(0, len(parallel.ids), task_prompts):
+            some = parallel.ids[first : first + task_prompts]
+            yield PromptTask(source, target, first, tuple(parallel.texts[source][id_] for id_ in some),
+                             tuple(parallel.texts[target][id_] for id_ in some))  # fmt: skip
 
 
 def _assemble(
@@ -333,6 +197,7 @@ def _assemble(
         )
     lengths = {"prompt": len(status_P), "position": int(positions_P.sum())}
     languages = sorted(set(chain.from_iterable(pairs)))
+    ids_by_set = [token_set.ids for token_set in sets.sets]
     of_parts = [name for name in SCHEMA if name in parts.names]
     arrays = {name: parts.blocks(name, lengths[SCHEMA[name].dimensions[0]]) for name in of_parts} | {
         "prompt_id": np.array([*ids] * len(pairs), object),
@@ -342,54 +207,53 @@ def _assemble(
         "language": np.array(languages, object),
         "set": np.array(sets.names, object),
         "token": np.array(sets.spelling, object),
-        "member_set": np.repeat(np.arange(len(sets.sets), dtype=np.uint16), [len(one.ids) for one in sets.sets]),
-        "member_token": np.concatenate([np.empty(0, np.uint32), *(one.ids for one in sets.sets)]),
+        "member_set": np.repeat(np.arange(len(ids_by_set), dtype=np.uint16), list(map(len, ids_by_set))),
+        "member_token": np.concatenate([np.empty(0, np.uint32), *ids_by_set]),
         "draw_token": _draw_tokens(sets),
         **_draws_of_pairs(parts, positions_P.reshape(len(pairs), -1)),
     }
     return arrays, {
         "pairs": [list(pair) for pair in pairs],
-        "sets": {one.name: _described(one) for one in sets.sets},
+        "sets": {token_set.name: _described(token_set) for token_set in sets.sets},
         "empty_sets": dict(sets.empty),
         "draws": sets.draws,
-        "vocabulary": int(parts.joined(_VOCABULARY)[0]),
+        "vocabulary": int(parts.joined(VOCABULARY)[0]),
         "paper": paper,
         "skipped": _skipped(status_P, ids, pairs),
     }
 
 
-def _described(one: TokenSet) -> dict[str, Any]:
+def _described(token_set: TokenSet) -> dict[str, Any]:
     """What a set's attributes say; shares are null where there is no text, or no draw."""
-    shares = {"share": one.share, "drawn_share": one.drawn_share}
+    shares = {"share": token_set.share, "drawn_share": token_set.drawn_share}
     return {
-        "entries": one.entries,
-        "single": one.single,
-        "tokens": len(one.ids),
+        "entries": token_set.entries,
+        "single": token_set.single,
+        "tokens": len(token_set.ids),
         **{name: share if math.isfinite(share) else None for name, share in shares.items()},
     }
 
 
 def _draw_tokens(sets: TokenSets) -> np.ndarray:
     """uint32 [D, members of all sets]."""
-    none = np.full((sets.draws, 0), _NONE, np.uint32)
-    by_set = [
-        one.draws_Dm.astype(np.uint32) if len(one.draws_Dm) else np.full((sets.draws, len(one.ids)), _NONE, np.uint32)
-        for one in sets.sets
-    ]
-    return np.concatenate([none, *by_set], axis=1)
+    by_set = [np.empty((sets.draws, 0), np.int64)]
+    for token_set in sets.sets:
+        not_drawn_Dm = np.full((sets.draws, len(token_set.ids)), _NONE)
+        by_set.append(token_set.draws_Dm if len(token_set.draws_Dm) else not_drawn_Dm)
+    return np.concatenate(by_set, axis=1).astype(np.uint32)
 
 
 def _draws_of_pairs(parts: KeptParts, positions_AI: np.ndarray) -> dict[str, np.ndarray]:
     """draw_mass and draw_mass_pooled from the sums of the tasks, those of a pair one after the other; A pairs."""
     num_pairs, by_pair = len(positions_AI), len(parts) // len(positions_AI)
     found = {}
-    for name, of, count_A in (
-        ("draw_mass", _OF_SNIPPETS, (positions_AI > 0).sum(axis=1)),
-        ("draw_mass_pooled", _OF_POSITIONS, positions_AI.sum(axis=1, dtype=np.int64)),
+    for name, sums_name, count_A in (
+        ("draw_mass", DRAWS_OF_SNIPPETS, (positions_AI > 0).sum(axis=1)),
+        ("draw_mass_pooled", DRAWS_OF_POSITIONS, positions_AI.sum(axis=1, dtype=np.int64)),
     ):
-        sums = parts.each(of)
+        sums = parts.each(sums_name)
         sum_ALSD = np.stack([np.stack(list(islice(sums, by_pair))).sum(axis=0) for _ in range(num_pairs)])
-        found[name] = _mean(sum_ALSD, count_A)
+        found[name] = mean_of(sum_ALSD, count_A)
     return found
 
 
@@ -404,29 +268,3 @@ def _skipped(status_P: np.ndarray, ids: Sequence[str], pairs: Sequence[tuple[str
 
 def _reasons(status_P: np.ndarray) -> str:
     return ", ".join(f"{int((status_P == code).sum())} {STATUS[code]}" for code in np.unique(status_P).tolist())
-
-
-def _means(read: Readings, prompt_N: np.ndarray, num_prompts: int) -> dict[str, np.ndarray]:
-    is_top_NL = read.gold_rank_NL <= TOP
-    by_gold = (
-        read.gold_probability_NL, read.gold_rank_NL, is_top_NL, np.where(is_top_NL, read.gold_probability_NL, 0),
-        np.where(is_top_NL, read.gold_rank_NL, TOP + 1),
-    )  # fmt: skip
-    by_set = (read.mass_NLS, read.mass_top_NLS, read.rank_top_NLS, read.rank_top_NLS <= TOP)
-    values = dict(zip((*_GOLD_MEANS, *_SET_MEANS), (*by_gold, *by_set), strict=True))
-    return {f"prompt_{name}": _means_by(of, prompt_N, num_prompts) for name, of in values.items()}
-
-
-def _means_by(values: np.ndarray, prompt_N: np.ndarray, num_prompts: int) -> np.ndarray:
-    """float32: the mean over each prompt's positions, summed in float64; NaN where there is none."""
-    is_of_PN = np.arange(num_prompts)[:, None] == prompt_N
-    flat_NX = values.reshape(len(values), math.prod(values.shape[1:]))
-    sums = (is_of_PN.astype(np.float64) @ flat_NX).reshape(num_prompts, *values.shape[1:])
-    return _mean(sums, np.bincount(prompt_N, minlength=num_prompts)).astype(np.float32)
-
-
-def _mean(sums: np.ndarray, count_P: np.ndarray) -> np.ndarray:
-    """float64 [P, ...]: the sums by how many they are of; NaN where there is none."""
-    count = count_P.reshape(-1, *[1] * (sums.ndim - 1))
-    mean: np.ndarray = np.divide(sums, count, out=np.full_like(sums, np.nan), where=count > 0)
-    return mean

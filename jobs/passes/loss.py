@@ -26,11 +26,12 @@ import numpy as np
 from neurotally.analysis.languages.sites import read_sites
 from neurotally.analysis.masking.mask_sets import MaskSets, mask_sets
 from neurotally.analysis.masking.masks import read_mask
+from neurotally.jobs.corpora import ListedCorpus
 from neurotally.jobs.passes.held_out import Choosers, find_used
 from neurotally.jobs.passes.loss_worker import LossConfig, LossWorker
-from neurotally.jobs.plan import CorpusPlan, stored_names
-from neurotally.jobs.reducers import KeptParts, Parts, Plan
-from neurotally.jobs.run import Pass, Texts, Where, model_identity, run_pass
+from neurotally.jobs.reducers.parts import KeptParts, Parts
+from neurotally.jobs.reducers.reducer import Plan
+from neurotally.jobs.run import Pass, Setup, Texts, model_identity, run_pass
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.load import ModelFacts
@@ -85,6 +86,7 @@ class Chosen:
     file: Path | None = None
     """The mask file that they are from."""
     with_spared: bool = False
+    """Whether each set is also measured without the neurons that it shares with others."""
 
     def sets(self, facts: ModelFacts, draws: int) -> MaskSets:
         """Them and what they are compared with; InputError where the mask file isn't of this model."""
@@ -95,17 +97,17 @@ class Chosen:
 
 
 def measure_losses(
-    where: Where, group: str, sources: Mapping[str, str], evaluation: Evaluation, chosen: Chosen,
+    setup: Setup, group: str, sources: Mapping[str, str], evaluation: Evaluation, chosen: Chosen,
     concepts: Mapping[str, Pattern[str]] = MappingProxyType({}),
 ) -> None:  # fmt: skip
     """Bring the store to hold the pass's group. Raises as `run_pass` does."""
 
-    def make_pass(facts: ModelFacts, listed: list[CorpusPlan]) -> Pass:
+    def make_pass(facts: ModelFacts, listed: list[ListedCorpus]) -> Pass:
         made = chosen.sets(facts, evaluation.draws)
-        used = find_used(listed, chosen.choosers, evaluation.leave_out_used, evaluation.force, where.progress.note)
-        profiled = store.store_attributes(where.store).get("config") or {}
+        used = find_used(listed, chosen.choosers, evaluation.leave_out_used, evaluation.force, setup.progress.note)
+        profiled = store.store_attributes(setup.store).get("config") or {}
         row_tokens = profiled.get("row_tokens") or facts.row_tokens
-        distinct = {one.neurons_n2.tobytes(): one.neurons_n2 for one in made.sets}
+        distinct = {mask.neurons_n2.tobytes(): mask.neurons_n2 for mask in made.sets}
         config = LossConfig(
             row_tokens=row_tokens,
             document_tokens=evaluation.document_tokens,
@@ -114,12 +116,12 @@ def measure_losses(
             how=evaluation.how,
             neurons=tuple(distinct.values()),
             concepts=dict(concepts),
-            mean_LF=_means(where.store, [plan.name for plan in listed]) if evaluation.how == "mean" else {},
-            left_out=frozenset() if evaluation.force else frozenset(one.sha256 for one in used),
+            mean_LF=_means(setup.store, [corpus.name for corpus in listed]) if evaluation.how == "mean" else {},
+            left_out=frozenset() if evaluation.force else frozenset(document.sha256 for document in used),
         )
-        tasks = [plan.task(unit) for plan in listed for unit in plan.units(evaluation.max_unit_bytes, 1)]
+        tasks = [corpus.task(unit) for corpus in listed for unit in corpus.units(evaluation.max_unit_bytes, 1)]
         described = {
-            "used_documents": [[one.corpus, one.name] for one in used],
+            "used_documents": [[document.corpus, document.name] for document in used],
             "forced": evaluation.force,
             "described": dict(chosen.described),
         }
@@ -130,7 +132,7 @@ def measure_losses(
             [Plan(group, tasks, identity, partial(Parts, assemble=assemble, schema=SCHEMA))],
         )
 
-    run_pass(where, make_pass, Texts(sources, evaluation.max_files))
+    run_pass(setup, make_pass, Texts(sources, evaluation.max_files))
 
 
 def class_names(concepts: Sequence[str]) -> list[str]:
@@ -139,18 +141,18 @@ def class_names(concepts: Sequence[str]) -> list[str]:
 
 
 def _identity(
-    facts: ModelFacts, listed: Sequence[CorpusPlan], made: MaskSets, config: LossConfig, max_unit_bytes: int
+    facts: ModelFacts, listed: Sequence[ListedCorpus], made: MaskSets, config: LossConfig, max_unit_bytes: int
 ) -> dict[str, Any]:
     """All that decides a bit of the result."""
     return {
         **model_identity(facts),
-        "corpora": {plan.name: plan.identity for plan in listed},
-        "sets": [f"{one.kind} {one.of} {one.draw}".strip() for one in made.sets],
-        "neurons": _digest([(one.kind, one.of, one.draw, one.neurons_n2) for one in made.sets]),
+        "corpora": {corpus.name: corpus.identity for corpus in listed},
+        "sets": [f"{mask.kind} {mask.of} {mask.draw}".strip() for mask in made.sets],
+        "neurons": _digest([(mask.kind, mask.of, mask.draw, mask.neurons_n2) for mask in made.sets]),
         "how": config.how,
         "means": _digest(sorted(config.mean_LF.items())) if config.mean_LF else None,
         "concepts": [[name, pattern.pattern] for name, pattern in config.concepts.items()],
-        "left_out": _digest([sorted(one.hex() for one in config.left_out)]),
+        "left_out": _digest([sorted(sha256.hex() for sha256 in config.left_out)]),
         "row_tokens": config.row_tokens,
         "document_tokens": config.document_tokens,
         "decoder_reads": None if config.forcing is None else config.forcing.reads,
@@ -161,14 +163,14 @@ def _identity(
 
 
 def _assemble(
-    listed: Sequence[CorpusPlan], made: MaskSets, num_layers: int, concepts: list[str], described: dict[str, Any],
+    listed: Sequence[ListedCorpus], made: MaskSets, num_layers: int, concepts: list[str], described: dict[str, Any],
     parts: KeptParts,
 ) -> tuple[dict[str, np.ndarray | store.Blocks], dict[str, Any]]:  # fmt: skip
     """The group's arrays and attributes."""
-    keys = list(dict.fromkeys(one.neurons_n2.tobytes() for one in made.sets))
-    which_S = [keys.index(one.neurons_n2.tobytes()) for one in made.sets]
+    keys = list(dict.fromkeys(mask.neurons_n2.tobytes() for mask in made.sets))
+    which_S = [keys.index(mask.neurons_n2.tobytes()) for mask in made.sets]
     arrays: dict[str, np.ndarray | store.Blocks] = {}
-    number_C = [len(plan.manifest.names) for plan in listed]
+    number_C = [len(corpus.manifest.names) for corpus in listed]
     classes = class_names(concepts)
     for name in parts.names:
         if name in _BY_SET:
@@ -177,14 +179,14 @@ def _assemble(
         elif name in SCHEMA:
             arrays[name] = parts.joined(name)
     arrays |= {
-        "document_name": np.concatenate([stored_names(plan.manifest) for plan in listed]),
+        "document_name": np.concatenate([corpus.stored_names() for corpus in listed]),
         "document_corpus": np.repeat(np.arange(len(listed)), number_C),
-        "mask_set": np.repeat(np.arange(len(made.sets)), [len(one.neurons_n2) for one in made.sets]),
-        "mask_neuron": np.concatenate([one.neurons_n2 for one in made.sets]),
+        "mask_set": np.repeat(np.arange(len(made.sets)), [len(mask.neurons_n2) for mask in made.sets]),
+        "mask_neuron": np.concatenate([mask.neurons_n2 for mask in made.sets]),
     }
     return arrays, {
-        "corpora": [plan.name for plan in listed],
-        "sets": [one.to_json(num_layers) for one in made.sets],
+        "corpora": [corpus.name for corpus in listed],
+        "sets": [mask.to_json(num_layers) for mask in made.sets],
         "draws": made.draws,
         "not_drawn": {kind: dict(reasons) for kind, reasons in made.not_drawn.items()},
         "concepts": concepts,

@@ -11,7 +11,7 @@ from re import Pattern
 
 import numpy as np
 
-from neurotally.jobs.reducers import Part
+from neurotally.jobs.reducers.parts import Part
 from neurotally.profiler.corpus.batches import TeacherForcing, TokenRows, lay_out
 from neurotally.profiler.corpus.sources import read_documents
 from neurotally.profiler.corpus.texts import check_spans
@@ -81,12 +81,14 @@ class LossWorker:
         """Read and tokenise a unit, and tell its tokens' classes."""
         config = self._config
         documents = list(read_documents(task.source, task.names, task.sizes, task.offset))
-        texts = [None if one.sha256 in config.left_out else one.text for one in documents]
+        texts = [None if document.sha256 in config.left_out else document.text for document in documents]
         found = tokenise(self._model.tokenizer, texts, config.document_tokens, with_spans=bool(config.concepts))
-        classes = [self._classes(text, one, name) for text, one, name in zip(texts, found, task.names, strict=True)]
+        classes = [
+            self._classes(text, tokens, name) for text, tokens, name in zip(texts, found, task.names, strict=True)
+        ]
         class_NS2 = np.concatenate(classes)
-        numbered = [(task.first + number, one.ids_T) for number, one in enumerate(found) if one.ids_T]
-        tokens_n = np.array([len(one.ids_T) for one in found], np.int64)
+        numbered = [(task.first + number, tokens.ids_T) for number, tokens in enumerate(found) if tokens.ids_T]
+        tokens_n = np.array([len(tokens.ids_T) for tokens in found], np.int64)
         return ClassifiedTexts(
             rows=lay_out(numbered, self._model.special_ids, "documents", config.row_tokens),
             start_n=np.cumsum(tokens_n) - tokens_n,
@@ -94,12 +96,12 @@ class LossWorker:
             has_concept_nS=np.array([class_TS2[:, :, 0].any(axis=0) for class_TS2 in classes], bool),
             status_n=np.array(
                 [
-                    document.status if text is None else final_status(document, one.ids_T)
-                    for document, text, one in zip(documents, texts, found, strict=True)
+                    document.status if text is None else final_status(document, tokens.ids_T)
+                    for document, text, tokens in zip(documents, texts, found, strict=True)
                 ],
                 np.uint8,
             ),
-            sha256_n32=np.frombuffer(b"".join(one.sha256 for one in documents), np.uint8).reshape(-1, 32),
+            sha256_n32=np.frombuffer(b"".join(document.sha256 for document in documents), np.uint8).reshape(-1, 32),
             tokens_n=tokens_n,
         )
 

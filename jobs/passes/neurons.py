@@ -1,6 +1,6 @@
 """The neuron pass, `neurotally profile`: what every feed-forward neuron does on each corpus.
 
-STORE/corpora/NAME/   arrays: `profiler.store.SCHEMA`; attrs: `CorpusPlan.identity`, `CorpusSums.attributes`, and
+STORE/corpora/NAME/   arrays: `profiler.store.SCHEMA`; attrs: `ListedCorpus.identity`, `CorpusSums.attributes`, and
                       how the run went
 """
 
@@ -10,30 +10,32 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from neurotally.jobs.corpus_sums import CorpusSums
-from neurotally.jobs.device_group import DeviceGroup, GroupWorker
+from neurotally.jobs.corpora import ListedCorpus
+from neurotally.jobs.engines.device_group import DeviceGroup, GroupWorker
+from neurotally.jobs.free_memory import free_gpu_bytes, free_host_bytes
 from neurotally.jobs.loop import RunReport
-from neurotally.jobs.memory_plan import Run, free_gpu_bytes, free_host_bytes, memory_note, refuse_too_large
-from neurotally.jobs.plan import CorpusPlan
-from neurotally.jobs.reducers import Fold, Plan
-from neurotally.jobs.run import Pass, Texts, Where, model_identity, num_workers, run_pass
+from neurotally.jobs.memory_plan import Run, memory_note, refuse_too_large
+from neurotally.jobs.reducers.corpus_sums import CorpusSums
+from neurotally.jobs.reducers.fold import Fold
+from neurotally.jobs.reducers.reducer import Plan
+from neurotally.jobs.run import Pass, Setup, Texts, model_identity, num_workers, run_pass
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.load import LoadedModel, ModelFacts
-from neurotally.profiler.model.outline import Outline, outline_model
+from neurotally.profiler.model.outline import Outline
 from neurotally.profiler.passes.worker import TOKEN_BUDGET, PassConfig, Worker
 
 _SHOWN_SKIPS = 5
 
 
 def profile_neurons(
-    where: Where, texts: Texts, row_tokens: int | None, token_budget: int | None, checkpoint_every_s: float,
+    setup: Setup, texts: Texts, row_tokens: int | None, token_budget: int | None, checkpoint_every_s: float,
     decoder_reads: str | None, **settings: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Bring the store to hold the corpora; what was done. `settings`: the other fields of `PassConfig`."""
 
-    def row_and_budget(of: ModelFacts | Outline) -> tuple[int, int]:
-        row = row_tokens or of.row_tokens
-        return row, max(token_budget or TOKEN_BUDGET[of.device_type], row)
+    def row_and_budget(model: ModelFacts | Outline) -> tuple[int, int]:
+        row = row_tokens or model.row_tokens
+        return row, max(token_budget or TOKEN_BUDGET[model.device_type], row)
 
     def make_config(facts: ModelFacts) -> PassConfig:
         row, budget = row_and_budget(facts)
@@ -48,46 +50,45 @@ def profile_neurons(
         )  # fmt: skip
 
     def plan_memory(todo: int) -> None:
-        model = where.model
         try:
-            outline = outline_model(model.spec, model.device, model.dtype, model.trust_remote_code)
+            outline = setup.model.outline()
         except InputError:  # loading looks at the whole model, and says what is wrong with it
             return
         run = Run(
             outline, settings["groups"], settings["triggers"], *row_and_budget(outline), corpora=todo,
-            workers=num_workers(where), is_cluster=where.address is not None,
+            workers=num_workers(setup), is_cluster=setup.address is not None,
         )  # fmt: skip
         free_bytes = free_host_bytes()
         refuse_too_large(run, free_bytes, free_gpu_bytes())
-        where.progress.note(memory_note(run, free_bytes))
+        setup.progress.note(memory_note(run, free_bytes))
 
-    def make_pass(facts: ModelFacts, listed: list[CorpusPlan]) -> Pass:
+    def make_pass(facts: ModelFacts, listed: list[ListedCorpus]) -> Pass:
         config = make_config(facts)
-        return Pass(partial(_worker, config=config), [_plan(one, config, facts) for one in listed])
+        return Pass(partial(_worker, config=config), [_plan(corpus, config, facts) for corpus in listed])
 
     def identity(facts: ModelFacts) -> dict[str, Any]:
-        devices = where.model.devices if where.model.devices > 1 else None
+        devices = setup.model.devices if setup.model.devices > 1 else None
         further = {"devices_per_worker": devices, "fused": facts.fused}
         return {**model_identity(facts), "attention": facts.attention, **make_config(facts).to_json(), **further}
 
-    return _document(run_pass(where, make_pass, texts, identity, checkpoint_every_s, plan_memory))
+    return _document(run_pass(setup, make_pass, texts, identity, checkpoint_every_s, plan_memory))
 
 
 def _worker(model: LoadedModel | DeviceGroup, config: PassConfig) -> Worker:
     return GroupWorker(model, config) if isinstance(model, DeviceGroup) else Worker(model, config)
 
 
-def _plan(listed: CorpusPlan, config: PassConfig, facts: ModelFacts) -> Plan:
-    units = listed.units(config.max_unit_bytes, config.groups)
+def _plan(corpus: ListedCorpus, config: PassConfig, facts: ModelFacts) -> Plan:
+    units = corpus.units(config.max_unit_bytes, config.groups)
     of_model = (facts.num_layers, facts.num_neurons, facts.networks)
-    make_sums = partial(CorpusSums, listed, units, config, *of_model)
+    make_sums = partial(CorpusSums, corpus, units, config, *of_model)
     return Plan(
-        group=f"corpora/{listed.name}",
-        tasks=[listed.task(unit) for unit in units],
-        identity=listed.identity,
+        group=f"corpora/{corpus.name}",
+        tasks=[corpus.task(unit) for unit in units],
+        identity=corpus.identity,
         reducer=partial(Fold, make_sums=make_sums),
-        manifest=listed.manifest,
-        noted={"documents": len(listed.manifest.names), "source_path": listed.lasting_path},
+        manifest=corpus.manifest,
+        noted={"documents": len(corpus.manifest.names), "source_path": corpus.lasting_path},
         otherwise="give it another name or another store",
     )
 
@@ -115,7 +116,7 @@ def profile_text(document: Mapping[str, Any], path: Path) -> str:
             f"{name}: {corpus['counted']:,} documents, {corpus['tokens']:,} tokens in {corpus['units']} units; "
             f"skipped: {skipped}; exact duplicates: {corpus['duplicates']}"
         )
-        lines += [f"  skipped {one}" for one in corpus["skipped_documents"][:_SHOWN_SKIPS]]
+        lines += [f"  skipped {name}" for name in corpus["skipped_documents"][:_SHOWN_SKIPS]]
         if (more := sum(corpus["skipped"].values()) - _SHOWN_SKIPS) > 0:
             lines.append(f"  and {more:,} more: document_status in {path}/corpora/{name} tells which")
         if corpus["empty_groups"]:

@@ -36,8 +36,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from bench.result_rows import append_rows
 
+from neurotally.jobs.corpora import list_corpus
 from neurotally.jobs.demo.model import _new_model, train_tokenizer
-from neurotally.jobs.plan import list_corpus
 from neurotally.profiler.model.load import device_name
 
 PROFILE = """

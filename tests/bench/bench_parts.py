@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from neurotally.jobs.door import TASK_TEXTS
-from neurotally.jobs.engines import Outcome
+from neurotally.jobs.engines.engine import Outcome
 from neurotally.jobs.passes.embed import SCHEMA, _assemble, _cut
-from neurotally.jobs.reducers import Part, Parts, Plan
+from neurotally.jobs.reducers.parts import Part, Parts
+from neurotally.jobs.reducers.reducer import Plan
 from neurotally.profiler import store
 from neurotally.profiler.corpus.parallel import ParallelTexts
 

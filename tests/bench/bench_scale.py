@@ -33,11 +33,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from bench.result_rows import append_rows
 from synthetic import Drawing, SyntheticEngine
 
-from neurotally.jobs.corpus_sums import CorpusSums
+from neurotally.jobs.corpora import ListedCorpus
 from neurotally.jobs.loop import Loop, RunReport
-from neurotally.jobs.plan import CorpusPlan
 from neurotally.jobs.progress import Progress
-from neurotally.jobs.reducers import Fold, Plan
+from neurotally.jobs.reducers.corpus_sums import CorpusSums
+from neurotally.jobs.reducers.fold import Fold
+from neurotally.jobs.reducers.reducer import Plan
 from neurotally.profiler import store
 from neurotally.profiler.corpus.documents import Manifest, Source
 from neurotally.profiler.model.load import device_name
@@ -130,7 +131,7 @@ def measure(
 def _plan(name: str, units: int, config: PassConfig, shape: tuple[int, int]) -> Plan:
     names = [f"{number:07}.py" for number in range(DOCUMENTS * units)]
     manifest = Manifest(names, np.full(len(names), 4000, np.uint64))
-    listed = CorpusPlan(name, Source("folder", "/nowhere", None, "folder"), None, manifest)
+    listed = ListedCorpus(name, Source("folder", "/nowhere", None, "folder"), None, manifest)
     cut = listed.units(4000 * DOCUMENTS, config.groups)
     assert len(cut) == units, (len(cut), units)
     make_sums = partial(CorpusSums, listed, cut, config, *shape)

@@ -23,8 +23,8 @@ from families import FAMILIES, tiny_model
 from mixtures import MIXTURES, tiny_mixture
 from stacks import STACKS, tiny_stacks
 
-from neurotally.jobs.device_group import DeviceGroup
-from neurotally.jobs.engines import ModelConfig
+from neurotally.jobs.engines.device_group import DeviceGroup
+from neurotally.jobs.model_config import ModelConfig
 from neurotally.profiler.corpus.batches import lay_out
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.load import load_model, quiet_transformers

@@ -26,7 +26,7 @@ _LIMIT_S = 3600.0
 _LISTING = """
 import json, sys, time
 from pathlib import Path
-from neurotally.jobs.plan import list_corpus
+from neurotally.jobs.corpora import list_corpus
 start = time.perf_counter()
 plan = list_corpus("big", sys.argv[1], None, Path(sys.argv[1]))
 print(json.dumps([len(plan.manifest.names), time.perf_counter() - start]))

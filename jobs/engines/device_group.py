@@ -33,14 +33,14 @@ from neurotally.profiler.model.shards import ModelShard, joined, refuse_unsharda
 from neurotally.profiler.passes.worker import PassConfig, Worker
 
 if TYPE_CHECKING:
-    from neurotally.jobs.engines import ModelConfig
+    from neurotally.jobs.model_config import ModelConfig
 
 _KNOWN_WITHIN_S = 1.0
 _LOOPBACK = "127.0.0.1"
 
 
 class RankStart(NamedTuple):
-    """What a rank is told first."""
+    """The first message to a rank."""
 
     model: "ModelConfig"
     meeting: Path
@@ -110,7 +110,7 @@ class DeviceGroup:
             start = RankStart(self._model, Path(folder, "meeting"), num_threads)
             try:
                 for number in range(self._model.devices):
-                    self._ranks.append(_begun(number, self._model))
+                    self._ranks.append(_start_rank(number, self._model))
             except BaseException:
                 self.close()
                 raise
@@ -175,18 +175,18 @@ class GroupWorker(Worker):
         return self._group.neurons(self.config, rows, budget, threshold_LF)
 
 
-def _begun(number: int, model: "ModelConfig") -> _Rank:
+def _start_rank(number: int, model: "ModelConfig") -> _Rank:
     """A new process for a rank, which ends with this one, and is none of its terminal's."""
     ours, theirs = Pipe()
-    addresses = psutil.net_if_addrs().items()
-    loopback = next(name for name, its in addresses if any(one.address == _LOOPBACK for one in its))
+    interfaces = psutil.net_if_addrs().items()
+    loopback = next(name for name, bound in interfaces if any(entry.address == _LOOPBACK for entry in bound))
     own = {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(model.devices)}
     own |= {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
     if model.device == "cpu":
         own["CUDA_VISIBLE_DEVICES"] = ""
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-m", "neurotally.jobs.rank", str(theirs.fileno())],
+            [sys.executable, "-m", "neurotally.jobs.engines.rank", str(theirs.fileno())],
             env={**os.environ, **own}, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip

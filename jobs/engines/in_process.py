@@ -4,18 +4,19 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, cast
 
-from neurotally.jobs.device_group import DeviceGroup, RankError
-from neurotally.jobs.engines import (
+from neurotally.jobs.engines.device_group import DeviceGroup, RankError
+from neurotally.jobs.engines.engine import (
+    IN_FLIGHT,
     MAX_FAILURES,
     JobError,
     Listener,
     MakeRunner,
-    ModelConfig,
     Outcome,
     Task,
     failed_task,
     timed,
 )  # fmt: skip
+from neurotally.jobs.model_config import ModelConfig
 from neurotally.profiler.corpus.matches import stop_matching
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.load import LoadedModel, ModelFacts
@@ -43,8 +44,7 @@ class InProcessEngine:
         self._runner = make_runner(self._model)
 
     def has_room(self) -> bool:
-        """One task runs, one is prepared."""
-        return len(self._queue) < 2
+        return len(self._queue) < IN_FLIGHT
 
     def submit(self, task: Task) -> None:
         self._queue.append((task, self._prepare(task)))
@@ -55,7 +55,8 @@ class InProcessEngine:
     def next_result(self, timeout_s: float) -> Outcome | None:
         """Run the oldest task."""
         task, future = self._queue.popleft()
-        for failures in range(1, MAX_FAILURES + 1):
+        failures = 0
+        while True:
             try:
                 prepared, prepare_s = future.result()
                 result, model_s = timed(self._runner.compute, task, prepared)
@@ -63,10 +64,10 @@ class InProcessEngine:
             except InputError:
                 raise
             except Exception as error:
+                failures += 1
                 if failures == MAX_FAILURES:
-                    raise failed_task(task, failures, error) from error
+                    raise failed_task(task, error) from error
                 future = self._prepare(task)
-        raise AssertionError("unreachable")
 
     def close(self) -> None:
         """Drop what is queued, and what is being prepared where that could take long."""

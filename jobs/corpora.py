@@ -1,9 +1,4 @@
-"""What a run will do: the corpora it was asked for, listed, cut into units, and compared with the store.
-
-A store's identity is by content. Store-wide: weights, tokenizer and every setting that decides a bit of the
-result. By corpus: kind of source, glob, `max_files` and the manifest. Anything that differs is refused, naming
-the first difference; program versions are only warned about.
-"""
+"""The corpora that a run was asked for: found, listed, and cut into units."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from neurotally.profiler.corpus.documents import MAX_DOCUMENT_BYTES, Manifest, Source
+from neurotally.profiler.corpus.documents import MAX_DOCUMENT_BYTES, Manifest, Source, Status
 from neurotally.profiler.corpus.sources import check_names, is_dataset, list_documents, parse_source, subfolders
 from neurotally.profiler.corpus.streaming import spool_dataset, spool_file
 from neurotally.profiler.corpus.units import Unit, cut_units
@@ -21,7 +16,7 @@ from neurotally.profiler.passes.worker import Task
 
 
 @dataclass(frozen=True)
-class CorpusPlan:
+class ListedCorpus:
     """One corpus, listed."""
 
     name: str
@@ -47,6 +42,14 @@ class CorpusPlan:
     def lasting_path(self) -> str | None:
         """Where the documents are; None where they are streamed, and can be streamed again."""
         return None if is_dataset(self.source.origin) else self.source.path
+
+    def stored_names(self) -> np.ndarray:
+        """The documents' names as the store holds them: those that aren't UTF-8 with their bytes escaped."""
+        names = [  # most are the manifest's own, so that they are there once
+            name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            for name in self.manifest.names
+        ]
+        return np.array(names, dtype=object)
 
     def units(self, max_unit_bytes: int, num_groups: int) -> list[Unit]:
         """Its units."""
@@ -83,36 +86,19 @@ def find_corpora(folder: Path | str | None, named: Mapping[str, str | Path] | No
     return dict(sorted(found.items()))
 
 
+def skipped_by_reason(status_D: np.ndarray) -> dict[str, int]:
+    """How many of some documents aren't counted, for each reason."""
+    codes, numbers = np.unique(status_D[status_D != Status.COUNTED], return_counts=True)
+    return {Status(code).name.lower(): number for code, number in zip(codes.tolist(), numbers.tolist(), strict=True)}
+
+
 def list_corpus(
     name: str, source_text: str, max_files: int | None, store: Path, window_lines: int | None = None
-) -> CorpusPlan:
+) -> ListedCorpus:
     """List one corpus; a dataset is first streamed to a file beside the store's working state."""
     if is_dataset(source_text):
         source = spool_dataset(source_text, spool_file(store, source_text, max_files), max_files)
     else:
         source = parse_source(source_text)
     source = replace(source, window_lines=window_lines)
-    return CorpusPlan(name, source, max_files, list_documents(source, max_files))
-
-
-def changed_document(manifest: Manifest, names: list[str], sizes: list[int]) -> str:
-    """Name the first document that differs from a saved manifest."""
-    ours = dict(zip(manifest.names, manifest.sizes.tolist(), strict=True))
-    theirs = dict(zip(names, sizes, strict=True))
-    for name in sorted(ours.keys() | theirs.keys()):
-        if name not in theirs:
-            return f"{name!r} is new"
-        if name not in ours:
-            return f"{name!r} is gone"
-        if ours[name] != theirs[name]:
-            return f"{name!r} has {ours[name]} bytes, it had {theirs[name]}"
-    return "the order of the documents"
-
-
-def stored_names(manifest: Manifest) -> np.ndarray:
-    """Document names as the store holds them: names that aren't UTF-8 with their bytes escaped."""
-    names = [  # most are the manifest's own, so that they are there once
-        name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        for name in manifest.names
-    ]
-    return np.array(names, dtype=object)
+    return ListedCorpus(name, source, max_files, list_documents(source, max_files))

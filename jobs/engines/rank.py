@@ -1,8 +1,8 @@
-"""The process of one device among those that hold a model together: `python -m neurotally.jobs.rank DESCRIPTOR`.
+"""The process of one device among those that hold a model together: this file, run as a module.
 
-Its leader (`device_group.py`) talks to it through a pipe and gets an answer to each message: `RankStart` first, then
-`RankRows`. The answer to what fails is the exception. It ends with its leader, also in the middle of a product that
-other ranks don't answer any more.
+Its leader (`device_group.py`) talks to it through a pipe, whose descriptor is its argument, and gets an answer to each
+message: `RankStart` first, then `RankRows`. The answer to what fails is the exception. It ends with its leader, also in
+the middle of a product that other ranks don't answer any more.
 """
 
 import os
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from neurotally.jobs.device_group import RankError, RankRows, RankStart
+from neurotally.jobs.engines.device_group import RankError, RankRows, RankStart
 from neurotally.profiler.errors import InputError, first_line
 from neurotally.profiler.model.checkpoint_rows import refuse_other_rows
 from neurotally.profiler.model.load import LoadedModel, resolve_device
@@ -43,7 +43,7 @@ def main(descriptor: int) -> None:
             asked: RankRows = messages.get()
             answer = neurons_of(model, *asked)
     except Exception as error:
-        connection.send(_told(error))
+        connection.send(_portable(error))
         threading.Event().wait()  # the others wait in the middle of a product: the leader ends us all
 
 
@@ -67,13 +67,13 @@ def _join(start: RankStart) -> tuple[LoadedModel, ModelShard]:
         "nccl" if on_gpu else "gloo", init_method=f"file://{start.meeting}", rank=rank, world_size=ranks,
         timeout=_PATIENCE, device_id=torch.device("cuda", rank) if on_gpu else None,
     )  # fmt: skip
-    model = start.model.load_shard()
+    model = start.model.load_here(sharded=True)
     refuse_other_rows(model)
     return model, model_shard(model)
 
 
-def _told(error: Exception) -> Exception:
-    """An exception that any process can read."""
+def _portable(error: Exception) -> Exception:
+    """The same as an exception that the leader can unpickle."""
     if isinstance(error, InputError):
         return InputError(f"--devices-per-worker {os.environ['WORLD_SIZE']}: {error}")
     return RankError(f"{type(error).__name__}: {first_line(error)}")

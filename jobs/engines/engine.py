@@ -2,18 +2,20 @@
 
 An engine takes tasks while it has room and gives results in whatever order they come. What a task and a result
 are is the pass's own matter; both travel between processes. All engines call the same functions: those of the pass's
-`Runner`. PyTorch is imported when a model is loaded.
+`Runner`.
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from neurotally.jobs.device_group import DeviceGroup
-    from neurotally.profiler.model.load import LoadedModel, ModelFacts
+    from neurotally.profiler.model.load import ModelFacts
 
+IN_FLIGHT = 2
+"""Tasks that a worker holds: one is computed while the next is read and tokenised."""
+GROUPS_AT_ONCE = 2
+"""Of those with large sums: tasks of the next begin while the last ones of this are computed."""
 MAX_FAILURES = 3
 """A task that raises so often stops the job."""
 MAX_CRASHES = 5
@@ -24,49 +26,12 @@ class JobError(RuntimeError):
     """The job can't go on; names the task and the cause. The store keeps all that was committed."""
 
 
-@dataclass(frozen=True)
-class ModelConfig:
-    """Which model to load, and where."""
-
-    spec: str
-    """MODEL[@REVISION]."""
-    device: str = "auto"
-    dtype: str = "auto"
-    trust_remote_code: bool = False
-    devices: int = 1
-    """Those that hold it together, a process for each."""
-    fused: bool = False
-    """Its norms and rotary embeddings, as far as there are kernels: see `model.fused`."""
-
-    def load(self) -> "LoadedModel | DeviceGroup":
-        """The model, verified; on a CPU this process keeps the memory that it frees."""
-        if self.devices == 1:
-            return self._load(sharded=False)
-        from neurotally.jobs.device_group import DeviceGroup
-
-        return DeviceGroup(self)
-
-    def load_shard(self) -> "LoadedModel":
-        """The same on one of several devices: its part."""
-        return self._load(sharded=True)
-
-    def _load(self, sharded: bool) -> "LoadedModel":
-        from neurotally.profiler.model.allocation import reuse_freed_memory
-        from neurotally.profiler.model.load import load_model, resolve_device
-
-        if resolve_device(self.device) == "cpu":
-            reuse_freed_memory()
-        return load_model(
-            self.spec, self.device, self.dtype, self.trust_remote_code, sharded=sharded, fused=self.fused
-        )  # fmt: skip
-
-
 class Task(Protocol):
     """A piece of work: one unit, one group of prompts. `str` of it names it to people."""
 
     @property
     def key(self) -> str:
-        """What tells it from the run's other tasks."""
+        """Identifies it among the run's tasks."""
 
     @property
     def size(self) -> int:
@@ -141,6 +106,6 @@ def timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
     return value, time.perf_counter() - start
 
 
-def failed_task(task: Task, failures: int, error: BaseException) -> JobError:
+def failed_task(task: Task, error: BaseException) -> JobError:
     """The error of a task that raised too often."""
-    return JobError(f"{task} failed {failures} times: {type(error).__name__}: {error}")
+    return JobError(f"{task} failed {MAX_FAILURES} times: {type(error).__name__}: {error}")

@@ -1,6 +1,5 @@
 """What the units of one corpus add up to in the neuron pass: its neurons, tokens and documents."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from neurotally.jobs.plan import CorpusPlan, stored_names
+from neurotally.jobs.corpora import ListedCorpus, skipped_by_reason
 from neurotally.kernels.statistics import NO_DOCUMENT
 from neurotally.profiler import store
 from neurotally.profiler.corpus.documents import Status
@@ -34,10 +33,10 @@ class CorpusSums:
     """
 
     def __init__(
-        self, plan: CorpusPlan, units: Sequence[Unit], config: PassConfig, num_layers: int, num_neurons: int,
+        self, corpus: ListedCorpus, units: Sequence[Unit], config: PassConfig, num_layers: int, num_neurons: int,
         networks: Networks = (),
     ):  # fmt: skip
-        self._plan = plan
+        self._corpus = corpus
         self._units = units
         self._config = config
         self._num_done = 0
@@ -47,7 +46,7 @@ class CorpusSums:
         self._networks = networks
         self._checkpoint: Path | None = None
         """What a former run left."""
-        num_documents = len(plan.manifest.names)
+        num_documents = len(corpus.manifest.names)
         self._own: store.Arrays = {
             "tokens": np.zeros(config.groups, np.uint64),
             "special_tokens": np.zeros(config.groups, np.uint64),
@@ -56,9 +55,9 @@ class CorpusSums:
             "document_status": np.full(num_documents, store.SCHEMA["document_status"].fill, np.uint8),
             "unit_tokens": np.full(len(units), store.SCHEMA["unit_tokens"].fill, np.uint64),
         }
-        self._of_the_plan: store.Arrays = {
-            "document_name": stored_names(plan.manifest),
-            "document_bytes": plan.manifest.sizes,
+        self._listed: store.Arrays = {
+            "document_name": corpus.stored_names(),
+            "document_bytes": corpus.manifest.sizes,
             "document_unit": documents_by_unit(list(units)),
             "unit_group": np.array([unit.group(config.groups) for unit in units], np.uint16),
         }
@@ -89,11 +88,11 @@ class CorpusSums:
             return None
         self._num_told = self._num_done
         threshold_LF = self._neurons.trigger_threshold()
-        return None if threshold_LF is None else (self._plan.name, threshold_LF)
+        return None if threshold_LF is None else (self._corpus.name, threshold_LF)
 
     def arrays(self) -> store.Arrays:
         """What the store's arrays hold."""
-        return {**self.added(), **self._of_the_plan}
+        return {**self.added(), **self._listed}
 
     def added(self) -> store.Arrays:
         """Those that units have changed: a checkpoint's."""
@@ -115,7 +114,7 @@ class CorpusSums:
         return {
             "units": len(self._units),
             "units_done": self._num_done,
-            "documents": len(self._plan.manifest.names),
+            "documents": len(self._corpus.manifest.names),
             "documents_done": done,
             "skipped": int(np.count_nonzero(self._own["document_status"][:done] != Status.COUNTED)),
             "tokens": int(self._own["tokens"].sum()),
@@ -131,7 +130,9 @@ class CorpusSums:
         self._checkpoint = checkpoint
         self._num_done = num_done
         restarted = noted.get("restarted_units")
-        if not isinstance(restarted, list) or any(type(one) is not int or not 0 <= one < num_done for one in restarted):
+        if not isinstance(restarted, list) or any(
+            type(unit) is not int or not 0 <= unit < num_done for unit in restarted
+        ):
             raise InputError(f"{checkpoint} has restarted_units {restarted!r}")
         self._restarted = restarted
         if reason := self._disagreement(noted):
@@ -140,25 +141,24 @@ class CorpusSums:
     def attributes(self) -> dict[str, Any]:
         """What a reader of the corpus wants to know first."""
         counted = self._own["document_status"] == Status.COUNTED
-        reasons = Counter(Status(value).name.lower() for value in self._own["document_status"][~counted].tolist())
         distinct = np.unique(self._own["document_hash"][counted], axis=0)
         return {
             "counted": int(counted.sum()),
-            "skipped": dict(sorted(reasons.items())),
-            "skipped_documents": self._of_the_plan["document_name"][~counted][:_LISTED_SKIPS].tolist(),
+            "skipped": dict(sorted(skipped_by_reason(self._own["document_status"]).items())),
+            "skipped_documents": self._listed["document_name"][~counted][:_LISTED_SKIPS].tolist(),
             "duplicates": int(counted.sum()) - len(distinct),
             "tokens": int(self._own["tokens"].sum()),
             "special_tokens": int(self._own["special_tokens"].sum()),
             "units": len(self._units),
             "empty_groups": int(np.count_nonzero(self._own["tokens"] == 0)),
             "restarted_units": self._restarted,
-            "source_path": self._plan.source.path,
+            "source_path": self._corpus.source.path,
         }
 
     def keep_texts(self, folder: Path) -> None:
         """Add the texts to the group at `folder`, if asked for."""
         if self._config.keep_texts:
-            keep_texts(folder, self._plan.source, self._plan.manifest.names, self.arrays())
+            keep_texts(folder, self._corpus.source, self._corpus.manifest.names, self.arrays())
 
     @cached_property
     def _neurons(self) -> CorpusNeurons:

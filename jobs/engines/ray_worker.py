@@ -3,7 +3,8 @@
 import threading
 from typing import TYPE_CHECKING, Any, cast
 
-from neurotally.jobs.engines import Listener, MakeRunner, ModelConfig, Outcome, Task, timed
+from neurotally.jobs.engines.engine import Listener, MakeRunner, Outcome, Task, timed
+from neurotally.jobs.model_config import ModelConfig
 from neurotally.jobs.starting import import_pytorch
 
 if TYPE_CHECKING:

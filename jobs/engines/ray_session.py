@@ -1,10 +1,10 @@
 """The processes of a Ray that we started, and a guard that ends them when the run can't.
 
 Ray's core ends the driver's process on the spot when its raylet is gone, or its GCS while Ray starts, without an
-exception; and a driver may be killed. So a process beside it waits for its end, from before Ray starts:
-`python -m neurotally.jobs.ray_session SESSION`, which reads from the driver. The driver closes with a word when it has
-tidied up; if its end comes without, the guard tells why, where one of Ray's processes is gone, and ends what is left of
-this session: the next run may have begun one of its own meanwhile.
+exception; and a driver may be killed. So a process beside it waits for its end, from before Ray starts. It is this
+file, run as a module, and reads from the driver. The driver closes with a word when it has tidied up; if its end comes
+without, the guard tells why, where one of Ray's processes is gone, and ends what is left of this session: the next run
+may have begun one of its own meanwhile.
 """
 
 import contextlib
