@@ -20,9 +20,10 @@ import shutil
 import stat
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch  # noqa: F401  loads the OpenMP runtime that the library shares
+from torch import Tensor  # which loads the OpenMP runtime that the library shares
 
 from neurotally.kernels.statistics import STATISTICS
 
@@ -79,6 +80,11 @@ class Insertion(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("value", "document", "position")),
         ("threads", ctypes.c_int32),
     )
+
+
+def addresses(tensors: Mapping[str, Tensor | None]) -> dict[str, int]:
+    """Pointers for the fields of these names; a field without a tensor is null. The tensors must stay alive."""
+    return {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
 
 
 class Library:

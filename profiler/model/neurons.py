@@ -15,8 +15,8 @@ from torch import Tensor
 
 from neurotally.kernels.layer_tally import PAD, SPECIAL, LayerTally, RowMaxima
 from neurotally.kernels.routing import Runs
-from neurotally.kernels.statistics import NO_DOCUMENT, statistics_of
-from neurotally.kernels.trigger_lists import UnitTriggers, insert
+from neurotally.kernels.statistics import statistics_of
+from neurotally.kernels.trigger_lists import CorpusTriggers, UnitTriggers
 from neurotally.kernels.triggers import LayerTriggers
 from neurotally.profiler.model.experts import ExpertsHookPoint
 from neurotally.profiler.model.hook_points import HookPoint
@@ -29,8 +29,6 @@ if TYPE_CHECKING:  # a model is read, and measured, where zarr isn't installed
 _HELD_UNITS = 16
 """So many units are inserted together; fewer where their triggers would take more memory than the lists."""
 SITE_COUNTS = ("site_tokens", "site_special_tokens")
-_TRIGGER_TYPES = ("f4", "u4", "u4")
-"""Of a unit's trigger values, documents and positions on the host."""
 _MERGES = {"sum": np.add, "max": np.maximum, "min": np.minimum}
 
 
@@ -60,17 +58,12 @@ class NeuronRecorder:
                 threshold_F = torch.from_numpy(threshold_LF[point.layer, _neurons(point)])
             self._triggers[point] = LayerTriggers(point.width, num_triggers, point.device, threshold_F)
 
-    def offer(self, point: HookPoint, maxima: RowMaxima, document_BT: Tensor, position_BT: Tensor) -> None:
-        """Offer the row maxima of one network as triggers."""
-        if self._triggers:
-            self._triggers[point].add(maxima, document_BT, position_BT)
-
-    def offer_routed(
-        self, point: HookPoint, maxima: RowMaxima, document_S: Tensor, position_S: Tensor, runs: Runs
+    def offer(
+        self, point: HookPoint, maxima: RowMaxima, document_BT: Tensor, position_BT: Tensor, runs: Runs | None = None
     ) -> None:
-        """Offer those of a layer's experts."""
+        """Offer the row maxima of a network, or with `runs` those of a layer's experts, as triggers."""
         if self._triggers:
-            self._triggers[point].add_routed(maxima, document_S, position_S, runs)
+            self._triggers[point].add(maxima, document_BT, position_BT, runs)
 
     def count_routed(self, point: ExpertsHookPoint, expert_S: Tensor, weight_S: Tensor, kind_S: Tensor) -> None:
         """Count the tokens that a batch sent to each expert; `expert_S` ascends, and the others go by its order."""
@@ -85,20 +78,16 @@ class NeuronRecorder:
         """What was added up, on the host."""
         sums = {one.name: np.full(self._shape, one.initial, one.shipped) for one in statistics_of(self._has_experts)}
         count_LF = np.zeros(self._shape, np.uint32)
-        parts = [UnitTriggers.none()]
+        found = [UnitTriggers.none()]
         for point, tally in self.tallies.items():
             where = (point.layer, _neurons(point))
             for name, sums_F in tally.items():
                 sums[name][where] = sums_F.cpu().numpy()
             if self._triggers:
-                best = self._triggers[point].best()
-                count_LF[where] = torch.bincount(best.neuron_N, minlength=point.width).cpu().numpy()
-                columns = zip(best[1:], _TRIGGER_TYPES, strict=True)
-                parts.append(
-                    UnitTriggers(count_LF[:0, 0], *(of_N.cpu().numpy().astype(kind) for of_N, kind in columns))
-                )
-        joined = [np.concatenate(column) for column in zip(*(part[1:] for part in parts), strict=True)]
-        triggers = UnitTriggers(count_LF.ravel(), *joined)
+                found.append(self._triggers[point].best())
+                count_LF[where] = found[-1].count_F
+        _, *columns = (np.concatenate(column) for column in zip(*found, strict=True))
+        triggers = UnitTriggers(count_LF.ravel(), *columns)
         routed = RoutedTokens.joined(list(self._sites.values()), self._has_experts) if self._counts_tokens else {}
         return UnitNeurons(sums, triggers if self._triggers else UnitTriggers.none(), routed)
 
@@ -167,7 +156,7 @@ class UnitNeurons:
 class CorpusNeurons:
     """The sum of units of one corpus: what the store's arrays hold."""
 
-    def __init__(self, sums: "Arrays", routed: "Arrays", triggers: "TriggerTable", networks: Networks):
+    def __init__(self, sums: "Arrays", routed: "Arrays", triggers: CorpusTriggers, networks: Networks):
         self.sums = sums
         self.routed = routed
         """By group and site."""
@@ -194,7 +183,7 @@ class CorpusNeurons:
             routed = {name: np.zeros((num_groups, num_sites), np.uint64) for name in SITE_COUNTS}
             if has_experts:
                 routed["site_weight"] = np.zeros(num_sites)
-        return cls(sums, routed, TriggerTable.empty(num_layers * num_neurons, num_triggers), networks)
+        return cls(sums, routed, CorpusTriggers.empty(num_layers * num_neurons, num_triggers), networks)
 
     def add(self, unit: UnitNeurons, group: int) -> None:
         """Add one unit, the next in order, to its group and to the sums."""
@@ -206,15 +195,15 @@ class CorpusNeurons:
             _MERGES[one.merge](into, unit.sums[one.name], out=into)
         self._held.append(unit.triggers)
         held = sum(len(triggers.value_N) for triggers in self._held)
-        if len(self._held) == _HELD_UNITS or held >= self.triggers.value_NK.size:
+        if len(self._held) == _HELD_UNITS or held >= self.triggers.value_FK.size:
             self._insert_held()
 
     def trigger_threshold(self) -> np.ndarray | None:
         """float32 [L, F]: below it a coefficient can't enter the triggers any more; 0 where a list isn't full."""
-        if not self.triggers.value_NK.shape[1]:
+        if not self.triggers.value_FK.shape[1]:
             return None
         self._insert_held()
-        return self.triggers.value_NK[:, -1].reshape(self._by_neuron).copy()
+        return self.triggers.value_FK[:, -1].reshape(self._by_neuron).copy()
 
     def arrays(self) -> "Arrays":
         """The arrays of the store that this pass fills."""
@@ -228,15 +217,15 @@ class CorpusNeurons:
             is_ordinary_LF = (number_LF >= 0) & ~self._is_expert_S[number_LF]
             weighted_LF = sums["weighted_coefficient_sum"]
             weighted_LF[is_ordinary_LF] = sums["coefficient_sum"][is_ordinary_LF]
-        if not self.triggers.value_NK.shape[1]:
+        if not self.triggers.value_FK.shape[1]:
             return sums
         self._insert_held()
         by_trigger = (*self._by_neuron, -1)
-        used_NK = self.triggers.value_NK > 0
+        used_FK = self.triggers.value_FK > 0
         return sums | {
-            "trigger_value": np.where(used_NK, self.triggers.value_NK, np.float32(np.nan)).reshape(by_trigger),
-            "trigger_document": self.triggers.document_NK.reshape(by_trigger),
-            "trigger_position": self.triggers.position_NK.reshape(by_trigger),
+            "trigger_value": np.where(used_FK, self.triggers.value_FK, np.float32(np.nan)).reshape(by_trigger),
+            "trigger_document": self.triggers.document_FK.reshape(by_trigger),
+            "trigger_position": self.triggers.position_FK.reshape(by_trigger),
         }
 
     def _insert_held(self) -> None:
@@ -249,10 +238,10 @@ class CorpusNeurons:
         _, num_layers, num_neurons = arrays["active"].shape
         sums = {one.name: arrays[one.name] for one in statistics_of(_has_experts(networks))}
         routed = {name: arrays[name] for name in (*SITE_COUNTS, "site_weight") if name in arrays}
-        triggers = TriggerTable.empty(num_layers * num_neurons, 0)
+        triggers = CorpusTriggers.empty(num_layers * num_neurons, 0)
         if "trigger_value" in arrays:
             flat = (num_layers * num_neurons, arrays["trigger_value"].shape[-1])
-            triggers = TriggerTable(
+            triggers = CorpusTriggers(
                 np.nan_to_num(arrays["trigger_value"].reshape(flat), copy=False, nan=0.0, posinf=np.inf),
                 arrays["trigger_document"].reshape(flat),
                 arrays["trigger_position"].reshape(flat),
@@ -270,29 +259,3 @@ def array_names(num_triggers: int, networks: Networks = ()) -> list[str]:
 
 def _has_experts(networks: Networks) -> bool:
     return bool(is_expert(networks).any())
-
-
-@dataclass(frozen=True)
-class TriggerTable:
-    """The K best triggers of N neurons, best first, in the total order of `neurotally.kernels.triggers`.
-
-    Where unused 0, 2^32-1 and 2^32-1: float32, uint32, uint32.
-    """
-
-    value_NK: np.ndarray
-    document_NK: np.ndarray
-    position_NK: np.ndarray
-
-    @classmethod
-    def empty(cls, num_neurons: int, num_triggers: int) -> "TriggerTable":
-        """A table of unused entries."""
-        shape = (num_neurons, num_triggers)
-        return cls(
-            np.zeros(shape, np.float32),
-            np.full(shape, NO_DOCUMENT, np.uint32),
-            np.full(shape, NO_DOCUMENT, np.uint32),
-        )
-
-    def insert(self, units: Sequence[UnitTriggers]) -> None:
-        """Insert the triggers of units that the table has no document of."""
-        insert((self.value_NK, self.document_NK, self.position_NK), units)
