@@ -20,8 +20,9 @@ from neurotally.kernels.layer_tally import PAD, SPECIAL, TOKEN
 from neurotally.profiler.corpus.batches import Batch, lay_out, rectangles
 from neurotally.profiler.model.capture import NeuronReader
 from neurotally.profiler.model.load import LoadedModel, load_model
-from neurotally.profiler.model.neurons import NeuronRecorder, UnitNeurons
+from neurotally.profiler.model.neurons import NeuronRecorder
 from neurotally.profiler.networks import site_arrays
+from neurotally.profiler.neuron_sums import UnitNeurons
 
 TRIGGERS = 3
 ROUNDING = 1e-6

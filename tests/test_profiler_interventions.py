@@ -16,7 +16,8 @@ from neurotally.profiler.corpus.batches import Batch, lay_out, rectangles
 from neurotally.profiler.model.capture import NeuronReader
 from neurotally.profiler.model.interventions import WAYS, switched_off
 from neurotally.profiler.model.load import LoadedModel, prepare_model
-from neurotally.profiler.model.neurons import NeuronRecorder, UnitNeurons
+from neurotally.profiler.model.neurons import NeuronRecorder
+from neurotally.profiler.neuron_sums import UnitNeurons
 
 MEAN_LF = np.random.default_rng(1).normal(size=(2, 96))
 VALUES = {"mean": MEAN_LF, "set": 1.5, "scale": -2.0}

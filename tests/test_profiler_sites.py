@@ -17,7 +17,8 @@ from neurotally.profiler.errors import InputError, UnsupportedModelError
 from neurotally.profiler.model.capture import NeuronReader
 from neurotally.profiler.model.interventions import switched_off
 from neurotally.profiler.model.load import LoadedModel, prepare_model
-from neurotally.profiler.model.neurons import NeuronRecorder, UnitNeurons
+from neurotally.profiler.model.neurons import NeuronRecorder
+from neurotally.profiler.neuron_sums import UnitNeurons
 
 SMALL = {
     "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -140,7 +141,7 @@ def test_a_hook_point_knows_the_parts_of_its_network(
         assert point.keys is not None
         assert (names[point.keys[0]], point.keys[1]) == keys
         assert (None if point.up is None else (names[point.up[0]], point.up[1])) == up
-        assert (point.layer, point.width, point.device, point.reach) == (layer, 96, torch.device("cpu"), "all")
+        assert (point.layer, point.width, point.device, point.num_experts) == (layer, 96, torch.device("cpu"), None)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as hnp
 
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.model.neurons import CorpusNeurons
+from neurotally.profiler.neuron_sums import CorpusNeurons
 
 
 def filled(shape_by_dimension: dict[str, int]) -> store.Arrays:

@@ -28,6 +28,7 @@ from neurotally.profiler.model.hook_points import Computed, HookPoint, Intervent
 from neurotally.profiler.model.offloading import brought_in
 from neurotally.profiler.model.plain_tensors import is_plain
 from neurotally.profiler.model.sharded_tensors import local_part
+from neurotally.profiler.model.watching import in_place
 
 _ORDERS = ("grouped_mm", "batched_mm")
 """Ways of transformers to compute all experts in one product."""
@@ -183,11 +184,8 @@ class InterfaceExperts(ExpertsHookPoint):
             keep(coefficient_SF)
             return coefficient_SF
 
-        self.experts._apply_gate = kept
-        try:
+        with in_place(self.experts, "_apply_gate", kept):
             yield
-        finally:
-            self.experts._apply_gate = original
 
     def first_product(self, expert: int, hidden_ND: Tensor, score_N: Tensor) -> Tensor | None:
         name = "gate_up_proj" if self.gated else "up_proj"
@@ -285,7 +283,7 @@ def interface_experts(layer: int, name: str, first: int, experts: Any) -> Interf
     point = InterfaceExperts(
         layer=layer, name=name, first=first, activation=as_module(getattr(experts, "act_fn", nn.Identity())),
         place=(experts, "act_fn"), gated=bool(experts.has_gate), keys=None, up=None, down=experts,
-        width=num_experts * width, device=down.device, reach="routed", experts=experts, num_experts=num_experts,
+        width=num_experts * width, device=down.device, experts=experts, num_experts=num_experts,
     )  # fmt: skip
     if point.has_own_formula and not down.is_meta and not point.is_linear_in_up():
         raise UnsupportedModelError(

@@ -21,7 +21,7 @@ from neurotally.profiler.corpus.batches import Batch
 from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.model.offloading import parameter_of
 from neurotally.profiler.model.staging import StagedBatch
-from neurotally.profiler.networks import DECODER
+from neurotally.profiler.networks import DECODER, Network
 
 PRODUCTS = frozenset(
     {torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.multiply, Tensor.multiply}  # type: ignore[attr-defined]
@@ -87,8 +87,9 @@ class HookPoint:
     """Where it computes; its weights may lie elsewhere meanwhile."""
     stack: int = DECODER
     """DECODER or ENCODER: see `networks.Network`."""
-    reach: Literal["all", "routed"] = "all"
-    """Which tokens come by."""
+    num_experts: int | None = None
+    """Of a mixture, whose experts share its neurons evenly; each sees the tokens that are routed to it. None: it is no
+    mixture, and all tokens come by."""
     interventions: list[Intervention] = field(default_factory=list)
     """In the order in which they were entered."""
     touched_n: Tensor = field(init=False)
@@ -102,6 +103,17 @@ class HookPoint:
 
     def __str__(self) -> str:
         return f"layer {self.layer} ({self.name})"
+
+    @property
+    def neurons(self) -> slice:
+        """Its neurons among its layer's."""
+        return slice(self.first, self.first + self.width)
+
+    @property
+    def network(self) -> Network:
+        """Where its neurons are."""
+        width = self.width // (self.num_experts or 1)
+        return Network(self.layer, self.first, width, self.num_experts, self.name, self.stack)
 
     def read_of(self, batch: "ReadBatch") -> "ReadBatch":
         """The part of a batch that comes by: of an encoder-decoder what its stack reads."""

@@ -19,8 +19,8 @@ whereas the sum of routing weights of a site is that of w.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -28,11 +28,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.model.experts import ExpertsHookPoint, Rows
 from neurotally.profiler.model.hook_points import PRODUCTS
+from neurotally.profiler.model.watching import functions_shown
 
 _MATRIX_PRODUCTS = frozenset({functional.linear, torch.matmul, Tensor.matmul, torch.bmm, Tensor.bmm})
 KeepRouting = Callable[[Tensor, list[Rows]], None]
@@ -100,7 +100,7 @@ class OwnExperts(ExpertsHookPoint):
         return self.watch_routing(lambda hidden_ND, _products: keep(hidden_ND))
 
     def watch_bare(self, keep: Callable[[Tensor], None]) -> AbstractContextManager[Any]:
-        return _operands_in(self.experts, _MATRIX_PRODUCTS, keep)
+        return _operands_shown(self.experts, _MATRIX_PRODUCTS, keep)
 
     def _keep_routing(self, hidden_ND: Tensor, products: list[Rows]) -> None:
         if self.reader is None and not self.interventions:
@@ -225,7 +225,7 @@ class _InklingShared(OwnExperts):
 
     def watch_bare(self, keep: Callable[[Tensor], None]) -> AbstractContextManager[Any]:
         # The second product reads the coefficient times its weight, so that the coefficient is a factor of it.
-        return _operands_in(self.experts, PRODUCTS, keep)
+        return _operands_shown(self.experts, PRODUCTS, keep)
 
     def gate_matrix(self, expert: int) -> Tensor:
         matrix: Tensor = self.experts.gate_proj[expert]
@@ -258,34 +258,18 @@ def own_experts(layer: int, name: str, first: int, experts: Any, block: nn.Modul
     routers = (getattr(part, "router", None) for part in block.modules() if experts in (part, *part.children()))
     return kind(
         layer=layer, name=name, first=first, activation=getattr(*place), place=place, gated=True, keys=None, up=None,
-        down=down, width=num_experts * width, device=next(experts.parameters()).device, reach="routed",
+        down=down, width=num_experts * width, device=next(experts.parameters()).device,
         experts=experts, num_experts=num_experts, router=next(filter(None, routers), None),
     )  # fmt: skip
 
 
-@contextmanager
-def _operands_in(module: nn.Module, functions: frozenset[Any], keep: Callable[[Tensor], None]) -> Iterator[None]:
+def _operands_shown(
+    module: nn.Module, functions: frozenset[Any], keep: Callable[[Tensor], None]
+) -> AbstractContextManager[Any]:
     """Within this context `keep` is shown the first operand of these functions in the module's forward pass."""
-    watched = ExitStack()
 
-    def begin(*_: Any) -> None:
-        watched.enter_context(_FirstOperands(functions, keep))
+    def see(func: Any, args: tuple, _kwargs: dict[str, Any], _result: Any) -> None:
+        if func in functions:
+            keep(args[0])
 
-    def end(*_: Any) -> None:
-        watched.close()
-
-    with module.register_forward_pre_hook(begin), module.register_forward_hook(end, always_call=True):
-        yield
-
-
-class _FirstOperands(TorchFunctionMode):
-    """Shows the first operand of some functions."""
-
-    def __init__(self, functions: frozenset[Any], keep: Callable[[Tensor], None]):
-        super().__init__()
-        self._functions, self._keep = functions, keep
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func in self._functions:
-            self._keep(args[0])
-        return func(*args, **(kwargs or {}))
+    return functions_shown(module, see)

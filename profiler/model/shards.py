@@ -25,10 +25,10 @@ from neurotally.profiler.model.config import empty_model
 from neurotally.profiler.model.experts import ExpertsHookPoint, InterfaceExperts
 from neurotally.profiler.model.hook_points import HookPoint
 from neurotally.profiler.model.load import LoadedModel, ModelFacts
-from neurotally.profiler.model.neurons import UnitNeurons
 from neurotally.profiler.model.own_experts import has_own_experts
 from neurotally.profiler.model.sharded_tensors import held_numbers
 from neurotally.profiler.networks import Network, are_alike
+from neurotally.profiler.neuron_sums import UnitNeurons
 
 _KEYS = ("k_proj", "kv_b_proj", "qkv_proj", "query_key_value")
 """What gives attention its keys, where devices share it head by head."""
@@ -63,9 +63,8 @@ def model_shard(model: LoadedModel) -> ModelShard:
     networks: list[Network] = []
     for point in model.hook_points:
         is_next = bool(networks) and networks[-1].layer == point.layer
-        experts = point.num_experts if isinstance(point, ExpertsHookPoint) else None
         first = networks[-1].end if is_next else 0
-        networks.append(Network(point.layer, first, _width(point), experts, point.name, point.stack))
+        networks.append(replace(point.network, first=first, neurons=_width(point)))
     num_neurons = max(network.end for network in networks)
     number_LF = np.full((model.num_layers, model.num_neurons), -1, np.int64)
     for point, network, column_f in zip(model.hook_points, networks, slices, strict=True):
@@ -73,7 +72,7 @@ def model_shard(model: LoadedModel) -> ModelShard:
             continue
         number_Ef = network.neurons * np.arange(network.sites)[:, None] + column_f
         number_Ef += num_neurons * network.layer + network.first
-        number_LF[point.layer, point.first : point.first + point.width] = number_Ef.ravel()
+        number_LF[point.layer, point.neurons] = number_Ef.ravel()
     alike = are_alike(networks, model.num_layers)
     facts = replace(model.facts, num_neurons=num_neurons, networks=() if alike else tuple(networks))
     return ModelShard(facts, number_LF.ravel())

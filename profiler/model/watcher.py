@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from neurotally.profiler.model.hook_points import PRODUCTS, HookPoint
 from neurotally.profiler.model.plain_tensors import share_storage
-from neurotally.profiler.model.stacks import norms, weight_matrices
+from neurotally.profiler.model.stacks import norms, product_of, weight_matrices
 
 
 class Watcher(nn.Module):
@@ -65,7 +65,7 @@ class Watcher(nn.Module):
     def forward(self, pre_BTF: Tensor) -> Tensor:
         self.width, self.device = pre_BTF.shape[-1], pre_BTF.device
         self.pre.append(pre_BTF)
-        self.keys = self._product(pre_BTF)
+        self.keys = product_of(pre_BTF, self.products)
         return self._marked(self.act(pre_BTF))
 
     def follow(self, func: Any, operands: list[Tensor], result: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class Watcher(nn.Module):
         if self.gated is None and is_product:
             self.gated = True
             up_BTF = operands[isinstance(operands[0], _Marked)]
-            self.up = self._product(up_BTF)
+            self.up = product_of(up_BTF, self.products)
             self.is_half = share_storage(up_BTF, self.pre[0])
             return self._marked(result)
         self.gated = bool(self.gated)
@@ -147,13 +147,6 @@ class Watcher(nn.Module):
 
     def _end_norm(self, norm: nn.Module, _args: Any, output: Tensor) -> Tensor:
         return self._marked(output) if norm is self.norm else output
-
-    def _product(self, values_BTF: Tensor) -> tuple[nn.Module, int] | None:
-        """The matrix in whose product's memory a tensor is, and the first of its columns there."""
-        for module, output in reversed(self.products):
-            if share_storage(output, values_BTF):
-                return module, int(values_BTF.storage_offset()) - int(output.storage_offset())
-        return None
 
 
 class _Marked(Tensor):

@@ -19,7 +19,8 @@ from neurotally.profiler.corpus.tokenise import final_status, tokenise
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.capture import NeuronReader
 from neurotally.profiler.model.load import LoadedModel
-from neurotally.profiler.model.neurons import NeuronRecorder, UnitNeurons
+from neurotally.profiler.model.neurons import NeuronRecorder
+from neurotally.profiler.neuron_sums import UnitNeurons
 from neurotally.profiler.passes.memory import halving
 
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 32768}
