@@ -259,7 +259,7 @@ def _order_of(experts: Any, where: str) -> str:
     return order
 
 
-def interface_experts(layer: int, name: str, first: int, experts: Any) -> InterfaceExperts:
+def interface_experts(layer: int, name: str, experts: Any) -> InterfaceExperts:
     """The hook point of a module of experts; UnsupportedModelError, naming the layer, where it can't be read."""
     where = f"layer {layer} ({name})"
     if getattr(experts, "_is_expert_parallel", False):
@@ -281,7 +281,7 @@ def interface_experts(layer: int, name: str, first: int, experts: Any) -> Interf
     num_experts, *columns = local_part(down).shape
     width = columns[0] if experts.is_transposed else columns[1]
     point = InterfaceExperts(
-        layer=layer, name=name, first=first, activation=as_module(getattr(experts, "act_fn", nn.Identity())),
+        layer=layer, name=name, activation=as_module(getattr(experts, "act_fn", nn.Identity())),
         place=(experts, "act_fn"), gated=bool(experts.has_gate), keys=None, up=None, down=experts,
         width=num_experts * width, device=down.device, experts=experts, num_experts=num_experts,
     )  # fmt: skip

@@ -31,7 +31,7 @@ from neurotally.profiler.model.load import (
     split_revision,
     try_load,
 )  # fmt: skip
-from neurotally.profiler.model.probe import experts_hook_point, is_experts
+from neurotally.profiler.model.probe import experts_hook_point, is_experts, number_neurons
 from neurotally.profiler.model.quantised import quantisation_of
 from neurotally.profiler.model.stacks import Stack, find_stacks
 from neurotally.profiler.networks import ENCODER, Network, Networks, has_experts
@@ -215,13 +215,14 @@ def _by_structure(stacks: tuple[Stack, ...], config: Any) -> Iterator[Network]:
     width = next((value for key in _WIDTH_KEYS if isinstance(value := getattr(config, key, None), int)), None)
     blocks = [(block, name) for stack in stacks for name, block in stack.blocks.named_children()]
     for layer, (block, name) in enumerate(blocks):
-        first = 0
-        for part_name, module in block.named_modules():
-            if is_experts(module):
-                point = experts_hook_point(layer, f"{name}.{part_name}", first, module, block)
-                first += point.width
-                yield point.network
-        if not first:
+        points = [
+            experts_hook_point(layer, f"{name}.{part_name}", module, block)
+            for part_name, module in block.named_modules()
+            if is_experts(module)
+        ]
+        number_neurons(points)
+        yield from (point.network for point in points)
+        if not points:
             if width is None:
                 raise InputError(
                     f"how wide the networks of {config.model_type} are can't be told without its weights: its config "

@@ -9,7 +9,7 @@ taken for none.
 
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 
 from torch import nn
@@ -126,15 +126,13 @@ class _Layer:
                 f"layer {self._layer}: expected one feed-forward network, found {len(watchers) + len(by_down)} among "
                 f"the activation modules {what}; this layer isn't supported"
             )
-        parts: list[tuple[int, Watcher | FunctionHookPoint | nn.Module]] = [
-            *((self._order.index(module), module) for module in self._experts),
-            *((self._order.index(watcher.act), watcher) for watcher in watchers),
-            *((self._order.index(down), point) for down, point in by_down.items()),
+        found: list[tuple[nn.Module, HookPoint]] = [
+            *((part, experts_hook_point(self._layer, self._names[part], part, self._block)) for part in self._experts),
+            *((watcher.act, watcher.hook_point()) for watcher in watchers),
+            *by_down.items(),
         ]
-        points: list[HookPoint] = []
-        for _, part in sorted(parts, key=lambda entry: entry[0]):
-            first = points[-1].first + points[-1].width if points else 0
-            points.append(self._point(part, first))
+        points = [point for _, point in sorted(found, key=lambda pair: self._order.index(pair[0]))]
+        number_neurons(points)
         self._refuse_missed(points)
         return points
 
@@ -151,17 +149,17 @@ class _Layer:
                     "network beside those that are read, of a kind that isn't known; this layer isn't supported"
                 )
 
-    def _point(self, part: "Watcher | FunctionHookPoint | nn.Module", first: int) -> HookPoint:
-        if isinstance(part, Watcher):
-            return part.hook_point(first)
-        if isinstance(part, FunctionHookPoint):
-            part.first = first
-            return part
-        return experts_hook_point(self._layer, self._names[part], first, part, self._block)
 
-
-def experts_hook_point(layer: int, name: str, first: int, experts: nn.Module, block: nn.Module) -> ExpertsHookPoint:
+def experts_hook_point(layer: int, name: str, experts: nn.Module, block: nn.Module) -> ExpertsHookPoint:
     """The hook point of a module of experts in a layer's block; UnsupportedModelError where it can't be read."""
     if has_own_experts(experts):
-        return own_experts(layer, name, first, experts, block)
-    return interface_experts(layer, name, first, experts)
+        return own_experts(layer, name, experts, block)
+    return interface_experts(layer, name, experts)
+
+
+def number_neurons(points: Iterable[HookPoint]) -> None:
+    """Number the neurons of a layer's hook points through, in this order."""
+    first = 0
+    for point in points:
+        point.first = first
+        first += point.width

@@ -114,12 +114,11 @@ class Watcher(nn.Module):
         """Of a network: what reads the coefficients."""
         return self.found_down[0]
 
-    def hook_point(self, first: int) -> HookPoint:
+    def hook_point(self) -> HookPoint:
         """A network's."""
         return HookPoint(
             layer=self.layer, name=self.name, activation=self.act, place=self.place, gated=bool(self.gated),
-            keys=self.keys, up=self.up, down=self.down, width=self.width, device=self.device, first=first,
-            norm=self.norm,
+            keys=self.keys, up=self.up, down=self.down, width=self.width, device=self.device, norm=self.norm,
         )  # fmt: skip
 
     def _marked(self, tensor: Tensor) -> Tensor:
