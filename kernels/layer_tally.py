@@ -34,8 +34,9 @@ class LayerTally(dict[str, Tensor]):
             for one in statistics_of(has_experts)
         )
 
-    def part(self, neurons: slice) -> "LayerTally":
-        """Some neurons that follow one another, in the same memory."""
+    def of_expert(self, expert: int, num_neurons: int) -> "LayerTally":
+        """An expert's part, in the same memory; each has so many neurons."""
+        neurons = slice(expert * num_neurons, (expert + 1) * num_neurons)
         return LayerTally((name, sums_F[neurons]) for name, sums_F in self.items())
 
     def of(self, index_n: Tensor) -> "LayerTally":

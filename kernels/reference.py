@@ -57,7 +57,7 @@ def tally_routed_reference(
     first = 0
     for expert, rows in zip(expert_E.tolist(), rows_E.tolist(), strict=True):
         part = slice(first, first + rows)
-        of_expert = tally.part(slice(expert * width, (expert + 1) * width))
+        of_expert = tally.of_expert(expert, width)
         tally_reference(
             pre_SF[None, part], activation_SF[None, part], coefficient_SF[None, part], kind_S[None, part],
             of_expert, min(statistics, Statistics.MOMENTS),
