@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from neurotally.kernels.layer_tally import PAD
-from neurotally.profiler.corpus.batches import lay_out, rectangles
+from neurotally.profiler.corpus.batches import lay_out, padded_batches
 from neurotally.profiler.errors import InputError, UnsupportedModelError
 from neurotally.profiler.model.capture import NeuronReader
 from neurotally.profiler.model.interventions import switched_off
@@ -98,7 +98,7 @@ def test_nothing_is_lost_by_ending_at_the_last_hook_point(family: str, tokenizer
     model = loaded(family, tokenizer)
     rng = np.random.default_rng(1)
     documents = [(n, rng.integers(2, 600, size=length).tolist()) for n, length in enumerate((63, 90, 7, 120))]
-    batches = list(rectangles(lay_out(documents, frozenset(), "documents", 128), 256))
+    batches = list(padded_batches(lay_out(documents, frozenset(), "documents", 128), 256))
 
     def result(run: Callable[[NeuronReader], object]) -> UnitNeurons:
         recorder = NeuronRecorder(model, num_triggers=2)
@@ -118,7 +118,7 @@ def test_nothing_runs_after_the_last_hook_point(tokenizer: Any) -> None:
     for name, module in model.body.named_modules():
         module.register_forward_hook(lambda *_, name=name: ran.append(name))
     recorder = NeuronRecorder(model, num_triggers=0)
-    (batch,) = rectangles(lay_out([(0, [5, 6, 7])], frozenset(), "documents", 128), 256)
+    (batch,) = padded_batches(lay_out([(0, [5, 6, 7])], frozenset(), "documents", 128), 256)
     NeuronReader(model, recorder).tally([batch])
     assert {"layers.0.mlp.down_proj", "layers.1.mlp.up_proj"} <= set(ran)
     assert not {"layers.1.mlp.down_proj", "norm"} & set(ran)
@@ -160,7 +160,7 @@ def test_a_family_is_read_as_plain_hooks_read_it(family: str, tokenizer: Any) ->
     assert model.facts.gated is gated
     recorder = NeuronRecorder(model, num_triggers=2)
     reader = NeuronReader(model, recorder)
-    for batch in rectangles(lay_out(documents, frozenset({0}), "documents", 128), 256):
+    for batch in padded_batches(lay_out(documents, frozenset({0}), "documents", 128), 256):
         captured_BTD = reader.read(batch)
         assert torch.equal(captured_BTD, bare.get_decoder()(torch.from_numpy(batch.ids_BT), use_cache=False)[0])
         for row in range(len(batch.ids_BT)):

@@ -29,7 +29,7 @@ from neurotally.profiler.corpus.texts import check_spans, universal_newlines
 from neurotally.profiler.corpus.tokenise import final_status, tokenise
 from neurotally.profiler.errors import InputError, UnsupportedModelError
 from neurotally.profiler.model.load import LoadedModel, ModelFacts
-from neurotally.profiler.passes.agreement import AgreementCounts, Context, Place, choose_places, read_first_tokens
+from neurotally.profiler.passes.agreement import AgreementCounts, Context, Place, choose_places, read_top1
 from neurotally.profiler.passes.lens import Lens
 from neurotally.profiler.passes.memory import halving
 from neurotally.profiler.passes.worker import TOKEN_BUDGET, Task
@@ -160,9 +160,9 @@ class AgreementWorker:
             offset = total if first else 0
             laid_out = lay_out(list(enumerate(rows[first:end])), self._model.special_ids, "documents", row_tokens)
             inside = slice(offset, offset + len(laid_out.ids_N))
-            for found in lens.rectangles(laid_out, at_T[inside], budget):
+            for found in lens.batches(laid_out, at_T[inside], budget):
                 vectors = lens.vectors(found.ids_BT, found.at_BT, ffn=reads_ffn)
-                read = read_first_tokens(lens, vectors, config.variants, config.head_bias)
+                read = read_top1(lens, vectors, config.variants, config.head_bias)
                 counts.add(*read, context_T[inside][found.token_n], gold_T[inside][found.token_n])
         return counts, len(context_T)
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from neurotally.kernels.tally import kernels_for
-from neurotally.profiler.corpus.batches import DECODER_READS, Batch, TeacherForcing, TokenRows, rectangles
+from neurotally.profiler.corpus.batches import DECODER_READS, Batch, TeacherForcing, TokenRows, padded_batches
 from neurotally.profiler.errors import InputError, first_line
 from neurotally.profiler.model.config import (
     auto_class,
@@ -93,7 +93,7 @@ class ModelFacts:
 
     @property
     def attention_budget(self) -> int | None:
-        """Rows x width² that a rectangle may have; None where attention holds no scores of that size."""
+        """Rows x width² that a batch may have; None where attention holds no scores of that size."""
         if self.attention != "eager" or not self.num_heads:
             return None
         return _ATTENTION_BYTES // (4 * self.num_heads)
@@ -131,8 +131,8 @@ class LoadedModel(HookedModel):
     special_ids: frozenset[int]
 
     def batches(self, rows: TokenRows, token_budget: int, forcing: TeacherForcing | None = None) -> Iterator[Batch]:
-        """Rows as the padded batches in which this model takes them; see `rectangles`."""
-        return rectangles(rows, token_budget, self.facts.attention_budget, forcing, self.facts.one_length)
+        """Rows as the padded batches in which this model takes them; see `padded_batches`."""
+        return padded_batches(rows, token_budget, self.facts.attention_budget, forcing, self.facts.one_length)
 
 
 def load_model(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
-from neurotally.profiler.corpus.batches import MIN_RECTANGLE_TOKENS
+from neurotally.profiler.corpus.batches import MIN_BATCH_TOKENS
 from neurotally.profiler.model.load import LoadedModel
 from neurotally.profiler.model.threads import few_enough_threads
 from neurotally.profiler.model.watching import in_place
@@ -39,9 +39,9 @@ def of_many_rows(read: Callable[[Tensor], Tensor], x_ND: Tensor) -> Tensor:
     """`read(x_ND)`, which gives a row for a row; rows are repeated if there are too few for bits that stay."""
     number = len(x_ND)
     with few_enough_threads(number, x_ND.device):
-        if number >= MIN_RECTANGLE_TOKENS or number == 0:
+        if number >= MIN_BATCH_TOKENS or number == 0:
             return read(x_ND)
-        return read(x_ND[torch.arange(MIN_RECTANGLE_TOKENS, device=x_ND.device) % number])[:number]
+        return read(x_ND[torch.arange(MIN_BATCH_TOKENS, device=x_ND.device) % number])[:number]
 
 
 class _HiddenStates(BaseModelOutput):

@@ -24,7 +24,7 @@ from neurotally.profiler.neuron_sums import UnitNeurons
 from neurotally.profiler.passes.memory import halving
 
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 32768}
-"""Cells of a rectangle, by type of device."""
+"""Cells of a padded batch, by type of device."""
 KERNEL_HINTS = {
     "compiled": "install a C++ compiler (g++), or set CXX",
     "triton": "install triton, on a GPU that it compiles for",
@@ -46,7 +46,7 @@ class PassConfig:
     document_tokens: int | None
     """Keep the first so many tokens of each document; None keeps all."""
     token_budget: int
-    """Cells of a rectangle."""
+    """Cells of a padded batch."""
     max_unit_bytes: int
     groups: int
     triggers: int
