@@ -208,7 +208,7 @@ class InterfaceExperts(ExpertsHookPoint):
 
     def _gate(self, product_SF: Tensor) -> Tensor:
         """What stands in for `_apply_gate`."""
-        if self.reader is None and not self.interventions:
+        if self.is_idle:
             return self._original(product_SF)
         return self.coefficient(*self.halves(product_SF))
 
@@ -225,7 +225,7 @@ class InterfaceExperts(ExpertsHookPoint):
         return torch.allclose(at_half - at_zero, at_one - at_half, rtol=1e-4, atol=1e-6)
 
     def _keep_routing(self, _experts: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if self.reader is None and not self.interventions:
+        if self.is_idle:
             return
         _, index_Nk, weight_Nk = routed_inputs(self.experts, args, kwargs)
         self.rows = _rows(self, index_Nk, weight_Nk)

@@ -72,11 +72,11 @@ class FunctionHookPoint(HookPoint):
             hook.remove()
 
     def _keep_product(self, matrix: nn.Module, _args: tuple, output: Tensor) -> None:
-        if self.reader is not None or self.interventions:
+        if not self.is_idle:
             self._products[matrix] = output
 
     def _replace_input(self, _down: nn.Module, args: tuple) -> tuple | None:
-        if self.reader is None and not self.interventions:
+        if self.is_idle:
             return None
         pre_BTF, up_BTF = self._columns(self.keys), self._columns(self.up)
         assert pre_BTF is not None

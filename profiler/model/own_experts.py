@@ -128,7 +128,7 @@ class OwnExperts(ExpertsHookPoint):
         return _operands_shown(self.experts, _MATRIX_PRODUCTS, keep)
 
     def _keep_routing(self, hidden_ND: Tensor, products: list[Rows]) -> None:
-        if self.reader is None and not self.interventions:
+        if self.is_idle:
             return
         self._products = products
         if not products:  # no token goes to an expert that has neurons
