@@ -20,7 +20,7 @@ from neurotally.profiler.model.load import (
     running_dtype,
     split_revision,
 )  # fmt: skip
-from neurotally.profiler.model.shards import refuse_unshardable, shard_plan
+from neurotally.profiler.model.shard_plan import refuse_unshardable, shard_plan
 
 _FREE_BYTES = "import torch; print(*(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())))"
 """Asked in another process: in this one it would keep half a gigabyte of each device."""

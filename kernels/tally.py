@@ -181,21 +181,20 @@ def _tally_compiled(
         "out": None if coefficient_BTF is activation_BTF and up_BTF is None else coefficient_BTF,
         "row_value": maxima.value_BF, "row_position": maxima.position_BF, **by_run, **tally,
     }  # fmt: skip
-    compiled.tally(
-        Job(
-            num_rows,
-            num_tokens,
-            num_neurons,
-            pre_row=pre_BTF.stride(0),
-            pre_token=pre_BTF.stride(-2),
-            up_row=0 if up_BTF is None else up_BTF.stride(0),
-            up_token=0 if up_BTF is None else up_BTF.stride(-2),
-            dtype=COMPILED_DTYPES[pre_BTF.dtype],
-            statistics=statistics,
-            threads=torch.get_num_threads(),
-            **addresses(tensors),
-        )
+    job = Job(
+        num_rows,
+        num_tokens,
+        num_neurons,
+        pre_row=pre_BTF.stride(0),
+        pre_token=pre_BTF.stride(-2),
+        up_row=0 if up_BTF is None else up_BTF.stride(0),
+        up_token=0 if up_BTF is None else up_BTF.stride(-2),
+        dtype=COMPILED_DTYPES[pre_BTF.dtype],
+        statistics=statistics,
+        threads=torch.get_num_threads(),
+        **addresses(tensors),
     )
+    compiled.tally(job)
     return coefficient_BTF, maxima
 
 
