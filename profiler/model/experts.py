@@ -26,9 +26,9 @@ from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.model.formulas import as_module
 from neurotally.profiler.model.hook_points import Computed, HookPoint, Intervention
 from neurotally.profiler.model.offloading import brought_in
+from neurotally.profiler.model.overrides import in_place
 from neurotally.profiler.model.plain_tensors import is_plain
 from neurotally.profiler.model.sharded_tensors import local_part
-from neurotally.profiler.model.watching import in_place
 
 _ORDERS = ("grouped_mm", "batched_mm")
 """Ways of transformers to compute all experts in one product."""

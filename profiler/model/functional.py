@@ -9,7 +9,7 @@ Such a network is read where the down projection reads it, once the model has co
 keep what they give, and the formulas give activation and coefficient anew.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -19,9 +19,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from neurotally.profiler.model.formulas import Formula, as_module
 from neurotally.profiler.model.hook_points import PRODUCTS, HookPoint
+from neurotally.profiler.model.overrides import functions_shown
 from neurotally.profiler.model.plain_tensors import share_storage
 from neurotally.profiler.model.stacks import product_of, weight_matrices
-from neurotally.profiler.model.watching import functions_shown
 
 _ACTIVATIONS = frozenset(
     ["silu", "gelu", "relu", "leaky_relu", "elu", "celu", "selu", "mish", "relu6", "hardswish", "hardtanh", "sigmoid",
@@ -91,19 +91,7 @@ class FunctionHookPoint(HookPoint):
         return self._products[matrix][..., first : first + self.width]
 
 
-def find_functional(
-    blocks: Iterable[nn.Module], names: dict[nn.Module, str], run: Callable[[], object]
-) -> list[list[FunctionHookPoint]]:
-    """The networks of each block that can be read where their down projection reads them."""
-    watchers = [_BlockWatcher(layer, block, names) for layer, block in enumerate(blocks)]
-    with ExitStack() as stack:
-        for watcher in watchers:
-            stack.enter_context(watcher.watching())
-        run()
-    return [watcher.points for watcher in watchers]
-
-
-class _BlockWatcher:
+class ProductWatcher:
     """Follows what becomes of the matrix products of a block."""
 
     def __init__(self, layer: int, block: nn.Module, names: dict[nn.Module, str]):

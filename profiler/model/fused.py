@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.hooked_model import HookedModel
+from neurotally.profiler.model.overrides import in_place
 from neurotally.profiler.model.stacks import Stack
 from neurotally.profiler.model.verify import probe_ids
-from neurotally.profiler.model.watching import in_place
 
 _ROTATE = "apply_rotary_pos_emb"
 """What transformers' families call the function that rotates queries and keys."""

@@ -32,7 +32,7 @@ from torch.nn import functional
 from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.model.experts import ExpertsHookPoint, Rows
 from neurotally.profiler.model.hook_points import PRODUCTS
-from neurotally.profiler.model.watching import functions_shown
+from neurotally.profiler.model.overrides import functions_shown
 
 _MATRIX_PRODUCTS = frozenset({functional.linear, torch.matmul, Tensor.matmul, torch.bmm, Tensor.bmm})
 KeepRouting = Callable[[Tensor, list[Rows]], None]

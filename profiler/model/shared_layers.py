@@ -9,8 +9,8 @@ from torch import Tensor
 
 from neurotally.profiler.model.hooked_model import HookedModel
 from neurotally.profiler.model.interventions import switched_off
+from neurotally.profiler.model.overrides import in_place
 from neurotally.profiler.model.verify import probe_ids
-from neurotally.profiler.model.watching import in_place
 
 
 class SharedLayers:

@@ -14,8 +14,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from neurotally.profiler.corpus.batches import MIN_BATCH_TOKENS
 from neurotally.profiler.model.load import LoadedModel
+from neurotally.profiler.model.overrides import in_place
 from neurotally.profiler.model.threads import few_enough_threads
-from neurotally.profiler.model.watching import in_place
 
 
 def head_logits(model: LoadedModel, hidden_ND: Tensor) -> Tensor:

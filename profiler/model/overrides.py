@@ -31,7 +31,7 @@ def functions_shown(module: nn.Module, see: See) -> Iterator[None]:
     within = ExitStack()
 
     def begin(*_: Any) -> None:
-        within.enter_context(_Functions(see))
+        within.enter_context(Functions(see))
 
     def end(*_: Any) -> None:
         within.close()
@@ -41,7 +41,9 @@ def functions_shown(module: nn.Module, see: See) -> Iterator[None]:
         yield
 
 
-class _Functions(TorchFunctionMode):
+class Functions(TorchFunctionMode):
+    """Within this context `see` is shown every function of PyTorch's."""
+
     def __init__(self, see: See):
         super().__init__()
         self._see = see
