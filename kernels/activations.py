@@ -3,7 +3,7 @@
 A 16-bit dtype has 65,536 elements, so act(x) can be looked up.
 
 The table is made with the model's own module and kept only where the module is a function of the element
-alone, to the bit: PyTorch's vectorised and scalar loops differ for some activations (GELU tanh in bf16:
+alone, bitwise: PyTorch's vectorised and scalar loops differ for some activations (GELU tanh in bf16:
 -5.0625 gives -0 in one and -1.5e-7 in the other), and which of them an element gets depends on its place.
 """
 
@@ -152,5 +152,5 @@ def _activate_rows(act: nn.Module, x_N: Tensor, width: int, is_contiguous: bool)
 
 
 def _same_bits(a_N: Tensor, b_N: Tensor) -> bool:
-    """Equal to the bit, any NaN equal to any other."""
+    """Bitwise equal, any NaN equal to any other."""
     return bool(((a_N.view(torch.int16) == b_N.view(torch.int16)) | (a_N.isnan() & b_N.isnan())).all())

@@ -20,9 +20,11 @@ import shutil
 import stat
 import subprocess
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
-import torch  # noqa: F401  loads the OpenMP runtime that the library shares
+from torch import Tensor  # which loads the OpenMP runtime that the library shares
 
 from neurotally.kernels.statistics import STATISTICS
 
@@ -36,6 +38,7 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _OPENMP = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
 
 _log = logging.getLogger(__name__)
+_Arguments = TypeVar("_Arguments", bound=ctypes.Structure)
 
 
 class BuildError(RuntimeError):
@@ -81,30 +84,29 @@ class Insertion(ctypes.Structure):
     )
 
 
+def addresses(tensors: Mapping[str, Tensor | None]) -> dict[str, int]:
+    """Pointers for the fields of these names; a field without a tensor is null. The tensors must stay alive."""
+    return {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
+
+
 class Library:
-    """The compiled loop, ready to call."""
+    """The compiled loop, ready to call. Every pointer must stay alive until a call returns."""
 
     def __init__(self, path: Path):
         self._library = ctypes.CDLL(str(path))
-        functions = {"tally": Job, "offer": Offer, "insert": Insertion}
-        for name, structure in functions.items():
-            function = getattr(self._library, f"neurotally_{name}")
-            function.argtypes = [ctypes.POINTER(structure)]
-            function.restype = None
+        self.tally = self._function("tally", Job)
+        """Tally one layer of one batch."""
+        self.offer = self._function("offer", Offer)
+        """Offer the row maxima of one batch to a layer's lists of triggers."""
+        self.insert = self._function("insert", Insertion)
+        """Insert units' triggers into lists on the host."""
         self._check_statistics()
         self._use_openmp()
 
-    def tally(self, job: Job) -> None:
-        """Tally one layer of one batch; every pointer must stay alive until this returns."""
-        self._library.neurotally_tally(ctypes.byref(job))
-
-    def offer(self, offer: Offer) -> None:
-        """Offer the row maxima of one batch to a layer's lists of triggers."""
-        self._library.neurotally_offer(ctypes.byref(offer))
-
-    def insert(self, insertion: Insertion) -> None:
-        """Insert units' triggers into lists on the host."""
-        self._library.neurotally_insert(ctypes.byref(insertion))
+    def _function(self, name: str, structure: type[_Arguments]) -> Callable[[_Arguments], None]:
+        function: Any = getattr(self._library, f"neurotally_{name}")
+        function.argtypes, function.restype = [ctypes.POINTER(structure)], None
+        return function  # type: ignore[no-any-return]
 
     def _check_statistics(self) -> None:
         """Compare what tally.cpp adds up, and in which order, with the table."""

@@ -34,8 +34,9 @@ class LayerTally(dict[str, Tensor]):
             for one in statistics_of(has_experts)
         )
 
-    def part(self, neurons: slice) -> "LayerTally":
-        """Some neurons that follow one another, in the same memory."""
+    def of_expert(self, expert: int, num_neurons: int) -> "LayerTally":
+        """An expert's part, in the same memory; each has so many neurons."""
+        neurons = slice(expert * num_neurons, (expert + 1) * num_neurons)
         return LayerTally((name, sums_F[neurons]) for name, sums_F in self.items())
 
     def of(self, index_n: Tensor) -> "LayerTally":
@@ -51,8 +52,8 @@ class RowMaxima(NamedTuple):
     position_BF: Tensor
     """int32: the first column with that value; 0 where there is none."""
 
-
-def no_maxima(pre_BTF: Tensor) -> RowMaxima:
-    """The row maxima of a batch without candidates."""
-    zero_BF = pre_BTF.new_zeros((pre_BTF.shape[0], pre_BTF.shape[2]), dtype=torch.float32)
-    return RowMaxima(zero_BF, zero_BF.int())
+    @classmethod
+    def none(cls, num_rows: int, num_neurons: int, device: torch.device | str = "cpu") -> "RowMaxima":
+        """Those of rows without candidates."""
+        zero_BF = torch.zeros((num_rows, num_neurons), device=device)
+        return cls(zero_BF, zero_BF.int())

@@ -1,7 +1,7 @@
 """The table of what is added up for every neuron: stated here, followed everywhere.
 
 A device's tally, a unit's result, a corpus's sums, checkpoints and the store hold these under these names. To add one:
-a line here, the formula in `tally.tally_reference`, and the loops of `tally.cpp` and `triton_tally.py`, which go by
+a line here, the formula in `reference.tally_reference`, and the loops of `tally.cpp` and `triton_tally.py`, which go by
 name as well: `compiled` compares the names and types in `tally.cpp` with these. Loads no torch.
 """
 
@@ -61,7 +61,7 @@ STATISTICS = (
 )
 """The formulas are those of `neurotally.kernels.tally`."""
 ROUTED = (Statistic("weighted_coefficient_sum", "float64", "sum", "float64", by_group=False),)
-"""Beside them for experts: see `neurotally.kernels.routed`."""
+"""Beside them for experts: see `neurotally.kernels.tally`."""
 
 
 def statistics_of(has_experts: bool) -> tuple[Statistic, ...]:

@@ -153,7 +153,7 @@ struct Job {
   STATISTICS(POINTER)  // [F] each
   float* row_value;  // [B, F]
   int32_t* row_position;
-  // Null, or by row what a mixture of experts makes of a batch (`Runs` in routed.py): where its tokens begin among all,
+  // Null, or by row what a mixture of experts makes of a batch (`Runs` in routing.py): where its tokens begin among all,
   // how many they are, and the first of its expert's neurons in the sums, which are [E * F] then. `pre_row` and `up_row`
   // say nothing.
   const int64_t *run_first, *run_tokens, *run_neuron;

@@ -17,9 +17,18 @@ Shapes: B rows, T tokens a row, F neurons of a layer. `kind_BT` tells what each 
 0 pad (never counted, whatever it holds), 1 token, 2 special token (counted, also apart, never a trigger),
 3 token of a document that repeats an earlier one (counted, never a trigger).
 
+A mixture of experts sends each token to k of E experts; every expert is a feed-forward network of F neurons. The
+layer's product has a row for each pair of token and expert, S = N·k of them (`Routing` tells which). Sums are kept for
+the E·F neurons of all experts, expert by expert, and are those above; beside them
+
+    weighted_coefficient_sum   Σ_s w_s·c_s     w the routing weight by which the expert's output is multiplied
+
+Triggers need the largest coefficient by expert and row of the batch: a *run* is the part of an expert's tokens that
+come from one row of the batch, R of them. The kernels go from run to run, wherever its rows lie in the product.
+
 `tally_layer` picks by device: on the CPU the compiled loop of `tally.cpp`, which reads the activation of a
-16-bit dtype from a table made with the model's own module; on a GPU the Triton kernels of `triton_tally.py`; else
-`tally_reference`, the formulas in PyTorch.
+16-bit dtype from a table made with the model's own module; on a GPU the Triton kernels of `triton_tally.py`; else the
+formulas in PyTorch (`reference`).
 """
 
 import functools
@@ -29,10 +38,14 @@ import torch
 from torch import Tensor, nn
 
 from neurotally.kernels.activations import activate, activation_name, activation_table
-from neurotally.kernels.compiled import Job, library
-from neurotally.kernels.layer_tally import PAD, SPECIAL, TOKEN, LayerTally, RowMaxima, Statistics, no_maxima
+from neurotally.kernels.compiled import Job, addresses, library
+from neurotally.kernels.layer_tally import LayerTally, RowMaxima, Statistics
+from neurotally.kernels.reference import tally_reference, tally_routed_reference
+from neurotally.kernels.routing import Routing
 
 COMPILED_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_LONGEST_RUN = 2**15 - 1
+"""Of the Triton kernels, which keep two counts of a run in an int32."""
 _OLDEST_GPU = (8, 0)
 """Compute capability that Triton compiles for."""
 
@@ -46,14 +59,20 @@ def tally_layer(
     kind_BT: Tensor,
     tally: LayerTally,
     statistics: Statistics = Statistics.EVERYTHING,
+    routing: Routing | None = None,
 ) -> tuple[Tensor, RowMaxima]:
     """Activate the neurons of a layer, multiply by `up` unless it is None (a plain FFN), and tally them.
 
     Returns the coefficients [B, T, F] in the dtype of `pre_BTF`, and the row maxima. `pre_BTF` and `up_BTF` may be the
-    two halves of one tensor.
+    two halves of one tensor. `routing`: of a mixture's experts. Then the rows of `pre_BTF`, `up_BTF` and the
+    coefficients are those of the product, [S, F]; the kinds [S] go by the tokens as the routing sorts them; `tally` is
+    that of the E·F neurons, and the maxima are those of each run, [R, F], with positions counted from its first token.
     """
-    _check_shapes(pre_BTF, up_BTF, kind_BT, tally)
+    if routing is None:
+        _check_shapes(pre_BTF, up_BTF, kind_BT, tally)
     kernels = kernels_for_these(pre_BTF, up_BTF)
+    if kernels == "triton" and routing is not None and _longest_run(routing) > _LONGEST_RUN:
+        kernels = "plain"
     table, formula = None, None  # what the kernels compute the activation by; without either the module itself runs
     if kernels == "compiled" and pre_BTF.dtype.itemsize == 2 and pre_BTF.stride(-1) == 1:
         table = activation_table(act, pre_BTF.dtype, pre_BTF.is_contiguous())
@@ -64,17 +83,20 @@ def tally_layer(
         is_alike = activation_BTF.dtype == pre_BTF.dtype and activation_BTF.shape == pre_BTF.shape
         if kernels == "plain" or not is_alike:
             coefficient_BTF = activation_BTF if up_BTF is None else activation_BTF * up_BTF
-            maxima = tally_reference(pre_BTF, activation_BTF, coefficient_BTF, kind_BT, tally, statistics)
-            return coefficient_BTF, maxima
+            given = (pre_BTF, activation_BTF, coefficient_BTF, kind_BT, tally, statistics)
+            return coefficient_BTF, (
+                tally_reference(*given) if routing is None else tally_routed_reference(*given, routing)
+            )
         activation_BTF = activation_BTF.contiguous()
-    pre_BTF = with_unit_stride(pre_BTF)
-    up_BTF = None if up_BTF is None else with_unit_stride(up_BTF)
+    pre_BTF = _with_unit_stride(pre_BTF)
+    up_BTF = None if up_BTF is None else _with_unit_stride(up_BTF)
     kind_BT = kind_BT.to(torch.uint8).contiguous()
     if kernels == "compiled":
-        return _tally_compiled(table, activation_BTF, pre_BTF, up_BTF, kind_BT, tally, statistics)
+        return _tally_compiled(table, activation_BTF, pre_BTF, up_BTF, kind_BT, tally, statistics, routing)
     from neurotally.kernels import triton_tally
 
-    return triton_tally.tally(formula or "given", activation_BTF, pre_BTF, up_BTF, kind_BT, tally, statistics)
+    formula = formula or "given"
+    return triton_tally.tally(formula, activation_BTF, pre_BTF, up_BTF, kind_BT, tally, statistics, routing)
 
 
 def kernels_for(device: torch.device, dtype: torch.dtype) -> str:
@@ -89,41 +111,19 @@ def kernels_for(device: torch.device, dtype: torch.dtype) -> str:
     return "plain"
 
 
-def tally_reference(
-    pre_BTF: Tensor,
-    activation_BTF: Tensor,
-    coefficient_BTF: Tensor,
-    kind_BT: Tensor,
-    tally: LayerTally,
-    statistics: Statistics = Statistics.EVERYTHING,
-) -> RowMaxima:
-    """Add a batch to `tally` in plain PyTorch, and return its row maxima: the formulas of this file, spelled out."""
-    special_BT, counted_BT = kind_BT == SPECIAL, kind_BT != PAD
-    tally["active"].add_((pre_BTF[counted_BT] > 0).sum(0))
-    tally["active_special"].add_((pre_BTF[special_BT] > 0).sum(0))
-    coefficient_NF = coefficient_BTF[counted_BT]
-    if statistics >= Statistics.MOMENTS and len(coefficient_NF):
-        tally["activation_sum"].add_(column_sums(activation_BTF[counted_BT]))
-        tally["coefficient_sum"].add_(column_sums(coefficient_NF))
-        tally["coefficient_sum_absolute"].add_(column_sums(coefficient_NF.abs()))
-        tally["coefficient_sum_squares"].add_(column_sums(coefficient_NF.double().square()))
-        number_NF = coefficient_NF.float()
-        is_nan_NF = number_NF.isnan()
-        max_F, min_F = tally["coefficient_max"], tally["coefficient_min"]
-        max_F.copy_(torch.maximum(max_F, number_NF.masked_fill(is_nan_NF, -torch.inf).amax(0)))
-        min_F.copy_(torch.minimum(min_F, number_NF.masked_fill(is_nan_NF, torch.inf).amin(0)))
-    if statistics < Statistics.EVERYTHING:
-        return no_maxima(pre_BTF)
-    candidate_BTF = coefficient_BTF.float()
-    eligible_BTF = (candidate_BTF > 0) & (kind_BT == TOKEN)[:, :, None]
-    value_BF, position_BF = torch.where(eligible_BTF, candidate_BTF, 0.0).max(dim=1)
-    return RowMaxima(value_BF, position_BF.int())
-
-
-def column_sums(x_NF: Tensor) -> Tensor:
-    """Sum over tokens in float64, one addition after the other: the same bits for any number of threads."""
-    # A running sum keeps its order whatever the threads; `sum(0)` splits columns by thread and vector width.
-    return x_NF.double().cumsum(0)[-1]
+@functools.cache
+def has_triton(device: torch.device) -> bool:
+    """Whether Triton's kernels run on this GPU; False, after one warning, where they don't."""
+    reason = ""
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        reason = str(error)
+    if not torch.version.hip and torch.cuda.get_device_capability(device) < _OLDEST_GPU:
+        reason = f"{torch.cuda.get_device_name(device)} is older than Triton compiles for"
+    if reason:
+        _log.warning("neurotally: the GPU kernels run in plain PyTorch, which is slower: %s", reason)
+    return not reason
 
 
 def _check_shapes(pre_BTF: Tensor, up_BTF: Tensor | None, kind_BT: Tensor, tally: LayerTally) -> None:
@@ -145,19 +145,8 @@ def kernels_for_these(pre_BTF: Tensor, up_BTF: Tensor | None) -> str:
     return kernels_for(pre_BTF.device, pre_BTF.dtype) if are_alike and not wants_gradient else "plain"
 
 
-@functools.cache
-def has_triton(device: torch.device) -> bool:
-    """Whether Triton's kernels run on this GPU; False, after one warning, where they don't."""
-    reason = ""
-    try:
-        import triton  # noqa: F401
-    except ImportError as error:
-        reason = str(error)
-    if not torch.version.hip and torch.cuda.get_device_capability(device) < _OLDEST_GPU:
-        reason = f"{torch.cuda.get_device_name(device)} is older than Triton compiles for"
-    if reason:
-        _log.warning("neurotally: the GPU kernels run in plain PyTorch, which is slower: %s", reason)
-    return not reason
+def _longest_run(routing: Routing) -> int:
+    return int(routing.runs.tokens_R.max()) if len(routing.runs.tokens_R) else 0
 
 
 def _tally_compiled(
@@ -168,6 +157,7 @@ def _tally_compiled(
     kind_BT: Tensor,
     tally: LayerTally,
     statistics: Statistics,
+    routing: Routing | None,
 ) -> tuple[Tensor, RowMaxima]:
     """`tally_layer` by `tally.cpp`, of an activation that is computed already, or of a table to look it up in."""
     compiled = library()
@@ -176,31 +166,39 @@ def _tally_compiled(
         coefficient_BTF = torch.empty(pre_BTF.shape, dtype=pre_BTF.dtype)
     else:  # The module's result is ours to overwrite.
         coefficient_BTF = activation_BTF
-    maxima = no_maxima(pre_BTF)
+    num_rows, num_tokens, num_neurons = len(pre_BTF), pre_BTF.shape[-2], pre_BTF.shape[-1]
+    by_run: dict[str, Tensor] = {}
+    if routing is not None:
+        first_R, tokens_R, expert_R = routing.runs
+        num_rows = len(tokens_R)
+        by_run = {
+            "run_first": first_R, "run_tokens": tokens_R, "run_neuron": expert_R * num_neurons, "row": routing.row_S,
+            "weight": routing.weight_S,
+        }  # fmt: skip
+    maxima = RowMaxima.none(num_rows, num_neurons)
+    tensors = {
+        "pre": pre_BTF, "up": up_BTF, "table": table, "activation": activation_BTF, "kind": kind_BT,
+        "out": None if coefficient_BTF is activation_BTF and up_BTF is None else coefficient_BTF,
+        "row_value": maxima.value_BF, "row_position": maxima.position_BF, **by_run, **tally,
+    }  # fmt: skip
     job = Job(
-        *pre_BTF.shape,
-        pre=pre_BTF.data_ptr(),
+        num_rows,
+        num_tokens,
+        num_neurons,
         pre_row=pre_BTF.stride(0),
-        pre_token=pre_BTF.stride(1),
-        up=None if up_BTF is None else up_BTF.data_ptr(),
+        pre_token=pre_BTF.stride(-2),
         up_row=0 if up_BTF is None else up_BTF.stride(0),
-        up_token=0 if up_BTF is None else up_BTF.stride(1),
-        table=None if table is None else table.data_ptr(),
-        activation=None if activation_BTF is None else activation_BTF.data_ptr(),
-        out=None if coefficient_BTF is activation_BTF and up_BTF is None else coefficient_BTF.data_ptr(),
-        kind=kind_BT.data_ptr(),
-        row_value=maxima.value_BF.data_ptr(),
-        row_position=maxima.position_BF.data_ptr(),
+        up_token=0 if up_BTF is None else up_BTF.stride(-2),
         dtype=COMPILED_DTYPES[pre_BTF.dtype],
         statistics=statistics,
         threads=torch.get_num_threads(),
-        **{name: sums_F.data_ptr() for name, sums_F in tally.items()},
+        **addresses(tensors),
     )
     compiled.tally(job)
     return coefficient_BTF, maxima
 
 
-def with_unit_stride(x_BTF: Tensor) -> Tensor:
+def _with_unit_stride(x_BTF: Tensor) -> Tensor:
     """The same with neurons side by side in memory."""
     return x_BTF if x_BTF.stride(-1) == 1 else x_BTF.contiguous()
 

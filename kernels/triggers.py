@@ -9,28 +9,15 @@ neither is there.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from neurotally.kernels.compiled import Offer, library
+from neurotally.kernels.compiled import Offer, addresses, library
 from neurotally.kernels.layer_tally import RowMaxima
 from neurotally.kernels.routing import Runs
 from neurotally.kernels.tally import kernels_for
-
-
-class Triggers(NamedTuple):
-    """A sparse list of triggers, sorted by neuron, then best first."""
-
-    neuron_N: Tensor
-    """int64: the neuron's number within its layer."""
-    value_N: Tensor
-    """float32, > 0."""
-    document_N: Tensor
-    """int64: the document's number in its corpus."""
-    position_N: Tensor
-    """int64: counted from the document's first token."""
+from neurotally.kernels.trigger_lists import UnitTriggers
 
 
 class LayerTriggers:
@@ -50,68 +37,64 @@ class LayerTriggers:
         self._position_FK = torch.full(shape, -1, dtype=torch.int32, device=device)
         self._offer = _offer_for(self._threshold_F.device)
 
-    def add_routed(self, maxima: RowMaxima, document_S: Tensor, position_S: Tensor, runs: Runs) -> None:
-        """Offer the runs' maxima [R, F] of E experts; the lists are those of E·F neurons.
+    def add(self, maxima: RowMaxima, document_BT: Tensor, position_BT: Tensor, runs: Runs | None = None) -> None:
+        """Offer a batch's row maxima; the two tables tell which document and position each cell is.
 
-        The two tables tell which document and position each of the S rows is.
+        `runs`: of a mixture's experts. The maxima are then those of the runs, [R, F], the tables [S] go by the tokens
+        as the routing sorts them, and the lists are those of the E·F neurons.
         """
-        num_neurons = maxima.value_BF.shape[1]
-        tables = (document_S.to(torch.int32).contiguous(), position_S.to(torch.int32).contiguous())
-        lists = (self._value_FK, self._document_FK, self._position_FK)
-        if self._offer is _offer_compiled:
-            _offer_compiled(*maxima, *tables, self._threshold_F, *lists, runs)
-            return
-        if not len(runs.expert_R):
-            return
-        device, num_experts = document_S.device, len(self._threshold_F) // num_neurons
-        cell_RF = runs.first_R.to(device)[:, None] + maxima.position_BF
-        # The r-th run of every expert side by side, as if they were one network's maxima of a row.
-        first_E = torch.searchsorted(runs.expert_R, torch.arange(num_experts))
-        row_R = torch.arange(len(runs.expert_R)) - first_E[runs.expert_R]
-        at = row_R.to(device), runs.expert_R.to(device)
+        if runs is None:
+            self._check_shapes(maxima, document_BT, position_BT)
+        numbers = (maxima.position_BF, document_BT, position_BT)
+        column_BF, document_BT, position_BT = (x.to(torch.int32).contiguous() for x in numbers)
+        offered = (maxima.value_BF.float().contiguous(), column_BF, document_BT, position_BT)
+        lists = (self._threshold_F, self._value_FK, self._document_FK, self._position_FK)
+        if runs is None:
+            self._offer(*offered, *lists)
+        elif self._offer is _offer_compiled:
+            _offer_compiled(*offered, *lists, runs)
+        elif len(runs.expert_R):
+            self._offer(*_side_by_side(*offered, runs, len(self._threshold_F)), *lists)
 
-        def side_by_side(of_RF: Tensor) -> Tensor:
-            spread = of_RF.new_zeros((int(row_R.max()) + 1, num_experts, num_neurons))
-            spread[at] = of_RF
-            return spread.flatten(1)
-
-        value_BF, document_BF, position_BF = map(side_by_side, (maxima.value_BF, *(table[cell_RF] for table in tables)))
-        itself_F = torch.arange(value_BF.shape[1], dtype=torch.int32, device=device)
-        itself_BF = itself_F.expand_as(value_BF).contiguous()
-        self._offer(value_BF, itself_BF, document_BF, position_BF, self._threshold_F, *lists)
-
-    def add(self, maxima: RowMaxima, document_BT: Tensor, position_BT: Tensor) -> None:
-        """Offer a batch's row maxima; the two tables tell which document and position each cell is."""
-        if (
-            maxima.value_BF.shape != (len(document_BT), len(self._threshold_F))
-            or document_BT.shape != position_BT.shape
-        ):
-            raise ValueError(
-                f"expected row maxima [B, F] with B = {len(document_BT)} (documents) and F = {len(self._threshold_F)}, "
-                f"got {list(maxima.value_BF.shape)}"
-            )
-        self._offer(
-            maxima.value_BF.float().contiguous(),
-            *(x.to(torch.int32).contiguous() for x in (maxima.position_BF, document_BT, position_BT)),
-            self._threshold_F,
-            self._value_FK,
-            self._document_FK,
-            self._position_FK,
-        )
-
-    def best(self) -> Triggers:
-        """The K best of each neuron among all that was offered."""
+    def best(self) -> UnitTriggers:
+        """The K best of each neuron among all that was offered, on the host."""
         lists = [self._value_FK, self._document_FK, self._position_FK]
         if self._offer not in (_offer_compiled, offer_plainly):  # theirs are in order, Triton's aren't
             lists = _ordered(_ordered(lists, by=1), by=0, descending=True)
-        value_FK, document_FK, position_FK = lists
-        neuron_N, rank_N = (value_FK > 0).nonzero(as_tuple=True)
-        return Triggers(
-            neuron_N,
-            value_FK[neuron_N, rank_N],
-            document_FK[neuron_N, rank_N].long(),
-            position_FK[neuron_N, rank_N].long(),
-        )
+        is_used_FK = lists[0] > 0
+        used = is_used_FK.nonzero(as_tuple=True)
+        return UnitTriggers.of_tensors(is_used_FK.sum(1), *(list_FK[used] for list_FK in lists))
+
+    def _check_shapes(self, maxima: RowMaxima, document_BT: Tensor, position_BT: Tensor) -> None:
+        num_rows, num_neurons = len(document_BT), len(self._threshold_F)
+        if maxima.value_BF.shape != (num_rows, num_neurons) or document_BT.shape != position_BT.shape:
+            raise ValueError(
+                f"expected row maxima [B, F] with B = {num_rows} (documents) and F = {num_neurons}, got "
+                f"{list(maxima.value_BF.shape)}"
+            )
+
+
+def _side_by_side(
+    value_RF: Tensor, column_RF: Tensor, document_S: Tensor, position_S: Tensor, runs: Runs, num_neurons: int
+) -> tuple[Tensor, ...]:
+    """The runs' maxima as if they were one network's, of all experts: the r-th run of each makes a row.
+
+    Documents and positions are then those of each maximum, and a maximum's column is its neuron.
+    """
+    device, num_experts = value_RF.device, num_neurons // value_RF.shape[1]
+    cell_RF = runs.first_R.to(device)[:, None] + column_RF
+    first_E = torch.searchsorted(runs.expert_R, torch.arange(num_experts))
+    row_R = torch.arange(len(runs.expert_R)) - first_E[runs.expert_R]
+    at = row_R.to(device), runs.expert_R.to(device)
+
+    def spread(of_RF: Tensor) -> Tensor:
+        rows = of_RF.new_zeros((int(row_R.max()) + 1, num_experts, of_RF.shape[1]))
+        rows[at] = of_RF
+        return rows.flatten(1)
+
+    value_BF, document_BF, position_BF = map(spread, (value_RF, document_S[cell_RF], position_S[cell_RF]))
+    itself_F = torch.arange(num_neurons, dtype=torch.int32, device=device)
+    return value_BF, itself_F.expand_as(value_BF).contiguous(), document_BF, position_BF
 
 
 def _offer_for(device: torch.device) -> Callable[..., None]:
@@ -136,25 +119,17 @@ def _offer_compiled(
     """
     compiled = library()
     assert compiled is not None
-    run_neuron_R = None if runs is None else runs.expert_R * value_BF.shape[1]
-    offer = Offer(
-        rows=len(value_BF),
-        tokens=0 if runs is not None else document_BT.shape[1],
-        neurons=value_BF.shape[1],
-        num_triggers=value_FK.shape[1],
-        row_value=value_BF.data_ptr(),
-        row_position=column_BF.data_ptr(),
-        document=document_BT.data_ptr(),
-        position=position_BT.data_ptr(),
-        run_first=None if runs is None else runs.first_R.data_ptr(),
-        run_neuron=None if run_neuron_R is None else run_neuron_R.data_ptr(),
-        threshold=threshold_F.data_ptr(),
-        value=value_FK.data_ptr(),
-        list_document=document_FK.data_ptr(),
-        list_position=position_FK.data_ptr(),
-        threads=torch.get_num_threads(),
-    )
-    compiled.offer(offer)
+    by_run = {}
+    if runs is not None:
+        by_run = {"run_first": runs.first_R, "run_neuron": runs.expert_R * value_BF.shape[1]}
+    tensors = {
+        "row_value": value_BF, "row_position": column_BF, "document": document_BT, "position": position_BT,
+        "threshold": threshold_F, "value": value_FK, "list_document": document_FK, "list_position": position_FK,
+        **by_run,
+    }  # fmt: skip
+    tokens = 0 if runs is not None else document_BT.shape[1]
+    shape = (len(value_BF), tokens, value_BF.shape[1], value_FK.shape[1])
+    compiled.offer(Offer(*shape, threads=torch.get_num_threads(), **addresses(tensors)))
 
 
 def offer_plainly(

@@ -16,7 +16,7 @@ switches contraction off: act·up is rounded before it is added to a sum. Divisi
 two units of fp32, three bf16 inputs of SiLU would round otherwise than PyTorch's. 16-bit dtypes take the hardware's
 2^x, off by two units at most; fp32 takes an exponential that is good to exact division.
 
-Of a mixture's experts (ROUTED, see routed.py) a program takes a run instead, whose tokens lie anywhere in the product,
+Of a mixture's experts (ROUTED) a program takes a run instead, whose tokens lie anywhere in the product,
 and the partials of an expert's runs become the sums of its neurons.
 In the body of a kernel: `o_` offsets, `m_` mask, `p_` pointers.
 """
@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from neurotally.kernels.layer_tally import LayerTally, RowMaxima, Statistics, no_maxima
+from neurotally.kernels.layer_tally import LayerTally, RowMaxima, Statistics
 from neurotally.kernels.routing import Routing
 
 
@@ -363,34 +363,50 @@ def tally(
     kind_BT: Tensor,
     into: LayerTally,
     statistics: Statistics,
+    routing: Routing | None = None,
 ) -> tuple[Tensor, RowMaxima]:
-    """`tally_layer` of tally.py by these kernels; nothing waits for the device.
+    """`tally_layer` of tally.py by these kernels. Nothing waits for the device, but once where `routing` has the runs.
 
     All on one device, neurons side by side in memory. `formula`: one of `_activate`'s, or "given" where the activation
     is computed already.
     """
-    num_rows, num_tokens, num_neurons = pre_BTF.shape
+    num_neurons, num_experts, expert_first = pre_BTF.shape[-1], 1, None
+    by_run: tuple[Tensor | None, ...] = (None, None, None, None)
+    if routing is None:
+        num_rows, num_tokens = kind_BT.shape
+    else:
+        num_rows, num_tokens = len(routing.runs.tokens_R), 1  # a chunk each, however long
+        num_experts = len(into["active"]) // num_neurons
+        first_R, tokens_R, expert_R = routing.runs
+        expert_first = torch.searchsorted(expert_R, torch.arange(num_experts + 1))
+        first_R, tokens_R, expert_first = (x.int().to(pre_BTF.device) for x in (first_R, tokens_R, expert_first))
+        by_run = (routing.row_S, routing.weight_S, first_R, tokens_R)
     if pre_BTF.numel() == 0:
-        return torch.empty_like(pre_BTF, memory_format=torch.contiguous_format), no_maxima(pre_BTF)
+        none = RowMaxima.none(num_rows, num_neurons, pre_BTF.device)
+        return torch.empty_like(pre_BTF, memory_format=torch.contiguous_format), none
     tiling = _tiling(num_rows, num_tokens, num_neurons)
     num_blocks = triton.cdiv(num_neurons, tiling.block_neurons)
     num_chunks = triton.cdiv(num_tokens, tiling.chunk_tokens)
-    partials = _Partials.empty(num_rows * num_chunks, num_neurons, statistics, pre_BTF.device)
-    out_BTF = _out(activation_BTF, pre_BTF, up_BTF)
+    num_sums = 4 if routing is None else 5
+    partials = _Partials.empty(num_rows * num_chunks, num_neurons, num_sums, statistics, pre_BTF.device)
+    if activation_BTF is not None and up_BTF is None:
+        out_BTF = activation_BTF  # only read
+    else:
+        out_BTF = torch.empty(pre_BTF.shape, dtype=pre_BTF.dtype, device=pre_BTF.device)
     up = pre_BTF if up_BTF is None else up_BTF
     with torch.cuda.device_of(pre_BTF):
         _tally_chunk[(num_blocks * num_rows * num_chunks,)](
-            pre_BTF, up, out_BTF if activation_BTF is None else activation_BTF,
-            kind_BT, out_BTF, None, None, None, None, *partials,
-            num_tokens, num_neurons, num_blocks, num_chunks, *pre_BTF.stride()[:2], *up.stride()[:2],
+            pre_BTF, up, out_BTF if activation_BTF is None else activation_BTF, kind_BT, out_BTF, *by_run, *partials,
+            num_tokens, num_neurons, num_blocks, num_chunks,
+            pre_BTF.stride(0), pre_BTF.stride(-2), up.stride(0), up.stride(-2),
             ACTIVATION=formula, GATED=up_BTF is not None, STATISTICS=int(statistics),
-            PRECISE=pre_BTF.dtype == torch.float32, ROUTED=False,
+            PRECISE=pre_BTF.dtype == torch.float32, ROUTED=routing is not None,
             CHUNK=tiling.chunk_tokens, TILE_T=tiling.tile_tokens, BLOCK_F=tiling.block_neurons, num_warps=4,
             **_NO_FUSION,
         )  # fmt: skip
-        _add(partials, None, 1, into, up_BTF is not None, statistics, tiling)
+        _add(partials, expert_first, num_experts, into, up_BTF is not None, statistics, tiling)
         if statistics < Statistics.EVERYTHING:
-            return out_BTF, no_maxima(pre_BTF)
+            return out_BTF, RowMaxima.none(num_rows, num_neurons, pre_BTF.device)
         if num_chunks == 1:
             return out_BTF, RowMaxima(partials.values[:, 0], partials.positions[:, 0])
         maxima = RowMaxima(*(x.new_empty((num_rows, num_neurons)) for x in (partials.values, partials.positions)))
@@ -399,48 +415,6 @@ def tally(
             BLOCK_F=tiling.block_neurons, num_warps=4, **_NO_FUSION,
         )  # fmt: skip
     return out_BTF, maxima
-
-
-def tally_experts(
-    formula: str,
-    activation_SF: Tensor | None,
-    pre_SF: Tensor,
-    up_SF: Tensor | None,
-    kind_S: Tensor,
-    routing: Routing,
-    into: LayerTally,
-    statistics: Statistics,
-) -> tuple[Tensor, RowMaxima]:
-    """`tally_routed` of routed.py by these kernels: a row of the maxima is a run's. `kind_S` goes by the sorted tokens.
-
-    Waits for the device once, where the runs are told.
-    """
-    num_runs, num_neurons = len(routing.runs.tokens_R), pre_SF.shape[1]
-    if pre_SF.numel() == 0:
-        none_0F = torch.zeros((0, num_neurons), device=pre_SF.device)
-        return torch.empty_like(pre_SF), RowMaxima(none_0F, none_0F.int())
-    tiling = _tiling(1, num_runs * Tiling().chunk_tokens, num_neurons)
-    num_experts, num_blocks = len(into["active"]) // num_neurons, triton.cdiv(num_neurons, tiling.block_neurons)
-    first_R, tokens_R, expert_R = routing.runs
-    expert_first = torch.searchsorted(expert_R, torch.arange(num_experts + 1))
-    first_R, tokens_R, expert_first = (x.int().to(pre_SF.device) for x in (first_R, tokens_R, expert_first))
-    partials = _Partials.empty(num_runs, num_neurons, statistics, pre_SF.device, num_sums=5)
-    out_SF = _out(activation_SF, pre_SF, up_SF)
-    up = pre_SF if up_SF is None else up_SF
-    with torch.cuda.device_of(pre_SF):
-        _tally_chunk[(num_blocks * num_runs,)](
-            pre_SF, up, out_SF if activation_SF is None else activation_SF,
-            kind_S, out_SF, routing.row_S, routing.weight_S, first_R, tokens_R, *partials,
-            len(pre_SF), num_neurons, num_blocks, num_runs, 0, pre_SF.stride(0), 0, up.stride(0),
-            ACTIVATION=formula, GATED=up_SF is not None, STATISTICS=int(statistics),
-            PRECISE=pre_SF.dtype == torch.float32, ROUTED=True,
-            CHUNK=tiling.chunk_tokens, TILE_T=tiling.tile_tokens, BLOCK_F=tiling.block_neurons, num_warps=4,
-            **_NO_FUSION,
-        )  # fmt: skip
-        _add(partials, expert_first, num_experts, into, up_SF is not None, statistics, tiling)
-    if statistics < Statistics.EVERYTHING:
-        return out_SF, RowMaxima(partials.values, partials.positions)
-    return out_SF, RowMaxima(partials.values[:, 0], partials.positions[:, 0])
 
 
 class _Partials(NamedTuple):
@@ -454,7 +428,7 @@ class _Partials(NamedTuple):
 
     @classmethod
     def empty(
-        cls, num_partials: int, num_neurons: int, statistics: Statistics, device: torch.device, num_sums: int = 4
+        cls, num_partials: int, num_neurons: int, num_sums: int, statistics: Statistics, device: torch.device
     ) -> "_Partials":
         has_moments, has_maxima = statistics >= Statistics.MOMENTS, statistics >= Statistics.EVERYTHING
         layout = (
@@ -462,13 +436,6 @@ class _Partials(NamedTuple):
             (has_maxima, torch.float32), (has_maxima, torch.int32),
         )  # fmt: skip
         return cls(*(torch.empty((num_partials, n, num_neurons), dtype=dtype, device=device) for n, dtype in layout))
-
-
-def _out(activation: Tensor | None, pre: Tensor, up: Tensor | None) -> Tensor:
-    """Where coefficients go; what is activated already is only read where it isn't multiplied."""
-    if activation is not None and up is None:
-        return activation
-    return torch.empty(pre.shape, dtype=pre.dtype, device=pre.device)
 
 
 def _add(

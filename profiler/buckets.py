@@ -146,15 +146,15 @@ def is_writable(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def told(what: object, remote: bool = True) -> Iterator[None]:
+def as_unreachable(what: object) -> Iterator[None]:
     """An UnreachableError, in a line, of what the libraries below raise where a bucket can't be reached or looked into.
 
-    That there is nothing is left to the caller, and so is what is wrong with files on the disk (not `remote`).
+    `what`: a place, or its URL. That there is nothing is left to the caller, and so is what is wrong with a path.
     """
     try:
         yield
     except Exception as error:
-        if not remote or _is_nothing_there(error) or not _is_of_network(error):
+        if "://" not in str(what) or _is_nothing_there(error) or not _is_of_network(error):
             raise
         raise UnreachableError(
             f"can't reach {what}: {_reason(error)}; check its name, the network and credentials"
@@ -162,9 +162,9 @@ def told(what: object, remote: bool = True) -> Iterator[None]:
 
 
 def read_bytes(path: Path, limit: int | None = None) -> bytes:
-    """An object's first `limit` bytes; FileNotFoundError where there is none, UnreachableError as of `told`."""
+    """An object's first `limit` bytes; FileNotFoundError where there is none, else UnreachableError."""
     reader = _reader(path)
-    with told(path):
+    with as_unreachable(path):
         if limit is None:
             return reader.read()
         try:
@@ -179,7 +179,7 @@ def read_bytes(path: Path, limit: int | None = None) -> bytes:
 
 def open_object(path: Path) -> BinaryIO:
     """An object, to read and to seek in; errors as `read_bytes` has them."""
-    with told(path):
+    with as_unreachable(path):
         size = _reader(path).size()
     return io.BufferedReader(_Object(path, size), _BUFFER_BYTES)
 
@@ -210,7 +210,7 @@ class _Object(io.RawIOBase):
         end = min(self._at + len(buffer), self._size)
         if end <= self._at:
             return 0
-        with told(self._path):
+        with as_unreachable(self._path):
             content = self._reader.read(self._at, end)
         buffer[: len(content)] = content
         self._at += len(content)
@@ -219,7 +219,7 @@ class _Object(io.RawIOBase):
 
 def sizes(folder: Path) -> dict[str, int]:
     """Name below the folder: bytes, of all objects in it; without the empty ones that only stand for folders."""
-    with told(folder):
+    with as_unreachable(folder):
         found = _reader(folder).sizes()
     parents = {name[:at] for name in found for at, character in enumerate(name) if character == "/"}
     return {name: size for name, size in found.items() if size or name.rstrip("/") not in parents}
@@ -229,14 +229,14 @@ def names(folder: Path) -> set[str]:
     """What lies in a folder; nothing where there is none."""
     if not is_remote(folder):
         return {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
-    with told(folder):
+    with as_unreachable(folder):
         found, files = _reader(folder).entries()
     return {*found, *files}
 
 
 def folders(folder: Path) -> list[str]:
     """The names of the folders in a folder."""
-    with told(folder):
+    with as_unreachable(folder):
         return sorted(_reader(folder).entries()[0])
 
 
@@ -244,7 +244,7 @@ def exists(path: Path) -> bool:
     """Whether there is anything: of a bucket an object, or a folder with objects in it."""
     if not is_remote(path):
         return path.exists()
-    with told(path), contextlib.suppress(FileNotFoundError):
+    with as_unreachable(path), contextlib.suppress(FileNotFoundError):
         _reader(path).size()
         return True
     return is_folder(path)
@@ -282,7 +282,7 @@ class ChangedError(Exception):
 def read_version(path: Path) -> tuple[bytes, Version]:
     """An object and its version; errors as `read_bytes` has them."""
     place = _place(path)
-    with told(path):
+    with as_unreachable(path):
         return _get(_client(place), place.key)
 
 
@@ -292,7 +292,7 @@ def write_version(path: Path, content: bytes, replaced: Version | None) -> Versi
     A write whose answer was lost is made again and then finds itself, which is no change.
     """
     place = _place(path)
-    with told(path):
+    with as_unreachable(path):
         return _put(_client(place), place.key, content, replaced)
 
 
@@ -301,14 +301,14 @@ def remove(path: Path) -> None:
     import obstore
 
     place = _place(path)
-    with told(path), contextlib.suppress(FileNotFoundError):
+    with as_unreachable(path), contextlib.suppress(FileNotFoundError):
         obstore.delete(_client(place), place.key)
 
 
 def versions(folder: Path) -> dict[str, Version]:
     """Name below the folder: version, of all objects in it."""
     place = _place(folder)
-    with told(folder):
+    with as_unreachable(folder):
         found = list(_listed(_client(place), place.key))
     return {one["path"].removeprefix(f"{place.key}/"): Version(one["e_tag"], one["version"]) for one in found}
 
@@ -327,7 +327,7 @@ def upload(folder: Path, target: Path, before: Mapping[str, Version]) -> None:
             _put(client, (place / name).key, content, there)
 
     files = [file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*")) if file.is_file()]
-    with told(target), ThreadPoolExecutor(_AT_ONCE) as pool:
+    with as_unreachable(target), ThreadPoolExecutor(_AT_ONCE) as pool:
         list(pool.map(copy, files))
 
 

@@ -63,7 +63,12 @@ def are_alike(networks: Sequence[Network], num_layers: int) -> bool:
 
 def differ_in_tokens(networks: Networks) -> bool:
     """Whether some sites see other tokens than others: experts, or the encoder's and the decoder's."""
-    return any(network.experts is not None for network in networks) or len({one.stack for one in networks}) > 1
+    return has_experts(networks) or len({network.stack for network in networks}) > 1
+
+
+def has_experts(networks: Networks) -> bool:
+    """Whether some neurons are in a mixture's experts."""
+    return any(network.experts is not None for network in networks)
 
 
 def is_neuron(networks: Networks, num_layers: int, num_neurons: int) -> np.ndarray:

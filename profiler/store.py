@@ -16,14 +16,13 @@ What an array's own zarr.json says of it must be what the root says (`profiler.a
 """
 
 import hashlib
-import json
 import os
 import shutil
 import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,27 +34,14 @@ from neurotally.profiler import buckets
 from neurotally.profiler.array_layout import ArrayLayout, check_axes
 from neurotally.profiler.errors import InputError, first_line
 from neurotally.profiler.networks import Networks, site_arrays
-from neurotally.profiler.whole_files import (
-    NotRegularError,
-    as_json,
-    read_file,
-    read_json,
-    replace_json,
-    sync_tree,
-)  # fmt: skip
+from neurotally.profiler.store_root import SCHEMA_VERSION, commit, nodes_of, put_root, read_root, read_versioned
+from neurotally.profiler.whole_files import read_json, replace_json
 
-SCHEMA_VERSION = 2
-_READABLE = (1, 2)
-"""Schema 2 has sites and fill values where layers differ in width; stores without them are alike in both."""
 RUN_FOLDER = ".run"
 """Of a store: the working state of runs, until they end."""
 _CHUNK_BYTES = 16 * 2**20
 KEPT_IN_WORK = ("lock", "writer.json", "store.json", "ray")
 """Of the working state of a store in a bucket: what says whose it is, and which Ray a former run has started."""
-_FAMILY = {"attributes": {}, "zarr_format": 3, "node_type": "group"}
-"""The metadata of a family of groups."""
-_CLAIM = "writing"
-"""An attribute of the root while a group is copied to a bucket: a token of who does."""
 
 
 class ArraySpec(NamedTuple):
@@ -154,7 +140,7 @@ def create_store(path: Path, attributes: Mapping[str, Any]) -> None:
     }
     if not buckets.is_remote(path):
         path.mkdir(parents=True, exist_ok=True)
-    _put_root(path, root, None)
+    put_root(path, root, None)
 
 
 def forget_other_work(path: Path) -> None:
@@ -188,24 +174,24 @@ def _note_id(path: Path, store_id: str) -> None:
 
 def write_sites(path: Path, networks: Networks) -> None:
     """Write and commit the table of sites, unless the store has it or needs none."""
-    if not networks or "sites" in _root(path)["consolidated_metadata"]["metadata"]:
+    if not networks or "sites" in nodes_of(read_root(path)):
         return
     finished = work_folder(path) / "sites"
     shutil.rmtree(finished, ignore_errors=True)
     write_arrays(finished, site_arrays(networks), {}, SITES_SCHEMA)
-    _commit(path, "sites", finished)
+    commit(path, "sites", finished)
 
 
 def store_attributes(path: Path) -> dict[str, Any]:
     """The root's attributes; an InputError where there is no store that we can read."""
-    attributes: dict[str, Any] = _root(path)["attributes"]
+    attributes: dict[str, Any] = read_root(path)["attributes"]
     return attributes
 
 
 def replace_attributes(path: Path, attributes: Mapping[str, Any]) -> None:
     """Replace the root's attributes; what is committed stays."""
-    root, version = _versioned_root(path)
-    _put_root(path, {**root, "attributes": dict(attributes)}, version)
+    root, version = read_versioned(path)
+    put_root(path, {**root, "attributes": dict(attributes)}, version)
 
 
 def committed_corpora(path: Path) -> list[str]:
@@ -221,7 +207,7 @@ def committed(path: Path, family: str) -> list[str]:
 
 def committed_groups(path: Path) -> list[str]:
     """All groups `FAMILY/NAME` that are complete, in name order."""
-    metadata = _root(path)["consolidated_metadata"]["metadata"]
+    metadata = nodes_of(read_root(path))
     return sorted(
         node for node, entry in metadata.items() if node.count("/") == 1 and entry.get("node_type") == "group"
     )
@@ -282,8 +268,8 @@ def read_found(store: Path, group: str, names: Sequence[str] | None = None) -> A
 def open_committed(store: Path, group: str, names: Sequence[str] | None = None) -> dict[str, zarr.Array]:
     """Open those of `names` that a committed group has (None: all), each compared with what the root says of it."""
     family, _, name = group.partition("/")
-    root = _root(store)
-    metadata = root["consolidated_metadata"]["metadata"]
+    root = read_root(store)
+    metadata = nodes_of(root)
     if group not in metadata or not name:
         raise InputError(f"{store} has no finished {group}; its {family}: {committed(store, family) or 'none'}")
     prefix = f"{group}/"
@@ -306,7 +292,7 @@ def open_array(path: Path, spec: ArraySpec | None = None, listed: ArrayLayout | 
     layout = ArrayLayout.read(path / "zarr.json")
     layout.check(path, None if spec is None else (spec.dtype, spec.dimensions), listed)
     try:
-        with _quiet_zarr(), buckets.told(path, buckets.is_remote(path)):
+        with _quiet_zarr(), buckets.as_unreachable(path):
             where, inside = buckets.zarr_location(path)
             array = zarr.open_array(where, path=inside, mode="r", zarr_format=3)
             is_whole = not array.size or array.nchunks_initialized == array.nchunks
@@ -323,7 +309,7 @@ def read_slice(array: zarr.Array, part: Any = ...) -> np.ndarray:
     """Read (a part of) an opened array; an InputError naming it where a chunk is damaged."""
     path = str(array.store_path).removeprefix("file://")
     try:
-        with buckets.told(path, remote="://" in path):
+        with buckets.as_unreachable(path):
             values: np.ndarray = np.asarray(array[part])
     except InputError:
         raise
@@ -348,7 +334,7 @@ def family_attributes(store: Path, family: str) -> dict[str, dict[str, Any]]:
     prefix = f"{family}/"
     found = {
         group.removeprefix(prefix): node.get("attributes") or {}
-        for group, node in sorted(_root(store)["consolidated_metadata"]["metadata"].items())
+        for group, node in sorted(nodes_of(read_root(store)).items())
         if group.startswith(prefix) and group.count("/") == 1
     }
     for name, attributes in found.items() if family == "corpora" else ():
@@ -384,116 +370,7 @@ def publish(store: Path, group: str, finished: Path) -> None:
         raise InputError(f"{store / family} is a link; groups are moved into folders of the store: remove the link")
     if name in committed(store, family):
         raise InputError(f"{group} of {store} was written by another run meanwhile; a committed group never changes")
-    _commit(store, group, finished)
-
-
-def _commit(store: Path, group: str, finished: Path) -> None:
-    """Put a finished group in its place and let the root list it and its arrays."""
-    if buckets.is_remote(store):
-        _commit_remote(store, group, finished)
-        return
-    root = _root(store)
-    _list_group(root, store, group, finished)
-    shutil.rmtree(store / group, ignore_errors=True)
-    sync_tree(finished)
-    os.rename(finished, store / group)
-    replace_json(store / "zarr.json", root)
-
-
-def _commit_remote(store: Path, group: str, finished: Path) -> None:
-    """The same in a bucket, where nothing can be moved.
-
-    The root is first claimed: with that, whoever read it before can't replace it any more. Objects are replaced only if
-    they are what was found before that, so a run that was suspended in here can't spoil what a later one commits.
-    """
-    with _one_writer(store):
-        root, version = _versioned_root(store)
-        if group in root["consolidated_metadata"]["metadata"]:
-            raise buckets.ChangedError(group)
-        before = buckets.versions(store / group)
-        claim = {**root, "attributes": {**root["attributes"], _CLAIM: uuid.uuid4().hex}}
-        version = _write_json(store / "zarr.json", claim, version)
-        _list_group(root, store, group, finished)
-        root["attributes"].pop(_CLAIM, None)
-        buckets.upload(finished, store / group, before)
-        if buckets.read_version(store / "zarr.json")[1] == version:
-            for name in before:  # of an upload that was cut off
-                if not (finished / name).exists():
-                    buckets.remove(store / group / name)
-        _write_json(store / "zarr.json", root, version)
-    shutil.rmtree(finished)
-
-
-def _list_group(root: dict[str, Any], store: Path, group: str, finished: Path) -> None:
-    """Let the root list a finished group, its arrays, and its family, whose zarr.json is made where it isn't there."""
-    metadata = root["consolidated_metadata"]["metadata"]
-    family, slash, _ = group.partition("/")
-    if slash:
-        if not buckets.exists(store / family / "zarr.json"):
-            _write_json(store / family / "zarr.json", _FAMILY)
-        metadata[family] = read_json(store / family / "zarr.json")
-    for node in [finished, *sorted(child for child in finished.iterdir() if child.is_dir())]:
-        name = PurePosixPath(group, node.relative_to(finished)).as_posix()
-        metadata[name] = json.loads((node / "zarr.json").read_text())
-    root["consolidated_metadata"]["metadata"] = dict(sorted(metadata.items()))
-
-
-def _put_root(path: Path, root: Mapping[str, Any], replaced: buckets.Version | None) -> None:
-    """Write the root; in a bucket only in place of the one that was read, None: of none."""
-    with _one_writer(path):
-        _write_json(path / "zarr.json", root, replaced)
-
-
-def _write_json(
-    file: Path, document: Mapping[str, Any], replaced: buckets.Version | None = None
-) -> buckets.Version | None:
-    """Write metadata; in a bucket in place of a version, or of nothing: the new version."""
-    if buckets.is_remote(file):
-        return buckets.write_version(file, as_json(document).encode(), replaced)
-    replace_json(file, document)
-    return None
-
-
-@contextmanager
-def _one_writer(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except buckets.ChangedError as error:
-        raise InputError(f"{path} was written by another run meanwhile; the same command goes on from there") from error
-
-
-def _root(path: Path) -> dict[str, Any]:
-    return _versioned_root(path)[0]
-
-
-def _versioned_root(path: Path) -> tuple[dict[str, Any], buckets.Version | None]:
-    """The root, and what tells it from later ones where it lies in a bucket."""
-    try:
-        if buckets.is_remote(path) and buckets.is_writable(path):
-            content, version = buckets.read_version(path / "zarr.json")
-        else:
-            content, version = read_file(path / "zarr.json"), None
-        root: dict[str, Any] = json.loads(content)
-        schema = root["attributes"]["schema"]
-        nodes = root["consolidated_metadata"]["metadata"].values()
-        if not all(isinstance(node, dict) and isinstance(node.get("attributes") or {}, dict) for node in nodes):
-            raise TypeError("a node is no object")
-        if any(
-            not isinstance(root["attributes"].get(part, {}), dict | None) for part in ("model", "config", "versions")
-        ):
-            raise TypeError("a part is no object")
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is no store: it has no zarr.json; `neurotally profile` makes one") from error
-    except NotADirectoryError as error:
-        raise InputError(f"{path} is a file, not a store") from error
-    except InputError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, NotRegularError) as error:
-        raise InputError(f"{path / 'zarr.json'} is not the root of a neurotally store, or was cut off") from error
-    if schema not in _READABLE:
-        known = " and ".join(map(str, _READABLE))
-        raise InputError(f"{path} has schema {schema!r}, this version reads {known}; upgrade neurotally")
-    return root, version
+    commit(store, group, finished)
 
 
 def _known_sizes(root: Mapping[str, Any]) -> dict[str, tuple[int, str]]:

@@ -49,7 +49,7 @@ from neurotally.kernels.trigger_lists import UnitTriggers
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.load import ModelFacts
-from neurotally.profiler.model.neurons import UnitNeurons
+from neurotally.profiler.neuron_sums import UnitNeurons
 from neurotally.profiler.passes.worker import PassConfig, Task, UnitResult
 
 LAYERS, NEURONS, GROUPS = 2, 3, 2

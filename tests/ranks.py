@@ -17,8 +17,8 @@ from neurotally.jobs.engines.device_group import RankStart
 from neurotally.jobs.engines.rank import _join
 from neurotally.jobs.model_config import ModelConfig
 from neurotally.profiler.corpus.batches import TokenRows, lay_out
-from neurotally.profiler.model.neurons import UnitNeurons
 from neurotally.profiler.model.shards import ModelShard
+from neurotally.profiler.neuron_sums import UnitNeurons
 from neurotally.profiler.passes.worker import PassConfig, neurons_of
 
 CONFIG = PassConfig("documents", 64, None, 512, 2**20, 1, 4, kernels="plain")

@@ -17,11 +17,12 @@ from numpy.testing import assert_array_equal
 from reference import SUMS
 
 from neurotally.kernels.layer_tally import PAD, SPECIAL, TOKEN
-from neurotally.profiler.corpus.batches import Batch, lay_out, rectangles
+from neurotally.profiler.corpus.batches import Batch, lay_out, padded_batches
 from neurotally.profiler.model.capture import NeuronReader
 from neurotally.profiler.model.load import LoadedModel, load_model
-from neurotally.profiler.model.neurons import NeuronRecorder, UnitNeurons
+from neurotally.profiler.model.neurons import NeuronRecorder
 from neurotally.profiler.networks import site_arrays
+from neurotally.profiler.neuron_sums import UnitNeurons
 
 TRIGGERS = 3
 ROUNDING = 1e-6
@@ -32,14 +33,14 @@ TOKENS = ("site_tokens", "site_special_tokens")
 
 
 def batches(longest: int, seed: int = 1) -> list[Batch]:
-    """Rectangles with pads and special tokens, a document of several rows among them.
+    """Batches with pads and special tokens, a document of several rows among them.
 
     No token comes twice: in a first layer that reads embeddings alone its coefficients would tie.
     """
     token_N = 2 + np.random.default_rng(seed).permutation(VOCABULARY - 2)
     ends = np.cumsum([62, 89, 6, 39, longest + 29])
     documents = [(number, [0, *ids_T]) for number, ids_T in enumerate(np.split(token_N[: ends[-1]], ends[:-1]))]
-    return list(rectangles(lay_out(documents, frozenset({0}), "documents", longest), 256))
+    return list(padded_batches(lay_out(documents, frozenset({0}), "documents", longest), 256))
 
 
 def body(bare: Any, name: str) -> Any:
@@ -147,7 +148,7 @@ def check_dense(name: str, tokenizer: Any, folder: Path) -> None:
     lengths = (63, 90, 7, longest, longest + 1, 2 * longest + 30)
     documents = [(number, [0, *rng.integers(2, VOCABULARY, size=length - 1)]) for number, length in enumerate(lengths)]
     rows = lay_out(documents, frozenset({0}), "documents", longest)
-    batches = list(rectangles(rows, 512, model.facts.attention_budget))
+    batches = list(padded_batches(rows, 512, model.facts.attention_budget))
     recorder = NeuronRecorder(model, num_triggers=2)
     NeuronReader(model, recorder).tally(batches)
     result = recorder.result()
@@ -199,7 +200,7 @@ def saved_and_loaded(bare: Any, tokenizer: Any, folder: Path) -> LoadedModel:
 
 
 def _sums(hooks: PlainHooks, batches: list[Batch]) -> dict[str, np.ndarray]:
-    """Every statistic, [F] of each layer that has a network, summed up in float64 over the tokens of all rectangles."""
+    """Every statistic, [F] of each layer that has a network, summed up in float64 over the tokens of all batches."""
     tokens: dict[int, list[tuple[torch.Tensor, ...]]] = defaultdict(list)
     for batch in batches:
         kind_BT = torch.from_numpy(batch.kind_BT)

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from neurotally.profiler import store
-from neurotally.profiler.model.neurons import UnitNeurons
+from neurotally.profiler.neuron_sums import UnitNeurons
 
 
 def everything(path: Path) -> dict[str, bytes]:

@@ -1,6 +1,8 @@
 """The reference for triggers: everything sorted, in plain Python."""
 
-from neurotally.kernels.triggers import Triggers
+import numpy as np
+
+from neurotally.kernels.trigger_lists import UnitTriggers
 
 
 def sorted_triggers(rows: list, num_triggers: int, threshold: list[float]) -> list[tuple[int, float, int, int]]:
@@ -18,6 +20,7 @@ def sorted_triggers(rows: list, num_triggers: int, threshold: list[float]) -> li
     return expected
 
 
-def as_list(triggers: Triggers) -> list[tuple[int, float, int, int]]:
+def as_list(triggers: UnitTriggers) -> list[tuple[int, float, int, int]]:
     """Triggers as the reference spells them."""
-    return list(zip(*(column.tolist() for column in triggers), strict=True))
+    neuron_N = np.repeat(np.arange(len(triggers.count_F)), triggers.count_F)
+    return list(zip(*(column.tolist() for column in (neuron_N, *triggers[1:])), strict=True))

@@ -20,7 +20,7 @@ import numpy as np
 from neurotally.jobs.engines.engine import Outcome
 from neurotally.kernels.statistics import STATISTICS
 from neurotally.kernels.trigger_lists import UnitTriggers
-from neurotally.profiler.model.neurons import UnitNeurons
+from neurotally.profiler.neuron_sums import UnitNeurons
 from neurotally.profiler.passes.worker import KnownThresholds, Task, UnitResult
 
 HEARD_AFTER_S = 0.1

@@ -35,7 +35,7 @@ from neurotally.jobs.progress import Progress
 from neurotally.jobs.reducers.fold import Fold
 from neurotally.jobs.status import status
 from neurotally.jobs.store_writer import is_being_written, writer_lock
-from neurotally.profiler import buckets, store
+from neurotally.profiler import buckets, store, store_root
 from neurotally.profiler.buckets import location, write_version
 from neurotally.profiler.corpus.documents import Source, Status
 from neurotally.profiler.corpus.sources import list_documents, parse_source, read_documents
@@ -268,10 +268,10 @@ def test_of_two_runs_that_write_the_root_one_wins(
     path = location(f"{URL}/root")
     make_store(model_folder, path, corpora)
     before = objects(bucket, "study/root")
-    (first, version), (second, _) = (store._versioned_root(path) for _ in range(2))
-    store._put_root(path, {**first, "attributes": {**first["attributes"], "who": 1}}, version)
+    (first, version), (second, _) = (store_root.read_versioned(path) for _ in range(2))
+    store_root.put_root(path, {**first, "attributes": {**first["attributes"], "who": 1}}, version)
     with pytest.raises(InputError, match="was written by another run meanwhile"):
-        store._put_root(path, {**second, "attributes": {**second["attributes"], "who": 2}}, version)
+        store_root.put_root(path, {**second, "attributes": {**second["attributes"], "who": 2}}, version)
     after = objects(bucket, "study/root")
     assert store.store_attributes(path)["who"] == 1
     assert {name for name in before if before[name] != after[name]} == {"zarr.json"}

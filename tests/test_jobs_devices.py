@@ -35,8 +35,9 @@ from neurotally.profiler.errors import InputError, UnsupportedModelError
 from neurotally.profiler.model.checkpoint_rows import refuse_other_rows
 from neurotally.profiler.model.config import empty_model, weight_bytes
 from neurotally.profiler.model.load import load_model
-from neurotally.profiler.model.neurons import UnitNeurons
-from neurotally.profiler.model.shards import ModelShard, ShardPlan, joined, refuse_unshardable, shard_plan
+from neurotally.profiler.model.shard_plan import ShardPlan, refuse_unshardable, shard_plan
+from neurotally.profiler.model.shards import ModelShard, joined
+from neurotally.profiler.neuron_sums import UnitNeurons
 from neurotally.profiler.passes.worker import PreparedUnit, Task, neurons_of
 
 

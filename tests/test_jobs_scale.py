@@ -14,7 +14,7 @@ from synthetic import SyntheticEngine
 from neurotally.jobs.engines.engine import Outcome
 from neurotally.jobs.reducers.fold import Fold
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.model.neurons import CorpusNeurons
+from neurotally.profiler.neuron_sums import CorpusNeurons
 from neurotally.profiler.passes.worker import Task
 
 

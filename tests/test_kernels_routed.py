@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from sorted_triggers import as_list
 from torch import Tensor, nn
 
 from neurotally.kernels import tally, triggers
 from neurotally.kernels.activations import cpu_threads
 from neurotally.kernels.layer_tally import PAD, SPECIAL, TOKEN, LayerTally, Statistics
-from neurotally.kernels.routed import tally_routed
 from neurotally.kernels.routing import Routing, route
 from neurotally.kernels.triggers import LayerTriggers
 
@@ -47,15 +47,17 @@ def make(width: int, dtype: torch.dtype = torch.float32, gated: bool = True, see
 def tallied(case: Case, statistics: Statistics = Statistics.EVERYTHING) -> tuple[Tensor, Any, LayerTally]:
     width = case.pre_SF.shape[1]
     into = LayerTally.empty(EXPERTS * width, has_experts=True)
-    given = (nn.SiLU(), case.pre_SF, case.up_SF, case.kind_S, case.routing, into, statistics)
-    coefficient_SF, maxima = tally_routed(*given)
+    kind_S = case.kind_S[case.routing.row_S]
+    coefficient_SF, maxima = tally.tally_layer(
+        nn.SiLU(), case.pre_SF, case.up_SF, kind_S, into, statistics, case.routing
+    )
     return coefficient_SF, maxima, into
 
 
 @pytest.fixture(params=["compiled", "plain"])
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "plain":
-        monkeypatch.setattr("neurotally.kernels.routed.kernels_for_these", lambda *_: "plain")
+        monkeypatch.setattr("neurotally.kernels.tally.kernels_for_these", lambda *_: "plain")
         monkeypatch.setattr(triggers, "kernels_for", lambda *_: "plain")
     return str(request.param)
 
@@ -134,13 +136,11 @@ def test_triggers_are_the_best_of_each_document(kernels: str) -> None:
     coefficient_SF, maxima, _ = tallied(case)
     lists = LayerTriggers(EXPERTS * 37, 2, "cpu", None)
     sorted_cell_S = case.routing.cell_S
-    lists.add_routed(maxima, (10 + sorted_cell_S // TOKENS).int(), (sorted_cell_S % TOKENS).int(), case.routing.runs)
+    lists.add(maxima, (10 + sorted_cell_S // TOKENS).int(), (sorted_cell_S % TOKENS).int(), case.routing.runs)
     by_neuron: dict[int, list[tuple[float, int, int]]] = {}
     for neuron, value, document, position in candidates(case, coefficient_SF):
         by_neuron.setdefault(neuron, []).append((-value, document, position))
     expected = [(neuron, *entry) for neuron in sorted(by_neuron) for entry in sorted(by_neuron[neuron])[:2]]
-    best = lists.best()
-    found = zip(best.neuron_N.tolist(), (-best.value_N).tolist(), best.document_N.tolist(), best.position_N.tolist(),
-                strict=True)  # fmt: skip
-    assert list(found) == expected
+    found = [(neuron, -value, *where) for neuron, value, *where in as_list(lists.best())]
+    assert found == expected
     assert len(expected) > 100

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -73,7 +74,7 @@ def test_any_order_and_split_gives_the_sorted_list(
             offered = offered[size:]
         best = triggers.best()
     assert as_list(best) == sorted_triggers(rows, num_triggers, threshold or [0.0] * NUM_NEURONS)
-    assert [column.dtype for column in best] == [torch.int64, torch.float32, torch.int64, torch.int64]
+    assert [column.dtype for column in best] == [np.uint32, np.float32, np.uint32, np.uint32]
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3])

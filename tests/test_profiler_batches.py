@@ -1,4 +1,4 @@
-"""Rows and rectangles: every token exactly once, at the right place."""
+"""Rows and padded batches: every token exactly once, at the right place."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neurotally.kernels.layer_tally import PAD, SPECIAL, TOKEN
-from neurotally.profiler.corpus.batches import lay_out, rectangles
+from neurotally.profiler.corpus.batches import lay_out, padded_batches
 
 DOCUMENTS = st.lists(st.lists(st.integers(0, 50), min_size=1, max_size=90), min_size=1, max_size=30)
 
@@ -18,7 +18,7 @@ def test_every_token_is_counted_once(layout: str, documents: list[list[int]], ro
     numbered = [(3 * number, ids) for number, ids in enumerate(documents)]
     rows = lay_out(numbered, frozenset({0, 7}), layout, row_tokens)
     seen = {}
-    for batch in rectangles(rows, budget, attention_budget=4096):
+    for batch in padded_batches(rows, budget, attention_budget=4096):
         height, width = batch.ids_BT.shape
         assert height * width >= 64
         assert height == 1 or height * width <= max(budget, 64 + height)
@@ -52,11 +52,11 @@ def test_an_unknown_layout_is_refused() -> None:
 
 
 def test_nothing_to_lay_out() -> None:
-    assert list(rectangles(lay_out([], frozenset(), "concat", 4), 100)) == []
+    assert list(padded_batches(lay_out([], frozenset(), "concat", 4), 100)) == []
 
 
 def test_pads_are_on_the_right_only() -> None:
     rows = lay_out([(0, range(70)), (1, range(30))], frozenset(), "documents", 128)
-    (batch,) = rectangles(rows, 1000)
+    (batch,) = padded_batches(rows, 1000)
     assert batch.kind_BT.shape == (2, 70)
     assert (batch.kind_BT[1] != PAD).tolist() == [True] * 30 + [False] * 40

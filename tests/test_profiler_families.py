@@ -1,7 +1,7 @@
 """A sweep over transformers' dense architectures: each is read as plain hooks on its own projections read it.
 
 Tiny random models, saved and loaded as their users' are; documents longer than the context are among the text. The
-rectangles are the same on both sides, so counts and extremes must agree to the bit.
+batches are the same on both sides, so counts and extremes must agree to the bit.
 """
 
 from pathlib import Path

@@ -12,11 +12,12 @@ from test_profiler_sites import FAMILIES
 from torch import Tensor
 
 from neurotally.kernels.layer_tally import PAD, SPECIAL
-from neurotally.profiler.corpus.batches import Batch, lay_out, rectangles
+from neurotally.profiler.corpus.batches import Batch, lay_out, padded_batches
 from neurotally.profiler.model.capture import NeuronReader
 from neurotally.profiler.model.interventions import WAYS, switched_off
 from neurotally.profiler.model.load import LoadedModel, prepare_model
-from neurotally.profiler.model.neurons import NeuronRecorder, UnitNeurons
+from neurotally.profiler.model.neurons import NeuronRecorder
+from neurotally.profiler.neuron_sums import UnitNeurons
 
 MEAN_LF = np.random.default_rng(1).normal(size=(2, 96))
 VALUES = {"mean": MEAN_LF, "set": 1.5, "scale": -2.0}
@@ -25,7 +26,7 @@ VALUES = {"mean": MEAN_LF, "set": 1.5, "scale": -2.0}
 def batches() -> list[Batch]:
     rng = np.random.default_rng(2)
     documents = [(n, [0, *rng.integers(2, 600, size=length).tolist()]) for n, length in enumerate((63, 90, 7, 120, 31))]
-    return list(rectangles(lay_out(documents, frozenset({0}), "documents", 128), 256))
+    return list(padded_batches(lay_out(documents, frozenset({0}), "documents", 128), 256))
 
 
 def tallied(model: LoadedModel) -> UnitNeurons:

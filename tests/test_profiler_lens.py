@@ -125,7 +125,7 @@ def test_draws_are_read_as_sets_are() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "codegen"])
 @pytest.mark.slow
-def test_rectangles_and_chunks_read_what_a_lone_forward_reads(
+def test_batches_and_chunks_read_what_a_lone_forward_reads(
     family: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("neurotally.profiler.passes.lens._LOGIT_BYTES", 4 * 600 * 13)
@@ -140,7 +140,7 @@ def test_rectangles_and_chunks_read_what_a_lone_forward_reads(
     draws = DrawSums(DrawColumns([members[None]], 600), len(documents), 2)
     expected_PL = np.zeros((len(documents), 2))
     seen = 0
-    for found in lens.rectangles(rows, at_N, 256):
+    for found in lens.batches(rows, at_N, 256):
         vectors = lens.vectors(found.ids_BT, found.at_BT)
         prompt_n = rows.document_N[found.token_n]
         read = read_layers(lens, vectors, gold_N[found.token_n], SetColumns([members], 600), draws, prompt_n)

@@ -10,7 +10,7 @@ from test_profiler_sites import FAMILIES, loaded, tiny
 from torch import nn
 
 from neurotally.kernels.layer_tally import PAD
-from neurotally.profiler.corpus.batches import Batch, lay_out, rectangles
+from neurotally.profiler.corpus.batches import Batch, lay_out, padded_batches
 from neurotally.profiler.model.interventions import switched_off
 from neurotally.profiler.model.load import LoadedModel, prepare_model
 from neurotally.profiler.passes.loss import LossReader
@@ -42,7 +42,7 @@ def prepared(family: str, tokenizer: Any) -> LoadedModel:
 def one_batch(lengths: tuple[int, ...] = (30, 64, 1, 17), vocabulary: int = 600) -> Batch:
     rng = np.random.default_rng(0)
     documents = [[0, *rng.integers(2, vocabulary, length - 1).tolist()] for length in lengths]
-    return next(rectangles(lay_out(list(enumerate(documents)), frozenset([0]), "documents", 64), 4096))
+    return next(padded_batches(lay_out(list(enumerate(documents)), frozenset([0]), "documents", 64), 4096))
 
 
 def naive(model: Any, batch: Batch) -> tuple[np.ndarray, np.ndarray]:

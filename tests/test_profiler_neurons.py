@@ -11,8 +11,7 @@ from neurotally.kernels import trigger_lists
 from neurotally.kernels.activations import cpu_threads
 from neurotally.kernels.compiled import library
 from neurotally.kernels.statistics import NO_DOCUMENT
-from neurotally.kernels.trigger_lists import UnitTriggers
-from neurotally.profiler.model.neurons import TriggerTable
+from neurotally.kernels.trigger_lists import CorpusTriggers, UnitTriggers
 
 NEURONS = 41
 """More than one thread takes: threads meet at multiples of 32. Odd: the last is merged alone."""
@@ -28,7 +27,7 @@ CANDIDATES = st.lists(
 )
 
 
-def insert(table: TriggerTable, candidates: list[tuple[int, float, int, int]]) -> None:
+def insert(table: CorpusTriggers, candidates: list[tuple[int, float, int, int]]) -> None:
     table.insert([triggers_of(candidates)])
 
 
@@ -56,7 +55,7 @@ def inserted_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 def test_any_split_into_units_in_any_order_gives_the_sorted_list(
     candidates: list, k: int, threads: int, together: int, random: object
 ) -> None:
-    table = TriggerTable.empty(NEURONS, k)
+    table = CorpusTriggers.empty(NEURONS, k)
     units: dict[int, list] = {}
     for candidate in candidates:  # a document is in one unit
         units.setdefault(candidate[2] % 5, []).append(candidate)
@@ -68,7 +67,7 @@ def test_any_split_into_units_in_any_order_gives_the_sorted_list(
     for neuron in range(NEURONS):
         expected = sorted((-value, document, position) for n, value, document, position in candidates if n == neuron)
         for rank in range(k):
-            got = (table.value_NK[neuron, rank], table.document_NK[neuron, rank], table.position_NK[neuron, rank])
+            got = (table.value_FK[neuron, rank], table.document_FK[neuron, rank], table.position_FK[neuron, rank])
             want = (-expected[rank][0], *expected[rank][1:]) if rank < len(expected) else (0, NO_DOCUMENT, NO_DOCUMENT)
             assert got == want
 
@@ -86,10 +85,10 @@ def test_more_candidates_than_are_merged_at_a_time(num_units: int, k: int) -> No
             units[entry[2] % num_units].append(entry)
         best = sorted((-of, document, position) for _, of, document, position in entries)[:k]
         expected.append([*best, *[(0, NO_DOCUMENT, NO_DOCUMENT)] * (k - len(best))])
-    table = TriggerTable.empty(NEURONS, k)
+    table = CorpusTriggers.empty(NEURONS, k)
     with cpu_threads(1):
         table.insert([triggers_of(unit) for unit in units])
-    columns = (-table.value_NK, table.document_NK, table.position_NK)
+    columns = (-table.value_FK, table.document_FK, table.position_FK)
     for column, wanted in zip(columns, np.array(expected).transpose(2, 0, 1), strict=True):
         np.testing.assert_array_equal(column, wanted)
 
@@ -100,7 +99,7 @@ def test_more_candidates_than_are_merged_at_a_time(num_units: int, k: int) -> No
 def test_what_workers_leave_out_by_any_threshold_that_they_know_changes_no_list(
     candidates: list, k: int, num_units: int, data: st.DataObject
 ) -> None:
-    whole, known = TriggerTable.empty(NEURONS, k), [np.zeros(NEURONS, np.float32)]
+    whole, known = CorpusTriggers.empty(NEURONS, k), [np.zeros(NEURONS, np.float32)]
     by_unit = [[one for one in candidates if one[2] % num_units == unit] for unit in range(num_units)]
     shipped = []
     for unit in data.draw(st.permutations(by_unit)):
@@ -109,13 +108,13 @@ def test_what_workers_leave_out_by_any_threshold_that_they_know_changes_no_list(
         heard = data.draw(st.lists(st.sampled_from([*known, best.threshold(k)])))
         shipped.append(best.not_below(np.maximum.reduce([known[0], *heard])))
         known.append(best.threshold(k))
-        merged = TriggerTable.empty(NEURONS, k)
+        merged = CorpusTriggers.empty(NEURONS, k)
         merged.insert(shipped)
-        known.append(merged.value_NK[:, -1].copy())
+        known.append(merged.value_FK[:, -1].copy())
     whole.insert(data.draw(st.permutations(shipped)))
-    expected = TriggerTable.empty(NEURONS, k)
+    expected = CorpusTriggers.empty(NEURONS, k)
     insert(expected, candidates)
-    for got, wanted in zip(vars(whole).values(), vars(expected).values(), strict=True):
+    for got, wanted in zip(whole, expected, strict=True):
         np.testing.assert_array_equal(got, wanted)
 
 
@@ -127,6 +126,6 @@ def best_of(candidates: list[tuple[int, float, int, int]], k: int) -> UnitTrigge
 
 
 def test_no_triggers_kept() -> None:
-    table = TriggerTable.empty(NEURONS, 0)
+    table = CorpusTriggers.empty(NEURONS, 0)
     insert(table, [(1, 2.0, 3, 4)])
-    assert table.value_NK.shape == table.document_NK.shape == (NEURONS, 0)
+    assert table.value_FK.shape == table.document_FK.shape == (NEURONS, 0)

@@ -15,7 +15,6 @@ from transformers import AutoConfig
 
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.config import auto_class, empty_model, weight_bytes
-from neurotally.profiler.model.hooked_model import network_of
 from neurotally.profiler.model.hooking import hook_model
 from neurotally.profiler.model.load import load_model
 from neurotally.profiler.model.outline import _by_structure, outline_model
@@ -65,7 +64,7 @@ def check_outline(name: str, folder: Path, dtype: str) -> None:
         weights.rename(weights.with_suffix(".elsewhere"))
     outline = outline_model(str(folder), "cpu", dtype)
     assert bool(outline.pass_failed) is (name in NEEDS_VALUES)
-    networks = tuple(network_of(point) for point in model.hook_points)
+    networks = tuple(point.network for point in model.hook_points)
     if name in NEEDS_VALUES:
         networks = tuple(replace(one, name=told.name) for one, told in zip(networks, outline.networks, strict=True))
     assert outline.networks == networks
@@ -90,7 +89,7 @@ def test_where_no_pass_goes_through_structure_and_config_tell_the_widths(name: s
     model = tiny(name)
     hooked = hook_model(model, name)
     found = [(one.layer, one.first, one.neurons, one.experts) for one in _by_structure(hooked.stacks, model.config)]
-    expected = [network_of(point) for point in hooked.hook_points]
+    expected = [point.network for point in hooked.hook_points]
     assert found == [(one.layer, one.first, one.neurons, one.experts) for one in expected]
 
 

@@ -359,7 +359,7 @@ def test_experts_kept_in_8_bits_are_refused_by_name() -> None:
     experts = tiny_mixture("mixtral").model.layers[0].mlp.experts
     experts.down_proj.data = experts.down_proj.data.to(torch.float8_e4m3fn)
     with pytest.raises(UnsupportedModelError, match=r"layer 0 \(here\): its experts are quantised \(torch.float8"):
-        interface_experts(0, "here", 0, experts)
+        interface_experts(0, "here", experts)
 
 
 @pytest.mark.parametrize("name", [name for name in ("mixtral", "gpt_oss") if name in MIXTURES])

@@ -12,12 +12,13 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from neurotally.kernels.layer_tally import PAD
-from neurotally.profiler.corpus.batches import lay_out, rectangles
+from neurotally.profiler.corpus.batches import lay_out, padded_batches
 from neurotally.profiler.errors import InputError, UnsupportedModelError
 from neurotally.profiler.model.capture import NeuronReader
 from neurotally.profiler.model.interventions import switched_off
 from neurotally.profiler.model.load import LoadedModel, prepare_model
-from neurotally.profiler.model.neurons import NeuronRecorder, UnitNeurons
+from neurotally.profiler.model.neurons import NeuronRecorder
+from neurotally.profiler.neuron_sums import UnitNeurons
 
 SMALL = {
     "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -97,7 +98,7 @@ def test_nothing_is_lost_by_ending_at_the_last_hook_point(family: str, tokenizer
     model = loaded(family, tokenizer)
     rng = np.random.default_rng(1)
     documents = [(n, rng.integers(2, 600, size=length).tolist()) for n, length in enumerate((63, 90, 7, 120))]
-    batches = list(rectangles(lay_out(documents, frozenset(), "documents", 128), 256))
+    batches = list(padded_batches(lay_out(documents, frozenset(), "documents", 128), 256))
 
     def result(run: Callable[[NeuronReader], object]) -> UnitNeurons:
         recorder = NeuronRecorder(model, num_triggers=2)
@@ -117,7 +118,7 @@ def test_nothing_runs_after_the_last_hook_point(tokenizer: Any) -> None:
     for name, module in model.body.named_modules():
         module.register_forward_hook(lambda *_, name=name: ran.append(name))
     recorder = NeuronRecorder(model, num_triggers=0)
-    (batch,) = rectangles(lay_out([(0, [5, 6, 7])], frozenset(), "documents", 128), 256)
+    (batch,) = padded_batches(lay_out([(0, [5, 6, 7])], frozenset(), "documents", 128), 256)
     NeuronReader(model, recorder).tally([batch])
     assert {"layers.0.mlp.down_proj", "layers.1.mlp.up_proj"} <= set(ran)
     assert not {"layers.1.mlp.down_proj", "norm"} & set(ran)
@@ -140,7 +141,7 @@ def test_a_hook_point_knows_the_parts_of_its_network(
         assert point.keys is not None
         assert (names[point.keys[0]], point.keys[1]) == keys
         assert (None if point.up is None else (names[point.up[0]], point.up[1])) == up
-        assert (point.layer, point.width, point.device, point.reach) == (layer, 96, torch.device("cpu"), "all")
+        assert (point.layer, point.width, point.device, point.num_experts) == (layer, 96, torch.device("cpu"), None)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -159,7 +160,7 @@ def test_a_family_is_read_as_plain_hooks_read_it(family: str, tokenizer: Any) ->
     assert model.facts.gated is gated
     recorder = NeuronRecorder(model, num_triggers=2)
     reader = NeuronReader(model, recorder)
-    for batch in rectangles(lay_out(documents, frozenset({0}), "documents", 128), 256):
+    for batch in padded_batches(lay_out(documents, frozenset({0}), "documents", 128), 256):
         captured_BTD = reader.read(batch)
         assert torch.equal(captured_BTD, bare.get_decoder()(torch.from_numpy(batch.ids_BT), use_cache=False)[0])
         for row in range(len(batch.ids_BT)):

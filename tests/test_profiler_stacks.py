@@ -13,7 +13,7 @@ from stacks import DECODER_LAYERS, ENCODER_LAYERS, SMALL, STACKS, StackHooks, ti
 from test_profiler_model import refusal, tiny_model
 
 from neurotally.kernels.layer_tally import PAD
-from neurotally.profiler.corpus.batches import Batch, TeacherForcing, TokenRows, lay_out, rectangles
+from neurotally.profiler.corpus.batches import Batch, TeacherForcing, TokenRows, lay_out, padded_batches
 from neurotally.profiler.errors import InputError, UnsupportedModelError
 from neurotally.profiler.model.capture import NeuronReader
 from neurotally.profiler.model.hooking import hook_model
@@ -69,7 +69,7 @@ def test_both_stacks_are_read_as_plain_hooks_read_a_row(
     ] * DECODER_LAYERS * has_decoder
     rows, forcing = some_rows(min(ROW, facts.max_row_tokens)), facts.teacher_forcing(reads)
     recorder = NeuronRecorder(model, TRIGGERS)
-    NeuronReader(model, recorder).tally(rectangles(rows, 256, facts.attention_budget, forcing, one_length))
+    NeuronReader(model, recorder).tally(padded_batches(rows, 256, facts.attention_budget, forcing, one_length))
     result = recorder.result()
 
     hooks = StackHooks(type(model.model).from_pretrained(tmp_path).eval(), name)
@@ -151,7 +151,7 @@ def test_counts_of_a_real_size_are_those_of_one_row_at_a_time(name: str) -> None
         documents = [(number, rng.integers(3, VOCABULARY, size=length)) for number, length in enumerate(lengths)]
         rows = lay_out(documents, frozenset(), "documents", 512)
         recorder = NeuronRecorder(model, 0)
-        NeuronReader(model, recorder).tally(rectangles(rows, 4096, None, forcing, one_length))
+        NeuronReader(model, recorder).tally(padded_batches(rows, 4096, None, forcing, one_length))
         active_LF = recorder.result().sums["active"].astype(np.int64)
         least_LF, most_LF = np.zeros_like(active_LF), np.zeros_like(active_LF)
         for first, end in rows.bounds_R2:
@@ -170,7 +170,7 @@ def test_counts_of_a_real_size_are_those_of_one_row_at_a_time(name: str) -> None
 def test_the_reader_leaves_hidden_states_as_they_are(name: str) -> None:
     model = hook_model(tiny_stacks(name), name)
     forcing = TeacherForcing(0, "second-half") if model.is_encoder_decoder else None
-    (batch, *_) = rectangles(some_rows(ROW), 256, None, forcing)
+    (batch, *_) = padded_batches(some_rows(ROW), 256, None, forcing)
     assert batch.mask_BT is not None
     bare_BTD = model.run_batch(batch)
     assert torch.equal(NeuronReader(model, NeuronRecorder(model, TRIGGERS)).read(batch), bare_BTD)
@@ -238,7 +238,7 @@ def test_the_loss_of_an_encoder_decoder_is_its_decoders(name: str, tokenizer: An
     assert forcing is not None
     measured: dict[tuple[int, int], float] = {}
     reader = LossReader(model)
-    for batch in rectangles(rows, 256, None, forcing):
+    for batch in padded_batches(rows, 256, None, forcing):
         losses = reader.read(batch)
         assert batch.decoder is not None
         assert (batch.decoder.kind_BT[losses.row_N, losses.column_N] != PAD).all()
@@ -327,7 +327,7 @@ def test_a_decoder_that_sees_later_tokens_is_refused() -> None:
 
 def _batch_of(rows: list[list[int]], reads: str) -> Batch:
     laid_out = lay_out(list(enumerate(rows)), frozenset(), "documents", 64)
-    (batch,) = rectangles(laid_out, 1024, None, TeacherForcing(99, reads))
+    (batch,) = padded_batches(laid_out, 1024, None, TeacherForcing(99, reads))
     return batch
 
 
@@ -353,10 +353,10 @@ def test_encoder_and_decoder_read_all_if_asked_to() -> None:
     assert batch.decoder.ids_BT[0, :4].tolist() == [99, 1, 2, 3]
 
 
-def test_both_rectangles_keep_to_the_budget() -> None:
+def test_both_batches_keep_to_the_budget() -> None:
     rows = lay_out([(number, list(range(1, 41))) for number in range(20)], frozenset(), "documents", 64)
     for reads, cells in (("second-half", 41), ("all", 81)):
-        batches = list(rectangles(rows, 400, None, TeacherForcing(99, reads)))
+        batches = list(padded_batches(rows, 400, None, TeacherForcing(99, reads)))
         assert [len(batch.ids_BT) for batch in batches[:-1]] == [400 // cells] * (len(batches) - 1)
         assert sum(len(batch.ids_BT) for batch in batches) == 20
         for batch in batches[:-1]:
@@ -370,7 +370,7 @@ def test_rows_of_one_length_go_without_a_mask(reads: str | None) -> None:
     rows = lay_out(
         [(number, range(1, length + 1)) for number, length in enumerate(lengths)], frozenset(), "documents", 64
     )
-    batches = list(rectangles(rows, 90, None, TeacherForcing(99, reads) if reads else None, one_length=True))
+    batches = list(padded_batches(rows, 90, None, TeacherForcing(99, reads) if reads else None, one_length=True))
     read: dict[tuple[int, int], int] = {}
     for batch in batches:
         for part in (batch, *([batch.decoder] if batch.decoder else [])):

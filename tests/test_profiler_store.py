@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as hnp
 
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.model.neurons import CorpusNeurons
+from neurotally.profiler.neuron_sums import CorpusNeurons
 
 
 def filled(shape_by_dimension: dict[str, int]) -> store.Arrays:
@@ -145,8 +145,8 @@ def test_sums_survive_the_round_trip_through_zarr(
     neurons = CorpusNeurons.empty(3, 4, 2, 2)
     neurons.sums["active"][:] = active
     neurons.sums["activation_sum"][:] = sums
-    neurons.triggers.value_NK[:] = -np.sort(-values.reshape(12, 2))
-    neurons.triggers.value_NK[5, 1] = 0  # unused
+    neurons.triggers.value_FK[:] = -np.sort(-values.reshape(12, 2))
+    neurons.triggers.value_FK[5, 1] = 0  # unused
     path = tmp_path_factory.mktemp("round") / "group"
     store.write_arrays(path, neurons.arrays(), {})
     again = CorpusNeurons.from_arrays(store.read_arrays(path)).arrays()

@@ -20,13 +20,11 @@ from test_kernels_routed import make as routed_case
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from neurotally.kernels import routed as kernels_routed
 from neurotally.kernels import tally as kernels
 from neurotally.kernels.activations import activation_name
 from neurotally.kernels.layer_tally import PAD, REPEAT, SPECIAL, TOKEN, LayerTally, RowMaxima, Statistics
-from neurotally.kernels.routed import tally_routed
+from neurotally.kernels.reference import tally_reference
 from neurotally.kernels.statistics import STATISTICS
-from neurotally.kernels.tally import tally_reference
 from neurotally.kernels.triggers import LayerTriggers
 
 skip_unless_kernels_run()
@@ -407,15 +405,17 @@ def test_an_activation_of_another_dtype_is_left_to_pytorch() -> None:
 def routed(case: Case, act: nn.Module, kernel: str, statistics: Statistics) -> tuple[Tensor, LayerTally, RowMaxima]:
     """The tally of a mixture's experts by the Triton kernels or by the reference."""
     into = LayerTally.empty(EXPERTS * case.pre_SF.shape[1], DEVICE, has_experts=True)
-    on_device = [None if x is None else x.to(DEVICE) for x in (case.pre_SF, case.up_SF, case.kind_S)]
+    on_device = [
+        None if x is None else x.to(DEVICE) for x in (case.pre_SF, case.up_SF, case.kind_S[case.routing.row_S])
+    ]
     routing = case.routing._replace(**{
         name: getattr(case.routing, name).to(DEVICE) for name in ("expert_S", "cell_S", "row_S", "weight_S")
     })  # fmt: skip
     with poisoned(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels_routed, "kernels_for_these", lambda *_: kernel)
+        patch.setattr(kernels, "kernels_for_these", lambda *_: kernel)
         if not ON_GPU:
             patch.setattr(triton_tally, "_tiling", lambda *_: Tiling(512, 64, 64, 16, 64))
-        coefficient_SF, maxima = tally_routed(act, *on_device, routing, into, statistics)
+        coefficient_SF, maxima = kernels.tally_layer(act, *on_device, into, statistics, routing)
     return coefficient_SF, into, maxima
 
 
@@ -474,10 +474,8 @@ def test_triggers_of_experts_are_the_references() -> None:
     for lists in (lists_by_triton(2, torch.zeros(EXPERTS * 37)), LayerTriggers(EXPERTS * 37, 2, "cpu", None)):
         device = lists._threshold_F.device
         of = RowMaxima(*(x.to(device) for x in maxima))
-        lists.add_routed(
-            of, (10 + cell_S // TOKENS).int().to(device), (cell_S % TOKENS).int().to(device), case.routing.runs
-        )
-        by_kernel.append([column.cpu() for column in lists.best()])
+        lists.add(of, (10 + cell_S // TOKENS).int().to(device), (cell_S % TOKENS).int().to(device), case.routing.runs)
+        by_kernel.append([torch.from_numpy(column) for column in lists.best()])
     assert_same(*by_kernel)
     assert len(by_kernel[0][0]) > 100
 
@@ -530,7 +528,7 @@ def test_any_order_and_split_gives_the_sorted_list(
         offered = offered[size:]
     best = lists.best()
     assert as_list(best) == sorted_triggers(rows, num_triggers, threshold)
-    assert [column.dtype for column in best] == [torch.int64, torch.float32, torch.int64, torch.int64]
+    assert [column.dtype for column in best] == [np.uint32, np.float32, np.uint32, np.uint32]
 
 
 @pytest.mark.parametrize("num_triggers", [1, 4, 33])

@@ -28,8 +28,9 @@ from neurotally.kernels.compiled import library
 from neurotally.profiler.corpus.batches import TokenRows
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.load import LoadedModel, load_config_and_tokenizer, split_revision
-from neurotally.profiler.model.neurons import UnitNeurons
-from neurotally.profiler.model.shards import ModelShard, joined, refuse_unshardable, shard_plan
+from neurotally.profiler.model.shard_plan import refuse_unshardable, shard_plan
+from neurotally.profiler.model.shards import ModelShard, joined
+from neurotally.profiler.neuron_sums import UnitNeurons
 from neurotally.profiler.passes.worker import PassConfig, Worker
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from neurotally.profiler.model.load import (
     running_dtype,
     split_revision,
 )  # fmt: skip
-from neurotally.profiler.model.shards import refuse_unshardable, shard_plan
+from neurotally.profiler.model.shard_plan import refuse_unshardable, shard_plan
 
 
 def on_devices(setup: Setup, asked: int | None) -> Setup:

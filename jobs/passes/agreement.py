@@ -30,7 +30,7 @@ from neurotally.profiler.corpus.texts import check_spans, universal_newlines
 from neurotally.profiler.corpus.tokenise import final_status, tokenise
 from neurotally.profiler.errors import InputError, UnsupportedModelError
 from neurotally.profiler.model.load import LoadedModel, ModelFacts
-from neurotally.profiler.passes.agreement import AgreementCounts, Context, Place, choose_places, read_first_tokens
+from neurotally.profiler.passes.agreement import AgreementCounts, Context, Place, choose_places, read_top1
 from neurotally.profiler.passes.lens import Lens
 from neurotally.profiler.passes.memory import halving
 from neurotally.profiler.passes.worker import TOKEN_BUDGET, Task
@@ -157,9 +157,9 @@ class AgreementWorker:
         tokens = 0
         for rows in (self._whole(prepared), self._truncated(prepared)):
             laid_out = lay_out(list(enumerate(rows.ids)), self._model.special_ids, "documents", rows.row_tokens)
-            for found in lens.rectangles(laid_out, rows.at_T, budget):
+            for found in lens.batches(laid_out, rows.at_T, budget):
                 vectors = lens.vectors(found.ids_BT, found.at_BT, ffn=reads_ffn)
-                read = read_first_tokens(lens, vectors, config.variants, config.head_bias)
+                read = read_top1(lens, vectors, config.variants, config.head_bias)
                 counts.add(*read, rows.context_T[found.token_n], rows.gold_T[found.token_n])
             tokens += len(rows.at_T)
         return counts, tokens

@@ -121,7 +121,7 @@ class LensWorker:
             gold_T[start + np.array(row.positions)] = row.gold
         tokens, readings = [], []
         draws = DrawSums(self._draw_columns, len(prompts), self._model.facts.num_layers)
-        for found in self._lens.rectangles(laid_out, gold_T >= 0, budget):
+        for found in self._lens.batches(laid_out, gold_T >= 0, budget):
             gold_n = np.array([prompts[prompt_T[token]].ids[gold_T[token]] for token in found.token_n], np.int64)
             vectors = self._lens.vectors(found.ids_BT, found.at_BT)
             prompt_n = prompt_T[found.token_n]

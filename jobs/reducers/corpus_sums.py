@@ -14,8 +14,8 @@ from neurotally.profiler.corpus.documents import Status
 from neurotally.profiler.corpus.texts import keep_texts
 from neurotally.profiler.corpus.units import Unit, documents_by_unit
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.model.neurons import CorpusNeurons, array_names
 from neurotally.profiler.networks import Networks, is_expert
+from neurotally.profiler.neuron_sums import CorpusNeurons, array_names
 from neurotally.profiler.passes.worker import PassConfig, UnitResult
 
 _LISTED_SKIPS = 1000

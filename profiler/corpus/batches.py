@@ -1,15 +1,15 @@
-"""Rows and rectangles: how the tokens of a unit are laid out for the model.
+"""Rows and padded batches: how the tokens of a unit are laid out for the model.
 
 Layout `documents` starts every document in a row of its own; one longer than a row goes on in a row that
 starts afresh. Layout `concat` runs the documents of a unit together and cuts every `row_tokens`, the last shorter row
 kept. The papers run a whole corpus together and drop the remainder: here a row starts afresh at every unit, a few more
 rows than theirs (`analysis.concat_rows` counts them). In both every token is in exactly one row, once.
 
-Rows become right-padded rectangles: in a causal model pads on the right cannot reach a real token, so no
-attention mask is needed; where attention sees later tokens a rectangle with pads gets one, or holds rows of one length.
+Rows become right-padded batches: in a causal model pads on the right cannot reach a real token, so no
+attention mask is needed; where attention sees later tokens a batch with pads gets one, or holds rows of one length.
 `kind` tells pads from tokens (`kernels.tally`).
 
-The decoder of an encoder-decoder is teacher-forced on a part of each row (`TeacherForcing`), in a rectangle of its own
+The decoder of an encoder-decoder is teacher-forced on a part of each row (`TeacherForcing`), in a batch of its own
 that goes beside the encoder's.
 """
 
@@ -22,7 +22,7 @@ from neurotally.kernels.layer_tally import PAD, REPEAT, SPECIAL, TOKEN
 
 LAYOUTS = ("documents", "concat")
 DECODER_READS = ("second-half", "all")
-MIN_RECTANGLE_TOKENS = 64
+MIN_BATCH_TOKENS = 64
 """Below about this many token rows, fp32 matrix products depend on the number of CPU threads (see `threads`)."""
 
 
@@ -44,7 +44,7 @@ class TokenRows:
 
 @dataclass(frozen=True)
 class Batch:
-    """One rectangle of B rows by T tokens; every table is [B, T], C-contiguous."""
+    """One padded batch of B rows by T tokens; every table is [B, T], C-contiguous."""
 
     ids_BT: np.ndarray
     kind_BT: np.ndarray
@@ -87,7 +87,7 @@ class TeacherForcing:
         return (2 * length if self.reads == "all" else length) + 1
 
     def started(self, batch: Batch) -> Batch:
-        """A rectangle of the decoder's parts with the start token before each row."""
+        """A batch of the decoder's parts with the start token before each row."""
 
         def before(table_BT: np.ndarray, value: int) -> np.ndarray:
             return np.insert(table_BT, 0, np.array(value, table_BT.dtype), axis=1)
@@ -132,15 +132,15 @@ def lay_out(
     )
 
 
-def rectangles(
+def padded_batches(
     rows: TokenRows, token_budget: int, attention_budget: int | None = None, forcing: TeacherForcing | None = None,
     one_length: bool = False,
 ) -> Iterator[Batch]:  # fmt: skip
-    """Cut rows, longest first, into rectangles of at most `token_budget` cells (one row at least).
+    """Cut rows, longest first, into batches of at most `token_budget` cells (one row at least).
 
     `attention_budget` bounds rows x width², for models whose attention takes that much memory.
-    A rectangle has at least 64 cells, filled up with pads. `forcing`: of an encoder-decoder; both rectangles count.
-    `one_length`: all rows of a rectangle have as many tokens, and pads are rows of their own, so that no row has any.
+    A batch has at least 64 cells, filled up with pads. `forcing`: of an encoder-decoder; both parts count.
+    `one_length`: all rows of a batch have as many tokens, and pads are rows of their own, so that no row has any.
     """
     lengths_R = rows.bounds_R2[:, 1] - rows.bounds_R2[:, 0]
     order = np.argsort(-lengths_R, kind="stable")
@@ -159,22 +159,22 @@ def rectangles(
         bounds_B2 = rows.bounds_R2[chosen]
         if one_length:
             bounds_B2 = _filled_up(bounds_B2, 1 if forcing is None else 2)
-        least_width = 0 if one_length else -(-MIN_RECTANGLE_TOKENS // len(bounds_B2))
+        least_width = 0 if one_length else -(-MIN_BATCH_TOKENS // len(bounds_B2))
         if forcing is None:
-            yield _rectangle(rows, bounds_B2, least_width)
+            yield _padded_batch(rows, bounds_B2, least_width)
         else:
-            encoder, decoder = (_rectangle(rows, part_B2, least_width) for part_B2 in forcing.parts(bounds_B2))
+            encoder, decoder = (_padded_batch(rows, part_B2, least_width) for part_B2 in forcing.parts(bounds_B2))
             yield replace(encoder, decoder=forcing.started(decoder))
 
 
 def _filled_up(bounds_B2: np.ndarray, parts: int) -> np.ndarray:
     """Rows of one length, and empty ones after them where each of so many parts would have too few cells."""
     width = max(1, int(bounds_B2[0, 1] - bounds_B2[0, 0]) // parts)
-    lacking = max(0, -(-MIN_RECTANGLE_TOKENS // width) - len(bounds_B2))
+    lacking = max(0, -(-MIN_BATCH_TOKENS // width) - len(bounds_B2))
     return np.concatenate([bounds_B2, np.zeros((lacking, 2), np.int64)])
 
 
-def _rectangle(rows: TokenRows, bounds_B2: np.ndarray, least_width: int) -> Batch:
+def _padded_batch(rows: TokenRows, bounds_B2: np.ndarray, least_width: int) -> Batch:
     """As wide as the longest of these rows, or wider."""
     width = max(int((bounds_B2[:, 1] - bounds_B2[:, 0]).max()), least_width)
     start_B1, end_B1 = bounds_B2[:, :1], bounds_B2[:, 1:]

@@ -183,7 +183,8 @@ def load_tokenizer(store_path: Path, model: str | None = None, trust_remote_code
     Raises InputError where it can't be loaded, isn't the one that the store was made with, or can't tell which
     characters a token is. Code comes from `model` alone, never from where a store says.
     """
-    from neurotally.profiler.model.load import fingerprint_tokenizer, split_revision
+    from neurotally.profiler.model.fingerprints import fingerprint_tokenizer
+    from neurotally.profiler.model.load import split_revision
 
     attributes = store.store_attributes(store_path)
     theirs = attributes.get("model") or {}

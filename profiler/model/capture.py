@@ -12,7 +12,7 @@ from torch import Tensor
 
 from neurotally.kernels import tally
 from neurotally.kernels.layer_tally import PAD, RowMaxima, Statistics
-from neurotally.kernels.routed import tally_routed, tally_routed_reference
+from neurotally.kernels.reference import tally_reference, tally_routed_reference
 from neurotally.profiler.corpus.batches import Batch
 from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.model.experts import ExpertsHookPoint
@@ -106,7 +106,7 @@ class NeuronReader:
             before = into.of(touched_n)
         read_BTF, maxima = tally.tally_layer(point.activation, pre_BTF, up_BTF, kind_BT, into, self._statistics)
         if point.interventions:  # they were tallied as if there were none; all other neurons keep theirs, bitwise
-            maxima_n = tally.tally_reference(*touched, kind_BT, before, self._statistics)
+            maxima_n = tally_reference(*touched, kind_BT, before, self._statistics)
             for name, sums_F in into.items():
                 sums_F[touched_n] = before[name]
             read_BTF = read_BTF.index_copy(-1, touched_n, touched.coefficient_BTF)
@@ -123,23 +123,24 @@ class NeuronReader:
         """Tally the experts of a layer; the coefficients [S, F] that their second product reads."""
         tables = (table_BT.flatten() for table_BT in batch.tables[pre_SF.device])
         routing = point.routing(batch.ids_BT.shape[1])
-        # By token as the routing sorts them; a row of the product has the kind of its token.
+        # By token as the routing sorts them.
         kind_S, document_S, position_S = (table_N[routing.cell_S] for table_N in tables)
         rows = point.rows
         assert rows is not None
         if rows.is_routed_S is not None:  # what an expert makes of other tokens counts as little as pads
             kind_S = torch.where(rows.is_routed_S[routing.row_S], kind_S, PAD)
-        of_row_S = torch.empty_like(kind_S).index_copy_(0, routing.row_S, kind_S)
         into = self._recorder.tallies[point]
         if point.has_own_formula or point.interventions:
             computed = point.computed(pre_SF, up_SF)
-            maxima = tally_routed_reference(*computed, of_row_S, routing, into, self._statistics)
+            maxima = tally_routed_reference(*computed, kind_S, into, self._statistics, routing)
             read_SF = computed.coefficient_BTF
         else:
-            read_SF, maxima = tally_routed(point.activation, pre_SF, up_SF, of_row_S, routing, into, self._statistics)
+            read_SF, maxima = tally.tally_layer(
+                point.activation, pre_SF, up_SF, kind_S, into, self._statistics, routing
+            )
         self._recorder.count_routed(point, routing.expert_S, rows.score_S[routing.row_S], kind_S)
         if self._statistics == Statistics.EVERYTHING:
-            self._recorder.offer_routed(point, maxima, document_S, position_S, routing.runs)
+            self._recorder.offer(point, maxima, document_S, position_S, routing.runs)
         return read_SF
 
 

@@ -173,7 +173,7 @@ def row_limits(config: Any, body: nn.Module) -> tuple[int, int]:
     by_kind = [value for value in rope_settings.values() if isinstance(value, dict)]  # of layers; else there is one
     for rope in by_kind or [rope_settings]:
         originals.append(rope.get("original_max_position_embeddings"))
-        # Their factors depend on the width of the rectangle beyond the original context.
+        # Their factors depend on the width of the batch beyond the original context.
         if rope.get("rope_type") in _WIDTH_DEPENDENT_ROPE:
             longest = min([longest, *filter(None, originals)])
     return min([_DEFAULT_ROW_TOKENS, longest, *filter(None, originals)]), longest

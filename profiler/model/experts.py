@@ -26,6 +26,7 @@ from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.model.formulas import as_module
 from neurotally.profiler.model.hook_points import Computed, HookPoint, Intervention
 from neurotally.profiler.model.offloading import brought_in
+from neurotally.profiler.model.overrides import in_place
 from neurotally.profiler.model.plain_tensors import is_plain
 from neurotally.profiler.model.sharded_tensors import local_part
 
@@ -183,11 +184,8 @@ class InterfaceExperts(ExpertsHookPoint):
             keep(coefficient_SF)
             return coefficient_SF
 
-        self.experts._apply_gate = kept
-        try:
+        with in_place(self.experts, "_apply_gate", kept):
             yield
-        finally:
-            self.experts._apply_gate = original
 
     def first_product(self, expert: int, hidden_ND: Tensor, score_N: Tensor) -> Tensor | None:
         name = "gate_up_proj" if self.gated else "up_proj"
@@ -210,7 +208,7 @@ class InterfaceExperts(ExpertsHookPoint):
 
     def _gate(self, product_SF: Tensor) -> Tensor:
         """What stands in for `_apply_gate`."""
-        if self.reader is None and not self.interventions:
+        if self.is_idle:
             return self._original(product_SF)
         return self.coefficient(*self.halves(product_SF))
 
@@ -227,7 +225,7 @@ class InterfaceExperts(ExpertsHookPoint):
         return torch.allclose(at_half - at_zero, at_one - at_half, rtol=1e-4, atol=1e-6)
 
     def _keep_routing(self, _experts: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if self.reader is None and not self.interventions:
+        if self.is_idle:
             return
         _, index_Nk, weight_Nk = routed_inputs(self.experts, args, kwargs)
         self.rows = _rows(self, index_Nk, weight_Nk)
@@ -261,7 +259,7 @@ def _order_of(experts: Any, where: str) -> str:
     return order
 
 
-def interface_experts(layer: int, name: str, first: int, experts: Any) -> InterfaceExperts:
+def interface_experts(layer: int, name: str, experts: Any) -> InterfaceExperts:
     """The hook point of a module of experts; UnsupportedModelError, naming the layer, where it can't be read."""
     where = f"layer {layer} ({name})"
     if getattr(experts, "_is_expert_parallel", False):
@@ -283,9 +281,9 @@ def interface_experts(layer: int, name: str, first: int, experts: Any) -> Interf
     num_experts, *columns = local_part(down).shape
     width = columns[0] if experts.is_transposed else columns[1]
     point = InterfaceExperts(
-        layer=layer, name=name, first=first, activation=as_module(getattr(experts, "act_fn", nn.Identity())),
+        layer=layer, name=name, activation=as_module(getattr(experts, "act_fn", nn.Identity())),
         place=(experts, "act_fn"), gated=bool(experts.has_gate), keys=None, up=None, down=experts,
-        width=num_experts * width, device=down.device, reach="routed", experts=experts, num_experts=num_experts,
+        width=num_experts * width, device=down.device, experts=experts, num_experts=num_experts,
     )  # fmt: skip
     if point.has_own_formula and not down.is_meta and not point.is_linear_in_up():
         raise UnsupportedModelError(

@@ -9,19 +9,19 @@ Such a network is read where the down projection reads it, once the model has co
 keep what they give, and the formulas give activation and coefficient anew.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from neurotally.profiler.model.formulas import Formula, as_module
 from neurotally.profiler.model.hook_points import PRODUCTS, HookPoint
+from neurotally.profiler.model.overrides import functions_shown
 from neurotally.profiler.model.plain_tensors import share_storage
-from neurotally.profiler.model.stacks import weight_matrices
+from neurotally.profiler.model.stacks import product_of, weight_matrices
 
 _ACTIVATIONS = frozenset(
     ["silu", "gelu", "relu", "leaky_relu", "elu", "celu", "selu", "mish", "relu6", "hardswish", "hardtanh", "sigmoid",
@@ -72,11 +72,11 @@ class FunctionHookPoint(HookPoint):
             hook.remove()
 
     def _keep_product(self, matrix: nn.Module, _args: tuple, output: Tensor) -> None:
-        if self.reader is not None or self.interventions:
+        if not self.is_idle:
             self._products[matrix] = output
 
     def _replace_input(self, _down: nn.Module, args: tuple) -> tuple | None:
-        if self.reader is None and not self.interventions:
+        if self.is_idle:
             return None
         pre_BTF, up_BTF = self._columns(self.keys), self._columns(self.up)
         assert pre_BTF is not None
@@ -91,19 +91,7 @@ class FunctionHookPoint(HookPoint):
         return self._products[matrix][..., first : first + self.width]
 
 
-def find_functional(
-    blocks: Iterable[nn.Module], names: dict[nn.Module, str], run: Callable[[], object]
-) -> list[list[FunctionHookPoint]]:
-    """The networks of each block that can be read where their down projection reads them."""
-    watchers = [_BlockWatcher(layer, block, names) for layer, block in enumerate(blocks)]
-    with ExitStack() as stack:
-        for watcher in watchers:
-            stack.enter_context(watcher.watching())
-        run()
-    return [watcher.points for watcher in watchers]
-
-
-class _BlockWatcher:
+class ProductWatcher:
     """Follows what becomes of the matrix products of a block."""
 
     def __init__(self, layer: int, block: nn.Module, names: dict[nn.Module, str]):
@@ -114,7 +102,6 @@ class _BlockWatcher:
         """By tensor."""
         self._width = 0
         """Of the model: networks read and give such vectors, and routers don't."""
-        self._within = ExitStack()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -123,11 +110,12 @@ class _BlockWatcher:
             for matrix in weight_matrices(self._block):
                 hooks.enter_context(matrix.register_forward_pre_hook(self._look_at_input))
                 hooks.enter_context(matrix.register_forward_hook(self._keep_product))
-            hooks.enter_context(self._block.register_forward_pre_hook(self._begin, with_kwargs=True, prepend=True))
-            hooks.enter_context(self._block.register_forward_hook(self._end, always_call=True))
+            hooks.enter_context(self._block.register_forward_pre_hook(self._keep_width, with_kwargs=True))
+            hooks.enter_context(self._block.register_forward_hook(lambda *_: self._products.clear(), always_call=True))
+            hooks.enter_context(functions_shown(self._block, self._follow))
             yield
 
-    def follow(self, func: Any, args: tuple, kwargs: dict[str, Any], result: Any) -> None:
+    def _follow(self, func: Any, args: tuple, kwargs: dict[str, Any], result: Any) -> None:
         """See what a function made of known tensors."""
         name = getattr(func, "__name__", "")
         if name not in _ACTIVATIONS and name not in _LINEAR:
@@ -162,20 +150,12 @@ class _BlockWatcher:
         if tensor in self._made:
             made: _Made = self._made[tensor]
             return made
-        for matrix, output in reversed(self._products):
-            if share_storage(output, tensor):
-                first = int(tensor.storage_offset()) - int(output.storage_offset())
-                return _Made(_Source(matrix, first, tensor.shape[-1]))
-        return None
+        of = product_of(tensor, self._products)
+        return None if of is None else _Made(_Source(*of, tensor.shape[-1]))
 
-    def _begin(self, _block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def _keep_width(self, _block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         hidden = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
         self._width = hidden.shape[-1]
-        self._within.enter_context(_Functions(self))
-
-    def _end(self, *_: Any) -> None:
-        self._within.close()
-        self._products.clear()
 
     def _keep_product(self, matrix: nn.Module, args: tuple, output: Any) -> None:
         if isinstance(output, Tensor) and args and args[0].shape[-1] == self._width:
@@ -193,16 +173,3 @@ class _BlockWatcher:
             gated=up is not None, keys=(keys, first), up=None if up is None else up.source[:2], down=down, width=width,
             device=args[0].device, up_formula=Formula() if up is None else up.formula,
         ))  # fmt: skip
-
-
-class _Functions(TorchFunctionMode):
-    """Shows a block's watcher every function."""
-
-    def __init__(self, watcher: _BlockWatcher):
-        super().__init__()
-        self._watcher = watcher
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self._watcher.follow(func, args, kwargs or {}, result)
-        return result

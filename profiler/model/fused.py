@@ -7,8 +7,8 @@ residuals stay, too: they stand in the forward methods of each family's layers, 
 """
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from importlib.metadata import version
 from operator import itemgetter
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.hooked_model import HookedModel
+from neurotally.profiler.model.overrides import in_place
 from neurotally.profiler.model.stacks import Stack
 from neurotally.profiler.model.verify import probe_ids
 
@@ -101,7 +102,7 @@ def _watch(model: HookedModel) -> Seen:
                 watching.enter_context(part.register_forward_hook(keep, with_kwargs=True))
         for code in {sys.modules[type(part).__module__] for part in parts}:
             if (own := getattr(code, _ROTATE, None)) is not None:
-                watching.enter_context(_in_place_of(code, partial(watched, code, own)))
+                watching.enter_context(in_place(code, _ROTATE, partial(watched, code, own)))
         model.run_body(ids_BT, decoder_ids_BT=ids_BT)
     return seen
 
@@ -162,13 +163,3 @@ def _rotate_by(rotate: Callable[..., Rotation], code: ModuleType, body: nn.Modul
 def _is_plain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether queries, keys, cosines and sines are all that a rotation is given."""
     return len(args) == 4 and not kwargs and all(isinstance(one, Tensor) for one in args)
-
-
-@contextmanager
-def _in_place_of(code: ModuleType, function: Callable[..., Any]) -> Iterator[None]:
-    own = getattr(code, _ROTATE)
-    setattr(code, _ROTATE, function)
-    try:
-        yield
-    finally:
-        setattr(code, _ROTATE, own)

@@ -21,7 +21,7 @@ from neurotally.profiler.corpus.batches import Batch
 from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.model.offloading import parameter_of
 from neurotally.profiler.model.staging import StagedBatch
-from neurotally.profiler.networks import DECODER
+from neurotally.profiler.networks import DECODER, Network
 
 PRODUCTS = frozenset(
     {torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.multiply, Tensor.multiply}  # type: ignore[attr-defined]
@@ -87,21 +87,36 @@ class HookPoint:
     """Where it computes; its weights may lie elsewhere meanwhile."""
     stack: int = DECODER
     """DECODER or ENCODER: see `networks.Network`."""
-    reach: Literal["all", "routed"] = "all"
-    """Which tokens come by."""
+    num_experts: int | None = None
+    """Of a mixture, whose experts share its neurons evenly; each sees the tokens that are routed to it. None: it is no
+    mixture, and all tokens come by."""
     interventions: list[Intervention] = field(default_factory=list)
     """In the order in which they were entered."""
     touched_n: Tensor = field(init=False)
     """int64: the neurons of an intervention; all others compute what they would without."""
     reader: "Reader | None" = None
-    stand_in: "StandIn" = field(init=False)
 
     def __post_init__(self) -> None:
         self.touched_n = torch.empty(0, dtype=torch.int64, device=self.device)
-        self.stand_in = StandIn(self)
 
     def __str__(self) -> str:
         return f"layer {self.layer} ({self.name})"
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is read or changed here: the model computes what it would without the hook point."""
+        return self.reader is None and not self.interventions
+
+    @property
+    def neurons(self) -> slice:
+        """Its neurons among its layer's."""
+        return slice(self.first, self.first + self.width)
+
+    @property
+    def network(self) -> Network:
+        """Where its neurons are."""
+        width = self.width // (self.num_experts or 1)
+        return Network(self.layer, self.first, width, self.num_experts, self.name, self.stack)
 
     def read_of(self, batch: "ReadBatch") -> "ReadBatch":
         """The part of a batch that comes by: of an encoder-decoder what its stack reads."""
@@ -148,8 +163,7 @@ class HookPoint:
 
     def install(self) -> None:
         """Stand in for the activation module."""
-        self.stand_in.training = self.activation.training
-        setattr(*self.place, self.stand_in)
+        setattr(*self.place, StandIn(self))
 
     def take_out(self) -> None:
         """Put the activation module back."""
@@ -170,6 +184,7 @@ class StandIn(nn.Module):
     def __init__(self, hook_point: HookPoint):
         super().__init__()
         self.hook_point = hook_point
+        self.training = hook_point.activation.training
         own = vars(hook_point.activation)
         for state in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
             vars(self)[state] = own[state]
@@ -177,7 +192,7 @@ class StandIn(nn.Module):
     def forward(self, pre_BTF: Tensor) -> Any:
         """act(pre), or what interventions and reader make of it; in a gated network an object that waits for `up`."""
         point = self.hook_point
-        if point.reader is None and not point.interventions:
+        if point.is_idle:
             return activate(point.activation, pre_BTF)
         return _AwaitsUp(point, pre_BTF) if point.gated else point.coefficient(pre_BTF, None)
 

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from neurotally.profiler.corpus.batches import Batch
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.model.experts import ExpertsHookPoint
 from neurotally.profiler.model.hook_points import HookPoint
 from neurotally.profiler.model.offloading import input_device
 from neurotally.profiler.model.stacks import Stack, run_stack
-from neurotally.profiler.networks import ENCODER, Network, Networks, are_alike, differ_in_tokens
+from neurotally.profiler.networks import ENCODER, Networks, are_alike, differ_in_tokens, has_experts
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class HookedModel:
     @property
     def has_experts(self) -> bool:
         """Whether some neurons are in a mixture's experts."""
-        return any(isinstance(point, ExpertsHookPoint) for point in self.hook_points)
+        return has_experts(self.networks)
 
     @property
     def differ_in_tokens(self) -> bool:
@@ -72,7 +71,7 @@ class HookedModel:
     @property
     def networks(self) -> Networks:
         """Where its neurons are; empty where every layer is one network of the same width."""
-        networks = tuple(network_of(point) for point in self.hook_points)
+        networks = tuple(point.network for point in self.hook_points)
         return () if are_alike(networks, self.num_layers) else networks
 
     @property
@@ -133,12 +132,6 @@ class HookedModel:
         """`run_body` of a batch."""
         decoder_ids_BT = None if batch.decoder is None else torch.from_numpy(batch.decoder.ids_BT)
         return self.run_body(torch.from_numpy(batch.ids_BT), batch_mask(batch), decoder_ids_BT)
-
-
-def network_of(point: HookPoint) -> Network:
-    """Where a hook point's neurons are."""
-    experts = point.num_experts if isinstance(point, ExpertsHookPoint) else None
-    return Network(point.layer, point.first, point.width // (experts or 1), experts, point.name, point.stack)
 
 
 def batch_mask(batch: Batch) -> Tensor | None:

@@ -2,13 +2,9 @@
 
 Loaded the way its users do (`AutoModelForCausalLM`; an encoder, an encoder-decoder, and a vision-language model, of
 which the text decoder is read, by the auto class that loads it all), but whole or not at all; only its body runs.
-`fingerprint` identifies weights by content: names, shapes, the checkpoint's dtype and a fixed sample of every tensor,
-so it takes seconds at any size and is the same on every device and in every dtype. `config` holds what else decides
-the result.
+Of what it is, `fingerprint` identifies the weights, and `config` holds what else decides the result.
 """
 
-import hashlib
-import json
 import os
 import platform
 import sys
@@ -20,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from neurotally.kernels.tally import kernels_for
-from neurotally.profiler.corpus.batches import DECODER_READS, Batch, TeacherForcing, TokenRows, rectangles
+from neurotally.profiler.corpus.batches import DECODER_READS, Batch, TeacherForcing, TokenRows, padded_batches
 from neurotally.profiler.errors import InputError, first_line
 from neurotally.profiler.model.config import (
     auto_class,
@@ -35,20 +30,17 @@ from neurotally.profiler.model.config import (
     weight_bytes,
     without_pooler,
 )  # fmt: skip
+from neurotally.profiler.model.fingerprints import fingerprint_tokenizer, fingerprint_weights
 from neurotally.profiler.model.fused import fuse
 from neurotally.profiler.model.hooked_model import HookedModel
 from neurotally.profiler.model.hooking import hook_model
-from neurotally.profiler.model.offloading import brought_in
-from neurotally.profiler.model.plain_tensors import plain_parts
 from neurotally.profiler.model.quantised import Quantisation, in_dtypes_of, left_plain, quantisation_of
-from neurotally.profiler.model.sharded_tensors import bfloat16_bits
 from neurotally.profiler.model.stacks import find_stacks
 from neurotally.profiler.networks import ENCODER, Networks, networks_of
 from neurotally.profiler.whole_files import read_json
 
 _ATTENTION_BYTES = 2**30
 """What attention scores of models without a fused path may take, one layer at a time."""
-_SAMPLE = 256
 _NAMED = 3
 """Weights named in a message; of others it gives the number."""
 _TOKENIZER_FILES = (
@@ -101,7 +93,7 @@ class ModelFacts:
 
     @property
     def attention_budget(self) -> int | None:
-        """Rows x width² that a rectangle may have; None where attention holds no scores of that size."""
+        """Rows x width² that a batch may have; None where attention holds no scores of that size."""
         if self.attention != "eager" or not self.num_heads:
             return None
         return _ATTENTION_BYTES // (4 * self.num_heads)
@@ -139,8 +131,8 @@ class LoadedModel(HookedModel):
     special_ids: frozenset[int]
 
     def batches(self, rows: TokenRows, token_budget: int, forcing: TeacherForcing | None = None) -> Iterator[Batch]:
-        """Rows as the padded batches in which this model takes them; see `rectangles`."""
-        return rectangles(rows, token_budget, self.facts.attention_budget, forcing, self.facts.one_length)
+        """Rows as the padded batches in which this model takes them; see `padded_batches`."""
+        return padded_batches(rows, token_budget, self.facts.attention_budget, forcing, self.facts.one_length)
 
 
 def load_model(
@@ -306,49 +298,6 @@ def device_name(device_type: str) -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def fingerprint_weights(model: nn.Module, checkpoint_dtype: str) -> str:
-    """SHA-256 over names, shapes, the checkpoint's dtype and 256 evenly spaced elements of every tensor.
-
-    The sample is rounded to bfloat16, so that the dtype in which the model was loaded doesn't matter.
-    """
-    digest = hashlib.sha256(checkpoint_dtype.encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {list(tensor.shape)}".encode())
-        digest.update(_sample(model, name, tensor))
-    return digest.hexdigest()
-
-
-def _sample(model: nn.Module, name: str, tensor: Tensor) -> bytes:
-    """Evenly spaced elements of an entry of the model's state."""
-    if not tensor.is_meta:
-        return b"".join(map(_sample_of, plain_parts(tensor)))
-    owner, _, own_name = name.rpartition(".")
-    module = model.get_submodule(owner)
-    with brought_in(module):
-        return b"".join(map(_sample_of, plain_parts(module.state_dict()[own_name])))
-
-
-def _sample_of(tensor: Tensor) -> bytes:
-    index = torch.linspace(0, tensor.numel() - 1, min(_SAMPLE, tensor.numel()), dtype=torch.float64).long()
-    if tensor.dtype == torch.int32:  # several weights in one
-        return tensor.flatten()[index.to(tensor.device)].cpu().numpy().tobytes()
-    return bfloat16_bits(tensor, index).numpy().tobytes()
-
-
-def fingerprint_tokenizer(tokenizer: Any) -> str:
-    """SHA-256 of all that decides which ids a text becomes."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    digest = hashlib.sha256(backend.to_str().encode() if backend is not None else b"")
-    state = {
-        "class": type(tokenizer).__name__,
-        "vocabulary": sorted(tokenizer.get_vocab().items()) if backend is None else None,
-        "special": sorted(tokenizer.all_special_ids),
-        "probe": tokenizer("def f(x):\n\treturn [x, 'é']  # 数")["input_ids"],
-    }
-    digest.update(json.dumps(state, sort_keys=True).encode())
-    return digest.hexdigest()
 
 
 def _check_folder(model_id: str) -> None:

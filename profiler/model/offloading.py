@@ -25,12 +25,16 @@ def input_device(model: Any) -> torch.device:
     return next((torch.device(hook.execution_device) for hook in _hooks(embedding) if hook.execution_device), device)
 
 
+def own_tensors(module: nn.Module) -> tuple[Tensor, ...]:
+    """A module's own parameters and buffers, without those of its parts."""
+    return (*module.parameters(recurse=False), *module.buffers(recurse=False))
+
+
 @contextmanager
 def brought_in(module: nn.Module) -> Iterator[None]:
     """Within this context the module's own parameters and buffers have values."""
-    own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
     hook: Any = getattr(module, "_hf_hook", None)
-    if hook is None or not any(tensor.is_meta for tensor in own):
+    if hook is None or not any(tensor.is_meta for tensor in own_tensors(module)):
         yield
         return
     hook.pre_forward(module)

@@ -21,7 +21,6 @@ from neurotally.profiler.errors import InputError, first_line
 from neurotally.profiler.model import verify
 from neurotally.profiler.model.config import empty_model, is_encoder, row_limits, weight_bytes
 from neurotally.profiler.model.experts import has_interface, routed_inputs
-from neurotally.profiler.model.hooked_model import network_of
 from neurotally.profiler.model.hooking import points_of
 from neurotally.profiler.model.load import (
     checkpoint_dtype_of,
@@ -32,10 +31,10 @@ from neurotally.profiler.model.load import (
     split_revision,
     try_load,
 )  # fmt: skip
-from neurotally.profiler.model.probe import experts_hook_point, is_experts
+from neurotally.profiler.model.probe import experts_hook_point, is_experts, number_neurons
 from neurotally.profiler.model.quantised import quantisation_of
 from neurotally.profiler.model.stacks import Stack, find_stacks
-from neurotally.profiler.networks import ENCODER, Network, Networks
+from neurotally.profiler.networks import ENCODER, Network, Networks, has_experts
 
 _CHOICE_KEYS = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "moe_k")
 """Of how many experts get each token, where these have a way of their own to compute."""
@@ -92,7 +91,7 @@ class Outline:
     @property
     def has_experts(self) -> bool:
         """Whether some neurons are in a mixture's experts."""
-        return any(network.experts is not None for network in self.networks)
+        return has_experts(self.networks)
 
 
 def outline_model(spec: str, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False) -> Outline:
@@ -169,8 +168,8 @@ def _networks(model: Any, stacks: tuple[Stack, ...]) -> _Found:
     except Exception as error:  # of code that isn't ours, which may need values
         pass_failed = f"{type(error).__name__}: {first_line(error)}"
         return _Found(tuple(_by_structure(stacks, model.config.get_text_config())), None, pass_failed)
-    networks = tuple(network_of(point) for point in points)
-    if any(network.experts is not None for network in networks) and not chosen:
+    networks = tuple(point.network for point in points)
+    if has_experts(networks) and not chosen:
         chosen.update(_numbers(model.config.get_text_config(), _CHOICE_KEYS))
     return _Found(networks, max(chosen, default=None))
 
@@ -216,13 +215,14 @@ def _by_structure(stacks: tuple[Stack, ...], config: Any) -> Iterator[Network]:
     width = next((value for key in _WIDTH_KEYS if isinstance(value := getattr(config, key, None), int)), None)
     blocks = [(block, name) for stack in stacks for name, block in stack.blocks.named_children()]
     for layer, (block, name) in enumerate(blocks):
-        first = 0
-        for part_name, module in block.named_modules():
-            if is_experts(module):
-                point = experts_hook_point(layer, f"{name}.{part_name}", first, module, block)
-                first += point.width
-                yield network_of(point)
-        if not first:
+        points = [
+            experts_hook_point(layer, f"{name}.{part_name}", module, block)
+            for part_name, module in block.named_modules()
+            if is_experts(module)
+        ]
+        number_neurons(points)
+        yield from (point.network for point in points)
+        if not points:
             if width is None:
                 raise InputError(
                     f"how wide the networks of {config.model_type} are can't be told without its weights: its config "

@@ -19,20 +19,20 @@ whereas the sum of routing weights of a site is that of w.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.model.experts import ExpertsHookPoint, Rows
 from neurotally.profiler.model.hook_points import PRODUCTS
+from neurotally.profiler.model.overrides import functions_shown
 
 _MATRIX_PRODUCTS = frozenset({functional.linear, torch.matmul, Tensor.matmul, torch.bmm, Tensor.bmm})
 KeepRouting = Callable[[Tensor, list[Rows]], None]
@@ -59,10 +59,13 @@ class _Parts(NamedTuple):
 class OwnExperts(ExpertsHookPoint):
     """Experts whose activation module is the hook point."""
 
-    router: Any = field(default=None, kw_only=True)
-    """Llama 4's and JetMoe's, whose results tell the routing."""
+    router: nn.Module | None = field(default=None, kw_only=True)
+    """What tells the routing, once it has run; None: the experts are told it."""
     _products: list[Rows] = field(default_factory=list)
     """Those to come in this pass."""
+
+    has_router: ClassVar[bool] = False
+    """Whether the routing is what a router gives."""
 
     @staticmethod
     @abstractmethod
@@ -70,12 +73,33 @@ class OwnExperts(ExpertsHookPoint):
         """What a module of this kind is made of."""
 
     @abstractmethod
+    def products(self, told: tuple) -> list[Rows]:
+        """The rows of each product to come.
+
+        `told`: what the router gives, or what experts are given beside the hidden states.
+        """
+
+    @abstractmethod
+    def gate_matrix(self, expert: int) -> Any:
+        """[F, D]: an expert's."""
+
     def watch_routing(self, keep: KeepRouting) -> AbstractContextManager[Any]:
         """Within this context `keep` is told, in each pass, what experts are given."""
 
-    @abstractmethod
-    def gate_matrix(self, expert: int) -> Tensor:
-        """[F, D]: an expert's."""
+        def before(_experts: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            hidden, *told = (*args, *kwargs.values())
+            hidden_ND = hidden.reshape(-1, hidden.shape[-1])
+            keep(hidden_ND, self.products(tuple(told)))
+
+        def after(_router: nn.Module, args: tuple, output: tuple) -> None:
+            keep(args[0], self.products(output))
+
+        handle: AbstractContextManager[Any] = (
+            self.experts.register_forward_pre_hook(before, with_kwargs=True)
+            if self.router is None
+            else self.router.register_forward_hook(after)
+        )
+        return handle
 
     def install(self) -> None:
         super().install()
@@ -94,16 +118,17 @@ class OwnExperts(ExpertsHookPoint):
         return super().coefficient(pre_BTF.view(by_row), up_BTF.view(by_row)).view(pre_BTF.shape)
 
     def first_product(self, expert: int, hidden_ND: Tensor, score_N: Tensor) -> Tensor | None:
-        return hidden_ND.double() @ self.gate_matrix(expert).double().T
+        matrix: Tensor = self.gate_matrix(expert)
+        return hidden_ND.double() @ matrix.double().T
 
     def watch_hidden(self, keep: Callable[[Tensor], None]) -> AbstractContextManager[Any]:
         return self.watch_routing(lambda hidden_ND, _products: keep(hidden_ND))
 
     def watch_bare(self, keep: Callable[[Tensor], None]) -> AbstractContextManager[Any]:
-        return _operands_in(self.experts, _MATRIX_PRODUCTS, keep)
+        return _operands_shown(self.experts, _MATRIX_PRODUCTS, keep)
 
     def _keep_routing(self, hidden_ND: Tensor, products: list[Rows]) -> None:
-        if self.reader is None and not self.interventions:
+        if self.is_idle:
             return
         self._products = products
         if not products:  # no token goes to an expert that has neurons
@@ -116,15 +141,8 @@ class OwnExperts(ExpertsHookPoint):
 class _ProductOfEach(OwnExperts):
     """A product for each expert that has tokens."""
 
-    def watch_routing(self, keep: KeepRouting) -> AbstractContextManager[Any]:
-        def hook(_experts: nn.Module, args: tuple) -> None:
-            hidden, index_Nk, score_Nk = args
-            keep(hidden.reshape(-1, hidden.shape[-1]), self._products_of(index_Nk, score_Nk))
-
-        handle: AbstractContextManager[Any] = self.experts.register_forward_pre_hook(hook)
-        return handle
-
-    def _products_of(self, index_Nk: Tensor, score_Nk: Tensor) -> list[Rows]:
+    def products(self, told: tuple) -> list[Rows]:
+        index_Nk, score_Nk = told
         products = []
         for expert in torch.unique(index_Nk).tolist():
             if expert < self.num_experts:
@@ -138,9 +156,8 @@ class _Dbrx(_ProductOfEach):
     def parts(experts: Any) -> _Parts:
         return _Parts((experts.mlp, "activation_fn"), experts.num_experts, experts.ffn_hidden_size, experts)
 
-    def gate_matrix(self, expert: int) -> Tensor:
-        matrix: Tensor = self.experts.mlp.w1.view(self.num_experts, self.expert_width, -1)[expert]
-        return matrix
+    def gate_matrix(self, expert: int) -> Any:
+        return self.experts.mlp.w1.view(self.num_experts, self.expert_width, -1)[expert]
 
 
 class _LongcatFlash(_ProductOfEach):
@@ -148,59 +165,44 @@ class _LongcatFlash(_ProductOfEach):
     def parts(experts: Any) -> _Parts:
         return _Parts((experts, "act_fn"), experts.num_routed_experts, experts.intermediate_size, experts)
 
-    def gate_matrix(self, expert: int) -> Tensor:
-        matrix: Tensor = self.experts.gate_up_proj[expert, : self.expert_width]
-        return matrix
+    def gate_matrix(self, expert: int) -> Any:
+        return self.experts.gate_up_proj[expert, : self.expert_width]
 
 
 class _JetMoe(OwnExperts):
+    has_router = True
+
     @staticmethod
     def parts(experts: Any) -> _Parts:
         num_experts = experts.input_linear.num_experts
         return _Parts((experts, "activation"), num_experts, experts.hidden_size, experts.output_linear)
 
-    def watch_routing(self, keep: KeepRouting) -> AbstractContextManager[Any]:
-        def hook(_router: nn.Module, args: tuple, output: tuple) -> None:
-            _, token_S, score_S, rows_E, _ = output
-            expert_E = torch.arange(self.num_experts, device=token_S.device)
-            expert_S = torch.repeat_interleave(expert_E, torch.tensor(rows_E, device=token_S.device))
-            keep(args[0], [Rows(expert_S, token_S, score_S)])
-
-        handle: AbstractContextManager[Any] = self.router.register_forward_hook(hook)
-        return handle
+    def products(self, told: tuple) -> list[Rows]:
+        _, token_S, score_S, rows_E, _ = told
+        expert_E = torch.arange(self.num_experts, device=token_S.device)
+        return [Rows(expert_E.repeat_interleave(torch.tensor(rows_E, device=token_S.device)), token_S, score_S)]
 
     def watch_bare(self, keep: Callable[[Tensor], None]) -> AbstractContextManager[Any]:
         handle: AbstractContextManager[Any] = self.down.register_forward_pre_hook(lambda _down, args: keep(args[0]))
         return handle
 
-    def gate_matrix(self, expert: int) -> Tensor:
-        matrix: Tensor = self.experts.input_linear.weight[expert, : self.expert_width]
-        return matrix
+    def gate_matrix(self, expert: int) -> Any:
+        return self.experts.input_linear.weight[expert, : self.expert_width]
 
 
 class _Llama4(OwnExperts):
+    has_router = True
+
     @staticmethod
     def parts(experts: Any) -> _Parts:
         return _Parts((experts, "act_fn"), experts.num_experts, experts.expert_dim, experts)
 
-    def watch_routing(self, keep: KeepRouting) -> AbstractContextManager[Any]:
-        def hook(_router: nn.Module, args: tuple, output: tuple) -> None:
-            score_NE = output[0]
-            token_N = torch.arange(len(score_NE), device=score_NE.device)
-            expert_E = torch.arange(self.num_experts, device=score_NE.device)
-            score_S = score_NE.T.reshape(-1)
-            rows = Rows(
-                expert_E.repeat_interleave(len(token_N)), token_N.repeat(len(expert_E)), score_S,
-                weight_S=torch.ones_like(score_S), is_routed_S=score_S > 0,
-            )  # fmt: skip
-            keep(args[0], [rows])
+    def products(self, told: tuple) -> list[Rows]:
+        rows = _rows_of_all(told[0])
+        return [rows._replace(weight_S=torch.ones_like(rows.score_S), is_routed_S=rows.score_S > 0)]
 
-        handle: AbstractContextManager[Any] = self.router.register_forward_hook(hook)
-        return handle
-
-    def gate_matrix(self, expert: int) -> Tensor:
-        matrix: Tensor = self.experts.gate_up_proj[expert, :, : self.expert_width].T
-        return matrix
+    def gate_matrix(self, expert: int) -> Any:
+        return self.experts.gate_up_proj[expert, :, : self.expert_width].T
 
     def first_product(self, expert: int, hidden_ND: Tensor, score_N: Tensor) -> Tensor | None:
         return super().first_product(expert, hidden_ND * score_N[:, None], score_N)
@@ -212,24 +214,23 @@ class _InklingShared(OwnExperts):
         num_experts, width, _ = experts.gate_proj.shape
         return _Parts((experts, "act_fn"), num_experts, width, experts)
 
-    def watch_routing(self, keep: KeepRouting) -> AbstractContextManager[Any]:
-        def hook(_experts: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            hidden_ND = args[0].reshape(-1, args[0].shape[-1])
-            token_N = torch.arange(len(hidden_ND), device=hidden_ND.device)
-            expert_E = torch.arange(self.num_experts, device=hidden_ND.device)
-            score_S = kwargs["gammas"].reshape(len(token_N), -1).T.reshape(-1)
-            keep(hidden_ND, [Rows(expert_E.repeat_interleave(len(token_N)), token_N.repeat(len(expert_E)), score_S)])
-
-        handle: AbstractContextManager[Any] = self.experts.register_forward_pre_hook(hook, with_kwargs=True)
-        return handle
+    def products(self, told: tuple) -> list[Rows]:
+        (gamma,) = told
+        return [_rows_of_all(gamma.reshape(-1, self.num_experts))]
 
     def watch_bare(self, keep: Callable[[Tensor], None]) -> AbstractContextManager[Any]:
         # The second product reads the coefficient times its weight, so that the coefficient is a factor of it.
-        return _operands_in(self.experts, PRODUCTS, keep)
+        return _operands_shown(self.experts, PRODUCTS, keep)
 
-    def gate_matrix(self, expert: int) -> Tensor:
-        matrix: Tensor = self.experts.gate_proj[expert]
-        return matrix
+    def gate_matrix(self, expert: int) -> Any:
+        return self.experts.gate_proj[expert]
+
+
+def _rows_of_all(score_NE: Tensor) -> Rows:
+    """The rows of a product [E, N, F] in which every expert computes every token."""
+    num_tokens, num_experts = score_NE.shape
+    expert_E, token_N = (torch.arange(number, device=score_NE.device) for number in (num_experts, num_tokens))
+    return Rows(expert_E.repeat_interleave(num_tokens), token_N.repeat(num_experts), score_NE.T.reshape(-1))
 
 
 _KINDS: dict[str, type[OwnExperts]] = {
@@ -242,7 +243,7 @@ _KINDS: dict[str, type[OwnExperts]] = {
 """By the class that holds the experts."""
 
 
-def own_experts(layer: int, name: str, first: int, experts: Any, block: nn.Module) -> OwnExperts:
+def own_experts(layer: int, name: str, experts: Any, block: nn.Module) -> OwnExperts:
     """The hook point of a module of such experts in a layer's block; UnsupportedModelError where it can't be read."""
     if any(parameter.is_meta and hasattr(experts, "_hf_hook") for parameter in experts.parameters()):
         raise UnsupportedModelError(
@@ -256,36 +257,21 @@ def own_experts(layer: int, name: str, first: int, experts: Any, block: nn.Modul
     kind = _KINDS[type(experts).__name__]
     place, num_experts, width, down = kind.parts(experts)
     routers = (getattr(part, "router", None) for part in block.modules() if experts in (part, *part.children()))
+    router = next(filter(None, routers), None) if kind.has_router else None
     return kind(
-        layer=layer, name=name, first=first, activation=getattr(*place), place=place, gated=True, keys=None, up=None,
-        down=down, width=num_experts * width, device=next(experts.parameters()).device, reach="routed",
-        experts=experts, num_experts=num_experts, router=next(filter(None, routers), None),
+        layer=layer, name=name, activation=getattr(*place), place=place, gated=True, keys=None, up=None,
+        down=down, width=num_experts * width, device=next(experts.parameters()).device,
+        experts=experts, num_experts=num_experts, router=router,
     )  # fmt: skip
 
 
-@contextmanager
-def _operands_in(module: nn.Module, functions: frozenset[Any], keep: Callable[[Tensor], None]) -> Iterator[None]:
+def _operands_shown(
+    module: nn.Module, functions: frozenset[Any], keep: Callable[[Tensor], None]
+) -> AbstractContextManager[Any]:
     """Within this context `keep` is shown the first operand of these functions in the module's forward pass."""
-    watched = ExitStack()
 
-    def begin(*_: Any) -> None:
-        watched.enter_context(_FirstOperands(functions, keep))
+    def see(func: Any, args: tuple, _kwargs: dict[str, Any], _result: Any) -> None:
+        if func in functions:
+            keep(args[0])
 
-    def end(*_: Any) -> None:
-        watched.close()
-
-    with module.register_forward_pre_hook(begin), module.register_forward_hook(end, always_call=True):
-        yield
-
-
-class _FirstOperands(TorchFunctionMode):
-    """Shows the first operand of some functions."""
-
-    def __init__(self, functions: frozenset[Any], keep: Callable[[Tensor], None]):
-        super().__init__()
-        self._functions, self._keep = functions, keep
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func in self._functions:
-            self._keep(args[0])
-        return func(*args, **(kwargs or {}))
+    return functions_shown(module, see)

@@ -9,18 +9,19 @@ taken for none.
 
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 
 from torch import nn
 
 from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.model.experts import ExpertsHookPoint, has_interface, interface_experts
-from neurotally.profiler.model.functional import FunctionHookPoint, find_functional
+from neurotally.profiler.model.functional import ProductWatcher
 from neurotally.profiler.model.hook_points import HookPoint
+from neurotally.profiler.model.overrides import Functions
 from neurotally.profiler.model.own_experts import has_own_experts, own_experts
 from neurotally.profiler.model.stacks import find_experts, is_activation, weight_matrices
-from neurotally.profiler.model.watcher import Watcher
+from neurotally.profiler.model.watcher import ActivationWatcher, Marks
 
 _NO_NETWORK = re.compile(r"(norm|adapter|residual|router)$", re.IGNORECASE)
 """Classes of modules that may have two matrices and an activation, and are no layer's network: gates of norms (AXK2),
@@ -38,13 +39,16 @@ def find_hook_points(decoder: nn.Module, blocks: nn.ModuleList, run: Callable[[]
     all; some layers may have none.
     """
     names = {module: name for name, module in decoder.named_modules()}
-    layers = [_Layer(layer, block, names) for layer, block in enumerate(blocks)]
+    marks = Marks()
+    layers = [_Layer(layer, block, names, marks) for layer, block in enumerate(blocks)]
     with ExitStack() as stack:
-        for watcher in itertools.chain.from_iterable(layer.watchers for layer in layers):
-            stack.enter_context(watcher.watching())
+        for layer in layers:
+            for watcher in layer.watchers:
+                stack.enter_context(watcher.watching())
+            stack.enter_context(layer.functional.watching())
+        stack.enter_context(Functions(marks.see))
         run()
-    functional = find_functional(blocks, names, run)
-    by_layer = [layer.points(others) for layer, others in zip(layers, functional, strict=True)]
+    by_layer = [layer.points() for layer in layers]
     for layer, points in zip(layers, by_layer, strict=True):
         if not points and any(by_layer) and layer.may_have_one:
             raise UnsupportedModelError(
@@ -80,7 +84,7 @@ def _is_network_alone(block: nn.Module, points: list[HookPoint]) -> bool:
 class _Layer:
     """A decoder layer, and what may be networks of it: experts, and other activation modules, each watched."""
 
-    def __init__(self, layer: int, block: nn.Module, names: dict[nn.Module, str]):
+    def __init__(self, layer: int, block: nn.Module, names: dict[nn.Module, str], marks: Marks):
         self._layer, self._block, self._names = layer, block, names
         self._order = list(block.modules())
         self._experts = [module for module in self._order if is_experts(module)]
@@ -92,11 +96,12 @@ class _Layer:
         apart = [*self._experts, *(module for module in self._order if _NO_NETWORK.search(type(module).__name__))]
         self._apart = {part for module in apart for part in module.modules()}
         self.watchers = [
-            Watcher(layer, block, (parent, attribute), names)
+            ActivationWatcher(layer, block, (parent, attribute), names, marks)
             for parent in self._order
             for attribute, child in parent.named_children()
             if is_activation(child) and parent not in self._apart
         ]
+        self.functional = ProductWatcher(layer, block, names)
 
     def __str__(self) -> str:
         return f"layer {self._layer} ({self._names[self._block]})"
@@ -114,10 +119,10 @@ class _Layer:
             return "no activation stands between two weight matrices"
         return f"{self.watchers[0].name}: {self.watchers[0].why}"
 
-    def points(self, functional: list[FunctionHookPoint]) -> list[HookPoint]:
-        """Its networks, in the order of its modules; those of `functional` that have no activation module."""
+    def points(self) -> list[HookPoint]:
+        """Its networks, in the order of its modules."""
         watchers = [watcher for watcher in self.watchers if watcher.is_network]
-        by_down = {point.down: point for point in functional if point.down not in self._apart}
+        by_down = {point.down: point for point in self.functional.points if point.down not in self._apart}
         for watcher in watchers:
             by_down.pop(watcher.down, None)
         if not self._experts and len(watchers) + len(by_down) > 1:
@@ -126,15 +131,13 @@ class _Layer:
                 f"layer {self._layer}: expected one feed-forward network, found {len(watchers) + len(by_down)} among "
                 f"the activation modules {what}; this layer isn't supported"
             )
-        parts: list[tuple[int, Watcher | FunctionHookPoint | nn.Module]] = [
-            *((self._order.index(module), module) for module in self._experts),
-            *((self._order.index(watcher.act), watcher) for watcher in watchers),
-            *((self._order.index(down), point) for down, point in by_down.items()),
+        found: list[tuple[nn.Module, HookPoint]] = [
+            *((part, experts_hook_point(self._layer, self._names[part], part, self._block)) for part in self._experts),
+            *((watcher.act, watcher.hook_point()) for watcher in watchers),
+            *by_down.items(),
         ]
-        points: list[HookPoint] = []
-        for _, part in sorted(parts, key=lambda entry: entry[0]):
-            first = points[-1].first + points[-1].width if points else 0
-            points.append(self._point(part, first))
+        points = [point for _, point in sorted(found, key=lambda pair: self._order.index(pair[0]))]
+        number_neurons(points)
         self._refuse_missed(points)
         return points
 
@@ -151,17 +154,17 @@ class _Layer:
                     "network beside those that are read, of a kind that isn't known; this layer isn't supported"
                 )
 
-    def _point(self, part: "Watcher | FunctionHookPoint | nn.Module", first: int) -> HookPoint:
-        if isinstance(part, Watcher):
-            return part.hook_point(first)
-        if isinstance(part, FunctionHookPoint):
-            part.first = first
-            return part
-        return experts_hook_point(self._layer, self._names[part], first, part, self._block)
 
-
-def experts_hook_point(layer: int, name: str, first: int, experts: nn.Module, block: nn.Module) -> ExpertsHookPoint:
+def experts_hook_point(layer: int, name: str, experts: nn.Module, block: nn.Module) -> ExpertsHookPoint:
     """The hook point of a module of experts in a layer's block; UnsupportedModelError where it can't be read."""
     if has_own_experts(experts):
-        return own_experts(layer, name, first, experts, block)
-    return interface_experts(layer, name, first, experts)
+        return own_experts(layer, name, experts, block)
+    return interface_experts(layer, name, experts)
+
+
+def number_neurons(points: Iterable[HookPoint]) -> None:
+    """Number the neurons of a layer's hook points through, in this order."""
+    first = 0
+    for point in points:
+        point.first = first
+        first += point.width

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from neurotally.profiler.errors import UnsupportedModelError
+from neurotally.profiler.model.offloading import own_tensors
 from neurotally.profiler.model.plain_tensors import is_plain
 from neurotally.profiler.model.probe import is_experts
 from neurotally.profiler.model.stacks import weight_matrices
@@ -94,11 +95,5 @@ def left_plain(blocks: Sequence[nn.Module]) -> list[str]:
 def _left_in(block: nn.Module) -> Iterator[str]:
     projections = {*weight_matrices(block), *filter(is_experts, block.modules())}
     for name, module in block.named_modules():
-        if module in projections and all(map(is_plain, _weights(module))):
+        if module in projections and all(is_plain(tensor) for tensor in own_tensors(module) if tensor.dim() >= 2):
             yield name
-
-
-def _weights(module: nn.Module) -> Iterator[Tensor]:
-    """A module's own matrices."""
-    own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
-    return (tensor for tensor in own if tensor.dim() >= 2)

@@ -9,10 +9,9 @@ has is told by the rows and columns of the checkpoint's matrices that it loaded,
 network; where they aren't the slice above the model is refused.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -20,23 +19,13 @@ from torch import Tensor
 
 from neurotally.kernels.statistics import statistics_of
 from neurotally.kernels.trigger_lists import UnitTriggers
-from neurotally.profiler.errors import InputError, UnsupportedModelError
-from neurotally.profiler.model.config import empty_model
+from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.model.experts import ExpertsHookPoint, InterfaceExperts
 from neurotally.profiler.model.hook_points import HookPoint
 from neurotally.profiler.model.load import LoadedModel, ModelFacts
-from neurotally.profiler.model.neurons import UnitNeurons
-from neurotally.profiler.model.own_experts import has_own_experts
 from neurotally.profiler.model.sharded_tensors import held_numbers
 from neurotally.profiler.networks import Network, are_alike
-
-_KEYS = ("k_proj", "kv_b_proj", "qkv_proj", "query_key_value")
-"""What gives attention its keys, where devices share it head by head."""
-_SPREADING = re.compile("colwise|rowwise")
-"""In names of styles."""
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
-_WIDTHS = ("intermediate_size", "moe_intermediate_size")
-"""Of configs; what else there is of networks is looked at when the shards are loaded."""
+from neurotally.profiler.neuron_sums import UnitNeurons
 
 
 @dataclass(frozen=True)
@@ -63,9 +52,8 @@ def model_shard(model: LoadedModel) -> ModelShard:
     networks: list[Network] = []
     for point in model.hook_points:
         is_next = bool(networks) and networks[-1].layer == point.layer
-        experts = point.num_experts if isinstance(point, ExpertsHookPoint) else None
         first = networks[-1].end if is_next else 0
-        networks.append(Network(point.layer, first, _width(point), experts, point.name, point.stack))
+        networks.append(replace(point.network, first=first, neurons=_width(point)))
     num_neurons = max(network.end for network in networks)
     number_LF = np.full((model.num_layers, model.num_neurons), -1, np.int64)
     for point, network, column_f in zip(model.hook_points, networks, slices, strict=True):
@@ -73,66 +61,10 @@ def model_shard(model: LoadedModel) -> ModelShard:
             continue
         number_Ef = network.neurons * np.arange(network.sites)[:, None] + column_f
         number_Ef += num_neurons * network.layer + network.first
-        number_LF[point.layer, point.first : point.first + point.width] = number_Ef.ravel()
+        number_LF[point.layer, point.neurons] = number_Ef.ravel()
     alike = are_alike(networks, model.num_layers)
     facts = replace(model.facts, num_neurons=num_neurons, networks=() if alike else tuple(networks))
     return ModelShard(facts, number_LF.ravel())
-
-
-@dataclass(frozen=True)
-class ShardPlan:
-    """How transformers spreads a model over devices."""
-
-    styles: Mapping[str, str]
-    """By names of modules and parameters, layers as `*`; empty where it can't."""
-    shared: float
-    """Of all weights, those that devices share; of the others each has all."""
-    own_experts: str = ""
-    """The class of experts that devices can't share, if it has such."""
-
-    def held(self, devices: int) -> float:
-        """Of all weights, those that each of so many devices holds."""
-        return 1 - self.shared + self.shared / devices
-
-
-def shard_plan(config: Any, trust_remote_code: bool, dtype: torch.dtype | None = None) -> ShardPlan:
-    """That of a model, told from its config; the dtype in which it runs makes no difference."""
-    model = empty_model(config, trust_remote_code, dtype)
-    styles = dict(getattr(model, "tp_plan", None) or {})
-    number = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    shared = sum(number[name] for name in number if _SPREADING.search(_style(name, styles)))
-    own_experts = next((type(part).__name__ for part in model.modules() if has_own_experts(part)), "")
-    return ShardPlan(styles, shared / sum(number.values()), own_experts)
-
-
-def _style(parameter: str, styles: Mapping[str, str]) -> str:
-    """Of a parameter, or else of its module."""
-    name = _NUMBER.sub("*", parameter)
-    return styles.get(name) or styles.get(name.rpartition(".")[0], "")
-
-
-def refuse_unshardable(plan: ShardPlan, config: Any, model_id: str, devices: int) -> None:
-    """InputError, before any weight is read, where so many devices can't hold a model together."""
-    option = f"--devices-per-worker {devices}"
-    if not plan.styles:
-        raise UnsupportedModelError(
-            f"{option}: {model_id} ({config.model_type}) has no plan in transformers for several devices (tp_plan); "
-            "leave the option out"
-        )
-    if plan.own_experts:
-        raise UnsupportedModelError(
-            f"{option}: {model_id} ({config.model_type}) has experts of a kind ({plan.own_experts}) that devices can't "
-            "share yet; leave the option out"
-        )
-    text = config.get_text_config()
-    shared = {f"neurons a network ({key})": getattr(text, key, None) for key in _WIDTHS}
-    if any(name.endswith(_KEYS) and style == "colwise" for name, style in plan.styles.items()):
-        heads = text.num_attention_heads
-        shared["attention heads"] = heads
-        shared["key and value heads"] = getattr(text, "num_key_value_heads", None) or heads
-    for what, number in shared.items():
-        if isinstance(number, int) and number % devices:
-            raise InputError(f"{option}: {model_id} has {number:,} {what}; expected a number that divides them")
 
 
 def joined(parts: Sequence[tuple[ModelShard, UnitNeurons]]) -> UnitNeurons:

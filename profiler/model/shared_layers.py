@@ -5,10 +5,11 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from neurotally.profiler.model.hooked_model import HookedModel
 from neurotally.profiler.model.interventions import switched_off
+from neurotally.profiler.model.overrides import in_place
 from neurotally.profiler.model.verify import probe_ids
 
 
@@ -40,7 +41,7 @@ class SharedLayers:
         kept: list[Any] = []
         with ExitStack() as context:
             for block in self._blocks[: self._num_kept]:
-                context.enter_context(_giving(block, self._output))
+                context.enter_context(in_place(block, "forward", lambda *_args, **_kwargs: _copy(self._output)))
             if self._blocks and layer > self._num_kept:
                 last = self._blocks[layer - 1]
                 context.enter_context(last.register_forward_hook(lambda *seen: kept.append(_copy(seen[-1]))))
@@ -51,7 +52,7 @@ class SharedLayers:
     def _is_exact(self, model: HookedModel) -> bool:
         """Whether short runs with the second layer, the last, and none switched off come out as without sharing."""
         ids_BT = probe_ids(model.vocabulary)
-        widths = {point.layer: point.first + point.width for point in model.hook_points}
+        widths = {point.layer: point.neurons.stop for point in model.hook_points}
         second, last = sorted(widths)[:2][-1], max(widths)
         masks = [{layer: range(widths[layer])} for layer in (second, last, last)]
         for mask in (*masks, {}, {}):
@@ -63,20 +64,6 @@ class SharedLayers:
                 return False
         self.forget()
         return True
-
-
-@contextmanager
-def _giving(block: nn.Module, output: Any) -> Iterator[None]:
-    """Within this context a block isn't computed and gives a copy of this."""
-    own = vars(block).get("forward")  # accelerate's, of a model that is spread over devices
-    block.forward = lambda *_args, **_kwargs: _copy(output)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        if own is None:
-            del block.forward
-        else:
-            block.forward = own  # type: ignore[method-assign]
 
 
 def _copy(output: Any) -> Any:

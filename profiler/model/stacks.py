@@ -1,6 +1,7 @@
 """The stacks of a language model, a decoder, an encoder, or both, and their blocks: found by structure, not by name."""
 
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from transformers.activations import ACT2CLS
 
 from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.model.offloading import input_device
+from neurotally.profiler.model.plain_tensors import share_storage
 from neurotally.profiler.model.threads import few_enough_threads
 
 _ACTIVATION_CLASSES = tuple(
@@ -119,6 +121,17 @@ def weight_matrices(block: nn.Module) -> list[nn.Module]:
         for module in block.modules()
         if any(isinstance(matrix := getattr(module, name, None), Tensor) and matrix.dim() == 2 for name in _MATRICES)
     ]
+
+
+def product_of(values: Tensor, products: Sequence[tuple[nn.Module, Tensor]]) -> tuple[nn.Module, int] | None:
+    """The last matrix in whose product's memory a tensor is, and the first of its columns there.
+
+    `products`: matrices and what they gave, in the order in which they ran.
+    """
+    for matrix, output in reversed(products):
+        if share_storage(output, values):
+            return matrix, int(values.storage_offset()) - int(output.storage_offset())
+    return None
 
 
 def norms(block: nn.Module) -> list[nn.Module]:

@@ -253,7 +253,7 @@ class _ExpertsCheck(_LayerCheck):
                 pre.append(pre_SF[of_expert][is_counted])
                 h.append(h_SF[of_expert][is_counted].double())
             if sum(map(len, pre)):
-                part = tally.part(slice(expert * width, (expert + 1) * width))
+                part = tally.of_expert(expert, width)
                 self._hold_against_formulas(part, torch.cat(pre), torch.cat(h))
 
     def _keep_hidden(self, hidden_ND: Tensor) -> None:

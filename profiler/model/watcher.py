@@ -2,9 +2,9 @@
 
 act in `down(act(gate(x)) · up(x))` or in `fc2(act(fc1(x)))` is found by its class wherever a layer keeps it (OPT has no
 module for the network at all). What it is given tells the keys, as the matrix product, or the part of one, whose memory
-it is. Its result is marked, and the mark goes on from op to op: to a product with a tensor of the same shape, which
-makes the network gated and tells `up`, through a norm, and to the weight matrix that reads it, the down projection.
-Other activations of a layer are a router's or a mixer's.
+it is. Its result is marked, and the mark goes on from function to function: to a product with a tensor of the same
+shape, which makes the network gated and tells `up`, through a norm, and to the weight matrix that reads it, the down
+projection. Other activations of a layer are a router's or a mixer's.
 """
 
 from collections.abc import Iterator
@@ -13,17 +13,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from neurotally.profiler.model.hook_points import PRODUCTS, HookPoint
 from neurotally.profiler.model.plain_tensors import share_storage
-from neurotally.profiler.model.stacks import norms, weight_matrices
+from neurotally.profiler.model.stacks import norms, product_of, weight_matrices
 
 
-class Watcher(nn.Module):
+class ActivationWatcher(nn.Module):
     """Stands in for a block's activation module while the probe runs, and looks at the block's weight matrices."""
 
-    def __init__(self, layer: int, block: nn.Module, place: tuple[nn.Module, str], names: dict[nn.Module, str]):
+    def __init__(
+        self, layer: int, block: nn.Module, place: tuple[nn.Module, str], names: dict[nn.Module, str], marks: "Marks"
+    ):
         super().__init__()
+        self.marks = marks
         self.layer = layer
         self.place = place
         parent, attribute = self.place
@@ -38,6 +42,7 @@ class Watcher(nn.Module):
         """One at most; in a tuple, since it is no part of this module."""
         self.norm: nn.Module | None = None
         """Between coefficients and down projection."""
+        self.is_in_norm = False
         self.gated: bool | None = None
         self.is_half = False
         """Whether the product is with another part of what it is given a part of."""
@@ -65,24 +70,26 @@ class Watcher(nn.Module):
     def forward(self, pre_BTF: Tensor) -> Tensor:
         self.width, self.device = pre_BTF.shape[-1], pre_BTF.device
         self.pre.append(pre_BTF)
-        self.keys = self._product(pre_BTF)
-        return self._marked(self.act(pre_BTF))
+        self.keys = product_of(pre_BTF, self.products)
+        activation_BTF: Tensor = self.act(pre_BTF)
+        self.marks[activation_BTF] = self
+        return activation_BTF
 
-    def follow(self, func: Any, operands: list[Tensor], result: Tensor) -> Tensor:
+    def follow(self, func: Any, operands: list[Tensor], result: Tensor) -> None:
         """See what a marked tensor went into; the result is marked if it is still what the down projection reads."""
-        if self.found_down:
-            return result
+        if self.found_down or self.is_in_norm:
+            return
         if len(operands) < 2:  # a view, a dropout that is off: still the same values
-            return self._marked(result)
+            self.marks[result] = self
+            return
         is_product = func in PRODUCTS and len(operands) == 2 and operands[0].shape == operands[1].shape
         if self.gated is None and is_product:
             self.gated = True
-            up_BTF = operands[isinstance(operands[0], _Marked)]
-            self.up = self._product(up_BTF)
+            up_BTF = operands[operands[0] in self.marks]
+            self.up = product_of(up_BTF, self.products)
             self.is_half = share_storage(up_BTF, self.pre[0])
-            return self._marked(result)
+            self.marks[result] = self
         self.gated = bool(self.gated)
-        return result
 
     @property
     def is_network(self) -> bool:
@@ -114,55 +121,43 @@ class Watcher(nn.Module):
         """Of a network: what reads the coefficients."""
         return self.found_down[0]
 
-    def hook_point(self, first: int) -> HookPoint:
+    def hook_point(self) -> HookPoint:
         """A network's."""
         return HookPoint(
             layer=self.layer, name=self.name, activation=self.act, place=self.place, gated=bool(self.gated),
-            keys=self.keys, up=self.up, down=self.down, width=self.width, device=self.device, first=first,
-            norm=self.norm,
+            keys=self.keys, up=self.up, down=self.down, width=self.width, device=self.device, norm=self.norm,
         )  # fmt: skip
-
-    def _marked(self, tensor: Tensor) -> Tensor:
-        marked: Tensor = tensor.as_subclass(_Marked)
-        marked._watcher = self  # type: ignore[attr-defined]
-        return marked
 
     def _keep_product(self, module: nn.Module, _args: Any, output: Any) -> None:
         if isinstance(output, Tensor) and not self.found_down:
             self.products.append((module, output))
 
     def _look_at_input(self, module: nn.Module, args: tuple) -> None:
-        if args and getattr(args[0], "_watcher", None) is self and not self.found_down:
+        if self._is_given_marked(args) and not self.found_down:
             self.found_down = (module,)
             self.gated = bool(self.gated)
             self.products.clear()
             self.pre.clear()
 
-    def _begin_norm(self, norm: nn.Module, args: tuple) -> tuple | None:
+    def _begin_norm(self, norm: nn.Module, args: tuple) -> None:
         """A norm of the coefficients reads them."""
-        if not args or getattr(args[0], "_watcher", None) is not self or self.norm is not None:
-            return None
-        self.norm = norm
-        return (args[0].as_subclass(Tensor), *args[1:])
+        if self._is_given_marked(args) and self.norm is None:
+            self.norm, self.is_in_norm = norm, True
 
-    def _end_norm(self, norm: nn.Module, _args: Any, output: Tensor) -> Tensor:
-        return self._marked(output) if norm is self.norm else output
+    def _end_norm(self, norm: nn.Module, _args: Any, output: Tensor) -> None:
+        if norm is self.norm:
+            self.marks[output], self.is_in_norm = self, False
 
-    def _product(self, values_BTF: Tensor) -> tuple[nn.Module, int] | None:
-        """The matrix in whose product's memory a tensor is, and the first of its columns there."""
-        for module, output in reversed(self.products):
-            if share_storage(output, values_BTF):
-                return module, int(values_BTF.storage_offset()) - int(output.storage_offset())
-        return None
+    def _is_given_marked(self, args: tuple) -> bool:
+        return bool(args) and args[0] in self.marks and self.marks[args[0]] is self
 
 
-class _Marked(Tensor):
-    """A tensor that tells its watcher what becomes of it."""
+class Marks(WeakIdKeyDictionary):  # type: ignore[misc]
+    """By tensor: whose activation it is made of."""
 
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        with torch._C.DisableTorchFunctionSubclass():
-            result = func(*args, **(kwargs or {}))
+    def see(self, func: Any, args: tuple, _kwargs: dict[str, Any], result: Any) -> None:
+        """Show a function's result to the watcher of its first marked operand."""
         operands = [arg for arg in args if isinstance(arg, Tensor)]
-        watcher = next((arg._watcher for arg in operands if hasattr(arg, "_watcher")), None)
-        return watcher.follow(func, operands, result) if watcher is not None and isinstance(result, Tensor) else result
+        watcher: ActivationWatcher | None = next((self[operand] for operand in operands if operand in self), None)
+        if watcher is not None and isinstance(result, Tensor):
+            watcher.follow(func, operands, result)

@@ -1,16 +1,16 @@
-"""Layer agreement: how often a layer's own first token is the model's.
+"""Layer agreement: how often a layer's own top-1 prediction is the model's.
 
-    agreement of a layer = the share of positions n at which argmax E·o_n is the model's first token
+    agreement of a layer = the share of positions n at which argmax E·o_n is the model's top-1 prediction
 
 o is the FFN's output (what its down projection gives, bias included: what the block does with it afterwards isn't) or
 the residual stream after the block; raw, or after the model's final norm; E the output embedding, without the head's
-bias unless asked for. The model's first token is that of its true output. (arXiv 2407.04868 leaves open which; FFN
+bias unless asked for. The model's prediction is that of its true output. (arXiv 2407.04868 leaves open which; FFN
 output, raw, without bias is our reading of it.)
 
 A context is a whole document, or a fresh, truncated input: the last so many tokens or lines before the predicted token,
-positions counted from 0, no BOS; its reference is the first token for the same truncated input. Positions for these
-are drawn from those that leave room for the largest size that the document can hold, so that a document's sizes are
-compared at the same places; the draw depends on the document's hash and the seed alone.
+positions counted from 0, no BOS; its reference is the top-1 prediction for the same truncated input. Positions for
+these are drawn from those that leave room for the largest size that the document can hold, so that a document's sizes
+are compared at the same places; the draw depends on the document's hash and the seed alone.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -56,11 +56,11 @@ class AgreementCounts:
     """Counts over positions. C contexts, A variants, L layers; they add up."""
 
     agreed_CAL: np.ndarray
-    """int64: positions at which the layer's first token is the model's."""
+    """int64: positions at which the layer's top-1 prediction is the model's."""
     gold_CAL: np.ndarray
     """int64: at which it is the token that comes next."""
     model_gold_C: np.ndarray
-    """int64: at which the model's first token is the one that comes next."""
+    """int64: at which the model's top-1 prediction is the one that comes next."""
     positions_C: np.ndarray
     """int64."""
     gold_positions_C: np.ndarray
@@ -73,7 +73,7 @@ class AgreementCounts:
         return cls(*(np.zeros(size, np.int64) for size in (shape, shape, contexts, contexts, contexts)))
 
     def add(self, model_N: np.ndarray, layers_ALN: np.ndarray, context_N: np.ndarray, gold_N: np.ndarray) -> None:
-        """Add N positions: the first tokens that were read; `gold_N` is -1 where no token comes next."""
+        """Add N positions: the top-1 predictions that were read; `gold_N` is -1 where no token comes next."""
         contexts = len(self.positions_C)
         self.positions_C += np.bincount(context_N, minlength=contexts)
         self.gold_positions_C += np.bincount(context_N[gold_N >= 0], minlength=contexts)
@@ -83,12 +83,10 @@ class AgreementCounts:
             counts_CAL += np.tensordot(is_of_CN, layers_ALN == token_N, (1, 2)).astype(np.int64)
 
 
-def read_first_tokens(
-    lens: Lens, vectors: Vectors, variants: Sequence[str], head_bias: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """The first tokens at N positions, int64: the model's own [N], and each layer's in each variant [A, L, N]."""
+def read_top1(lens: Lens, vectors: Vectors, variants: Sequence[str], head_bias: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The top-1 predictions at N positions, int64: the model's own [N], and each layer's in each variant [A, L, N]."""
 
-    def first_tokens(read: Callable[[Tensor], Tensor], vector_ND: Tensor) -> np.ndarray:
+    def top1(read: Callable[[Tensor], Tensor], vector_ND: Tensor) -> np.ndarray:
         parts = (read(part_nD) for part_nD in torch.split(vector_ND, lens.chunk))
         firsts = [top_tokens(rows, 1)[:, 0] for logits_nV in parts for (rows,) in cache_parts(logits_nV)]
         return torch.cat(firsts).cpu().numpy()
@@ -103,8 +101,8 @@ def read_first_tokens(
     for variant in variants:
         read = read_normed if variant.endswith("-norm") else read_raw
         of_layers = vectors.ffn_LND if variant.startswith("ffn-") else vectors.residual_LND
-        by_variant.append([first_tokens(read, vector_ND) for vector_ND in of_layers])
-    return first_tokens(lens.logits, vectors.final_ND), np.array(by_variant)
+        by_variant.append([top1(read, vector_ND) for vector_ND in of_layers])
+    return top1(lens.logits, vectors.final_ND), np.array(by_variant)
 
 
 def choose_places(

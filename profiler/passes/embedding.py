@@ -42,7 +42,7 @@ def embed_rows(model: LoadedModel, rows: TokenRows, count_bos: bool, token_budge
     """The embeddings of texts laid out one a row, each with a token that counts, in the order of their numbers.
 
     Texts are numbered from 0. Without `count_bos` a row's first token doesn't count if it is a special one. For the
-    budget see `rectangles`.
+    budget see `padded_batches`.
     """
     shape = (len(rows.bounds_R2), len(model.stacks[0].blocks) + 1, model.facts.width)
     weighted_NLD, last_NLD = np.empty(shape, np.float32), np.empty(shape, np.float32)

@@ -5,16 +5,16 @@ product (a bias, soft caps, scales) is in. Small products are made of more rows 
 their bits would depend on the number of CPU threads, and so on the number of workers.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
-from neurotally.profiler.corpus.batches import MIN_RECTANGLE_TOKENS
+from neurotally.profiler.corpus.batches import MIN_BATCH_TOKENS
 from neurotally.profiler.model.load import LoadedModel
+from neurotally.profiler.model.overrides import in_place
 from neurotally.profiler.model.threads import few_enough_threads
 
 
@@ -27,7 +27,8 @@ def head_logits(model: LoadedModel, hidden_ND: Tensor) -> Tensor:
         given: dict[str, Any] = {"input_ids": ids_1n}
         if model.is_encoder_decoder:  # else the encoder would be run
             given = {"decoder_input_ids": ids_1n, "encoder_outputs": BaseModelOutput(hidden_nD[None])}
-        with torch.inference_mode(), _body_gives(model, hidden_nD[None]):
+        body_output = _HiddenStates(last_hidden_state=hidden_nD[None])
+        with torch.inference_mode(), in_place(model.body, "forward", lambda *_args, **_kwargs: body_output):
             logits_nV: Tensor = model.model(**given, use_cache=False).logits[0]
         return logits_nV
 
@@ -38,23 +39,9 @@ def of_many_rows(read: Callable[[Tensor], Tensor], x_ND: Tensor) -> Tensor:
     """`read(x_ND)`, which gives a row for a row; rows are repeated if there are too few for bits that stay."""
     number = len(x_ND)
     with few_enough_threads(number, x_ND.device):
-        if number >= MIN_RECTANGLE_TOKENS or number == 0:
+        if number >= MIN_BATCH_TOKENS or number == 0:
             return read(x_ND)
-        return read(x_ND[torch.arange(MIN_RECTANGLE_TOKENS, device=x_ND.device) % number])[:number]
-
-
-@contextmanager
-def _body_gives(model: LoadedModel, hidden_BTD: Tensor) -> Iterator[None]:
-    """Within this context the model's body isn't run; it gives `hidden_BTD`."""
-    body: Any = model.body
-    before = vars(body).get("forward")  # accelerate puts one there
-    body.forward = lambda *_args, **_kwargs: _HiddenStates(last_hidden_state=hidden_BTD)
-    try:
-        yield
-    finally:
-        del body.forward
-        if before is not None:
-            body.forward = before
+        return read(x_ND[torch.arange(MIN_BATCH_TOKENS, device=x_ND.device) % number])[:number]
 
 
 class _HiddenStates(BaseModelOutput):

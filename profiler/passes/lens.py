@@ -2,7 +2,7 @@
 
     lens(h) = head(norm(h)), h the residual stream after a block, norm the model's own final norm (at every layer)
 
-After the last block this is the model's own output, to the bit. `head` is all that the model does after its body (the
+After the last block this is bitwise the model's own output. `head` is all that the model does after its body (the
 module `head`): the output embedding, its bias, logit scaling, soft-capping. The norm is found by watching one short
 batch go through, and the result is compared with the model's logits; a model that differs is refused by name.
 
@@ -35,7 +35,7 @@ _LOGIT_BYTES = 2**26
 _CACHE_BYTES = 2**23
 """What is read several times stays in a CPU's cache: at V = 50,000 in one piece, ranks took 7 times as long."""
 _VECTOR_BYTES = 2**30
-"""What the vectors of all layers of one rectangle may take."""
+"""What the vectors of all layers of one batch may take."""
 _BLOCK = 64
 """Logits are first compared by the largest of so many: at V = 50,000 a third of the time of `torch.topk`."""
 
@@ -77,7 +77,7 @@ class Lens:
         self._verify(ids_BT)
 
     def vectors(self, ids_BT: Tensor, at_BT: Tensor, ffn: bool = False) -> Vectors:
-        """Run the body over a rectangle and keep the vectors at the positions of `at_BT` (bool, on the CPU)."""
+        """Run the body over a padded batch and keep the vectors at the positions of `at_BT` (bool, on the CPU)."""
         shape = (*ids_BT.shape, -1)
         residual_LND: list[Tensor] = []
         ffn_LND: list[Tensor] = []
@@ -113,8 +113,8 @@ class Lens:
             vector_ND = vector_ND.to(weight_VD.device)
             return of_many_rows(lambda rows_ND: functional.linear(rows_ND, weight_VD, bias_V), vector_ND).float()
 
-    def rectangles(self, rows: TokenRows, at_N: np.ndarray, token_budget: int) -> Iterator["Positions"]:
-        """Rectangles of rows with the chosen ones among their tokens; those without any are passed over.
+    def batches(self, rows: TokenRows, at_N: np.ndarray, token_budget: int) -> Iterator["Positions"]:
+        """Padded batches of rows with the chosen ones among their tokens; those without any are passed over.
 
         `at_N`: bool, for each token of `rows`. The size depends on model, rows and budget alone.
         """
@@ -144,7 +144,7 @@ class Lens:
 
 @dataclass(frozen=True)
 class Positions:
-    """A rectangle and n chosen positions in it."""
+    """A padded batch and n chosen positions in it."""
 
     ids_BT: Tensor
     at_BT: Tensor
@@ -198,7 +198,7 @@ def _final_modules(model: LoadedModel, ids_BT: Tensor) -> list[nn.Module]:
 
 
 def _agree(lens_NV: Tensor, expected_NV: Tensor, dtype: str) -> bool:
-    """Equal to the bit on the CPU; on a GPU, where products may be cut otherwise, up to the dtype's rounding."""
+    """Bitwise equal on the CPU; on a GPU, where products may be cut otherwise, up to the dtype's rounding."""
     if lens_NV.device.type == "cpu":
         return torch.equal(lens_NV, expected_NV)
     relative = 8 * torch.finfo(getattr(torch, dtype)).eps

@@ -1,9 +1,9 @@
-"""What is read of a layer's lens at each position: its first tokens, the gold token, and the mass of token sets.
+"""What is read of a layer's lens at each position: its top-10 tokens, the gold token, and the mass of token sets.
 
 probability = exp(logit - logsumexp(logits)), over the full vocabulary, in float32
 rank        = 1 + tokens with a larger logit
-mass        = the sum of a set's probabilities; mass_top: of those among the first 10 tokens
-rank_top    = the place of the set's first token among the first 10; 11 if there is none
+mass        = the sum of a set's probabilities; mass_top: of those among the top-10 tokens
+rank_top    = the place of the set's first token among the top 10; 11 if there is none
 
 Of random sets, of which there are many, only sums over positions are kept.
 """
@@ -22,7 +22,7 @@ from neurotally.profiler.passes.lens import TOP, Lens, Vectors, cache_parts, top
 
 @dataclass(frozen=True)
 class Readings:
-    """N positions, L layers, the K = 10 first tokens, S token sets. Probabilities and masses are float32."""
+    """N positions, L layers, the K = 10 top tokens, S token sets. Probabilities and masses are float32."""
 
     top_id_NLK: np.ndarray
     """uint32; larger logit first, then smaller id."""
@@ -63,7 +63,7 @@ class DrawColumns(DeviceTables):
         super().__init__(used_U, place_I, np.cumsum(size_R) - size_R, place_V, member_UR)
 
     def read(self, logits_NV: Tensor, top_id_NK: Tensor, top_NK: Tensor) -> tuple[Tensor, ...]:
-        """mass, mass_top, rank_top and hit, whether there is a token among the first 10: float32 [N, R] each."""
+        """mass, mass_top, rank_top and hit, whether there is a token among the top 10: float32 [N, R] each."""
         used_U, place_I, start_R, place_V, member_UR = self.on(logits_NV.device)
         with torch.inference_mode():
             total_N1 = logits_NV.logsumexp(1, keepdim=True)

@@ -1,11 +1,11 @@
 """Next-token losses of a batch, under whatever is switched off at the moment.
 
-The loss of a token is -ln p(token | the tokens before it in its row), in nats; it is a *hit* if the model thinks it
-likeliest (the first of equals). The first token of a row has nothing before it and isn't scored. Of an encoder-decoder
-the tokens that its decoder is teacher-forced on are scored, all of them, given what its encoder reads. An encoder is
-trained to fill in masked tokens, so it has no such loss.
+The loss of a token is -ln p(token | the tokens before it in its row), in nats; it is a *hit* if it is the model's
+top-1 prediction (the first of equals). The first token of a row has nothing before it and isn't scored. Of an
+encoder-decoder the tokens that its decoder is teacher-forced on are scored, all of them, given what its encoder reads.
+An encoder is trained to fill in masked tokens, so it has no such loss.
 
-The body runs over the whole rectangle; the head, by far the widest layer, over some tokens at a time, so that there
+The body runs over the whole batch; the head, by far the widest layer, over some tokens at a time, so that there
 are never more logits than a byte budget allows (see `head`).
 """
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from neurotally.kernels.layer_tally import PAD
-from neurotally.profiler.corpus.batches import MIN_RECTANGLE_TOKENS, Batch
+from neurotally.profiler.corpus.batches import MIN_BATCH_TOKENS, Batch
 from neurotally.profiler.errors import UnsupportedModelError
 from neurotally.profiler.model.load import LoadedModel
 from neurotally.profiler.model.verify import probe_ids
@@ -52,7 +52,7 @@ class LossReader:
             )
         self._model = model
         vocabulary = model.model.get_output_embeddings().weight.shape[0]
-        self._tokens_at_once = max(2 * MIN_RECTANGLE_TOKENS, logit_bytes // (4 * vocabulary))
+        self._tokens_at_once = max(2 * MIN_BATCH_TOKENS, logit_bytes // (4 * vocabulary))
         _verify_head(model)
 
     def read(self, batch: Batch) -> TokenLosses:

@@ -19,11 +19,12 @@ from neurotally.profiler.corpus.tokenise import final_status, tokenise
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.model.capture import NeuronReader
 from neurotally.profiler.model.load import LoadedModel
-from neurotally.profiler.model.neurons import NeuronRecorder, UnitNeurons
+from neurotally.profiler.model.neurons import NeuronRecorder
+from neurotally.profiler.neuron_sums import UnitNeurons
 from neurotally.profiler.passes.memory import halving
 
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 32768}
-"""Cells of a rectangle, by type of device."""
+"""Cells of a padded batch, by type of device."""
 KERNEL_HINTS = {
     "compiled": "install a C++ compiler (g++), or set CXX",
     "triton": "install triton, on a GPU that it compiles for",
@@ -45,7 +46,7 @@ class PassConfig:
     document_tokens: int | None
     """Keep the first so many tokens of each document; None keeps all."""
     token_budget: int
-    """Cells of a rectangle."""
+    """Cells of a padded batch."""
     max_unit_bytes: int
     groups: int
     triggers: int

@@ -18,7 +18,7 @@ import numpy as np
 
 from neurotally.kernels.statistics import STATISTICS
 from neurotally.kernels.trigger_lists import UnitTriggers
-from neurotally.profiler.model.neurons import CorpusNeurons, UnitNeurons
+from neurotally.profiler.neuron_sums import CorpusNeurons, UnitNeurons
 
 DOCUMENTS = 500
 FILTERED = 2
