@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neurotally.analysis.languages.counts import GroupCounts
+from neurotally.analysis.languages.error_bars import error_bars_document
 from neurotally.analysis.languages.jackknife import ErrorBars, error_bars, save_error_bars
 from neurotally.analysis.languages.lape import Rule, lape
-from neurotally.analysis.languages.lape_study import error_bars_document, lape_result
+from neurotally.analysis.languages.lape_study import lape_result
 from neurotally.analysis.languages.sites import Sites
 from neurotally.profiler.errors import InputError
 

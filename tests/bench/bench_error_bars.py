@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 
 from neurotally.analysis.languages.counts import GroupCounts, read_group_counts
+from neurotally.analysis.languages.error_bars import error_bars_document
 from neurotally.analysis.languages.jackknife import error_bars
 from neurotally.analysis.languages.lape import Rule, lape
-from neurotally.analysis.languages.lape_study import error_bars_document
 from neurotally.profiler import store
 
 PROBABILITIES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
