@@ -46,7 +46,7 @@ class CorpusCounts:
         return int(np.count_nonzero(self.is_neuron_LF))
 
     def rates(self, kind: str = "conditional") -> np.ndarray:
-        """float64 [C, L, F]: the share of the tokens that came by at which each neuron is active, or `joint`: of all.
+        """float64 [C, L, F]: at which share of the tokens that came by a neuron is active; `joint`: of all tokens.
 
         0 where none came by, and where there is no neuron.
         """
@@ -188,9 +188,10 @@ def _summed(
     for tokens_G, active_GLF, of_corpus in by_corpus:
         tokens.append(tokens_G.sum(dtype=np.uint64))
         active.append(active_GLF.sum(axis=0, dtype=np.uint64))
-        sites += [] if of_corpus is None else [of_corpus.summed()]
-    in_all = replace(sites[0], tokens_XS=np.concatenate([one.tokens_XS for one in sites])) if sites else None
-    return CorpusCounts(model, corpora, np.array(tokens, np.uint64), np.stack(active), left_out, in_all)
+        if of_corpus is not None:
+            sites.append(of_corpus.summed())
+    of_all = replace(sites[0], tokens_XS=np.concatenate([one.tokens_XS for one in sites])) if sites else None
+    return CorpusCounts(model, corpora, np.array(tokens, np.uint64), np.stack(active), left_out, of_all)
 
 
 def _checked_counts(path: Path, corpora: Iterable[str]) -> Iterator[_Counts]:
