@@ -132,12 +132,12 @@ def _choices(
     tokens_C, active_CLF = np.zeros_like(total.tokens_C), np.zeros_like(total.active_CLF)
     used_C: Sequence[int] = [0] * len(order)
     for taken_C in steps:
-        for c, order_G in enumerate(order):
+        for c, (order_G, of) in enumerate(zip(order, groups.by_corpus.values(), strict=True)):
             for group in order_G[used_C[c] : taken_C[c]]:
-                active_CLF[c] += groups.active[c][group]
-                tokens_C[c] += groups.tokens[c][group]
-                if sites is not None and groups.sites:
-                    sites.tokens_XS[c] += groups.sites[c].tokens_XS[group]
+                active_CLF[c] += of.active_GLF[group]
+                tokens_C[c] += of.tokens_G[group]
+                if sites is not None and of.sites is not None:
+                    sites.tokens_XS[c] += of.sites.tokens_XS[group]
         used_C = taken_C
         yield lape(replace(total, tokens_C=tokens_C, active_CLF=active_CLF, sites=sites), rule).specific
 
@@ -156,8 +156,8 @@ def _curve(groups: GroupCounts, total: CorpusCounts, rule: Rule, whole: Sets, or
     groups_KC = np.array(steps, np.int64)
     return Curve(
         groups_KC=groups_KC,
-        tokens_KC=_mean_used(orders, groups_KC, groups.tokens),
-        documents_KC=_mean_used(orders, groups_KC, groups.documents),
+        tokens_KC=_mean_used(orders, groups_KC, [of.tokens_G for of in groups.by_corpus.values()]),
+        documents_KC=_mean_used(orders, groups_KC, [of.documents_G for of in groups.by_corpus.values()]),
         recovered_OKC=np.array([[_by_corpus(recovered, whole, sample) for sample in samples] for samples in by_order]),
         jaccard_OKC=np.array([[_by_corpus(jaccard, whole, sample) for sample in samples] for samples in by_order]),
         agreement_PKC=agreement_PKC,
