@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from neurotally.analysis.languages.counts import CorpusCounts, GroupCounts
+from neurotally.analysis.languages.counts import CorpusCounts, GroupCounts, Groups
 
 NAMES = ("c", "english", "go", "html", "python", "rust")
 
@@ -21,31 +21,34 @@ def made_up_groups(
     rng = np.random.default_rng(seed)
     by_corpus = (num_groups,) * num_corpora if isinstance(num_groups, int) else num_groups
     odds_LF = rng.beta(0.3, 2, shape) + 1e-4
-    all_tokens, active, documents = [], [], []
-    for number in by_corpus:
+    names = NAMES[: len(by_corpus)]
+    made = {}
+    for name, number in zip(names, by_corpus, strict=True):
         tokens_G = rng.integers(tokens // 2, 2 * tokens, number)
         odds_GLF = odds_LF * rng.lognormal(0, 1, shape) * rng.lognormal(0, spread, (number, *shape))
-        active.append(rng.binomial(tokens_G[:, None, None], odds_GLF / (1 + odds_GLF)).astype(np.uint64))
-        all_tokens.append(tokens_G.astype(np.uint64))
-        documents.append(tokens_G // 100)
-    names = NAMES[: len(by_corpus)]
+        active_GLF = rng.binomial(tokens_G[:, None, None], odds_GLF / (1 + odds_GLF)).astype(np.uint64)
+        made[name] = Groups(tokens_G.astype(np.uint64), active_GLF, documents_G=tokens_G // 100)
     model = {"id": "org/model", "revision": "abc", "fingerprint": "f1"}
-    empty = dict.fromkeys(names, 0)
-    return GroupCounts(model, names, tuple(all_tokens), tuple(active), tuple(documents), empty, {"zig": "unfinished"})
+    return GroupCounts(model, made, dict.fromkeys(names, 0), {"zig": "unfinished"})
 
 
 def of_arrays(tokens: list[list[int]], active: list[np.ndarray]) -> GroupCounts:
     """By corpus: tokens [G] and active [G, F], as one layer."""
-    names = NAMES[: len(tokens)]
-    return GroupCounts(
-        model=None,
-        corpora=names,
-        tokens=tuple(np.array(tokens_G, np.uint64) for tokens_G in tokens),
-        active=tuple(np.asarray(active_GF, np.uint64)[:, None, :] for active_GF in active),
-        documents=(None,) * len(names),
-        num_empty=dict.fromkeys(names, 0),
-        left_out={},
-    )
+    made = {
+        name: Groups(np.array(tokens_G, np.uint64), np.asarray(active_GF, np.uint64)[:, None, :])
+        for name, tokens_G, active_GF in zip(NAMES, tokens, active, strict=False)
+    }
+    return GroupCounts(None, made, dict.fromkeys(made, 0), {})
+
+
+def tokens_of(groups: GroupCounts) -> list[np.ndarray]:
+    """By corpus: [G]."""
+    return [of.tokens_G for of in groups.by_corpus.values()]
+
+
+def active_of(groups: GroupCounts) -> list[np.ndarray]:
+    """By corpus: [G, L, F]."""
+    return [of.active_GLF for of in groups.by_corpus.values()]
 
 
 def counts_of(active_CLF: np.ndarray, tokens: Sequence[int] | np.ndarray, names: Sequence[str]) -> CorpusCounts:

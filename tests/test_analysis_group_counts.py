@@ -54,17 +54,17 @@ def test_groups_without_tokens_are_left_out_and_counted(made: Path) -> None:
     assert groups.corpora == ("C#", "python")
     assert groups.num_groups == {"C#": 3, "python": 3}
     assert groups.num_empty == {"C#": 2, "python": 0}
-    assert groups.tokens[0].tolist() == [900, 800, 700]
-    assert (groups.active[0] == corpus(1, [0, 900, 0, 800, 700])["active"][[1, 3, 4]]).all()
+    assert groups.by_corpus["C#"].tokens_G.tolist() == [900, 800, 700]
+    assert (groups.by_corpus["C#"].active_GLF == corpus(1, [0, 900, 0, 800, 700])["active"][[1, 3, 4]]).all()
     assert groups.left_out == {"go": "unfinished"}
     assert error_bars(groups).num_empty == {"C#": 2, "python": 0}
 
 
 def test_documents_by_group(made: Path) -> None:
     groups = read_group_counts(made)
-    assert groups.documents[0] is None
-    assert groups.documents[1] is not None
-    assert groups.documents[1].tolist() == [3, 1, 1]
+    assert groups.by_corpus["C#"].documents_G is None
+    assert groups.by_corpus["python"].documents_G is not None
+    assert groups.by_corpus["python"].documents_G.tolist() == [3, 1, 1]
     curve = stability(groups, Rule(per_corpus=5), num_samples=2, num_orders=2).curve
     assert np.isnan(curve.documents_KC[:, 0]).all()
     assert curve.documents_KC[-1, 1] == 5

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from group_counts import made_up_groups, of_arrays
+from group_counts import active_of, made_up_groups, of_arrays, tokens_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neurotally.analysis.languages.counts import GroupCounts
+from neurotally.analysis.languages.counts import GroupCounts, Groups
+from neurotally.analysis.languages.error_bars import error_bars_document
 from neurotally.analysis.languages.jackknife import ErrorBars, error_bars, save_error_bars
 from neurotally.analysis.languages.lape import Rule, lape
-from neurotally.analysis.languages.lape_study import error_bars_document, lape_result
+from neurotally.analysis.languages.lape_study import lape_result
 from neurotally.analysis.languages.sites import Sites
 from neurotally.profiler.errors import InputError
 
@@ -29,8 +30,8 @@ def entropy(p: list[float]) -> float:
 
 def reference(groups: GroupCounts, layer: int, neuron: int) -> tuple[list[float], float, float]:
     """Standard errors of p by corpus, of the entropy, and its bias: every deletion counted anew."""
-    x = [[int(count) for count in active_GLF[:, layer, neuron]] for active_GLF in groups.active]
-    n = [[int(count) for count in tokens_G] for tokens_G in groups.tokens]
+    x = [[int(count) for count in active_GLF[:, layer, neuron]] for active_GLF in active_of(groups)]
+    n = [[int(count) for count in tokens_G] for tokens_G in tokens_of(groups)]
     p = [sum(x_G) / sum(n_G) for x_G, n_G in zip(x, n, strict=True)]
     whole = entropy(p)
     errors, variance, bias = [], [], []
@@ -52,7 +53,7 @@ def test_every_deletion_counted_anew(num_groups: Any) -> None:
     groups = made_up_groups(num_groups, shape=(3, 41))
     bars = error_bars(groups)
     total = groups.total()
-    assert bars.num_groups == dict(zip(groups.corpora, map(len, groups.tokens), strict=True))
+    assert bars.num_groups == dict(zip(groups.corpora, map(len, tokens_of(groups)), strict=True))
     for layer, neuron in np.ndindex(3, 41):
         p_errors, error, bias = reference(groups, layer, neuron)
         p = [int(a) / int(n) for a, n in zip(total.active_CLF[:, layer, neuron], total.tokens_C, strict=True)]
@@ -84,8 +85,8 @@ def test_entropies_are_those_that_lape_selects_by() -> None:
 def test_the_order_of_groups_and_of_corpora_has_no_influence(order: list[int], corpora: list[int]) -> None:
     groups = made_up_groups(6, shape=(2, 30))
     shuffled = of_arrays(
-        [groups.tokens[c][order].tolist() for c in corpora],
-        [groups.active[c][order].reshape(6, -1) for c in corpora],
+        [tokens_of(groups)[c][order].tolist() for c in corpora],
+        [active_of(groups)[c][order].reshape(6, -1) for c in corpora],
     )
     bars, other = error_bars(groups), error_bars(shuffled)
     np.testing.assert_allclose(other.p_error_CLF.reshape(4, -1), bars.p_error_CLF[corpora].reshape(4, -1), rtol=1e-9)
@@ -95,7 +96,7 @@ def test_the_order_of_groups_and_of_corpora_has_no_influence(order: list[int], c
 def test_more_neurons_than_a_block() -> None:
     groups = made_up_groups(3, 2, shape=(2, 9001))
     bars = error_bars(groups)
-    few = of_arrays([n.tolist() for n in groups.tokens], [a[:, 1, -5:] for a in groups.active])
+    few = of_arrays([n.tolist() for n in tokens_of(groups)], [a[:, 1, -5:] for a in active_of(groups)])
     alone = error_bars(few)
     for one, other in ((bars.p_error_CLF, alone.p_error_CLF), (bars.p_CLF, alone.p_CLF)):
         assert (one[:, 1, -5:] == other[:, 0]).all()
@@ -236,7 +237,7 @@ def test_one_group_has_no_error_bars() -> None:
 
 def test_document_and_table() -> None:
     groups = made_up_groups()
-    groups.active[3][:] //= 10_000  # html: far below any threshold
+    active_of(groups)[3][:] //= 10_000  # html: far below any threshold
     selection = lape(groups.total(), Rule(per_corpus=15))
     bars = error_bars(groups, level=0.9)
     document = json.loads(json.dumps(error_bars_document(bars, selection), allow_nan=False))
@@ -293,7 +294,7 @@ def test_rates_of_experts_go_by_the_tokens_that_came_by() -> None:
         active.append(rng.binomial(came_by_GLF.astype(int), 0.3).astype(np.uint64))
         tokens.append(np.full(5, 1000, np.uint64))
         sites.append(Sites(number_LF, by_site_GS))
-    groups = GroupCounts(None, ("a", "b"), tuple(tokens), tuple(active), (None, None), {}, {}, tuple(sites))
+    groups = GroupCounts(None, dict(zip("ab", map(Groups, tokens, active, sites), strict=True)), {}, {})
     bars = error_bars(groups)
     for c in range(2):
         for layer, neuron in zip(*np.nonzero(number_LF >= 0), strict=True):

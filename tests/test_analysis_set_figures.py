@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from group_counts import made_up_groups
+from group_counts import active_of, made_up_groups
 
 from neurotally.analysis.languages.compare import compare
 from neurotally.analysis.languages.counts import GroupCounts
@@ -26,7 +26,7 @@ SIZES = [pytest.param(2, 4, id="2 corpora, 4 layers"), pytest.param(6, 80, id="6
 def made(num_corpora: int, num_layers: int, empty: bool = True, seed: int = 0) -> GroupCounts:
     groups = made_up_groups(4, num_corpora, (num_layers, 63), seed=seed)
     if empty and num_corpora > 2:
-        groups.active[1][:] //= 10_000
+        active_of(groups)[1][:] //= 10_000
     return groups
 
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from group_counts import counts_of, made_up_groups
+from group_counts import active_of, counts_of, made_up_groups, tokens_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neurotally.analysis.languages.counts import GroupCounts
+from neurotally.analysis.languages.counts import GroupCounts, Groups
 from neurotally.analysis.languages.lape import Rule, lape
 from neurotally.analysis.languages.stability import draw_orders, stability
 from neurotally.analysis.languages.stability_study import stability_result
@@ -24,8 +24,8 @@ def chosen(groups: GroupCounts, order: Any, taken: list[int], rule: Rule = RULE)
     """LAPE's sets from the first `taken` groups of each corpus, summed group by group."""
     tokens, active = [], []
     for c, number in enumerate(taken):
-        tokens.append(sum(int(groups.tokens[c][g]) for g in order[c][:number]))
-        active.append(sum(groups.active[c][g].astype(object) for g in order[c][:number]).astype(np.int64))
+        tokens.append(sum(int(tokens_of(groups)[c][g]) for g in order[c][:number]))
+        active.append(sum(active_of(groups)[c][g].astype(object) for g in order[c][:number]).astype(np.int64))
     found = lape(counts_of(np.stack(active), tokens, groups.corpora), rule)
     return {name: set(map(tuple, neurons_n2.tolist())) for name, neurons_n2 in found.specific.items()}
 
@@ -39,7 +39,7 @@ def chosen(groups: GroupCounts, order: Any, taken: list[int], rule: Rule = RULE)
 def test_half_samples_counted_by_hand(num_groups: Any, halves: list[int], rule: Rule) -> None:
     groups = made_up_groups(num_groups, spread=0.5)
     found = stability(groups, rule, num_samples=6, num_orders=2, seed=3)
-    orders = draw_orders([len(tokens_G) for tokens_G in groups.tokens], 6, seed=3)
+    orders = draw_orders([len(tokens_G) for tokens_G in tokens_of(groups)], 6, seed=3)
     samples = [chosen(groups, order, halves, rule) for order in orders]
     assert list(found.half_groups.values()) == halves
     for c, (name, whole) in enumerate(found.selection.specific.items()):
@@ -77,7 +77,7 @@ def test_the_curve_counted_by_hand(num_groups: tuple[int, ...], taken: list[list
             jaccard = [len(whole[name] & sample[name]) / len(whole[name] | sample[name]) for sample in samples]
             assert curve.recovered_OKC[:, k - 1, c].tolist() == recovered
             assert curve.jaccard_OKC[:, k - 1, c].tolist() == jaccard
-            tokens = [sum(int(groups.tokens[c][g]) for g in order[c][: taken[k - 1][c]]) for order in orders]
+            tokens = [sum(int(tokens_of(groups)[c][g]) for g in order[c][: taken[k - 1][c]]) for order in orders]
             assert curve.tokens_KC[k - 1, c] == pytest.approx(np.mean(tokens))
             agree = [2 * len(a[name] & b[name]) / (len(a[name]) + len(b[name])) for a, b in (samples[:2], samples[2:])]
             np.testing.assert_array_equal(curve.agreement_PKC[:, k - 1, c], agree if k <= 2 else [np.nan, np.nan])
@@ -106,16 +106,17 @@ def test_groups_that_are_all_alike_choose_the_same() -> None:
     groups = made_up_groups(6)
     alike = replace(
         groups,
-        tokens=tuple(np.full(6, tokens_G[0]) for tokens_G in groups.tokens),
-        active=tuple(np.repeat(active_GLF[:1], 6, axis=0) for active_GLF in groups.active),
-        documents=(None,) * 4,
+        by_corpus={
+            name: Groups(np.full(6, of.tokens_G[0]), np.repeat(of.active_GLF[:1], 6, axis=0))
+            for name, of in groups.by_corpus.items()
+        },
     )
     found = stability(alike, RULE)
     assert (found.again_SC == 1).all()
     assert (found.halves_agree_PC == 1).all()
     assert (found.curve.recovered_OKC == 1).all()
     assert all(len(found.core[name]) == 15 for name in alike.corpora)
-    tokens = int(alike.tokens[0][0])
+    tokens = int(tokens_of(alike)[0][0])
     enough = stability_result(alike, found).document["enough"]
     assert enough["c"] == {"share": 0.9, "groups": 1, "tokens": tokens, "documents": None}
 
@@ -123,10 +124,10 @@ def test_groups_that_are_all_alike_choose_the_same() -> None:
 def test_sets_of_nothing_but_noise_agree_by_chance() -> None:
     """Neurons of one rate in every corpus: which are chosen is decided by noise alone."""
     rng = np.random.default_rng(0)
-    active = tuple(rng.binomial(1000, 0.1, (10, 4, 2000)).astype(np.uint64) for _ in range(3))
-    noise = replace(
-        made_up_groups(10, 3), active=active, tokens=(np.full(10, 1000, np.uint64),) * 3, documents=(None,) * 3
-    )
+    groups = made_up_groups(10, 3)
+    tokens_G = np.full(10, 1000, np.uint64)
+    made = {name: Groups(tokens_G, rng.binomial(1000, 0.1, (10, 4, 2000)).astype(np.uint64)) for name in groups.corpora}
+    noise = replace(groups, by_corpus=made)
     found = stability(noise, Rule(per_corpus=400), num_samples=10)
     # Two halves: a neuron must first be a candidate again (5 % are), so less than random candidates of the whole.
     assert found.halves_agree_PC.mean() < 0.1
@@ -136,7 +137,7 @@ def test_sets_of_nothing_but_noise_agree_by_chance() -> None:
 
 def test_a_corpus_without_candidates() -> None:
     groups = made_up_groups()
-    groups.active[3][:] //= 10_000
+    active_of(groups)[3][:] //= 10_000
     found = stability(groups, RULE, num_samples=4, num_orders=2)
     document = json.loads(json.dumps(stability_result(groups, found).document, allow_nan=False))
     assert document["specific"]["html"] == document["core"]["html"] == document["times_selected"]["html"] == []

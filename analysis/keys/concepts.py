@@ -20,7 +20,7 @@ import numpy as np
 from neurotally.analysis.keys.null_test import corrected, needed
 from neurotally.analysis.keys.patterns import Statistic, known_means, strongest
 from neurotally.analysis.keys.places import read_concepts
-from neurotally.analysis.keys.tested import UNTESTED, CorpusKeys, NullTest, left_out_notes, patterns_by_corpus
+from neurotally.analysis.keys.tested import UNTESTED, CorpusKeys, NullTest, missing_text_notes, patterns_by_corpus
 from neurotally.analysis.keys.texts import ANYWHERE, Texts
 from neurotally.analysis.masking.masks import file_digests
 from neurotally.analysis.options import Group, OnlyCorpora, Option
@@ -249,7 +249,7 @@ def _notes(document: Mapping[str, Any]) -> list[str]:
     else:
         notes.append("not tested: give --null STORE, a profile of the same corpora made with --random-init")
     for corpus, documents in document.get("missing", {}).items():
-        notes += left_out_notes(corpus, documents)
+        notes += missing_text_notes(corpus, documents)
     return notes
 
 

@@ -26,7 +26,7 @@ import numpy as np
 
 from neurotally.analysis.keys.patterns import FAMILIES, CorpusPatterns, known_means, strongest
 from neurotally.analysis.keys.places import read_concepts
-from neurotally.analysis.keys.tested import UNTESTED, NullTest, left_out_notes, patterns_by_corpus
+from neurotally.analysis.keys.tested import UNTESTED, NullTest, missing_text_notes, patterns_by_corpus
 from neurotally.analysis.keys.texts import ANYWHERE, Texts
 from neurotally.analysis.layer_runs import interval, known_mean, layer_runs, run_means
 from neurotally.analysis.options import Group, OnlyCorpora, Option
@@ -273,4 +273,4 @@ def _notes(name: str, corpus: Mapping[str, Any], document: Mapping[str, Any]) ->
         )
     if corpus["lexer"] is None:
         notes.append(f"{name}: no lexer is known for it, so no kinds of tokens")
-    return notes + left_out_notes(name, corpus["missing"])
+    return notes + missing_text_notes(name, corpus["missing"])

@@ -58,7 +58,7 @@ class NullTest:
         }
 
 
-def left_out_notes(corpus: str, missing: Mapping[str, str]) -> list[str]:
+def missing_text_notes(corpus: str, missing: Mapping[str, str]) -> list[str]:
     """The first documents without a text, and how many more there are."""
     notes = [f"{corpus}: left out: {document} ({reason})" for document, reason in missing.items()]
     if len(notes) > _LISTED_MISSING:

@@ -23,7 +23,7 @@ from neurotally.analysis.result import Result
 from neurotally.profiler import store as stores
 from neurotally.profiler.corpus.texts import CorpusTexts, Text, TokenText, read_tokens
 from neurotally.profiler.errors import InputError
-from neurotally.profiler.networks import is_neuron, layer_widths, networks_of
+from neurotally.profiler.networks import layer_widths, networks_of
 
 Place = tuple[str, int, int]
 """(corpus, layer, neuron)."""
@@ -62,8 +62,7 @@ def study(
             raise InputError(f"no neuron {neuron} in layer {layer}: {store} has {num_layers} layers of {num_neurons} "
                              "neurons, counted from 0")  # fmt: skip
         networks = networks_of(stores.store_attributes(store).get("model"))
-        if not is_neuron(networks, num_layers, num_neurons)[layer, neuron]:
-            width = layer_widths(networks, num_layers, num_neurons)[layer]
+        if neuron >= (width := layer_widths(networks, num_layers, num_neurons)[layer]):
             raise InputError(f"no neuron {neuron} in layer {layer}: that layer of {store} has {width}, counted from 0")
         tokenizer = tokenizer or texts.tokenizer(store)
         of_neuron = trigger_entries(lists, texts.of(store, name), [(layer, neuron)], top, tokenizer, progress, window)

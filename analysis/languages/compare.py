@@ -31,8 +31,8 @@ from typing import Annotated, Any
 import numpy as np
 
 from neurotally.analysis.languages.counts import CorpusCounts, read_counts
-from neurotally.analysis.languages.lape import DEFAULT, Rule, Selection, lape
-from neurotally.analysis.languages.lape_study import NO_NEURON, candidates_warnings, lape_document
+from neurotally.analysis.languages.lape import DEFAULT, NO_NEURON, Rule, Selection, lape
+from neurotally.analysis.languages.lape_study import candidates_warnings, lape_document
 from neurotally.analysis.languages.profiles import jaccard_table, neurons_by_layer, overlaps
 from neurotally.analysis.options import Group, OnlyCorpora, Option
 from neurotally.analysis.overlap import jaccard, safe_divide

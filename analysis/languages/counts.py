@@ -46,7 +46,7 @@ class CorpusCounts:
         return int(np.count_nonzero(self.is_neuron_LF))
 
     def rates(self, kind: str = "conditional") -> np.ndarray:
-        """float64 [C, L, F]: the share of the tokens that came by at which each neuron is active, or `joint`: of all.
+        """float64 [C, L, F]: at which share of the tokens that came by a neuron is active; `joint`: of all tokens.
 
         0 where none came by, and where there is no neuron.
         """
@@ -55,6 +55,19 @@ class CorpusCounts:
             tokens_CLF = self.sites.came_by()
         rate_CLF: np.ndarray = self.active_CLF / tokens_CLF
         return rate_CLF
+
+
+class Groups(NamedTuple):
+    """The counts of one corpus by group."""
+
+    tokens_G: np.ndarray
+    """uint64."""
+    active_GLF: np.ndarray
+    """uint64: tokens at which the neuron is active; 0 where there is no neuron."""
+    sites: Sites | None = None
+    """By group; None where every layer is one network of the same width."""
+    documents_G: np.ndarray | None = None
+    """int64: documents counted; None where the store doesn't know (imported counts), or nobody asked."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,30 +79,26 @@ class GroupCounts:
 
     model: Mapping[str, Any] | None
     """The store's `model` attribute; None in an imported store."""
-    corpora: tuple[str, ...]
-    """In name order."""
-    tokens: tuple[np.ndarray, ...]
-    """By corpus: uint64 [G], none of them 0."""
-    active: tuple[np.ndarray, ...]
-    """By corpus: uint64 [G, L, F], tokens at which the neuron is active."""
-    documents: tuple[np.ndarray | None, ...]
-    """By corpus: int64 [G], documents counted; None where the store doesn't know (imported counts)."""
+    by_corpus: Mapping[str, Groups]
+    """In name order; no group without a token."""
     num_empty: Mapping[str, int]
     """By corpus: groups left out because they have no token, as where there are fewer units than groups."""
     left_out: Mapping[str, str]
     """Corpora of the store that aren't among these, with the reason."""
-    sites: tuple[Sites, ...] | None = None
-    """By corpus, by group; None where every layer is one network of the same width."""
+
+    @property
+    def corpora(self) -> tuple[str, ...]:
+        """In name order."""
+        return tuple(self.by_corpus)
 
     @property
     def num_groups(self) -> dict[str, int]:
         """Groups with tokens, by corpus."""
-        return {name: len(tokens_G) for name, tokens_G in zip(self.corpora, self.tokens, strict=True)}
+        return {name: len(groups.tokens_G) for name, groups in self.by_corpus.items()}
 
     def total(self) -> CorpusCounts:
         """The counts over all groups, as `read_counts` reads them."""
-        by_corpus = zip(self.tokens, self.active, self.sites or [None] * len(self.corpora), strict=True)
-        return _summed(self.model, self.corpora, self.left_out, by_corpus)
+        return _summed(self.model, self.left_out, self.by_corpus.items())
 
     def need_groups(self, purpose: str) -> None:
         """Raise InputError unless every corpus has at least two groups with tokens."""
@@ -109,27 +118,23 @@ def read_counts(path: Path, only: Sequence[str] = (), fewest: int = 2) -> Corpus
     counts can't be (more active than tokens).
     """
     usable, left_out = usable_corpora(path, only, fewest)
-    model = store.store_attributes(path).get("model")
-    return _summed(model, tuple(usable), left_out, _checked_counts(path, usable))
+    return _summed(store.store_attributes(path).get("model"), left_out, _checked_groups(path, usable))
 
 
 def read_group_counts(path: Path, only: Sequence[str] = ()) -> GroupCounts:
     """Read `tokens` and `active` of the same corpora as `read_counts`, by group; InputError as there."""
     usable, left_out = usable_corpora(path, only, fewest=2)
-    by_corpus, num_empty = [], {}
-    for name, (tokens_G, active_GLF, sites) in zip(usable, _checked_counts(path, usable), strict=True):
+    by_corpus, num_empty = {}, {}
+    for name, (tokens_G, active_GLF, sites, _) in _checked_groups(path, usable):
         documents_G, is_used_G = _documents(path, name), tokens_G > 0
         num_empty[name] = int(np.count_nonzero(~is_used_G))
-        by_corpus.append((
+        by_corpus[name] = Groups(
             tokens_G[is_used_G],
             active_GLF if is_used_G.all() else active_GLF[is_used_G],
-            None if documents_G is None else documents_G[is_used_G],
             sites and replace(sites, tokens_XS=sites.tokens_XS[is_used_G]),
-        ))  # fmt: skip
-    tokens, active, documents, by_site = zip(*by_corpus, strict=True)
-    model = store.store_attributes(path).get("model")
-    return GroupCounts(model, tuple(usable), tokens, active, documents, num_empty, left_out,
-                       None if None in by_site else by_site)  # fmt: skip
+            None if documents_G is None else documents_G[is_used_G],
+        )
+    return GroupCounts(store.store_attributes(path).get("model"), by_corpus, num_empty, left_out)
 
 
 def unfinished_corpora(path: Path) -> list[str]:
@@ -169,31 +174,22 @@ def usable_corpora(path: Path, only: Sequence[str] = (), fewest: int = 1) -> tup
     return usable, left_out
 
 
-class _Counts(NamedTuple):
-    """Of one corpus."""
-
-    tokens_G: np.ndarray
-    active_GLF: np.ndarray
-    """0 where there is no neuron."""
-    sites: Sites | None
-    """By group."""
-
-
 def _summed(
-    model: Mapping[str, Any] | None, corpora: tuple[str, ...], left_out: Mapping[str, str],
-    by_corpus: Iterable[tuple[np.ndarray, np.ndarray, Sites | None]],
-) -> CorpusCounts:  # fmt: skip
-    """The counts over all groups, of each corpus's by group."""
-    tokens, active, sites = [], [], []
-    for tokens_G, active_GLF, of_corpus in by_corpus:
-        tokens.append(tokens_G.sum(dtype=np.uint64))
-        active.append(active_GLF.sum(axis=0, dtype=np.uint64))
-        sites += [] if of_corpus is None else [of_corpus.summed()]
-    in_all = replace(sites[0], tokens_XS=np.concatenate([one.tokens_XS for one in sites])) if sites else None
-    return CorpusCounts(model, corpora, np.array(tokens, np.uint64), np.stack(active), left_out, in_all)
+    model: Mapping[str, Any] | None, left_out: Mapping[str, str], by_corpus: Iterable[tuple[str, Groups]]
+) -> CorpusCounts:
+    """The counts over all groups."""
+    corpora, tokens, active, sites = [], [], [], []
+    for name, groups in by_corpus:
+        corpora.append(name)
+        tokens.append(groups.tokens_G.sum(dtype=np.uint64))
+        active.append(groups.active_GLF.sum(axis=0, dtype=np.uint64))
+        if groups.sites is not None:
+            sites.append(groups.sites.summed())
+    of_all = replace(sites[0], tokens_XS=np.concatenate([one.tokens_XS for one in sites])) if sites else None
+    return CorpusCounts(model, tuple(corpora), np.array(tokens, np.uint64), np.stack(active), left_out, of_all)
 
 
-def _checked_counts(path: Path, corpora: Iterable[str]) -> Iterator[_Counts]:
+def _checked_groups(path: Path, corpora: Iterable[str]) -> Iterator[tuple[str, Groups]]:
     """Those of one corpus after the other, checked."""
     shapes: dict[str, str] = {}
     for name in corpora:
@@ -211,7 +207,7 @@ def _checked_counts(path: Path, corpora: Iterable[str]) -> Iterator[_Counts]:
             raise InputError(
                 f"{path}: corpus {name!r} has {shapes[name]}, {first!r} has {shape}; they aren't counts of one model"
             )
-        yield _Counts(tokens_G, active_GLF, sites)
+        yield name, Groups(tokens_G, active_GLF, sites)
 
 
 def _documents(path: Path, corpus: str) -> np.ndarray | None:

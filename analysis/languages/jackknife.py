@@ -138,9 +138,9 @@ class ErrorBars:
 def error_bars(groups: GroupCounts, level: float = 0.95) -> ErrorBars:
     """The jackknife over groups, for all neurons. InputError where a corpus has fewer than two groups with tokens."""
     groups.need_groups("error bars")
-    by_layer = groups.active[0].shape[1:]
+    by_layer = next(iter(groups.by_corpus.values())).active_GLF.shape[1:]
     num_neurons, num_corpora = math.prod(by_layer), len(groups.corpora)
-    active = [active_GLF.reshape(-1, num_neurons) for active_GLF in groups.active]
+    active = [of.active_GLF.reshape(-1, num_neurons) for of in groups.by_corpus.values()]
     p_CN, p_error_CN = np.empty((2, num_corpora, num_neurons))
     has_few_hits_CN = np.empty((num_corpora, num_neurons), np.bool_)
     entropy_3N = np.empty((3, num_neurons))
@@ -189,12 +189,13 @@ def save_error_bars(bars: ErrorBars, path: Path) -> None:
 
 def _tokens(groups: GroupCounts, block: slice) -> list[np.ndarray]:
     """By corpus, float64: the groups' tokens [G, 1], or in a mixture those that came by at each neuron, [G, B]."""
-    if groups.sites is None:
-        return [tokens_G[:, None].astype(np.float64) for tokens_G in groups.tokens]
     by_corpus = []
-    for sites in groups.sites:
-        number_B = sites.number_LF.ravel()[block]
-        by_corpus.append(np.where(number_B >= 0, sites.tokens_XS[:, number_B], 0).astype(np.float64))
+    for tokens_G, _, sites, _ in groups.by_corpus.values():
+        tokens_GX = tokens_G[:, None]
+        if sites is not None:
+            number_B = sites.number_LF.ravel()[block]
+            tokens_GX = np.where(number_B >= 0, sites.tokens_XS[:, number_B], 0)
+        by_corpus.append(tokens_GX.astype(np.float64))
     return by_corpus
 
 

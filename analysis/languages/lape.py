@@ -35,6 +35,8 @@ Rates = Literal["conditional", "joint"]
 Sets = Mapping[str, np.ndarray]
 """By corpus: int64 [n, 2] of (layer, neuron), ascending."""
 
+NO_NEURON = "no neuron\nabove the threshold"
+"""In a panel of a corpus without candidates."""
 _BLOCK = 2**16
 """So many neurons at a time: 12 corpora of them are 6 MB."""
 

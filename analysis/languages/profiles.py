@@ -23,8 +23,8 @@ from typing import Annotated, Any
 import numpy as np
 
 from neurotally.analysis.languages.counts import CorpusCounts, read_counts
-from neurotally.analysis.languages.lape import DEFAULT, Rule, Sets, lape
-from neurotally.analysis.languages.lape_study import NO_NEURON, candidates_warnings, lape_document, set_notes
+from neurotally.analysis.languages.lape import DEFAULT, NO_NEURON, Rule, Sets, lape
+from neurotally.analysis.languages.lape_study import candidates_warnings, lape_document, set_notes
 from neurotally.analysis.options import Group, OnlyCorpora
 from neurotally.analysis.overlap import pairwise_common, pairwise_jaccard, without_diagonal
 from neurotally.analysis.parts import Cell, Chart, Column, Grid, Panel, Series, Table, matrix

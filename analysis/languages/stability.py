@@ -90,11 +90,11 @@ def stability(groups: GroupCounts, rule: Rule, num_samples: int = 20, num_orders
     for what, number in (("half-samples", num_samples), ("orders", num_orders)):
         if number < 2 or number % 2:
             raise InputError(f"{what}: expected an even number from 2, since they come in pairs, got {number!r}")
-    counts = groups.total()
-    whole = lape(counts, rule)
+    total = groups.total()
+    whole = lape(total, rule)
     orders = draw_orders(list(groups.num_groups.values()), max(num_samples, num_orders), seed)
     half_C = [number // 2 for number in groups.num_groups.values()]
-    halves = [next(_choices(groups, counts, order, rule, [half_C])) for order in orders[:num_samples]]
+    halves = [next(_choices(groups, total, order, rule, [half_C])) for order in orders[:num_samples]]
     specific = whole.specific
     times = {
         name: np.sum([is_member(neurons_n2, sample[name]) for sample in halves], axis=0)
@@ -110,7 +110,7 @@ def stability(groups: GroupCounts, rule: Rule, num_samples: int = 20, num_orders
         halves_agree_PC=np.array(
             [_by_corpus(agreement, *pair) for pair in zip(halves[::2], halves[1::2], strict=True)]
         ),
-        curve=_curve(groups, counts, rule, specific, orders[:num_orders]),
+        curve=_curve(groups, total, rule, specific, orders[:num_orders]),
     )
 
 
@@ -125,30 +125,30 @@ def draw_orders(num_groups: Sequence[int], number: int, seed: int) -> list[Order
 
 
 def _choices(
-    groups: GroupCounts, whole: CorpusCounts, order: Order, rule: Rule, steps: Sequence[Sequence[int]]
+    groups: GroupCounts, total: CorpusCounts, order: Order, rule: Rule, steps: Sequence[Sequence[int]]
 ) -> Iterator[Sets]:
     """The specific neurons by an order's first groups: at each of the ascending `steps` so many of each corpus."""
-    sites = whole.sites and replace(whole.sites, tokens_XS=np.zeros_like(whole.sites.tokens_XS))
-    tokens_C, active_CLF = np.zeros_like(whole.tokens_C), np.zeros_like(whole.active_CLF)
+    sites = total.sites and replace(total.sites, tokens_XS=np.zeros_like(total.sites.tokens_XS))
+    tokens_C, active_CLF = np.zeros_like(total.tokens_C), np.zeros_like(total.active_CLF)
     used_C: Sequence[int] = [0] * len(order)
     for taken_C in steps:
-        for c, order_G in enumerate(order):
+        for c, (order_G, of) in enumerate(zip(order, groups.by_corpus.values(), strict=True)):
             for group in order_G[used_C[c] : taken_C[c]]:
-                active_CLF[c] += groups.active[c][group]
-                tokens_C[c] += groups.tokens[c][group]
-                if sites is not None and groups.sites:
-                    sites.tokens_XS[c] += groups.sites[c].tokens_XS[group]
+                active_CLF[c] += of.active_GLF[group]
+                tokens_C[c] += of.tokens_G[group]
+                if sites is not None and of.sites is not None:
+                    sites.tokens_XS[c] += of.sites.tokens_XS[group]
         used_C = taken_C
-        yield lape(replace(whole, tokens_C=tokens_C, active_CLF=active_CLF, sites=sites), rule).specific
+        yield lape(replace(total, tokens_C=tokens_C, active_CLF=active_CLF, sites=sites), rule).specific
 
 
-def _curve(groups: GroupCounts, counts: CorpusCounts, rule: Rule, whole: Sets, orders: Sequence[Order]) -> Curve:
+def _curve(groups: GroupCounts, total: CorpusCounts, rule: Rule, whole: Sets, orders: Sequence[Order]) -> Curve:
     numbers = list(groups.num_groups.values())
     num_steps = max(numbers)
     # Of the others as large a share; up to half of them for up to half.
     steps = [[max(1, k * number // num_steps) for number in numbers] for k in range(1, num_steps + 1)]
     # Of all groups there is one selection, whatever the order.
-    by_order = [[*_choices(groups, counts, order, rule, steps[:-1]), whole] for order in orders]
+    by_order = [[*_choices(groups, total, order, rule, steps[:-1]), whole] for order in orders]
     agreement_PKC = np.full((len(orders) // 2, num_steps, len(numbers)), np.nan)
     for pair, (ahead, back) in enumerate(zip(by_order[::2], by_order[1::2], strict=True)):
         for k in range(num_steps // 2):
@@ -156,8 +156,8 @@ def _curve(groups: GroupCounts, counts: CorpusCounts, rule: Rule, whole: Sets, o
     groups_KC = np.array(steps, np.int64)
     return Curve(
         groups_KC=groups_KC,
-        tokens_KC=_mean_used(orders, groups_KC, groups.tokens),
-        documents_KC=_mean_used(orders, groups_KC, groups.documents),
+        tokens_KC=_mean_used(orders, groups_KC, [of.tokens_G for of in groups.by_corpus.values()]),
+        documents_KC=_mean_used(orders, groups_KC, [of.documents_G for of in groups.by_corpus.values()]),
         recovered_OKC=np.array([[_by_corpus(recovered, whole, sample) for sample in samples] for samples in by_order]),
         jaccard_OKC=np.array([[_by_corpus(jaccard, whole, sample) for sample in samples] for samples in by_order]),
         agreement_PKC=agreement_PKC,

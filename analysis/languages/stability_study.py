@@ -22,8 +22,9 @@ from typing import Annotated, Any
 import numpy as np
 
 from neurotally.analysis.languages.counts import GroupCounts, read_group_counts
-from neurotally.analysis.languages.lape import DEFAULT, Rule
-from neurotally.analysis.languages.lape_study import NO_NEURON, candidates_warnings, empty_groups_notes, set_notes
+from neurotally.analysis.languages.error_bars import empty_groups_notes
+from neurotally.analysis.languages.lape import DEFAULT, NO_NEURON, Rule
+from neurotally.analysis.languages.lape_study import candidates_warnings, set_notes
 from neurotally.analysis.languages.stability import Curve, Stability, stability
 from neurotally.analysis.options import Group, OnlyCorpora, Option
 from neurotally.analysis.parts import Cell, Chart, Column, Panel, Series, Table

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from neurotally.analysis.layers.mexa_study import left_out_notes
+from neurotally.analysis.layers.mexa_study import missing_id_notes
 from neurotally.analysis.options import GroupName
 from neurotally.analysis.parts import Column, Table
 from neurotally.analysis.render.numbers import number_text
@@ -42,7 +42,7 @@ def study(store: Path, name: GroupName = "parallel") -> Result:
     columns = [Column("distinct texts", "count"), Column("texts", "count"), Column("tokens per text", "number", 1),
                Column("layers", "count"), Column("width", "count")]  # fmt: skip
     row = [document[key] for key in ("distinct_texts", "texts", "tokens_a_text", "layers", "width")]
-    notes = [_special(document), *left_out_notes(document), f"next: neurotally mexa {store}"]
+    notes = [_special(document), *missing_id_notes(document), f"next: neurotally mexa {store}"]
     return Result("embed", document, lead, [Table("embeddings", "", columns, [row])], notes=notes)
 
 

@@ -175,9 +175,7 @@ def _means(result: LensResult, in_P: np.ndarray, keep_draws: bool = False, is_po
 
 def _weighted_draws(result: LensResult, name: str, weight_P: np.ndarray) -> np.ndarray:
     """float64 [L, S, D]: the draws' masses; a pair counts as much as its prompts do together."""
-    number = {tuple(pair): place for place, pair in enumerate(result.attributes["pairs"])}
-    pair_P = np.array([number[pair] for pair in _pairs(result.arrays)])
-    weight_A = np.bincount(pair_P, weight_P, minlength=len(number))
+    weight_A = np.bincount(_pair_numbers(result), weight_P, minlength=len(result.attributes["pairs"]))
     counts_A = weight_A > 0
     mean: np.ndarray = np.tensordot(weight_A[counts_A], result.arrays[name][counts_A], axes=1)
     return mean
@@ -205,11 +203,17 @@ def _weights(result: LensResult, counted_P: np.ndarray, is_pooled: bool) -> np.n
         positions_P = np.where(counted_P, result.arrays["prompt_positions"], 0)
         pooled_P: np.ndarray = positions_P / max(1, positions_P.sum())
         return pooled_P
-    pair_P = result.arrays["prompt_source"].astype(np.int64) * 2**16 + result.arrays["prompt_target"]
-    _, place_P, count = np.unique(pair_P[counted_P], return_inverse=True, return_counts=True)
+    pair_P = _pair_numbers(result)
+    count_A = np.bincount(pair_P[counted_P], minlength=len(result.attributes["pairs"]))
     weight_P = np.zeros(len(counted_P))
-    weight_P[counted_P] = 1 / count[place_P] / max(1, len(count))
+    weight_P[counted_P] = 1 / count_A[pair_P[counted_P]] / max(1, np.count_nonzero(count_A))
     return weight_P
+
+
+def _pair_numbers(result: LensResult) -> np.ndarray:
+    """int64 [P]: the place of each prompt's pair among the store's A pairs."""
+    number = {tuple(pair): place for place, pair in enumerate(result.attributes["pairs"])}
+    return np.array([number[pair] for pair in _pairs(result.arrays)], np.int64)
 
 
 def find_prompt(which: str, pairs: Sequence[str], ids: Sequence[str], group: str) -> int:

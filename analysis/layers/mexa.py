@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from neurotally.analysis.overlap import safe_divide
 from neurotally.analysis.result import model_key
 from neurotally.profiler import store
 from neurotally.profiler.errors import InputError
@@ -92,11 +93,10 @@ def mexa(vector_LND: np.ndarray, text_Cn: np.ndarray) -> np.ndarray:
 def pair_errors(share_CCn: np.ndarray, counted_CCn: np.ndarray) -> np.ndarray:
     """float64 [C, C]: the standard error over ids of the mean of `share_CCn` over those counted; NaN below two."""
     number_CC = counted_CCn.sum(axis=2)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean_CC = (share_CCn * counted_CCn).sum(axis=2) / number_CC
-        square_CC = (((share_CCn - mean_CC[:, :, None]) * counted_CCn) ** 2).sum(axis=2)
-        error_CC: np.ndarray = np.sqrt(square_CC / (number_CC - 1) / number_CC)
-    return np.where(number_CC > 1, error_CC, np.nan)
+    mean_CC = safe_divide((share_CCn * counted_CCn).sum(axis=2), number_CC)
+    square_CC = (((share_CCn - mean_CC[:, :, None]) * counted_CCn) ** 2).sum(axis=2)
+    error_CC: np.ndarray = np.sqrt(safe_divide(safe_divide(square_CC, number_CC - 1), number_CC))
+    return error_CC
 
 
 def mean_errors(share_LCCn: np.ndarray, counted_CCn: np.ndarray, member_CC: np.ndarray) -> np.ndarray:

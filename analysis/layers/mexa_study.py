@@ -264,11 +264,11 @@ def _notes(document: Document) -> list[str]:
         f"pivot among them or not; different: without the pivot, over the ids whose two texts differ{also}",
         "texts that are the same byte for byte are aligned in any model; errors are standard errors over ids, with "
         "what each id is compared with held fixed",
-        *left_out_notes(document),
+        *missing_id_notes(document),
     ]
 
 
-def left_out_notes(document: Document) -> list[str]:
+def missing_id_notes(document: Document) -> list[str]:
     """Ids that `embed` left out, and those that some language lacks."""
     lines = []
     if document["left_out"]:

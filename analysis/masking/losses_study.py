@@ -57,9 +57,9 @@ _MAPS = {
 }
 """What is shown of every effect: title, whether it is beside candidates, keys of the value and of its error."""
 
-Effect = Mapping[str, Value]
+ShownEffect = Mapping[str, Value]
 """Of a set on some tokens: a value by each name of `_MAPS`."""
-Effects = Mapping[str, Mapping[str, Effect]]
+ShownEffects = Mapping[str, Mapping[str, ShownEffect]]
 """By set and by what the tokens are of."""
 
 
@@ -97,7 +97,7 @@ def ablation_result(losses: Losses, name: str = "ablate") -> Result:
     document = ablation_document(losses)
     names, over = document["corpora"], document["random_candidates"] or {}
     effects = {
-        off: {text: _effect(_at(document, row, column), _at(over, row, column)) for column, text in enumerate(names)}
+        off: {text: _shown(_at(document, row, column), _at(over, row, column)) for column, text in enumerate(names)}
         for row, off in enumerate(names)
     }
     own: Rows = []
@@ -189,7 +189,7 @@ def _at(matrices: Mapping[str, Any], row: int, column: int) -> dict[str, float |
     return {key: matrices[key][row][column] for key in keys & matrices.keys()}
 
 
-def _effect(one: Mapping[str, Any], candidates: Mapping[str, Any] | None) -> Effect:
+def _shown(one: Mapping[str, Any], candidates: Mapping[str, Any] | None) -> ShownEffect:
     """Of an effect in a document, and of its part beside candidates."""
     shown = {}
     for what, (_, is_beside_candidates, key, error) in _MAPS.items():
@@ -198,20 +198,20 @@ def _effect(one: Mapping[str, Any], candidates: Mapping[str, Any] | None) -> Eff
     return shown
 
 
-def _measured(base: Mapping[str, Any], effect: Effect) -> list[Cell]:
+def _measured(base: Mapping[str, Any], effect: ShownEffect) -> list[Cell]:
     """The cells of `_MEASURED`."""
     return [base["documents"], base["tokens"], base["perplexity"], effect["change"], effect["same-layers"],
             effect["z-same-layers"].value, effect["above-threshold"], effect["z-above-threshold"].value]  # fmt: skip
 
 
-def _square(effects: Effects, what: str) -> Table:
+def _square(effects: ShownEffects, what: str) -> Table:
     """Sets by text."""
     number = Column("", "signed", 1 if what.startswith("z") else 4)
     values = [[effect[what] for effect in of.values()] for of in effects.values()]
     return matrix(what, _MAPS[what][0], "off \\ text", list(effects), values, number, look="signed")
 
 
-def _grid(title: str, effects: Effects, what: str, column_label: str = "text of corpus") -> Grid:
+def _grid(title: str, effects: ShownEffects, what: str, column_label: str = "text of corpus") -> Grid:
     """A heat map, each set's own text framed."""
     rows, columns = list(effects), list(next(iter(effects.values())))
     cells = [[effect[what] for effect in of.values()] for of in effects.values()]
@@ -231,7 +231,7 @@ def _effect_row(
 ) -> list[Cell]:
     verdict = document["verdict"].get(label, {})
     costs_more = _COSTS_MORE[verdict["costs_more"]] if verdict.get("on") == on else ""
-    return [label, on, *_measured(base, _effect(one, one["candidates"])), one["accuracy_change"], costs_more]
+    return [label, on, *_measured(base, _shown(one, one["candidates"])), one["accuracy_change"], costs_more]
 
 
 def _polysemantic_table(document: Mapping[str, Any]) -> Table:
@@ -253,9 +253,9 @@ def _mask_grids(document: Mapping[str, Any], labels: Sequence[str]) -> list[Grid
     on_matches, on_corpora = {}, {}
     for name in names:
         of = document["effects"][name]
-        on_corpora[name] = {corpus: _effect(one, one["candidates"]) for corpus, one in of["corpora"].items()}
+        on_corpora[name] = {corpus: _shown(one, one["candidates"]) for corpus, one in of["corpora"].items()}
         matches = {concept: one["match"] for concept, one in of["concepts"].items()}
-        on_matches[name] = {concept: _effect(one, one["candidates"]) for concept, one in matches.items()}
+        on_matches[name] = {concept: _shown(one, one["candidates"]) for concept, one in matches.items()}
     grids = []
     for where, effects in (("matches of concepts", on_matches), ("all tokens", on_corpora)):
         for what in ("same-layers", "above-threshold", "z") if document["draws"] else ("change",):

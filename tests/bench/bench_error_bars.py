@@ -28,10 +28,10 @@ from typing import Any
 
 import numpy as np
 
-from neurotally.analysis.languages.counts import GroupCounts, read_group_counts
+from neurotally.analysis.languages.counts import GroupCounts, Groups, read_group_counts
+from neurotally.analysis.languages.error_bars import error_bars_document
 from neurotally.analysis.languages.jackknife import error_bars
 from neurotally.analysis.languages.lape import Rule, lape
-from neurotally.analysis.languages.lape_study import error_bars_document
 from neurotally.profiler import store
 
 PROBABILITIES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
@@ -108,7 +108,8 @@ def drawn_counts(p_CP: np.ndarray, draws: int, in_bursts: bool, group_tokens: in
     ]
     tokens = [(n_G * DOCUMENT_TOKENS).astype(np.uint64) for n_G in documents_CG]
     names = tuple(f"corpus {c:02}" for c in range(len(p_CP)))
-    return GroupCounts(None, names, tuple(tokens), tuple(active), (None,) * len(names), dict.fromkeys(names, 0), {})
+    made = dict(zip(names, map(Groups, tokens, active), strict=True))
+    return GroupCounts(None, made, dict.fromkeys(names, 0), {})
 
 
 def made_up_counts(shape: tuple[int, int] = SHAPE) -> GroupCounts:
@@ -124,8 +125,9 @@ def made_up_counts(shape: tuple[int, int] = SHAPE) -> GroupCounts:
         group_GLF = corpus_LF * rng.lognormal(0, 0.02, (NUM_GROUPS, *shape))
         active.append((group_GLF / (1 + group_GLF) * tokens_G[:, None, None]).astype(np.uint64))
     names = tuple(f"corpus {c:02}" for c in range(NUM_CORPORA))
-    unsigned = tuple(tokens_G.astype(np.uint64) for tokens_G in tokens)
-    return GroupCounts(None, names, unsigned, tuple(active), (None,) * NUM_CORPORA, dict.fromkeys(names, 0), {})
+    unsigned = [tokens_G.astype(np.uint64) for tokens_G in tokens]
+    made = dict(zip(names, map(Groups, unsigned, active), strict=True))
+    return GroupCounts(None, made, dict.fromkeys(names, 0), {})
 
 
 def write_store(path: Path) -> None:
