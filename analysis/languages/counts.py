@@ -46,9 +46,9 @@ class CorpusCounts:
         return int(np.count_nonzero(self.is_neuron_LF))
 
     def rates(self, kind: str = "conditional") -> np.ndarray:
-        """float64 [C, L, F]: at which share of the tokens that came by a neuron is active; `joint`: of all tokens.
+        """float64 [C, L, F]: of the tokens that reached a neuron, or of all (`joint`), the share at which it is active.
 
-        0 where none came by, and where there is no neuron.
+        0 where none reached it, and where there is no neuron.
         """
         tokens_CLF = self.tokens_C[:, None, None]
         if self.sites is not None and kind == "conditional":

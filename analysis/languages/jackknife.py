@@ -188,7 +188,7 @@ def save_error_bars(bars: ErrorBars, path: Path) -> None:
 
 
 def _tokens(groups: GroupCounts, block: slice) -> list[np.ndarray]:
-    """By corpus, float64: the groups' tokens [G, 1], or in a mixture those that came by at each neuron, [G, B]."""
+    """By corpus, float64: the groups' tokens [G, 1], or in a mixture those that reached each neuron, [G, B]."""
     by_corpus = []
     for tokens_G, _, sites, _ in groups.by_corpus.values():
         tokens_GX = tokens_G[:, None]

@@ -56,7 +56,7 @@ class Rule:
     rates: Annotated[
         Rates,
         Option(
-            "Rates over the tokens that come by, routed to a neuron's expert or read by its stack, or over all (joint)."
+            "Rates over the tokens that reach a neuron, routed to its expert or read by its stack, or over all (joint)."
         ),
     ] = "conditional"
 

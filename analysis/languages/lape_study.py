@@ -124,7 +124,7 @@ def lape_document(counts: CorpusCounts, selection: Selection) -> dict[str, Any]:
 
 
 def _few_tokens(counts: CorpusCounts) -> dict[str, int]:
-    """By corpus: experts (and other networks) that fewer than FEW_TOKENS tokens came by at."""
+    """By corpus: experts (and other networks) that fewer than FEW_TOKENS tokens reached."""
     assert counts.sites is not None
     return by_name(counts.corpora, np.count_nonzero(counts.sites.tokens_XS < FEW_TOKENS, axis=1))
 

@@ -1,4 +1,4 @@
-"""Which tokens come by at each neuron: all, those that are routed to its expert, or those that its stack reads.
+"""Which tokens reach each neuron: all, those that are routed to its expert, or those that its stack reads.
 
 A rate of activation is conditional by default: of the tokens at which the neuron could be active. The joint one, of all
 tokens, is higher where an expert gets more tokens: it confounds routing with firing.
@@ -18,17 +18,17 @@ FEW_TOKENS = 1000
 
 @dataclass(frozen=True, eq=False)
 class Sites:
-    """Where neurons are, if layers aren't one network of the same width each, and which tokens come by."""
+    """Where neurons are, if layers aren't one network of the same width each, and which tokens reach them."""
 
     number_LF: np.ndarray
     """int32: the site of each neuron; -1 where there is none."""
     tokens_XS: np.ndarray
-    """uint64, by corpus (C) or by group (G): tokens that came by at each site."""
+    """uint64, by corpus (C) or by group (G): tokens that reached each site."""
     networks: Networks = ()
     """See `profiler.networks`."""
 
     def came_by(self) -> np.ndarray:
-        """uint64 [X, L, F]: tokens that came by at each neuron, at least 1; any number where there is none."""
+        """uint64 [X, L, F]: tokens that reached each neuron, at least 1; any number where there is none."""
         came_by_XLF: np.ndarray = np.maximum(self.tokens_XS, 1)[:, self.number_LF]
         return came_by_XLF
 
@@ -40,7 +40,7 @@ class Sites:
 def read_sites(path: Path, corpus: str, tokens_G: np.ndarray) -> Sites | None:
     """Those of a corpus by group; None where every layer is one network of the same width.
 
-    `tokens_G`: its tokens, all of which come by where the store doesn't say otherwise.
+    `tokens_G`: its tokens, all of which reach it where the store doesn't say otherwise.
     """
     model = store.store_attributes(path).get("model")
     networks = networks_of(model)

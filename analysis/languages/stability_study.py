@@ -61,7 +61,7 @@ def stability_result(groups: GroupCounts, found: Stability) -> Result:
     notes = [
         f"again: share of the specific neurons chosen again from half the groups, mean of {document['half_samples']} "
         "half-samples; least: of any of them; core: chosen by all",
-        "halves agree: two halves without common text; by chance: random candidates",
+        "split halves: overlap of two halves without common text; random: of random candidates",
         f"90 % from: text from which on at least {100 * ENOUGH:g} % of the whole's neurons are found",
         *empty_groups_notes(groups.num_empty),
         *set_notes(groups, found.selection),
@@ -144,8 +144,8 @@ def _spread(share_S: np.ndarray) -> dict[str, float]:
 
 def _table(document: Mapping[str, Any]) -> Table:
     columns = [Column("corpus"), Column("groups", "count"), Column("specific", "count"), Column("again", "share"),
-               Column("least", "share"), Column("core", "count"), Column("halves agree", "share"),
-               Column("by chance", "share"), Column("90 % from")]  # fmt: skip
+               Column("least", "share"), Column("core", "count"), Column("split halves", "share"),
+               Column("random", "share"), Column("90 % from")]  # fmt: skip
     rows: list[list[Cell]] = []
     for name in document["corpora"]:
         size, again = len(document["specific"][name]), document["selected_again"][name]

@@ -62,7 +62,7 @@ def study(
     store: Path,
     corpus: OnlyCorpora = (),
     quantile: Annotated[
-        tuple[float, ...], Option("Default: 0.9 0.925 0.95 0.975 0.99; as often as you like.", "Q", share=True)
+        tuple[float, ...], Option("Default: 0.9 0.925 0.95 0.975 0.99; may be repeated.", "Q", share=True)
     ] = (),
     per_corpus: Annotated[tuple[int, ...], Option("Default: 100 200 400 800 1600", "N", min=1)] = (),
     top_rate: Annotated[tuple[float, ...], Option("Default: 0.0025 ... 0.04", "R", share=True)] = (),
@@ -70,7 +70,7 @@ def study(
 ) -> Result:
     """LAPE at every setting of a grid: set sizes, overlaps, profiles by layer.
 
-    Give --quantile, --per-corpus and --top-rate as often as you like. Each setting is compared with a base: lape's
+    --quantile, --per-corpus and --top-rate may be repeated. Each setting is compared with a base: lape's
     default, or what --base-select, --base-per-corpus, --base-top-rate and --base-quantile say.
 
     Example:

@@ -12,8 +12,8 @@
                             "control": {the same four, "mass_sd": [by layer] | null, "draws": [[by layer]] | null}}}}
 
 Means are over the positions of a snippet, then over snippets, then over pairs; `pooled` is over all positions alike.
-gold_top10 is the share of positions whose gold token is among the first 10; _top10 and mass_top10 count those alone,
-with rank 11 where there is none; hit is the share of positions with a token of the set among the first 10. Layers are
+gold_top10 is the share of positions whose gold token is in the top 10; _top10 and mass_top10 count those alone,
+with rank 11 where there is none; hit is the share of positions with a token of the set in the top 10. Layers are
 counted from 0, after the first block.
 
 Control: random sets of as many tokens, about as frequent in the parallel texts (`share` and `drawn_share`: of the

@@ -33,7 +33,7 @@ def study(
     name: GroupName = "translation",
     sets: Annotated[
         tuple[str, ...],
-        Option("Show this set of tokens; as often as you like. Left out: those of the pairs' languages.", "NAME",
+        Option("Show this set of tokens; may be repeated. Left out: those of the pairs' languages.", "NAME",
                names=("--set",)),
     ] = (),
     prompt: Annotated[
@@ -62,7 +62,7 @@ def lens_result(
     chosen = _chosen(document, sets)
     charts = [] if prompt is None else [_prompt_chart(prompt)]
     charts += [_lens_chart(document, chosen), _panels_chart(document, chosen), _ranks_chart(document, chosen)]
-    lead = "Logit lens: what every layer would say, if it were the last, while the model translates code by example"
+    lead = "Logit lens: what every layer would predict, if it were the last, while the model translates code by example"
     return Result(
         "lens", document, lead, _tables(document, chosen), charts, _notes(document), findings=_findings(document),
         title="Logit lens" if name == "translation" else f"Logit lens: {name}", anchor=f"lens-{name}",
@@ -114,7 +114,7 @@ def _tables(document: Document, chosen: Sequence[str]) -> list[Table]:
 def _gold_table(name: str, title: str, found: Sequence[tuple[str, Mapping[str, Any]]], is_long: bool = False) -> Table:
     columns = [Column("pair"), Column("snippets", "count"), Column("positions", "count"),
                Column("mean over layers", "number", 4), Column("in the last", "number", 4),
-               Column("rank in the last", "number", 1), Column("among its first 10", "share", 1)]  # fmt: skip
+               Column("rank in the last", "number", 1), Column("in its top 10", "share", 1)]  # fmt: skip
     rows: list[list[Cell]] = [
         [pair, of["snippets"], of["positions"], known_mean(of["gold_probability"]), of["gold_probability"][-1],
          of["gold_rank"][-1], of["gold_top10"][-1]]
@@ -169,7 +169,7 @@ def _run_tables(document: Document, runs: Mapping[str, np.ndarray]) -> list[Tabl
         Table("gold-layers", "The gold token's probability, by layers", [Column("pair"), *(
             Column(span, "number", 4) for span in runs)], gold, is_long=True),
         Table("sets-layers", "The sets' probability, by layers", columns, masses, is_long=True),
-        Table("ranks", "Rank of a set's first token among the first 10 (11: none), and how often there is one",
+        Table("ranks", "Rank of a set's best token in the top 10 (11: none), and how often there is one",
               rank_columns, ranks, is_long=True),
     ]  # fmt: skip
 
@@ -217,7 +217,7 @@ def _ranks_chart(document: Document, chosen: Sequence[str]) -> Chart:
     """The gold token's rank by target language, and how high a set's first token stands."""
     sets = [Series(f"{name} keywords", document["all"]["sets"][name]["rank_top10"], corpus=name) for name in chosen]
     panels = [Panel("gold token", _by_target(document, "gold_rank"), "mean rank")]
-    panels += [Panel("sets of tokens", sets, "11: none in the first 10")] if sets else []
+    panels += [Panel("sets of tokens", sets, "11: none in the top 10")] if sets else []
     return Chart("ranks", "Ranks in the logit lens over few-shot translation", panels, "rank, log scale",
                  y="log", share_y=False, is_on_request=True)  # fmt: skip
 
@@ -287,8 +287,7 @@ def _random_notes(document: Document) -> list[str]:
         "m/V: what as many tokens of the whole vocabulary expect; in texts: share of the parallel texts' tokens",
         f"rank: 1 of {draws + 1}: more probable than all its random sets; p = rank / {draws + 1} of being more "
         f"probable than random tokens, ({draws + 2} - rank) / {draws + 1} of being less; one set and run at a time",
-        "first rank: of a set's first token among a layer's first 10, 11 where there is none, mean over layers; sets "
-        "overlap",
+        "first rank: of a set's best token in a layer's top 10, 11 where there is none, mean over layers; sets overlap",
     ]
     without = [name for name, of in document["all"]["sets"].items() if of["mean_rank"] is None]
     return notes + ([f"too large for random sets: {', '.join(without)}"] if without else [])

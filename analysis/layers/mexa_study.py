@@ -62,7 +62,7 @@ def study(
     embedding: Annotated[Pooling, Option("The position-weighted mean, or the last token.")] = "weighted",
     leave_out: Annotated[
         tuple[str, ...],
-        Option("Not in the means over languages; as often as you like. (The paper's mean has no English in any case.)",
+        Option("Not in the means over languages; may be repeated. (The paper's mean has no English in any case.)",
                "LANGUAGE"),
     ] = (),
 ) -> Result:  # fmt: skip

@@ -93,7 +93,7 @@ def sections(store: Path) -> list[dict[str, Any]]:
 
 
 def ablation_result(losses: Losses, name: str = "ablate") -> Result:
-    """Each corpus's own neurons, and what they are worth to it; every corpus's to every other one's text in full."""
+    """Each corpus's own neurons, and what it loses without them; every corpus's to every other one's text in full."""
     document = ablation_document(losses)
     names, over = document["corpora"], document["random_candidates"] or {}
     effects = {
@@ -106,7 +106,7 @@ def ablation_result(losses: Losses, name: str = "ablate") -> Result:
         costs_more = _COSTS_MORE[document["verdict"][corpus]["costs_more"]]
         own.append([corpus, document["neurons"][corpus], *_measured(base, effects[corpus][corpus]), costs_more])
     head = [Column("corpus"), Column("neurons off", "count"), *_MEASURED, Column("more than random")]
-    title = "What each corpus's neurons are worth to its own held-out text, nats per token"
+    title = "What each corpus's own held-out text loses without its neurons, nats per token"
     cells = [effect for of in effects.values() for effect in of.values()]
     known = [what for what in _MAPS if what == "change" or any(cell[what].value is not None for cell in cells)]
     tables = [Table("own", title, head, own), *(_square(effects, what) for what in known)]
@@ -141,7 +141,7 @@ def mask_result(losses: Losses, name: str = "mask") -> Result:
             own += of_concept.get(label) or [of_corpus[label]]
     head = [Column("switched off"), Column("on"), *_MEASURED, Column("top-1", "share", 2), Column("more than random")]
     tables = [
-        Table("own", "What each set is worth to its own text, nats per token", head, own),
+        Table("own", "What a set costs its own text, nats per token", head, own),
         Table("concepts", "On tokens of concepts, over all corpora", head, by_concept, is_long=True),
         Table("corpora", "On all tokens, by corpus", head, by_corpus, is_long=bool(own)),
         _polysemantic_table(document),
