@@ -122,9 +122,8 @@ class _Layer:
     def points(self) -> list[HookPoint]:
         """Its networks, in the order of its modules."""
         watchers = [watcher for watcher in self.watchers if watcher.is_network]
-        by_down = {point.down: point for point in self.functional.points if point.down not in self._apart}
-        for watcher in watchers:
-            by_down.pop(watcher.down, None)
+        others = {*self._apart, *(watcher.down for watcher in watchers)}
+        by_down = {point.down: point for point in self.functional.points if point.down not in others}
         if not self._experts and len(watchers) + len(by_down) > 1:
             what = ", ".join(watcher.name for watcher in self.watchers)
             raise UnsupportedModelError(

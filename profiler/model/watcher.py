@@ -38,8 +38,8 @@ class ActivationWatcher(nn.Module):
         self.products: list[tuple[nn.Module, Tensor]] = []
         self.keys: tuple[nn.Module, int] | None = None
         self.up: tuple[nn.Module, int] | None = None
-        self.found_down: tuple[nn.Module, ...] = ()
-        """One at most; in a tuple, since it is no part of this module."""
+        self.down: nn.Module | None = None
+        """What reads the coefficients."""
         self.norm: nn.Module | None = None
         """Between coefficients and down projection."""
         self.is_in_norm = False
@@ -77,7 +77,7 @@ class ActivationWatcher(nn.Module):
 
     def follow(self, func: Any, operands: list[Tensor], result: Tensor) -> None:
         """See what a marked tensor went into; the result is marked if it is still what the down projection reads."""
-        if self.found_down or self.is_in_norm:
+        if self.down is not None or self.is_in_norm:
             return
         if len(operands) < 2:  # a view, a dropout that is off: still the same values
             self.marks[result] = self
@@ -98,7 +98,7 @@ class ActivationWatcher(nn.Module):
         In a gated network the keys may have been scaled, or some of them cut off; keys and `up` may be the halves of
         the sum of two matrices' products (Zamba 2).
         """
-        if not self.found_down:
+        if self.down is None:
             return False
         return self.up is not None or self.is_half if self.gated else self.keys is not None
 
@@ -116,25 +116,21 @@ class ActivationWatcher(nn.Module):
             return "the activation never reached a matrix product"
         return "no weight matrix reads what we take for the neurons' coefficients"
 
-    @property
-    def down(self) -> nn.Module:
-        """Of a network: what reads the coefficients."""
-        return self.found_down[0]
-
     def hook_point(self) -> HookPoint:
         """A network's."""
+        assert self.down is not None
         return HookPoint(
             layer=self.layer, name=self.name, activation=self.act, place=self.place, gated=bool(self.gated),
             keys=self.keys, up=self.up, down=self.down, width=self.width, device=self.device, norm=self.norm,
         )  # fmt: skip
 
     def _keep_product(self, module: nn.Module, _args: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and not self.found_down:
+        if isinstance(output, Tensor) and self.down is None:
             self.products.append((module, output))
 
     def _look_at_input(self, module: nn.Module, args: tuple) -> None:
-        if self._is_given_marked(args) and not self.found_down:
-            self.found_down = (module,)
+        if self._is_given_marked(args) and self.down is None:
+            self.down = module
             self.gated = bool(self.gated)
             self.products.clear()
             self.pre.clear()
