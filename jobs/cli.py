@@ -17,7 +17,7 @@ import click
 
 from neurotally.jobs.commands.options import COUNT, JSON_FLAG, OUT, OUTPUT, PATH, STORE, by_name
 from neurotally.jobs.commands.results import WithResults, show
-from neurotally.jobs.interrupts import Interrupted, stop
+from neurotally.jobs.interrupts import Interrupted, stopping_at_signals
 from neurotally.jobs.starting import import_pytorch
 from neurotally.profiler.errors import InputError
 from neurotally.profiler.visible import visible
@@ -139,9 +139,9 @@ def main() -> None:
     sys.exit(status)
 
 
+@stopping_at_signals()
 def _main(arguments: list[str]) -> int:
     """Run a command; the exit status."""
-    signal.signal(signal.SIGTERM, stop)
     try:
         result = cli.main(arguments, prog_name="neurotally", standalone_mode=False)
         return result if isinstance(result, int) else 0

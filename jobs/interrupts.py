@@ -21,9 +21,32 @@ class Interrupted(BaseException):
         self.signal_number = signal_number
 
 
+_came: list[int] = []
+"""Signals that `stop` was called for."""
+
+
+@contextlib.contextmanager
+def stopping_at_signals() -> Iterator[None]:
+    """From here on a signal stops the command at once. Ctrl-C stays ignored where it was, as in the background."""
+    signal.signal(signal.SIGTERM, stop)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        _came.clear()
+
+
 def stop(number: int, _frame: FrameType | None = None) -> None:
     """Stop the command at once: a handler of signals."""
-    raise Interrupted(number)
+    _came.append(number)
+    raise KeyboardInterrupt if number == signal.SIGINT else Interrupted(number)
+
+
+def stop_if_a_signal_came() -> None:
+    """Raise again what C code swallowed: Python's compiler does, when a module without a .pyc is imported."""
+    if _came:
+        stop(_came[-1])
 
 
 class StopRequest:

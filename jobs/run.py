@@ -18,6 +18,7 @@ from neurotally.jobs.corpora import ListedCorpus, list_corpus
 from neurotally.jobs.engines.engine import Engine, MakeRunner
 from neurotally.jobs.engines.in_process import InProcessEngine
 from neurotally.jobs.engines.ray_session import end_leftovers
+from neurotally.jobs.interrupts import stop_if_a_signal_came
 from neurotally.jobs.known_model import known_facts, remember_facts
 from neurotally.jobs.loop import Loop, RunReport
 from neurotally.jobs.model_config import ModelConfig
@@ -116,6 +117,7 @@ def run_pass(
         try:
             setup.progress.note(f"loading {setup.model.spec} …")
             facts = _named(setup.model, engine.start())
+            stop_if_a_signal_came()
             if facts != known:
                 planned = plan_pass(facts)
             if todo := _todo(setup.store, planned):

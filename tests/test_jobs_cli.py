@@ -1,5 +1,6 @@
 """The command line: exit statuses, one-line errors, and that bad input loses nothing."""
 
+import contextlib
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from neurotally.analysis.keys.texts import Texts
 from neurotally.analysis.languages.counts import read_counts
 from neurotally.analysis.languages.lape import Rule, lape
 from neurotally.jobs.cli import cli
+from neurotally.jobs.model_config import ModelConfig
 from neurotally.profiler import store
 
 Run = Callable[..., tuple[int, str, str]]
@@ -475,3 +477,28 @@ cli.main()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_whose_exception_is_swallowed_while_the_model_loads_stops_the_run(
+    number: signal.Signals, code: int, run: Run, model_folder: Path, make_corpora: Any, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """As Python's compiler swallows it: a module that has no .pyc is compiled when it is imported."""
+    load = ModelConfig.load
+
+    def swallows(config: ModelConfig) -> Any:
+        with contextlib.suppress(BaseException):
+            signal.raise_signal(number)
+        return load(config)
+
+    monkeypatch.setattr(ModelConfig, "load", swallows)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        status, out, errors = run("profile", model_folder, tmp_path / "s", "--corpora", make_corpora({"python": 5}))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (status, out) == (code, "")
+    assert "the same command goes on from" in errors.splitlines()[-1]
+    monkeypatch.setattr(ModelConfig, "load", load)
+    assert run("profile", model_folder, tmp_path / "s", "--corpora", tmp_path / "corpora")[0] == 0

@@ -144,7 +144,7 @@ def test_all_outputs_say_whether_the_chosen_neurons_matter(case: tuple[str, Path
         (line,) = [line for line in table.splitlines() if line.startswith(corpus) and line.endswith(answer)]
         assert f"{z['z']:+.1f}" in line.split()
         assert f"{z['z_candidates']:+.1f}" in line.split()
-        cells = rows_of(table_of(page.one("section", id="loss-ablate"), "What each corpus's neurons"))[corpus]
+        cells = rows_of(table_of(page.one("section", id="loss-ablate"), "What each corpus's own held-out text"))[corpus]
         assert cells[6] == f"{z['z']:+.1f}".replace("-", "−")
         assert cells[8:] == [f"{z['z_candidates']:+.1f}".replace("-", "−"), answer]
         # Of `mask`, the row of the set on its own corpus, with both z.
