@@ -27,7 +27,7 @@ class Network:
     neurons: int
     """Of the network, or of each expert."""
     experts: int | None
-    """None: it is no mixture, and every token comes by."""
+    """None: it is no mixture, and every token reaches it."""
     name: str
     """Of its activation module, or of the module that holds the experts, in its stack."""
     stack: int = 0

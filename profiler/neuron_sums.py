@@ -31,8 +31,8 @@ class UnitNeurons:
     triggers: UnitTriggers
     """Of neurons numbered layer · F + neuron; none where no triggers are kept."""
     routed: "Arrays" = field(default_factory=dict)
-    """Where sites differ in the tokens that come by, [S] each: `site_tokens` and `site_special_tokens`, int64, those
-    that came by; and of a model that has experts `site_weight`, float64, the sum of their routing weights."""
+    """Where sites differ in the tokens that reach them, [S] each: `site_tokens` and `site_special_tokens`, int64, those
+    that did; and of a model that has experts `site_weight`, float64, the sum of their routing weights."""
 
 
 class CorpusNeurons:

@@ -26,7 +26,7 @@ class SeveralWorkers:
     def __init__(self, model: ModelConfig, num_workers: int):
         self.num_workers = num_workers
         self._workers = [InProcessEngine(_moved(model)) for _ in range(num_workers)]
-        self._held: list[list[Task]] = [[] for _ in self._workers]
+        self._num_held = [0] * num_workers
         self._random = random.Random(0)
 
     def start(self) -> ModelFacts:
@@ -43,7 +43,7 @@ class SeveralWorkers:
 
     def submit(self, task: Task) -> None:
         number = self._random.choice([n for n, worker in enumerate(self._workers) if worker.has_room()])
-        self._held[number].append(task)
+        self._num_held[number] += 1
         self._workers[number].submit(_moved(task))
 
     def tell(self, about: str, news: Any) -> None:
@@ -51,9 +51,9 @@ class SeveralWorkers:
             worker.tell(about, _moved(news))
 
     def next_result(self, timeout_s: float) -> Outcome | None:
-        number = self._random.choice([n for n, tasks in enumerate(self._held) if tasks])
+        number = self._random.choice([n for n, held in enumerate(self._num_held) if held])
         outcome = self._workers[number].next_result(timeout_s)
-        self._held[number].pop(0)
+        self._num_held[number] -= 1
         return _moved(outcome)
 
     def close(self) -> None:

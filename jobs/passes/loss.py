@@ -202,7 +202,7 @@ def _means(path: Path, corpora: Sequence[str]) -> dict[str, np.ndarray]:
         arrays = store.read_corpus(path, name, ["coefficient_sum", "tokens"])
         sums[name], tokens[name] = arrays["coefficient_sum"], arrays["tokens"].sum(dtype=np.int64)
         if (sites := read_sites(path, name, arrays["tokens"])) is not None:
-            # Those that came by; of an expert that got none, and where there is no neuron, the mean is 0.
+            # Those that reached it; of an expert that got none, and where there is no neuron, the mean is 0.
             sums[name] = np.nan_to_num(sums[name])
             tokens[name] = sites.summed().came_by()[0].astype(np.int64)
     if not any(map(np.any, tokens.values())):

@@ -89,7 +89,7 @@ class HookPoint:
     """DECODER or ENCODER: see `networks.Network`."""
     num_experts: int | None = None
     """Of a mixture, whose experts share its neurons evenly; each sees the tokens that are routed to it. None: it is no
-    mixture, and all tokens come by."""
+    mixture, and all tokens reach it."""
     interventions: list[Intervention] = field(default_factory=list)
     """In the order in which they were entered."""
     touched_n: Tensor = field(init=False)
@@ -119,7 +119,7 @@ class HookPoint:
         return Network(self.layer, self.first, width, self.num_experts, self.name, self.stack)
 
     def read_of(self, batch: "ReadBatch") -> "ReadBatch":
-        """The part of a batch that comes by: of an encoder-decoder what its stack reads."""
+        """The part of a batch that reaches it: of an encoder-decoder what its stack reads."""
         return batch.decoder if batch.decoder is not None and self.stack == DECODER else batch
 
     def key_bias(self) -> Tensor:

@@ -75,7 +75,7 @@ class NeuronRecorder:
 
 
 class RoutedTokens(NamedTuple):
-    """What came by at the sites of a network, on its device: one, or E experts."""
+    """What reached the sites of a network, on its device: one, or E experts."""
 
     tokens_E: Tensor
     """int64."""
