@@ -13,7 +13,11 @@ from mixtures import MIXTURES
 from stacks import STACKS
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from neurotally.analysis.masking.losses_document import LEVEL
+from neurotally.jobs import profile
 from neurotally.jobs.cli import cli
+from neurotally.jobs.demo.model import SHAPE
+from neurotally.jobs.demo.run import RANDOM_DRAWS, RULE
 
 ROOT = Path(__file__).parent.parent
 READMES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))]
@@ -48,6 +52,17 @@ def test_as_many_architectures_are_tested_as_the_readme_says() -> None:
     assert "`python tests/bench/sweep_families.py`" in words
     stacks = {one.family or name for name, one in STACKS.items()}
     assert f"{len(stacks)} encoders and encoder-decoders" in words
+
+
+def test_the_numbers_of_the_demo_and_of_defaults_are_those_of_the_readme() -> None:
+    words = " ".join((ROOT / "README.md").read_text().split())
+    layers, neurons = SHAPE["num_hidden_layers"], SHAPE["intermediate_size"]
+    assert f"its {layers * neurons:,} neurons" in words
+    assert f"this model of {layers} layers" in words
+    assert f"finds {RULE.per_corpus} neurons specific to each language" in words
+    assert f"more than {LEVEL} in both columns" in words
+    assert ("five draws each" in words, RANDOM_DRAWS) == (True, 5)
+    assert ("counted in ten parts (folds)" in words, profile.__kwdefaults__["groups"]) == (True, 10)
 
 
 @pytest.mark.parametrize("readme", READMES, ids=readme_id)
